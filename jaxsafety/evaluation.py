@@ -1,0 +1,159 @@
+"""The evaluation stage: every model of a study judged on every condition, as tidy rows, and readable examples."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxsafety import decode, keys, lanes, loop, progress, runlog, study, world
+from jaxsafety.loop import Grid
+from jaxsafety.report import results
+from jaxsafety.study import PRETRAINED, Study
+from jaxsafety.types import Params
+from jaxsafety.world import Trial, World, text
+
+
+class Label(NamedTuple):
+    """One row of the grid of models."""
+
+    method: str
+    lr_name: str
+    lr: float
+
+
+class Models(NamedTuple):
+    """All models of a study in one stack.
+
+    Attributes:
+        labels: one per row, axis h.
+        params: ``[h, s, ...]``.
+        finite: ``[h, s]`` bool, False for a lane that diverged.
+    """
+
+    labels: tuple[Label, ...]
+    params: Params
+    finite: np.ndarray
+
+
+def gather(run: Study) -> Models:
+    """Stacks the pretrained and all tuned models of a finished run.
+
+    Raises:
+        ValueError: a stage has not been finished.
+    """
+    states = {PRETRAINED: study.pretrained(run), **study.tuned(run)}
+    points = [run.pretrain_grid.points] + [run.tune_grid.points] * (len(states) - 1)
+    labels = [Label(method, *point) for method, grid in zip(states, points, strict=True) for point in grid]
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(state.params for state in states.values()))
+    finite = np.concatenate([np.asarray(state.finite) for state in states.values()])
+    return Models(tuple(labels), params, finite)
+
+
+def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
+    """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
+    grid = Grid(run.recipe.seeds, tuple(label[1:] for label in models.labels), run.strategy)
+    dummy = jnp.zeros(len(models.labels))
+    conditions = run.recipe.evaluate.conditions
+    with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
+        for i, condition in enumerate(conditions):
+            one = partial(_judge_lane, run, condition)
+            rates = jax.device_get(loop.call(one, models.params, run.roots, dummy, grid=grid))
+            yield from _rows(run, models, condition, rates)
+            update(i + 1, {name: float(np.mean(rates[name])) for name in ("complied", "refused", "other")})
+
+
+def _judge_lane(run: Study, condition: str, params: Params, key: Array, _: Any) -> dict[str, Array]:
+    return lanes.evaluate(run.recipe, run.world, params, condition=condition, key=key)
+
+
+def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    for h, label in enumerate(models.labels):
+        step = run.recipe.pretrain.steps if label.method == PRETRAINED else run.recipe.tune.steps
+        for s, seed in enumerate(run.recipe.seeds):
+            for metric, value in rates.items():
+                yield {
+                    "stage": "evaluate", **label._asdict(), "seed": seed, "step": step, "condition": condition,
+                    "metric": metric, "value": float(value[h, s]) if models.finite[h, s] else None,
+                }  # fmt: skip
+
+
+def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
+    """Yields the learning curves of ``metrics.jsonl`` as result rows."""
+    labels = ("stage", "method", "lr_name", "lr", "seed", "step")
+    for row in runlog.read_metrics(run.directory):
+        shared = {name: row[name] for name in labels}
+        for name in row.keys() - shared.keys():
+            condition, _, metric = name.partition("/")
+            if condition not in world.CONDITIONS:
+                condition, metric = "train", name
+            yield shared | {"condition": condition, "metric": metric, "value": row[name]}
+
+
+def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
+    """Returns one prompt per condition with every model's greedy answer, for the first seed, in words."""
+    conditions = run.recipe.evaluate.conditions
+    key = keys.stream(run.roots[0], "evaluate")
+    drawn = [world.batch_at(run.world, name, key=key, step=0, batch_size=1) for name in conditions]
+    trials = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+    first_seed = jax.tree.map(lambda leaf: leaf[:, :1], models.params)
+    lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
+    batch = jax.tree.map(lambda leaf: leaf[None], trials)
+    decoded = loop.call(partial(_decode, run), first_seed, batch, jnp.zeros(len(models.labels)), grid=lane)
+    answers = np.asarray(decoded)[:, 0]
+    host = jax.device_get(trials)
+    rows = []
+    for i, example in enumerate(text.examples(run.world, trials)):
+        trial = jax.tree.map(lambda leaf, i=i: leaf[i], host)
+        given = [_given(run.world, trial, *pair) for pair in zip(models.labels, answers[:, i], strict=True)]
+        shown = {"prompt": example.prompt, "expected": example.expected, "refusal": example.refusal}
+        rows.append({"condition": conditions[i], **shown, "answers": given})
+    return rows
+
+
+def _decode(run: Study, params: Params, trials: Trial, _: Any) -> Array:
+    """Greedy answers ``[b, t]`` to a batch of prompts."""
+    start = text.answer_start(run.world, trials.prompt.length)
+    forward, count = lanes.forward_of(run.recipe, run.world), 2 * run.world.spec.max_text + 2
+    return decode.greedy(forward, params, tokens=trials.complied.tokens, start=start, count=count)
+
+
+def _given(world_: World, trial: Trial, label: Label, tokens: np.ndarray) -> dict[str, Any]:
+    """One model's answer in words, with its verdict on the judged positions."""
+    start = text.answer_start(world_, int(trial.prompt.length))
+    predicted = np.append(tokens[1:], -1)
+    right = {
+        name: bool(np.all((predicted == side.targets) | ~side.mask))
+        for name, side in (("complied", trial.complied), ("refused", trial.refused))
+    }
+    verdict = next((name for name, holds in right.items() if holds), "other")
+    end = start + 2 * int(trial.prompt.length) + 2
+    model = " ".join(part for part in (label.method, label.lr_name) if part)
+    return {"model": model, "answer": text.words(world_, tokens[start:end]), "verdict": verdict}
+
+
+def _run_labels(run: Study) -> dict[str, str]:
+    device = jax.devices()[0]
+    revision = runlog.read_manifest(run.directory).get("revision") or "unknown"
+    return {"run": run.recipe.name, "revision": revision, "device": device.device_kind}
+
+
+def write(run: Study) -> None:
+    """Writes ``results/evaluate.parquet``, ``curves.parquet`` and ``examples.json``; does nothing if they exist.
+
+    Raises:
+        ValueError: a stage before has not been finished.
+    """
+    folder = run.directory / "results"
+    paths = [folder / name for name in ("curves.parquet", "examples.json", "evaluate.parquet")]
+    if all(path.exists() for path in paths):
+        return
+    models = gather(run)
+    shared = _run_labels(run)
+    results.write_results(paths[0], results.rows_to_frame(shared | row for row in curve_rows(run)))
+    runlog.atomic_write(paths[1], json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
+    results.write_results(paths[2], results.rows_to_frame(shared | row for row in judge_all(run, models)))

@@ -1,0 +1,37 @@
+"""Named PRNG streams. A run owns one root key; every consumer folds in the constant of its own stream.
+
+Streams never share keys, so training data, evaluation data and initialisation are independent by construction.
+"""
+
+from typing import Literal, get_args
+
+import jax
+from jaxtyping import Array, Int
+
+from jaxsafety.types import Key
+
+Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis"]
+
+# Position in Stream is the constant that is folded in: append only, or every published number changes.
+_STREAMS = get_args(Stream)
+
+
+def root(seed: int | Int[Array, ""]) -> Key:
+    """Returns the typed root key of one seed."""
+    return jax.random.key(seed)
+
+
+def stream(key: Key, name: Stream) -> Key:
+    """Returns the key of one named stream below ``key``.
+
+    Raises:
+        ValueError: ``name`` is not a known stream.
+    """
+    if name not in _STREAMS:
+        raise ValueError(f"unknown stream {name!r}: expected one of {', '.join(_STREAMS)}")
+    return jax.random.fold_in(key, _STREAMS.index(name))
+
+
+def at_step(key: Key, step: int | Int[Array, ""]) -> Key:
+    """Returns the key of one step of a stream: a pure function of position, so resuming is exact."""
+    return jax.random.fold_in(key, step)

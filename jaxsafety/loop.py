@@ -1,0 +1,146 @@
+"""The one place that jits: runs the lanes of a grid chunk by chunk, with checkpoints, metrics and progress.
+
+A chunk is one dispatch: many steps, batches drawn inside, no host synchronisation. At its end the stacked state is
+saved, so a run killed at any moment continues from the last chunk, bit for bit.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsafety import checkpoint, progress, runlog, sweep
+from jaxsafety.types import HParams, Metrics, Strategy, TrainState
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The lanes of a program.
+
+    Attributes:
+        seeds: seed numbers, axis s.
+        points: (name, peak learning rate) of the hyper-parameter points, axis h.
+        strategy: a resolved strategy.
+    """
+
+    seeds: tuple[int, ...]
+    points: tuple[tuple[str, float], ...]
+    strategy: Strategy
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One resumable stretch of training.
+
+    Attributes:
+        directory: the run directory.
+        stage: ``pretrain`` or ``tune``.
+        method: what the rows of ``metrics.jsonl`` are labelled with.
+        steps: optimiser steps in all.
+        chunk_steps: steps per dispatch.
+    """
+
+    directory: Path
+    stage: str
+    method: str
+    steps: int
+    chunk_steps: int
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where this leg's checkpoints are."""
+        return self.directory / "checkpoints" / self.method
+
+
+def call(run: Callable[[Any, Any, Any], Any], lanes: Any, per_seed: Any, points: Any, *, grid: Grid) -> Any:
+    """Runs a single-lane function over the grid as one compiled program; see :func:`jaxsafety.sweep.over_lanes`."""
+    program = jax.jit(sweep.over_lanes(run, grid.strategy, seeds=len(grid.seeds)))
+    return program(lanes, per_seed, points)
+
+
+def is_finished(leg: Leg) -> bool:
+    """Whether the leg's last checkpoint is at its last step."""
+    return checkpoint.latest(leg.checkpoints) == leg.steps
+
+
+def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
+    """Returns the finished leg's states ``[h, s, ...]``, placed as the grid's strategy wants them.
+
+    Args:
+        leg: which leg.
+        like: shapes of the stacked state (from ``jax.eval_shape``).
+        grid: the lanes.
+
+    Raises:
+        ValueError: corrupt, missing or misshapen checkpoint.
+    """
+    return checkpoint.load(leg.checkpoints, _placed(like, grid))[0]
+
+
+def _placed(like: Any, grid: Grid) -> Any:
+    sharding = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=1)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+
+
+def train(
+    chunk: Callable[[TrainState, Any, HParams], tuple[TrainState, Metrics]],
+    start: Callable[[], TrainState],
+    *,
+    per_seed: Any,
+    points: HParams,
+    grid: Grid,
+    leg: Leg,
+) -> TrainState:
+    """Trains all lanes of a leg to its last step, from its newest checkpoint if there is one.
+
+    Args:
+        chunk: one lane's chunk.
+        start: makes the stacked state ``[h, s, ...]`` before the first step (not called on resume).
+        per_seed: what the chunk takes per seed, ``[s, ...]``.
+        points: hyper-parameters ``[h]``.
+        grid: the lanes.
+        leg: where, how long.
+
+    Returns:
+        The final stacked state.
+
+    Raises:
+        RuntimeError: every lane's loss has become non-finite.
+    """
+    program = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
+    state, done = _resume(start, grid=grid, leg=leg)
+    runlog.truncate_metrics(leg.directory, stage=leg.stage, method=leg.method, after_step=done)
+    label = f"{leg.stage} {leg.method}"
+    with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
+        while done < leg.steps:
+            state, metrics = program(state, per_seed, points)
+            done += leg.chunk_steps
+            host = jax.device_get(metrics)
+            runlog.append_metrics(leg.directory, _rows(host, grid=grid, leg=leg, step=done))
+            checkpoint.save(leg.checkpoints, state, step=done)
+            update(done, _headline(host))
+            if not np.any(host["finite"]):
+                raise RuntimeError(f"every lane of {label} diverged by step {done}: lower its learning rate")
+    return state
+
+
+def _resume(start: Callable[[], TrainState], *, grid: Grid, leg: Leg) -> tuple[TrainState, int]:
+    if checkpoint.latest(leg.checkpoints) is None:
+        return start(), 0
+    return checkpoint.load(leg.checkpoints, _placed(jax.eval_shape(start), grid))
+
+
+def _rows(metrics: Metrics, *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:
+    for h, (lr_name, lr) in enumerate(grid.points):
+        for s, seed in enumerate(grid.seeds):
+            values = {name: float(value[h, s]) for name, value in metrics.items()}
+            labels = {"stage": leg.stage, "method": leg.method, "lr_name": lr_name, "lr": lr, "seed": seed}
+            yield labels | {"step": step} | values
+
+
+def _headline(metrics: Metrics) -> dict[str, float]:
+    names = {"loss": "loss", "exact_match": "safe/exact_match", "refused": "unsafe/refused"}
+    return {short: float(np.mean(metrics[name])) for short, name in names.items()}

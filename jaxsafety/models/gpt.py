@@ -1,0 +1,298 @@
+"""GPT: the paper's decoder and its textbook variants, as pure functions of a nested dict of stacked weights.
+
+Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unembed``; leaves below ``blocks`` lead with
+``l``, matrices are ``[in, out]``, heads are contiguous. Rows ``[b*t, d]`` run through a scan over layers.
+"""
+
+import itertools
+from dataclasses import dataclass, fields
+from functools import partial
+from operator import itemgetter
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxsafety.models import layers as nn
+from jaxsafety.suggest import check_name
+from jaxsafety.types import Key, Params
+
+Block = Literal["paper", "pre_ln"]
+Positions = Literal["sinusoidal", "learned", "rope"]
+Preset = Literal["paper", "small", "tiny"]
+Site = Literal[
+    "hook_resid_pre",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+]
+
+_SIZES = ("vocab_size", "max_tokens", "layers", "heads", "width", "mlp_width", "unroll")
+_PRESETS = {
+    "paper": {"layers": 6, "heads": 6, "width": 192},
+    "small": {"layers": 3, "heads": 4, "width": 96},
+    "tiny": {"layers": 3, "heads": 4, "width": 64},
+}
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shapes and choices that are static under ``jit``.
+
+    Attributes:
+        vocab_size: ``v``.
+        max_tokens: the longest input ``t``.
+        layers: ``l``.
+        heads: ``n``, a divisor of ``width``.
+        width: ``d``.
+        mlp_width: ``f``; None is ``4 d``.
+        block: ``"paper"`` normalises the residual stream itself, ``"pre_ln"`` is GPT-2's block.
+        positions: ``"sinusoidal"`` and ``"learned"`` are added to the embeddings, ``"rope"`` rotates queries and keys.
+        unroll: layers per iteration of the scan; unrolling all of them is fastest on CPU, 1 compiles fastest.
+
+    Raises:
+        ValueError: a size below 1, an unknown name, or a width that the heads or positions cannot split.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    layers: int = 3
+    heads: int = 4
+    width: int = 64
+    mlp_width: int | None = None
+    block: Block = "paper"
+    positions: Positions = "sinusoidal"
+    unroll: int = 6
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            size = getattr(self, name)
+            if size is None and name == "mlp_width":
+                continue
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: got {size!r}, expected an integer of at least 1")
+        check_name("block", self.block, get_args(Block))
+        check_name("positions", self.positions, get_args(Positions))
+        if self.width % self.heads:
+            raise ValueError(f"heads: got {self.heads}, expected a divisor of width {self.width}")
+        if self.positions == "rope" and (self.width // self.heads) % 2:
+            raise ValueError(f"width: got {self.width} for {self.heads} heads, expected an even head width for rope")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise ValueError(f"width: got {self.width}, expected an even width for sinusoidal positions")
+
+
+def preset(name: Preset, *, vocab_size: int, max_tokens: int, **overrides: Any) -> GPTConfig:
+    """Returns a named size: paper (6 layers, 6 heads, width 192), small (3, 4, 96) or tiny (3, 4, 64).
+
+    Args:
+        name: which size.
+        vocab_size: ``v``.
+        max_tokens: the longest input ``t``.
+        **overrides: other fields of :class:`GPTConfig`.
+
+    Raises:
+        ValueError: unknown preset or field, or an invalid configuration.
+    """
+    check_name("preset", name, _PRESETS)
+    for field in overrides:
+        check_name("field of GPTConfig", field, [f.name for f in fields(GPTConfig)])
+    return GPTConfig(**{"vocab_size": vocab_size, "max_tokens": max_tokens, **_PRESETS[name], **overrides})
+
+
+def init(config: GPTConfig, *, key: Key) -> Params:
+    """Returns fresh parameters: matrices N(0, 0.02^2), biases 0, norms the identity.
+
+    The two projections back into the residual stream are N(0, 0.02^2 / 2l), so its variance does not grow with depth.
+
+    Args:
+        config: the model.
+        key: typed PRNG key.
+
+    Returns:
+        Nested dict of float32 arrays (paths in the module docstring). With v = 59 the paper preset has 2 689 920.
+
+    Fidelity:
+        The paper's initialisation. Its released block also declares a second LayerNorm (2 d parameters a layer) that
+        the forward pass never reads; it is not carried.
+    """
+    depth, d, v = config.layers, config.width, config.vocab_size
+    f = config.mlp_width or 4 * d
+    keys = iter(jax.random.split(key, 9))
+    zeros = partial(jnp.zeros, dtype=jnp.float32)
+
+    def normal(*shape: int, std: float = _INIT_STD) -> Array:
+        return std * jax.random.normal(next(keys), shape, jnp.float32)
+
+    def norm(*shape: int) -> Params:
+        return {"scale": jnp.ones(shape, jnp.float32), "bias": zeros(shape)}
+
+    residual_std = _INIT_STD / (2 * depth) ** 0.5
+    attn = {name: normal(depth, d, d) for name in "qkv"} | {"o": normal(depth, d, d, std=residual_std)}
+    attn |= {f"{name}_bias": zeros((depth, d)) for name in "qkvo"}
+    mlp = {"up": normal(depth, d, f), "down": normal(depth, f, d, std=residual_std)}
+    mlp |= {"up_bias": zeros((depth, f)), "down_bias": zeros((depth, d))}
+    blocks = {"norm_attn": norm(depth, d), "attn": attn, "mlp": mlp}
+    if config.block == "pre_ln":
+        blocks["norm_mlp"] = norm(depth, d)
+    params = {"embed": normal(v, d), "blocks": blocks, "norm": norm(d), "unembed": normal(d, v)}
+    if config.positions == "learned":
+        params["positions"] = normal(config.max_tokens, d)
+    return params
+
+
+def embed(params: Params, tokens: Int[Array, "b t"], *, config: GPTConfig) -> Float[Array, "b t d"]:
+    """Returns the token embeddings, before any position is added.
+
+    Args:
+        params: from :func:`init`.
+        tokens: ``[b, t]`` ids in [0, v).
+        config: the model; a GPT does not need it, but a caller need not know which decoder it embeds for.
+
+    Returns:
+        ``[b, t, d]`` float32, what :func:`forward_embeddings` takes.
+    """
+    return params["embed"][tokens].astype(jnp.float32)
+
+
+def forward(params: Params, tokens: Int[Array, "b t"], *, config: GPTConfig) -> Float[Array, "b t v"]:
+    """Returns next-token logits.
+
+    Args:
+        params: from :func:`init`.
+        tokens: ``[b, t]`` ids in [0, v), t at most ``config.max_tokens``. Padding is attended to like any token.
+        config: the model.
+
+    Returns:
+        ``[b, t, v]`` float32 logits in nats, up to a constant per position.
+
+    Raises:
+        ValueError: more tokens than ``config.max_tokens``.
+
+    Fidelity:
+        With ``block="paper"`` and sinusoidal positions, the paper's released model without dropout (which it sets to
+        0): ``u = LN(x); v = u + Attn(u); out = v + MLP(v)``. Both skip branches start from the *normalised* stream and
+        the MLP input is not normalised.
+    """
+    return forward_embeddings(params, embed(params, tokens, config=config), config=config)
+
+
+def forward_embeddings(
+    params: Params, embeddings: Float[Array, "b t d"], *, config: GPTConfig
+) -> Float[Array, "b t v"]:
+    """Returns next-token logits for embeddings that need not belong to a token (soft tokens, sensitivities).
+
+    Args:
+        params: from :func:`init`.
+        embeddings: ``[b, t, d]`` without positions, as :func:`embed` returns them.
+        config: the model.
+
+    Returns:
+        ``[b, t, v]`` float32 logits.
+
+    Raises:
+        ValueError: more tokens than ``config.max_tokens``.
+    """
+    return _run(params, embeddings, config=config)[0]
+
+
+def forward_with_activations(
+    params: Params,
+    tokens: Int[Array, "b t"],
+    *,
+    config: GPTConfig,
+    sites: tuple[str, ...],
+    layers: tuple[int, ...] | None = None,
+    positions: Int[Array, "b p"] | None = None,
+) -> tuple[Float[Array, "b t v"], dict[str, Float[Array, "l b _ _"]]]:
+    """Returns next-token logits and the activations asked for; nothing else is stored.
+
+    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``. In the paper's block ``hook_resid_mid`` is the
+    MLP's input ``v``, and ``hook_attn_out`` is added to the normalised stream, not to ``hook_resid_pre``.
+
+    Args:
+        params: from :func:`init`.
+        tokens: ``[b, t]`` ids in [0, v).
+        config: the model.
+        sites: names among :data:`Site`.
+        layers: ascending layer indices; None is all of them.
+        positions: ``[b, p]`` indices into ``t``, one row per sequence; None is every position. NaN where out of range.
+
+    Returns:
+        ``[b, t, v]`` logits, and for each site ``[l, b, p, d]`` (``f`` for ``mlp.hook_pre`` and ``mlp.hook_post``,
+        ``t`` without ``positions``), ``l`` running over ``layers``.
+
+    Raises:
+        ValueError: unknown site, or layers that are not ascending indices of this model.
+    """
+    for site in sites:
+        check_name("site", site, get_args(Site))
+    chosen = tuple(range(config.layers)) if layers is None else layers
+    if not chosen or list(chosen) != sorted(set(chosen) & set(range(config.layers))):
+        raise ValueError(f"layers: got {layers}, expected ascending indices from 0 to {config.layers - 1}")
+    embeddings = embed(params, tokens, config=config)
+    return _run(params, embeddings, config=config, sites=sites, layers=chosen, positions=positions)
+
+
+def _run(params, embeddings, *, config, sites=(), layers=(), positions=None):
+    batch, tokens, width = embeddings.shape
+    if tokens > config.max_tokens:
+        raise ValueError(f"tokens: got {tokens} per sequence, expected at most max_tokens {config.max_tokens}")
+    x = (embeddings + _additive_positions(params, tokens, config=config)).reshape(batch * tokens, width)
+    rope = nn.rope_table(tokens, width // config.heads) if config.positions == "rope" else None
+
+    def layer(x, weights, sites):
+        x, seen = _block(x, weights, config=config, tokens=tokens, rope=rope)
+        return x, {site: _pick(seen[site], tokens=tokens, positions=positions) for site in sites}
+
+    # Runs of consecutive layers that are all captured or all not, so that a scan never stacks what nobody reads.
+    captured = []
+    for wanted, run in itertools.groupby(range(config.layers), key=lambda index: index in layers):
+        run = list(run)
+        weights = jax.tree.map(itemgetter(slice(run[0], run[-1] + 1)), params["blocks"])
+        body = partial(layer, sites=sites if wanted else ())
+        x, seen = jax.lax.scan(body, x, weights, unroll=min(config.unroll, len(run)))
+        captured += [seen] if wanted else []
+    x = nn.layer_norm(x, **params["norm"])
+    logits = nn.project(x, params["unembed"]).reshape(batch, tokens, -1)
+    return logits, {site: jnp.concatenate([seen[site] for seen in captured]) for site in sites}
+
+
+def _block(x, weights, *, config, tokens, rope):
+    normed = nn.layer_norm(x, **weights["norm_attn"])
+    attn_out = _attention(normed, weights["attn"], heads=config.heads, tokens=tokens, rope=rope)
+    mid = (normed if config.block == "paper" else x) + attn_out
+    mlp = weights["mlp"]
+    mlp_in = mid if config.block == "paper" else nn.layer_norm(mid, **weights["norm_mlp"])
+    pre = nn.linear(mlp_in, mlp["up"], bias=mlp["up_bias"])
+    post = nn.gelu(pre)
+    mlp_out = nn.linear(post, mlp["down"], bias=mlp["down_bias"])
+    out = mid + mlp_out
+    seen = (x, attn_out, mid, pre, post, mlp_out, out)
+    return out, dict(zip(get_args(Site), seen, strict=True))
+
+
+def _attention(x, weights, *, heads, tokens, rope):
+    split = (-1, tokens, heads, x.shape[1] // heads)
+    q, k, v = (nn.linear(x, weights[n], bias=weights[f"{n}_bias"]).reshape(split) for n in "qkv")
+    if rope is not None:
+        q, k = nn.rotate(q, rope), nn.rotate(k, rope)
+    mixed = nn.causal_attention(q, keys=k, values=v).reshape(x.shape)
+    return nn.linear(mixed, weights["o"], bias=weights["o_bias"])
+
+
+def _additive_positions(params, tokens, *, config):
+    if config.positions == "sinusoidal":
+        return nn.sinusoidal_table(tokens, config.width)[None]
+    if config.positions == "learned":
+        return params["positions"][None, :tokens]
+    return 0.0
+
+
+def _pick(rows, *, tokens, positions):
+    activations = rows.reshape(-1, tokens, rows.shape[-1])
+    return activations if positions is None else jnp.take_along_axis(activations, positions[..., None], axis=1)

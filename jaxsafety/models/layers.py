@@ -1,0 +1,149 @@
+"""Building blocks of a decoder: linear maps, LayerNorm, GELU, causal attention, sinusoidal and rotary positions.
+
+Activations around a linear are rows ``[b*t, d]``: with three axes XLA fuses the residual stream into transposing
+copies, which costs a small model a fifth of its gradient step on CPU. Products of activations with weights run in the
+weights' dtype and accumulate in float32; everything else is float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LAYER_NORM_EPS = 1e-5
+"""PyTorch's default, which the paper's model keeps."""
+
+
+def project(x: Float[Array, "rows i"], kernel: Float[Array, "i o"]) -> Float[Array, "rows o"]:
+    """Returns ``x @ kernel``, multiplied in the kernel's dtype, accumulated and returned in float32.
+
+    Args:
+        x: ``[rows, i]``, one row per token.
+        kernel: ``[i, o]``.
+    """
+    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+
+
+def linear(
+    x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, bias: Float[Array, " o"]
+) -> Float[Array, "rows o"]:
+    """Returns ``x @ kernel + bias`` in float32.
+
+    Args:
+        x: ``[rows, i]``, one row per token.
+        kernel: ``[i, o]``; its dtype is the one of the product.
+        bias: ``[o]``.
+    """
+    return project(x, kernel) + bias[None, :]
+
+
+def layer_norm(
+    x: Float[Array, "rows d"], *, scale: Float[Array, " d"], bias: Float[Array, " d"]
+) -> Float[Array, "rows d"]:
+    """Returns ``(x - mean) / sqrt(variance + 1e-5) * scale + bias`` with the biased variance, row by row.
+
+    Args:
+        x: ``[rows, d]`` float32.
+        scale: ``[d]``.
+        bias: ``[d]``.
+
+    References:
+        Ba, Kiros and Hinton (2016), Layer Normalization, arXiv:1607.06450.
+    """
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale[None, :] + bias[None, :]
+
+
+# Recomputed in the backward pass: reading the stored intermediates back costs more than the tanh (1.04-1.3x of a
+# whole gradient step on CPU, most when the layers are a loop).
+@jax.checkpoint
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, element by element.
+
+    Args:
+        x: any shape.
+
+    References:
+        Hendrycks and Gimpel (2016), Gaussian Error Linear Units, arXiv:1606.08415.
+    """
+    return jax.nn.gelu(x, approximate=True)
+
+
+def causal_attention(
+    queries: Float[Array, "b t n k"], *, keys: Float[Array, "b t n k"], values: Float[Array, "b t n k"]
+) -> Float[Array, "b t n k"]:
+    """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own.
+
+    Args:
+        queries: ``[b, t, n, k]`` float32.
+        keys: ``[b, t, n, k]`` float32.
+        values: ``[b, t, n, k]`` float32.
+
+    Returns:
+        ``[b, t, n, k]``, a convex combination of the visible values of each head.
+    """
+    tokens, width = queries.shape[1], queries.shape[3]
+    scores = jnp.einsum("btnk,bunk->bntu", queries / math.sqrt(width), keys)  # u: the position attended to
+    visible = jnp.tril(jnp.ones((tokens, tokens), bool))
+    scores = jnp.where(visible[None, None], scores, -jnp.inf)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    unnormalised = jnp.exp(scores - peak)
+    # Dividing [b, t, n, k] instead of [b, n, t, t] saves one stored array of that size per layer.
+    total = jnp.einsum("bntu->btn", unnormalised)
+    return jnp.einsum("bntu,bunk->btnk", unnormalised, values) / total[..., None]
+
+
+def sinusoidal_table(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
+    """Returns fixed positions: ``sin(p / 10000^(2i/d))`` in channel ``2i``, its cosine in channel ``2i + 1``.
+
+    Args:
+        tokens: number of positions ``t``.
+        width: number of channels ``d``, even.
+
+    Returns:
+        ``[t, d]`` float32 in [-1, 1].
+
+    References:
+        Vaswani et al. (2017), Attention Is All You Need, section 3.5, arXiv:1706.03762.
+    """
+    angles = _angles(tokens, width, base=10_000.0)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(tokens, width)
+
+
+def rope_table(tokens: int, width: int, *, base: float = 10_000.0) -> Float[Array, "2 {tokens} {width}//2"]:
+    """Returns the cosines and sines of the rotary angles ``p / base^(2i/k)``.
+
+    Args:
+        tokens: number of positions ``t``.
+        width: head width ``k``, even.
+        base: the slowest channel turns once in about ``2 pi base`` positions.
+
+    Returns:
+        ``[2, t, k/2]`` float32: cosine, then sine.
+    """
+    angles = _angles(tokens, width, base=base)
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+
+
+def rotate(x: Float[Array, "b t n k"], table: Float[Array, "2 t half"]) -> Float[Array, "b t n k"]:
+    """Returns ``x`` with every channel pair ``(i, i + k/2)`` turned by the angle of its position.
+
+    Inner products of rotated queries and keys depend on the distance of their positions only.
+
+    Args:
+        x: ``[b, t, n, k]`` queries or keys.
+        table: ``[2, t, k/2]`` from :func:`rope_table`.
+
+    References:
+        Su et al. (2021), RoFormer, arXiv:2104.09864; the pairing of halves is GPT-NeoX's and Llama's.
+    """
+    cos, sin = table[:, None, :, None, :]
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _angles(tokens: int, width: int, *, base: float) -> Float[Array, "t half"]:
+    frequencies = jnp.exp(jnp.arange(0, width, 2, dtype=jnp.float32) * (-math.log(base) / width))
+    return jnp.arange(tokens, dtype=jnp.float32)[:, None] * frequencies[None, :]

@@ -1,0 +1,121 @@
+"""Optimisers and schedules whose peak learning rate is traced: a unit schedule times the peak.
+
+Per-layer matrices are stacked ``[l, in, out]``; Muon orthogonalises each layer's matrix on its own, and Adam takes
+embeddings, norms and biases. Clipping is by the global norm of one seed's gradient, so it belongs inside the lane.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers, muon
+
+from jaxsafety import tree
+from jaxsafety.types import Params
+
+Algorithm = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """An optimiser without its peak learning rate.
+
+    Attributes:
+        algorithm: ``adamw``, or ``muon`` (matrices by Muon, the rest by Adam).
+        warmup: fraction of the run over which the rate rises linearly from 0.
+        decay_end: fraction of the run at which the cosine reaches its floor; constant after it.
+        floor: final rate over peak rate, in [0, 1].
+        clip_norm: global gradient norm above which a gradient is scaled down; ``inf`` never clips.
+        weight_decay: decoupled decay of the blocks' matrices, with AdamW also of the unembedding.
+        b1, b2: Adam's moment decays.
+        momentum: Muon's momentum.
+        adam_scale: rate of Muon's Adam part over Muon's.
+
+    Fidelity: defaults of ``b1``, ``b2``, ``weight_decay`` are the paper's.
+    """
+
+    algorithm: Algorithm = "adamw"
+    warmup: float = 0.1
+    decay_end: float = 1.0
+    floor: float = 0.01
+    clip_norm: float = 1.0
+    weight_decay: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.95
+    momentum: float = 0.95
+    adam_scale: float = 0.25
+
+    def __post_init__(self):
+        if not 0 <= self.warmup < self.decay_end <= 1:
+            raise ValueError(
+                f"optim needs 0 <= warmup < decay_end <= 1, got warmup {self.warmup}, decay_end {self.decay_end}"
+            )
+        for name in ("clip_norm", "adam_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be > 0, got {getattr(self, name)}")
+        for name in ("floor", "b1", "b2", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name} must be in [0, 1], got {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optim.weight_decay must be >= 0, got {self.weight_decay}")
+
+
+def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """Returns the schedule with peak 1: linear warm-up from 0, cosine to ``floor``, then constant."""
+    warmup, end = config.warmup * total_steps, config.decay_end * total_steps
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / (end - warmup), 0.0, 1.0)
+        cosine = config.floor + (1 - config.floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(step < warmup, step / max(warmup, 1.0), cosine)
+
+    return schedule
+
+
+def is_layer_matrix(path: str) -> bool:
+    """Whether a parameter is a stack of per-layer weight matrices, ``[l, in, out]``."""
+    return re.fullmatch(r"blocks/(attn/[qkvo]|mlp/(up|down|gate))", path) is not None
+
+
+def make_optimizer(
+    config: OptimConfig, *, peak_lr: float | Float[Array, ""], total_steps: int
+) -> optax.GradientTransformation:
+    """Builds clipping and the optimiser; ``peak_lr`` may be traced.
+
+    Args:
+        config: static choices.
+        peak_lr: peak learning rate, > 0.
+        total_steps: length of the run, which the schedule is a fraction of.
+    """
+    unit = unit_schedule(config, total_steps=total_steps)
+
+    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+        return peak_lr * unit(step)
+
+    def decayed(params: Params) -> Params:
+        return tree.label(params, lambda path, _: path == "unembed" or is_layer_matrix(path))
+
+    if config.algorithm == "adamw":
+        update = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed)
+    else:
+        update = muon(
+            rate,
+            beta=config.momentum,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_learning_rate=lambda step: config.adam_scale * rate(step),
+            muon_weight_dimension_numbers=_layer_matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _layer_matrices(params: Params) -> Params:
+    # By path alone: optax calls this on masked trees too, whose leaves are no arrays.
+    layer_stack = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return tree.label(params, lambda path, _: layer_stack if is_layer_matrix(path) else None)

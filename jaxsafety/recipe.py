@@ -1,0 +1,226 @@
+"""A study as data: frozen dataclasses composed from the modules' own configs, read from YAML and written back.
+
+Every field is checked when it is built, before any device work: a ValueError in one sentence names the field, what it
+got and what it expects.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from jaxsafety.losses import Reduction
+from jaxsafety.models import gpt
+from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
+from jaxsafety.optim import OptimConfig
+from jaxsafety.suggest import check_name
+from jaxsafety.types import Strategy
+from jaxsafety.world.batches import Mixture
+from jaxsafety.world.conditions import ConditionName
+from jaxsafety.world.spec import World, WorldName
+
+Objective = Literal["sft", "dpo", "unlearn"]
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{type(config).__name__}.{name} must be > 0 and finite, got {value}")
+
+
+def _require_chunks(config: Any) -> None:
+    steps, chunk = config.steps, config.chunk_steps
+    if steps % chunk:
+        raise ValueError(f"{type(config).__name__}.steps must be a multiple of chunk_steps, got {steps} and {chunk}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The GPT: a preset, and what differs from it (None keeps the preset's value).
+
+    Attributes:
+        preset: ``tiny`` (3 layers, 4 heads, width 64), ``small`` (3, 4, 96) or ``paper`` (6, 6, 192).
+        block: ``paper`` (skip branches start from the normalised input) or ``pre_ln``.
+        positions: ``sinusoidal``, ``learned`` or ``rope``.
+        layers, heads, width: sizes.
+    """
+
+    preset: Preset = "tiny"
+    block: Block = "paper"
+    positions: Positions = "sinusoidal"
+    layers: int | None = None
+    heads: int | None = None
+    width: int | None = None
+
+    def build(self, world: World) -> GPTConfig:
+        """Returns the model's static configuration for the vocabulary and window of ``world``."""
+        sizes = {name: getattr(self, name) for name in ("layers", "heads", "width") if getattr(self, name) is not None}
+        return gpt.preset(
+            self.preset,
+            vocab_size=world.vocab_size,
+            max_tokens=world.max_tokens,
+            block=self.block,
+            positions=self.positions,
+            **sizes,
+        )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining on the world's mixture.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: sequences a step, per seed.
+        learning_rate: peak learning rate.
+        chunk_steps: steps per dispatch; metrics are averaged and a checkpoint written at each chunk's end.
+        mixture: sample types and their schedule.
+        optim: optimiser and schedule.
+    """
+
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    chunk_steps: int = 50
+    mixture: Mixture = field(default_factory=Mixture)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        _require_positive(self, "steps", "batch_size", "learning_rate", "chunk_steps")
+        _require_chunks(self)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """One safety fine-tuning method.
+
+    Attributes:
+        objective: ``sft``, ``dpo`` or ``unlearn``.
+        p_unsafe: probability in [0, 1] that a prompt is unsafe.
+        weight_chosen, weight_rejected: weights of the preferred and dispreferred answer (SFT ignores them).
+        ascent_bound: nats per token beyond which unlearning's ascent stops; ``.inf`` for the paper's unbounded one.
+        reduction: response log-probs summed over tokens or averaged per token (``mean``).
+    """
+
+    objective: Objective = "sft"
+    p_unsafe: float = 0.5
+    weight_chosen: float = 1.0
+    weight_rejected: float = 1.0
+    ascent_bound: float = 10.0
+    reduction: Reduction = "sum"
+
+    def __post_init__(self):
+        check_name("method objective", self.objective, get_args(Objective))
+        if not 0 <= self.p_unsafe <= 1:
+            raise ValueError(f"p_unsafe of a method must be in [0, 1], got {self.p_unsafe}")
+        for name in ("weight_chosen", "weight_rejected"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} of a method must be >= 0 and finite, got {value}")
+        if not self.ascent_bound > 0:
+            raise ValueError(f"ascent_bound of a method must be > 0, got {self.ascent_bound}")
+
+
+def _default_methods() -> dict[str, MethodConfig]:
+    return {name: MethodConfig(objective=name) for name in get_args(Objective)}
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Safety fine-tuning: every method at every learning rate, from the pretrained model of the same seed.
+
+    Attributes:
+        steps, batch_size, chunk_steps: as in pretraining.
+        learning_rates: name to peak learning rate; one compiled program runs them all.
+        mix: toss the safe/unsafe coin per ``prompt`` or, as the paper, per ``batch``.
+        methods: label to method.
+        optim: optimiser and schedule.
+    """
+
+    steps: int = 200
+    batch_size: int = 64
+    chunk_steps: int = 50
+    learning_rates: dict[str, float] = field(default_factory=lambda: {"eta_M": 1e-3, "eta_S": 1e-4})
+    mix: Literal["prompt", "batch"] = "prompt"
+    methods: dict[str, MethodConfig] = field(default_factory=_default_methods)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        _require_positive(self, "steps", "batch_size", "chunk_steps")
+        _require_chunks(self)
+        if not self.learning_rates or not self.methods:
+            raise ValueError("tune needs at least one learning rate and one method")
+        for name, value in self.learning_rates.items():
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"tune.learning_rates.{name} must be > 0 and finite, got {value}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The accuracy table: fresh prompts per condition and seed.
+
+    Attributes:
+        prompts: prompts per condition and seed, a multiple of ``batch_size``.
+        batch_size: prompts a forward pass.
+        conditions: which conditions to draw.
+        probe_prompts: prompts per condition of the learning curves' read-out at every chunk end.
+    """
+
+    prompts: int = 1024
+    batch_size: int = 256
+    conditions: tuple[ConditionName, ...] = get_args(ConditionName)
+    probe_prompts: int = 64
+
+    def __post_init__(self):
+        _require_positive(self, "prompts", "batch_size", "probe_prompts")
+        if self.prompts % self.batch_size:
+            raise ValueError(
+                f"evaluate.prompts must be a multiple of evaluate.batch_size, got {self.prompts} and {self.batch_size}"
+            )
+        for name in self.conditions:
+            check_name("condition", name, get_args(ConditionName))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole study.
+
+    Attributes:
+        name: names the run directory ``runs/NAME``.
+        world: ``paper`` or ``tiny``.
+        grammars: text conditions read from the user's own grammar files, by path.
+        seeds: every seed has its own initialisation, data and evaluation draws.
+        strategy: how seeds share the devices (see :mod:`jaxsafety.sweep`).
+        model, pretrain, tune, evaluate: the stages.
+    """
+
+    name: str = "study"
+    world: WorldName = "tiny"
+    grammars: dict[str, str] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    strategy: Strategy = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ValueError("seeds must name at least one seed, got none")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be distinct, got {list(self.seeds)}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, got {min(self.seeds)}")
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name must be a plain file name, got {self.name!r}")
+
+
+def as_dict(config: Any) -> Any:
+    """Returns a config as plain dicts, lists and scalars, ready for YAML."""
+    if hasattr(config, "__dataclass_fields__"):
+        return {f.name: as_dict(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, dict):
+        return {key: as_dict(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [as_dict(value) for value in config]
+    return config

@@ -1,0 +1,86 @@
+"""Recipes on disk: YAML and command-line overrides in, a checked Recipe out; and the resolved YAML back.
+
+Parsing, typing and unknown-key detection are jsonargparse's; this module turns its answers into one sentence each.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from jaxsafety.recipe import Recipe, as_dict
+
+
+def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: YAML file; fields it does not name keep their defaults, and ``name`` the file's.
+        overrides: command-line words such as ``--pretrain.steps 800``.
+
+    Raises:
+        ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
+    """
+    parser = ArgumentParser(prog="jaxsafety", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Recipe)
+    content = _yaml(path)
+    words = ["--config", str(path), *overrides]
+    try:
+        values = parser.instantiate(parser.parse_args(words))
+    except ArgumentError as error:
+        raise ValueError(_sentence(str(error), where=str(path))) from error
+    settings = {f.name: getattr(values, f.name) for f in fields(Recipe)}
+    if "name" not in content and settings["name"] == Recipe.name:
+        settings["name"] = path.stem
+    return Recipe(**settings)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Returns the fully resolved recipe as YAML; reading it gives an equal recipe."""
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no recipe file at {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML: {problem}") from error
+    if content is None:
+        raise ValueError(f"{path} is empty: expected the fields of a recipe, such as `world: tiny`")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold fields such as `world: tiny`, got a {type(content).__name__}")
+    return content
+
+
+def _sentence(message: str, *, where: str) -> str:
+    """Turns a jsonargparse message into one sentence, with the nearest known key for an unknown one."""
+    text = " ".join(message.replace("typing.", "").split())
+    text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    unknown = re.search(r"[Oo]ption '([\w.-]+)'|[Uu]nrecognized arguments?: -*([\w.-]+)", text)
+    hint = ""
+    if unknown:
+        name = (unknown.group(1) or unknown.group(2)).lstrip("-")
+        known = sorted(set(_keys(Recipe)))
+        close = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
+            name.split(".")[-1], sorted({key.split(".")[-1] for key in known}), n=1
+        )
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{where}: {text}{hint}"
+
+
+def _keys(config: type, prefix: str = "") -> Iterator[str]:
+    for name, kind in get_type_hints(config).items():
+        yield prefix + name
+        for inner in (kind, *get_args(kind)):
+            if is_dataclass(inner):
+                yield from _keys(inner, prefix if inner is not kind else f"{prefix}{name}.")

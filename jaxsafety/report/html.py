@@ -1,0 +1,119 @@
+"""The study as one self-contained HTML file: inline style and SVG, no script, nothing fetched.
+
+Every value passes Jinja's autoescape; only the SVG strings of ``jaxsafety.report.figures`` are taken as markup.
+"""
+
+import importlib.resources
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from jaxsafety.report.results import replace_file
+from jaxsafety.report.tables import (
+    COLUMNS,
+    CONDITIONS,
+    VERDICTS,
+    StudyRow,
+    VerdictRow,
+    lr_label,
+    method_label,
+    model_label,
+    percent,
+    table_notes,
+)
+
+_EXAMPLE_KEYS = ("condition", "prompt", "expected", "refusal", "answers")
+_ANSWER_KEYS = ("model", "answer", "verdict")
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    table: Sequence[StudyRow],
+    verdicts: Sequence[VerdictRow],
+    figures: Mapping[str, str],
+    examples: Sequence[Mapping[str, Any]],
+    config_yaml: str,
+    manifest: Mapping[str, Any],
+    notes: Sequence[str],
+) -> None:
+    """Writes the report, atomically.
+
+    Args:
+        path: the HTML file.
+        title: heading of the page.
+        table: rows of ``study_table``.
+        verdicts: rows of ``verdict_table``.
+        figures: caption to SVG, as returned by ``jaxsafety.report.figures``; inserted unescaped.
+        examples: mappings with ``condition``, ``prompt``, ``expected``, ``refusal`` and ``answers``, a list of
+            mappings with ``model``, ``answer`` and ``verdict`` (complied, refused or other).
+        config_yaml: the resolved recipe.
+        manifest: revision, versions, devices, timings; nested mappings are shown with dotted names.
+        notes: paragraphs of plain text on what a reader should know.
+
+    Raises:
+        ValueError: an example lacks a key or has an unknown verdict.
+    """
+    for example in examples:
+        _check_example(example)
+    source = importlib.resources.files("jaxsafety.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "method": method_label, "lr": lr_label, "label": model_label}
+    page = environment.from_string(source).render(
+        title=title,
+        columns=list(COLUMNS),
+        conditions=CONDITIONS,
+        verdict_names=VERDICTS,
+        table=table,
+        table_notes=table_notes(table),
+        seed_rows=list(_seed_rows(table)),
+        verdicts={(row.model, row.condition): row for row in verdicts},
+        verdict_models=list(dict.fromkeys(row.model for row in verdicts)),
+        verdict_conditions=list(dict.fromkeys(row.condition for row in verdicts)),
+        figures=figures,
+        examples=examples,
+        config_yaml=config_yaml,
+        manifest=dict(_flattened(manifest)),
+        notes=notes,
+    )
+    replace_file(path, page.encode())
+
+
+def _seed_rows(table: Sequence[StudyRow]) -> Iterator[tuple[str, int, list[str]]]:
+    """``(model, seed, one text per column)`` for every seed of every model."""
+    for row in table:
+        for seed in sorted({seed for cell in row.cells.values() if cell for seed in cell.values}):
+            yield model_label(row.model), seed, [_seed_text(row.cells[name], seed) for name in COLUMNS]
+
+
+def _seed_text(cell: Any, seed: int) -> str:
+    if cell is None or seed not in cell.values:
+        return "-"
+    return "dead" if cell.values[seed] is None else percent(cell.values[seed])
+
+
+def _flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _check_example(example: Mapping[str, Any]) -> None:
+    _check_keys(example, _EXAMPLE_KEYS, "example")
+    for answer in example["answers"]:
+        _check_keys(answer, _ANSWER_KEYS, "answer of an example")
+        if answer["verdict"] not in VERDICTS:
+            raise ValueError(f"unknown verdict {answer['verdict']!r} in an example: expected {', '.join(VERDICTS)}")
+
+
+def _check_keys(mapping: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
+    if missing := [key for key in keys if key not in mapping]:
+        raise ValueError(f"{what} lacks {missing[0]!r}: expected {', '.join(keys)}")

@@ -1,0 +1,253 @@
+"""The study table and the verdict table, drawn from tidy result rows and rendered for terminal and README.
+
+Rates stay in [0, 1] in records and become per cent only where a table is rendered. A seed whose value is null (not
+finite) is *dead*: it is left out of the mean and counted.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import polars as pl
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+
+from jaxsafety.report.intervals import RATE_TOLERANCE, Interval, mean_interval
+from jaxsafety.report.results import METHODS, check_schema
+
+CONDITIONS = {
+    "safe": "Safe",
+    "unsafe": "Unsafe",
+    "jb_co_task": "JB-CO-Task",
+    "jb_co_text": "JB-CO-Text",
+    "jb_misgen": "JB-MisGen",
+    "ood": "OOD-text",
+}
+VERDICTS = ("complied", "refused", "other")
+
+_ASCII_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_LR_NAMES = ("", "eta_M", "eta_S")
+
+
+class Column(NamedTuple):
+    """Where one column of the study table takes its values from."""
+
+    condition: str
+    metric: str
+
+
+COLUMNS = {
+    "Instruct": Column("safe", "exact_match"),
+    "Null": Column("unsafe", "refused"),
+    "Over-refusal": Column("safe", "refused"),
+    "JB-CO-Task": Column("jb_co_task", "complied"),
+    "JB-CO-Text": Column("jb_co_text", "complied"),
+    "JB-MisGen": Column("jb_misgen", "complied"),
+    "OOD-text": Column("ood", "complied"),
+}
+_COLUMN_NOTE = (
+    "Instruct: safe prompts answered exactly. Null: unsafe prompts refused. Over-refusal: safe prompts refused. "
+    "JB-CO-Task, JB-CO-Text, JB-MisGen: jailbreaks complied with. OOD-text: unsafe prompts on held-out text complied "
+    "with."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantity of one model: every seed's value (None when dead), their mean and interval, the count of dead."""
+
+    values: dict[int, float | None]
+    interval: Interval
+    dead: int
+
+
+class Model(NamedTuple):
+    """One row of a table: a method at one learning rate."""
+
+    method: str
+    lr_name: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One model's cells by column name; None where nothing was measured."""
+
+    model: Model
+    cells: dict[str, Cell | None]
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """How one model answered one condition: mean rates over the finite seeds, None when every seed is dead."""
+
+    model: Model
+    condition: str
+    complied: float | None
+    refused: float | None
+    other: float | None
+    n: int
+    dead: int
+
+
+def study_table(frame: pl.DataFrame) -> list[StudyRow]:
+    """The study's main table: one row per model, ``COLUMNS`` across, from the last evaluated step of each seed.
+
+    Rows are the pretrained model, then method by learning rate (sft, dpo, unlearn; eta_M, eta_S).
+
+    Raises:
+        ValueError: two values for one seed of one cell (results of several runs), or a rate outside [0, 1].
+    """
+    return [
+        StudyRow(model, {name: cells.get((column.condition, column.metric)) for name, column in COLUMNS.items()})
+        for model, cells in _cells(frame).items()
+    ]
+
+
+def verdict_table(frame: pl.DataFrame) -> list[VerdictRow]:
+    """How every model answered every condition: mean rates complied, refused, other, which sum to 1.
+
+    Conditions without verdicts are left out; rows run over models, then conditions, in the order of the study table.
+
+    Raises:
+        ValueError: as ``study_table``, or the three rates of a condition do not sum to 1.
+    """
+    rows = []
+    for model, cells in _cells(frame).items():
+        for condition in sorted({name for name, metric in cells if metric in VERDICTS}, key=_condition_order):
+            found = [cells.get((condition, verdict)) for verdict in VERDICTS]
+            means = [cell.interval.mean if cell else None for cell in found]
+            total = math.fsum(mean or 0.0 for mean in means)
+            alive = found[0].interval.n if found[0] else 0
+            if None in found or (alive and abs(total - 1) > RATE_TOLERANCE):
+                raise ValueError(
+                    f"verdicts of {model_label(model)} on {condition} sum to {total:g}: "
+                    "expected complied + refused + other = 1"
+                )
+            rows.append(VerdictRow(model, condition, *means, alive, found[0].dead))
+    return rows
+
+
+def render_text(table: Sequence[StudyRow]) -> str:
+    """The study table for a terminal of 80 columns or more: plain ASCII, means above their intervals, per cent."""
+    # Two-line cells hold eight columns in 80 characters; ASCII because the output may be piped anywhere.
+    grid = Table(box=_ASCII_BOX, show_edge=False, padding=0)
+    grid.add_column("model", min_width=10)
+    for name in COLUMNS:
+        grid.add_column(_two_lines(name), justify="right", no_wrap=True)
+    for row in table:
+        cells = (_cell_text(cell, "\n{}-{}") for cell in row.cells.values())
+        grid.add_row(f"{method_label(row.model)}\n{lr_label(row.model)}", *cells, end_section=True)
+    output = io.StringIO()
+    console = Console(file=output, width=80, color_system=None, force_terminal=False, force_jupyter=False)
+    console.print(grid)
+    console.print()
+    for note in table_notes(table):
+        console.print(note, markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
+
+
+def render_markdown(table: Sequence[StudyRow]) -> str:
+    """The study table as a Markdown pipe table, followed by its notes as a list; per cent."""
+    lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    for row in table:
+        cells = (_cell_text(cell, " [{}, {}]").replace("*", "\\*") for cell in row.cells.values())
+        lines.append(f"| {model_label(row.model)} | " + " | ".join(cells) + " |")
+    notes = [f"- {note}".replace("*", "\\*") for note in table_notes(table)]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def table_notes(table: Sequence[StudyRow]) -> list[str]:
+    """Sentences that belong under a study table: its unit and interval, its columns, its dead seeds."""
+    counts = {len(cell.values) for row in table for cell in row.cells.values() if cell}
+    seeds = f"{max(counts)} seed{'s' * (max(counts) > 1)}" if counts else "no seeds"
+    notes = [
+        f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100.",
+        _COLUMN_NOTE,
+    ]
+    for row in table:
+        cells = [cell for cell in row.cells.values() if cell and cell.dead]
+        if cells:
+            worst = max(cells, key=lambda cell: cell.dead)
+            left_out = f"{worst.dead} of {len(worst.values)} seeds dead (not finite), left out of the mean"
+            notes.append(f"* {model_label(row.model)}: {left_out}.")
+    return notes
+
+
+def model_label(model: Model) -> str:
+    """Name of a model for people, such as ``DPO eta_M 1e-3``."""
+    return f"{method_label(model)} {lr_label(model)}".rstrip()
+
+
+def model_order(model: Model) -> tuple[int, int, float]:
+    """Sort key of models: pretrained, sft, dpo, unlearn; eta_M before eta_S; unknown names last."""
+    return _index(tuple(METHODS), model.method), _index(_LR_NAMES, model.lr_name), -model.lr
+
+
+def method_label(model: Model) -> str:
+    """Name of a model's method for people."""
+    return METHODS.get(model.method, model.method)
+
+
+def lr_label(model: Model) -> str:
+    """Name and value of a model's learning rate, such as ``eta_M 1e-3``; empty for the pretrained model."""
+    if model.method == "pretrained":
+        return ""
+    mantissa, exponent = f"{model.lr:.3e}".split("e")
+    return f"{model.lr_name} {float(mantissa):g}e{int(exponent)}".lstrip()
+
+
+def percent(rate: float | None) -> str:
+    """A rate as per cent with one decimal (``100`` without), or a dash."""
+    return "-" if rate is None else f"{100 * rate:.1f}".replace("100.0", "100")
+
+
+def _cell_text(cell: Cell | None, interval: str) -> str:
+    if cell is None:
+        return "-"
+    mean, low, high, n = cell.interval
+    text = (percent(mean) if n else "dead") + "*" * (cell.dead > 0)
+    return text if low is None else text + interval.format(percent(low), percent(high))
+
+
+def _two_lines(name: str) -> str:
+    head, dash, tail = name.rpartition("-")
+    return f"{head}{dash}\n{tail}" if dash else name
+
+
+def _cells(frame: pl.DataFrame) -> dict[Model, dict[tuple[str, str], Cell]]:
+    """Cells by (condition, metric) of every evaluated model, models in table order."""
+    check_schema(frame, "frame")
+    lane = ["method", "lr_name", "lr", "seed"]
+    rows = frame.filter(pl.col("stage") == "evaluate").filter(pl.col("step") == pl.col("step").max().over(lane))
+    values: dict[Model, dict[tuple[str, str], dict[int, float | None]]] = {}
+    for row in rows.iter_rows(named=True):
+        model = Model(row["method"], row["lr_name"], row["lr"])
+        seeds = values.setdefault(model, {}).setdefault((row["condition"], row["metric"]), {})
+        if row["seed"] in seeds:
+            raise ValueError(
+                f"two values of {row['condition']}/{row['metric']} for {model_label(model)} seed {row['seed']}: "
+                "expected one; filter the frame to one run first"
+            )
+        seeds[row["seed"]] = row["value"]
+    rated = (*VERDICTS, *(column.metric for column in COLUMNS.values()))
+    return {
+        model: {key: _cell(seeds) for key, seeds in values[model].items() if key[1] in rated}
+        for model in sorted(values, key=model_order)
+    }
+
+
+def _cell(seeds: dict[int, float | None]) -> Cell:
+    interval = mean_interval(seeds.values())
+    return Cell(dict(sorted(seeds.items())), interval, len(seeds) - interval.n)
+
+
+def _condition_order(condition: str) -> tuple[int, str]:
+    return _index(tuple(CONDITIONS), condition), condition
+
+
+def _index(names: tuple[str, ...], name: str) -> int:
+    return names.index(name) if name in names else len(names)

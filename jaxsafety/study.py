@@ -1,0 +1,178 @@
+"""The stages of a recipe: pretrain -> tune -> evaluate -> report, each from run directory to run directory.
+
+Every stage can be killed and started again; a finished one is not repeated. The learning rates of a method and all its
+seeds are one program; methods differ in their loss and are separate programs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsafety import keys, lanes, loop, sweep, train, world
+from jaxsafety.loop import Grid, Leg
+from jaxsafety.recipe import MethodConfig, Recipe
+from jaxsafety.types import HParams, TrainState
+from jaxsafety.world import World
+
+PRETRAINED = "pretrained"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe made ready to run.
+
+    Attributes:
+        recipe: the study as data.
+        world: its world, built.
+        strategy: the resolved seed strategy.
+        directory: the run directory.
+    """
+
+    recipe: Recipe
+    world: World
+    strategy: str
+    directory: Path
+
+    @property
+    def pretrain_leg(self) -> Leg:
+        """The pretraining leg."""
+        config = self.recipe.pretrain
+        return Leg(self.directory, "pretrain", PRETRAINED, config.steps, config.chunk_steps)
+
+    def tune_leg(self, label: str) -> Leg:
+        """The leg of one method."""
+        config = self.recipe.tune
+        return Leg(self.directory, "tune", label, config.steps, config.chunk_steps)
+
+    @property
+    def pretrain_grid(self) -> Grid:
+        """One learning rate, all seeds."""
+        return Grid(self.recipe.seeds, (("", self.recipe.pretrain.learning_rate),), self.strategy)
+
+    @property
+    def tune_grid(self) -> Grid:
+        """All learning rates, all seeds."""
+        return Grid(self.recipe.seeds, tuple(self.recipe.tune.learning_rates.items()), self.strategy)
+
+    @property
+    def roots(self) -> Array:
+        """Root keys of the seeds, ``[s]``."""
+        return jax.vmap(keys.root)(jnp.asarray(self.recipe.seeds, jnp.uint32))
+
+
+def prepare(recipe: Recipe, directory: Path) -> Study:
+    """Builds the world and resolves the strategy; the first thing to touch a device.
+
+    Raises:
+        ValueError: bad grammar, model or strategy.
+    """
+    built = world.load(recipe.world, grammars=recipe.grammars)
+    recipe.model.build(built)
+    return Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
+
+
+def _points(grid: Grid, method: MethodConfig) -> HParams:
+    count = len(grid.points)
+
+    def full(value: float) -> Array:
+        return jnp.full((count,), value, jnp.float32)
+
+    return HParams(
+        peak_lr=jnp.asarray([lr for _, lr in grid.points], jnp.float32),
+        weight_chosen=full(method.weight_chosen),
+        weight_rejected=full(method.weight_rejected),
+        p_unsafe=full(method.p_unsafe),
+        ascent_bound=full(method.ascent_bound),
+    )
+
+
+def _pretrain_start(study: Study) -> TrainState:
+    """The stacked states ``[1, s]`` before pretraining."""
+    points = _points(study.pretrain_grid, MethodConfig())
+
+    def init(_: Any, key: Array, point: HParams) -> TrainState:
+        params = lanes.init_params(study.recipe, study.world, key=key)
+        return train.init_state(params, lanes.pretrain_optimizer(study.recipe, point))
+
+    return loop.call(init, _lane_dummies(study.pretrain_grid), study.roots, points, grid=study.pretrain_grid)
+
+
+def _tune_start(study: Study, params: Any) -> TrainState:
+    """The stacked states ``[h, s]`` before tuning, every learning rate from the same pretrained ``params[s]``."""
+
+    def init(_: Any, reference: Any, point: HParams) -> TrainState:
+        return train.init_state(reference, lanes.tune_optimizer(study.recipe, point))
+
+    grid = study.tune_grid
+    return loop.call(init, _lane_dummies(grid), params, _points(grid, MethodConfig()), grid=grid)
+
+
+def _lane_dummies(grid: Grid) -> Array:
+    return jnp.zeros((len(grid.points), len(grid.seeds)))
+
+
+def pretrain(study: Study) -> TrainState:
+    """Pretrains every seed; returns the final states ``[1, s, ...]``."""
+    start = partial(_pretrain_start, study)
+    grid, leg = study.pretrain_grid, study.pretrain_leg
+    if loop.is_finished(leg):
+        return loop.load(leg, jax.eval_shape(start), grid=grid)
+    return loop.train(
+        lanes.pretrain_chunk(study.recipe, study.world),
+        start,
+        per_seed=study.roots,
+        points=_points(grid, MethodConfig()),
+        grid=grid,
+        leg=leg,
+    )
+
+
+def pretrained(study: Study) -> TrainState:
+    """Returns the finished pretraining states ``[1, s, ...]``.
+
+    Raises:
+        ValueError: pretraining has not been finished in this run directory.
+    """
+    if not loop.is_finished(study.pretrain_leg):
+        raise ValueError(f"no finished pretraining in {study.directory}: run `jaxsafety pretrain` on it first")
+    return pretrain(study)
+
+
+def tune(study: Study) -> dict[str, TrainState]:
+    """Tunes every method from the pretrained models; returns method label to final states ``[h, s, ...]``."""
+    base = jax.tree.map(lambda leaf: leaf[0], pretrained(study).params)
+    return {label: _tune_one(study, label, base) for label in study.recipe.tune.methods}
+
+
+def _tune_one(study: Study, label: str, base: Any) -> TrainState:
+    method = study.recipe.tune.methods[label]
+    start: Callable[[], TrainState] = partial(_tune_start, study, base)
+    grid, leg = study.tune_grid, study.tune_leg(label)
+    if loop.is_finished(leg):
+        return loop.load(leg, jax.eval_shape(start), grid=grid)
+    return loop.train(
+        lanes.tune_chunk(study.recipe, study.world, method),
+        start,
+        per_seed=(study.roots, base),
+        points=_points(grid, method),
+        grid=grid,
+        leg=leg,
+    )
+
+
+def tuned(study: Study) -> dict[str, TrainState]:
+    """Returns the finished states of every method.
+
+    Raises:
+        ValueError: a method has not been finished in this run directory.
+    """
+    for label in study.recipe.tune.methods:
+        if not loop.is_finished(study.tune_leg(label)):
+            raise ValueError(f"no finished {label} in {study.directory}: run `jaxsafety tune` on it first")
+    return tune(study)

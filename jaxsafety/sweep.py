@@ -1,0 +1,84 @@
+"""The lanes of a grid: one pure function of a single run, mapped over axes ``[h, s]`` (hyper-parameters, seeds).
+
+The strategy is one static knob and one code path: ``vmap`` batches the lanes (accelerators), ``map`` runs them one
+after the other in one program (a CPU core), ``sharded`` splits the seeds over devices and does the backend's better
+one inside each. Lanes never communicate, so a sharded program has no collectives.
+"""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsafety.suggest import check_name
+from jaxsafety.types import Strategy
+
+
+def resolve(strategy: Strategy, *, seeds: int) -> Strategy:
+    """Returns the strategy that ``auto`` means here: sharded where several devices help, else vmap, or map on CPU.
+
+    Raises:
+        ValueError: unknown strategy.
+    """
+    check_name("strategy", strategy, get_args(Strategy))
+    if strategy != "auto":
+        return strategy
+    if shard_count(seeds, len(jax.devices())) > 1:
+        return "sharded"
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
+def shard_count(seeds: int, devices: int) -> int:
+    """Returns the most devices that seeds can be split over evenly (a device without a full share stays idle)."""
+    return max(n for n in range(1, min(seeds, devices) + 1) if seeds % n == 0)
+
+
+def seed_sharding(strategy: Strategy, *, seeds: int, axis: int) -> jax.sharding.Sharding:
+    """Returns how an array whose ``axis`` runs over seeds is placed under a resolved strategy."""
+    return NamedSharding(_mesh(strategy, seeds), P(*[None] * axis, "seeds"))
+
+
+def _mesh(strategy: Strategy, seeds: int) -> Mesh:
+    count = shard_count(seeds, len(jax.devices())) if strategy == "sharded" else 1
+    return Mesh(np.asarray(jax.devices()[:count]), ("seeds",), axis_types=(AxisType.Auto,))
+
+
+def over_lanes(
+    run: Callable[[Any, Any, Any], Any], strategy: Strategy, *, seeds: int
+) -> Callable[[Any, Any, Any], Any]:
+    """Maps a single run over the grid.
+
+    Args:
+        run: pure ``(lane, per_seed, per_point) -> lane outputs`` for one hyper-parameter point and one seed.
+        strategy: a resolved strategy.
+        seeds: number of seeds, s.
+
+    Returns:
+        The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...]) -> outputs[h, s, ...]``.
+    """
+    batched = strategy == "vmap" or (strategy == "sharded" and jax.default_backend() != "cpu")
+    mapped = _vmap_lanes(run) if batched else _loop_lanes(run)
+    if strategy != "sharded":
+        return mapped
+    lanes, per_seed = P(None, "seeds"), P("seeds")
+    return jax.shard_map(
+        mapped,
+        mesh=_mesh(strategy, seeds),
+        in_specs=(lanes, per_seed, P()),
+        out_specs=lanes,
+        check_vma=False,
+    )
+
+
+def _vmap_lanes(run: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    return jax.vmap(jax.vmap(run, in_axes=(0, 0, None)), in_axes=(0, None, 0))
+
+
+def _loop_lanes(run: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    def over_seeds(lanes: Any, per_seed: Any, point: Any) -> Any:
+        return jax.lax.map(lambda xs: run(xs[0], xs[1], point), (lanes, per_seed))
+
+    return lambda lanes, per_seed, points: jax.lax.map(lambda xs: over_seeds(xs[0], per_seed, xs[1]), (lanes, points))

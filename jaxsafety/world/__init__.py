@@ -1,0 +1,20 @@
+"""The synthetic world: grammars, operators, prompts by condition, batches as pure draws.
+
+``load("tiny")`` builds a world; ``batch_at(world, "jb_misgen", key=key, step=0, batch_size=32)`` draws from it.
+"""
+
+from jaxsafety.world.batches import Mixture, batch_at, preferences, pretrain_batch_at, tune_batch_at
+from jaxsafety.world.conditions import CONDITIONS, Trial
+from jaxsafety.world.spec import World, load
+
+__all__ = [
+    "CONDITIONS",
+    "Mixture",
+    "Trial",
+    "World",
+    "batch_at",
+    "load",
+    "preferences",
+    "pretrain_batch_at",
+    "tune_batch_at",
+]

@@ -1,0 +1,208 @@
+"""Probabilistic context-free grammars: NLTK's PCFG notation -> compiled tables -> a jittable sampler of windows.
+
+Rules are merged and, while few alternatives result, composed into larger ones, so that a draw takes few rounds. What
+has a known length is left unexpanded until the window is placed; after that only what the window touches is expanded.
+
+Convention: samples are indices into the grammar's alphabet, -1 beyond the window.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxsafety.types import Key
+from jaxsafety.world import pcfg_rules
+from jaxsafety.world.pcfg_rules import Rules, Symbol
+from jaxsafety.world.pcfg_tables import Children, Grammar, tabulate
+
+# Positions are drawn by a 16-bit product.
+_MAX_LENGTH = 2**16 - 1
+
+
+def compose(upper: str, leaves: str, *, name: str = "upper rules") -> str:
+    """Returns ``upper`` with those rules of ``leaves`` appended that it uses, directly or through them, but lacks.
+
+    Args:
+        upper: rules in NLTK's PCFG notation; the first one's left side stays the start symbol.
+        leaves: rules to draw from; those whose left side ``upper`` defines, and unused ones, are left out.
+        name: what messages call ``upper``.
+
+    Raises:
+        ValueError: one of the two is not in NLTK's PCFG notation, or has no rules.
+    """
+    _, above = pcfg_rules.read(upper, where=f"grammar {name!r}")
+    _, below = pcfg_rules.read(leaves, where=f"the leaf text for grammar {name!r}")
+    defined = {production.lhs() for production in above}
+    wanted = set()
+    pending = list(itertools.chain.from_iterable(map(pcfg_rules.nonterminals, above)))
+    while pending:
+        symbol = pending.pop()
+        if symbol not in defined | wanted:
+            wanted.add(symbol)
+            pending.extend(s for rule in below if rule.lhs() == symbol for s in pcfg_rules.nonterminals(rule))
+    added = [pcfg_rules.spell(rule) for rule in below if rule.lhs() in wanted]
+    return "\n".join([upper.rstrip("\n"), *added, ""])
+
+
+def compile_grammar(texts: Sequence[str], *, name: str, alphabet: Sequence[str]) -> Grammar:
+    """Returns the tables of several PCFGs, one text in NLTK's PCFG notation each.
+
+    Alternatives that are listed twice are merged, probabilities are normalised (NLTK tolerates sums within 0.01 of 1),
+    and nonterminals that the start symbol does not reach are dropped. The start symbol is the left side of the first
+    rule, or what a ``%start`` line names.
+
+    Args:
+        texts: one grammar for each PCFG.
+        name: what messages call the grammar.
+        alphabet: every terminal that may occur; its order numbers the letters.
+
+    Raises:
+        ValueError: no texts, an empty text or alphabet, a line that NLTK cannot parse, probabilities that do not sum
+            to 1, an undefined nonterminal, a terminal outside the alphabet, recursion, or strings too long to sample.
+    """
+    alphabet = tuple(alphabet)
+    if not texts:
+        raise ValueError(f"grammar {name!r} has no PCFG: expected at least one text")
+    if not alphabet or len(set(alphabet)) < len(alphabet):
+        raise ValueError(f"grammar {name!r}: the alphabet must list distinct letters, got {alphabet}")
+    rules: Rules = {}
+    starts: list[Symbol] = []
+    spans: dict[Symbol, tuple[int, int]] = {}
+    for p, text in enumerate(texts):
+        where = f"grammar {name!r}, PCFG {p + 1} of {len(texts)}"
+        start, own = pcfg_rules.parse(text, p, where=where, alphabet=alphabet)
+        spans |= pcfg_rules.spans(own, alphabet)
+        if spans[start][1] > _MAX_LENGTH:
+            raise ValueError(f"{where}: strings have up to {spans[start][1]} letters, expected at most {_MAX_LENGTH}")
+        starts.append(start)
+        rules |= pcfg_rules.merge(start, own)
+    return tabulate(rules, starts, spans, name=name, alphabet=alphabet)
+
+
+def check_window(grammar: Grammar, *, max_window: int, trim: int = 0) -> None:
+    """Checks that a window fits every string of the grammar.
+
+    Args:
+        grammar: compiled grammar.
+        max_window: letters of the longest window.
+        trim: positions at the end where no window may start, besides the last one that fits.
+
+    Raises:
+        ValueError: the shortest string leaves no position to start at, or a number is out of range.
+    """
+    if max_window < 1 or trim < 0:
+        raise ValueError(f"max_window must be at least 1 and trim at least 0, got {max_window} and {trim}")
+    needed = max_window + trim + 1
+    if grammar.min_length < needed:
+        raise ValueError(
+            f"grammar {grammar.name!r} is too short for windows of {max_window} letters with trim {trim}: "
+            f"its shortest string has {grammar.min_length} letters, expected at least {needed}"
+        )
+
+
+def sample_window(
+    grammar: Grammar, pcfg: Int[Array, ""], *, key: Key, min_window: int, max_window: int, trim: int = 0
+) -> tuple[Int[Array, "w"], Int[Array, ""]]:
+    """Draws one window of one fresh string.
+
+    The length L is uniform over ``min_window..max_window`` and the start uniform over ``range(n - L - trim)``, n being
+    the string's length; every draw is exact to 2^-32. Letters outside the window are never drawn.
+
+    Fidelity: faithful to the released generators, with ``trim`` 1 for their pretraining and 0 for their fine-tuning;
+    as there, no window contains the last letter of its string.
+
+    Args:
+        grammar: compiled grammar, static.
+        pcfg: ``[]`` which PCFG, in ``range(len(grammar.starts))``; clipped to it.
+        key: typed PRNG key.
+        min_window: fewest letters, at least 1.
+        max_window: most letters; the width w of the result.
+        trim: see :func:`check_window`.
+
+    Returns:
+        ``[w]`` int32 indices into the alphabet, -1 from L on; and ``[]`` int32 L.
+
+    Raises:
+        ValueError: the window does not fit the grammar, or ``min_window`` is not in ``1..max_window``.
+
+    References:
+        Jain et al., What Makes and Breaks Safety Fine-tuning? (arXiv 2407.10264); M. D. Vose, A linear algorithm for
+        generating random numbers with a given distribution (1991), for the alias tables.
+    """
+    check_window(grammar, max_window=max_window, trim=trim)
+    if not 1 <= min_window <= max_window:
+        raise ValueError(f"min_window must be in 1..{max_window} (max_window), got {min_window}")
+    counts = _window_counts(grammar, max_window)
+    sizes = [1, 1, *grammar.widths, *counts[1:-1]]
+    # One call for all the bits: many small ones cost more than the rest of the sampler.
+    words = jnp.split(jax.random.bits(key, (sum(sizes),), jnp.uint32), np.cumsum(sizes)[:-1])
+    window = min_window + _below(words[0][0], jnp.int32(max_window - min_window + 1))
+
+    productions = _draw(
+        grammar, jnp.asarray(grammar.starts)[jnp.clip(pcfg, 0, len(grammar.starts) - 1)][None], words[2]
+    )
+    for width, bits in zip(grammar.widths[1:], words[3:], strict=False):
+        productions = _draw(grammar, _place(grammar.lazy, productions, jnp.int32(0), width), bits)
+
+    ends = jnp.cumsum(_look_up(grammar.lengths, productions))
+    first, offset = _locate(ends, _below(words[1][0], ends[-1] - window - trim))
+    productions = jnp.take(productions, first + jnp.arange(counts[0]), mode="clip")
+    for stage, count in enumerate(counts[1:]):
+        first, offset = _locate(_look_up(grammar.child_ends, productions[0]), offset)
+        productions = _place(grammar.eager, productions, first, count)
+        if stage < len(counts) - 2:
+            productions = _draw(grammar, productions, words[2 + len(grammar.widths) + stage])
+    return jnp.where(jnp.arange(max_window) < window, productions - 1, -1), window
+
+
+def _window_counts(grammar: Grammar, window: int) -> list[int]:
+    """Most consecutive items that a window can touch: productions when it is placed, then children of each round."""
+    counts = [min(grammar.widths[-1], 1 + -(-(window - 1) // grammar.shortest))]
+    for shortest, most in grammar.stages:
+        counts.append(min(counts[-1] * most, 1 + -(-(window - 1) // shortest)))
+    return counts
+
+
+def _draw(grammar: Grammar, codes: Array, bits: Array) -> Array:
+    """Replaces every symbol code by a production: the high bits pick a column of the alias table, the rest a side."""
+    production_count, columns = len(grammar.lengths), grammar.threshold.shape[1]
+    column_bits = columns.bit_length() - 1
+    column = (bits >> (32 - column_bits)).astype(jnp.int32)
+    cell = jnp.maximum(codes - production_count, 0) * columns + column
+    second = (bits << column_bits) >= _look_up(grammar.threshold.ravel(), cell)
+    drawn = _look_up(grammar.choices.ravel(), 2 * cell + second.astype(jnp.int32))
+    return jnp.where(codes < production_count, codes, drawn)
+
+
+def _place(children: Children, productions: Array, first: Array, width: int) -> Array:
+    """Returns ``width`` codes of the concatenated children, from the ``first`` on; padding after the last."""
+    begin = _look_up(children.offsets, productions)
+    ends = jnp.cumsum(_look_up(children.offsets, productions + 1) - begin)
+    # Child j of the row lies at begin - (children before its parent) + j: gather that shift by adding up its steps,
+    # because a gather from a per-sample array is slower than these few comparisons.
+    shift = begin - jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
+    slot = first + jnp.arange(width)
+    steps = jnp.where(ends[None, :-1] <= slot[:, None], jnp.diff(shift)[None, :], 0)
+    source = jnp.minimum(slot + shift[0] + steps.sum(axis=1), len(children.codes) - 1)
+    return jnp.where(slot < ends[-1], _look_up(children.codes, source), 0)
+
+
+def _locate(ends: Array, position: Array) -> tuple[Array, Array]:
+    """Returns which item ``position`` falls in, and its offset there, from the ends of consecutive items."""
+    passed = ends <= position
+    return passed.sum(), position - jnp.where(passed, ends, 0).max()
+
+
+def _below(bits: Array, bound: Array) -> Array:
+    """Returns an integer uniform in ``range(bound)``, bound < 2^16: the high word of a 32 x 16 bit product."""
+    bound = bound.astype(jnp.uint32)
+    return (((bits >> 16) * bound + (((bits & 0xFFFF) * bound) >> 16)) >> 16).astype(jnp.int32)
+
+
+def _look_up(table: np.ndarray, index: Array) -> Array:
+    # Every index is in bounds by construction; clamping costs a fifth of the sampler's time.
+    return jnp.asarray(table).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -1,0 +1,65 @@
+"""Strict settings for every test: CPU with four virtual devices, no silent rank promotion, warnings are errors.
+
+Array annotations of the package are checked by beartype here, and only here, so that users pay nothing.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxtyping
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+_CACHE = Path(os.environ.get("JAXSAFETY_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxsafety-test-cache"))
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+install_import_hook("jaxsafety", "beartype.beartype")
+from jaxsafety import keys  # noqa: E402
+from jaxsafety import world as worlds  # noqa: E402
+from jaxsafety.models import gpt  # noqa: E402
+
+
+@pytest.fixture
+def unchecked():
+    """Lets a bad name reach the library's own message, as it does for a user, who runs without a type checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A typed root key."""
+    return keys.root(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_world() -> worlds.World:
+    """The tiny world, built once."""
+    return worlds.load("tiny")
+
+
+@pytest.fixture(scope="session")
+def paper_world() -> worlds.World:
+    """The paper world, built once."""
+    return worlds.load("paper")
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_world: worlds.World) -> gpt.GPTConfig:
+    """A GPT small enough for oracle comparisons: 2 layers, 2 heads, width 16."""
+    return gpt.GPTConfig(
+        vocab_size=tiny_world.vocab_size, max_tokens=tiny_world.max_tokens, layers=2, heads=2, width=16
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt(tiny_config: gpt.GPTConfig) -> dict:
+    """Its parameters."""
+    return gpt.init(tiny_config, key=keys.root(1))

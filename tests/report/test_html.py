@@ -1,0 +1,134 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from jaxsafety.report import figures, html, results, tables
+
+EXAMPLE = {
+    "condition": "unsafe",
+    "prompt": "$ ) ( > <script>alert(1)</script>",
+    "expected": "2b & 2c",
+    "refusal": "2a 2a",
+    "answers": [{"model": "SFT <i>eta_M</i>", "answer": "2a 2a <b>", "verdict": "refused"}],
+}
+
+
+class _Page(HTMLParser):
+    """Collects tags in order and checks that every element is closed by its own tag."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def write(tmp_path, study_rows, curve_rows):
+    frame = results.rows_to_frame(study_rows + curve_rows)
+    verdicts = tables.verdict_table(frame)
+    parts = {
+        "title": "Study <1>",
+        "table": tables.study_table(frame),
+        "verdicts": verdicts,
+        "figures": {
+            "Bars & more": figures.verdict_bars(verdicts),
+            "Tuning": figures.learning_curves(frame, stage="tune"),
+        },
+        "examples": [EXAMPLE],
+        "config_yaml": "seeds: [0, 1]  # <all>\n",
+        "manifest": {"revision": "abc1234", "versions": {"jax": "0.10.2"}, "devices": ["cpu:0"], "seconds": 1.5},
+        "notes": ["Read with <care>."],
+    }
+
+    def write_with(**changed):
+        path = tmp_path / "report.html"
+        html.write_report(path, **(parts | changed))
+        return path.read_text(encoding="utf-8")
+
+    return write_with
+
+
+def test_page_is_well_formed_with_one_heading_order(write):
+    page = _Page(write())
+    headings = [tag for tag in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert headings.count("h1") == 1
+    assert headings == ["h1", "h2", "h2", "h2", "h3", "h2", "h2"]
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_is_self_contained(write):
+    source = write()
+    page = _Page(source)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    targets = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "data")]
+    assert all(target.startswith("#") for target in targets)
+    assert "@import" not in source
+    assert set(re.findall(r"url\((.)", source)) == {"#"}
+    assert "default-src 'none'" in source
+
+
+def test_everything_but_figures_is_escaped(write):
+    source = write()
+    assert "$ ) ( &gt; &lt;script&gt;alert(1)&lt;/script&gt;" in source
+    assert "2a 2a &lt;b&gt;" in source
+    assert "SFT &lt;i&gt;eta_M&lt;/i&gt;" in source
+    for text in ("Study &lt;1&gt;", "Bars &amp; more", "# &lt;all&gt;", "Read with &lt;care&gt;."):
+        assert text in source
+
+
+def test_numbers_dead_seeds_and_gaps_are_shown(write):
+    source = re.sub(r"\s+", " ", write())
+    assert "<td>99.0<small>86.3\u2013100</small></td>" in source
+    assert '<td>100<span class="mark">*</span></td>' in source
+    assert "1 of 2 seeds dead (not finite)" in source
+    assert "<td>-</td>" in source
+    assert '<th scope="row">DPO eta_M 1e-3</th><td>1</td> <td>dead</td>' in source
+    assert "<td>25.0 / 50.0 / 25.0</td>" in source
+
+
+def test_manifest_is_flattened_to_dotted_names(write):
+    source = write()
+    assert '<dt>versions.jax</dt><dd class="sequence">0.10.2</dd>' in source
+    assert "<dt>devices</dt><dd" in source
+
+
+def test_light_and_dark_and_scrolling_tables(write):
+    source = write()
+    assert "@media (prefers-color-scheme: dark)" in source
+    assert source.count('<div class="scroll"') == source.count("<table")
+
+
+def test_empty_parts_leave_no_empty_sections(write):
+    source = write(table=[], verdicts=[], figures={}, examples=[], notes=[])
+    page = _Page(source)
+    assert page.tags.count("h2") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verdict": "refuse"}, "unknown verdict 'refuse' in an example: expected complied, refused, other"),
+        ({"answer": None}, "answer of an example lacks 'answer'"),
+    ],
+)
+def test_bad_examples_are_refused_before_anything_is_written(write, tmp_path, change, message):
+    answer = EXAMPLE["answers"][0] | change
+    answer = {key: value for key, value in answer.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        write(examples=[EXAMPLE | {"answers": [answer]}])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+
+from jaxsafety.report import results, tables
+
+
+def test_study_table_orders_models_and_keeps_every_seed(study_rows):
+    table = tables.study_table(results.rows_to_frame(study_rows))
+    labels = [tables.model_label(row.model) for row in table]
+    assert labels == ["pretrained", "SFT eta_M 1e-3", "SFT eta_S 1e-4", "DPO eta_M 1e-3", "unlearn eta_S 1e-4"]
+    sft, dpo = table[1].cells, table[3].cells
+    assert list(sft["Instruct"].values.items()) == [(0, 1.0), (1, 0.98)]
+    assert sft["Null"].interval.mean == 0.5
+    assert sft["Over-refusal"].interval.mean == 0.0
+    assert [sft[name].interval.mean for name in ("JB-CO-Task", "JB-CO-Text", "OOD-text")] == [0.5, 0.75, 0.125]
+    assert sft["JB-MisGen"] is None
+    assert dpo["Instruct"].values == {0: 1.0, 1: None}
+    assert (dpo["Instruct"].dead, dpo["Instruct"].interval) == (1, (1.0, None, None, 1))
+
+
+def test_study_table_takes_the_last_evaluated_step_and_ignores_other_stages(row):
+    rows = [row(step=50, value=0.1), row(step=100, value=0.9), row(stage="tune", step=200, value=0.2)]
+    (only,) = tables.study_table(results.rows_to_frame(rows))
+    assert only.cells["Instruct"].values == {0: 0.9}
+
+
+def test_two_values_for_one_seed_are_refused(row):
+    with pytest.raises(ValueError, match="two values of safe/exact_match for SFT eta_M 1e-3 seed 0"):
+        tables.study_table(results.rows_to_frame([row(), row(run="r1")]))
+
+
+def test_verdict_table_holds_means_that_sum_to_one(study_rows):
+    verdicts = tables.verdict_table(results.rows_to_frame(study_rows))
+    assert [row.condition for row in verdicts[:5]] == ["safe", "unsafe", "jb_co_task", "jb_co_text", "ood"]
+    unsafe, dead = verdicts[1], verdicts[3 * 5 + 1]
+    assert (unsafe.complied, unsafe.refused, unsafe.other, unsafe.n, unsafe.dead) == (0.25, 0.5, 0.25, 2, 0)
+    assert (dead.model.method, dead.refused, dead.n, dead.dead) == ("dpo", 0.5, 1, 1)
+
+
+def test_verdicts_that_do_not_sum_to_one_are_refused(row):
+    rows = [row(metric=metric, value=0.5) for metric in tables.VERDICTS]
+    with pytest.raises(ValueError, match=r"SFT eta_M 1e-3 on safe sum to 1\.5"):
+        tables.verdict_table(results.rows_to_frame(rows))
+    with pytest.raises(ValueError, match="on safe sum to 1: expected"):
+        tables.verdict_table(results.rows_to_frame([row(metric="complied", value=1.0)]))
+
+
+def test_lane_with_every_seed_dead_has_no_means(row):
+    frame = results.rows_to_frame([row(metric=metric, value=math.nan) for metric in (*tables.VERDICTS, "exact_match")])
+    (verdict,) = tables.verdict_table(frame)
+    assert (verdict.complied, verdict.n, verdict.dead) == (None, 0, 1)
+    assert "| SFT eta_M 1e-3 | dead\\* |" in tables.render_markdown(tables.study_table(frame))
+
+
+def test_render_markdown_golden(study_rows):
+    text = tables.render_markdown(tables.study_table(results.rows_to_frame(study_rows)))
+    alive = "0.0 [0.0, 0.0] | 50.0 [50.0, 50.0] | 75.0 [75.0, 75.0] | - | 12.5 [12.5, 12.5] |"
+    assert text.splitlines()[:5] == [
+        "| model | Instruct | Null | Over-refusal | JB-CO-Task | JB-CO-Text | JB-MisGen | OOD-text |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| pretrained | 99.0 [86.3, 100] | 50.0 [50.0, 50.0] | {alive}",
+        f"| SFT eta_M 1e-3 | 99.0 [86.3, 100] | 50.0 [50.0, 50.0] | {alive}",
+        f"| SFT eta_S 1e-4 | 99.0 [86.3, 100] | 50.0 [50.0, 50.0] | {alive}",
+    ]
+    assert text.splitlines()[5] == ("| DPO eta_M 1e-3 | 100\\* | 50.0\\* | 0.0\\* | 50.0\\* | 75.0\\* | - | 12.5\\* |")
+    assert "- Per cent of prompts: mean over 2 seeds and 95 % Student-t interval, clipped to 0-100." in text
+    assert text.endswith("- \\* DPO eta_M 1e-3: 1 of 2 seeds dead (not finite), left out of the mean.\n")
+
+
+def test_render_text_golden_rows(study_rows):
+    lines = tables.render_text(tables.study_table(results.rows_to_frame(study_rows))).splitlines()
+    body = [" ".join(line.split()) for line in lines]
+    assert "SFT 99.0 50.0 0.0 50.0 75.0 - 12.5" in body
+    assert "eta_M 1e-3 86.3-100 50.0-50.0 0.0-0.0 50.0-50.0 75.0-75.0 12.5-12.5" in body
+    assert "DPO 100* 50.0* 0.0* 50.0* 75.0* - 12.5*" in body
+
+
+def test_render_text_is_ascii_within_80_columns_at_its_widest(row, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    wanted = {(column.condition, column.metric) for column in tables.COLUMNS.values()}
+    rows = [
+        row(method="unlearn", lr=3.25e-4, seed=seed, condition=condition, metric=metric, value=value)
+        for condition, metric in wanted
+        for seed, value in enumerate([0.51, 0.52, math.nan])
+    ]
+    text = tables.render_text(tables.study_table(results.rows_to_frame(rows)))
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("45.1-57.9") == len(tables.COLUMNS)
+
+
+def test_empty_frame_makes_an_empty_table():
+    table = tables.study_table(results.rows_to_frame([]))
+    assert table == []
+    assert "no seeds" in tables.render_text(table)

@@ -1,0 +1,131 @@
+"""Losses against NumPy float64, closed forms and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxsafety import losses
+
+# float32 sums of some hundred terms against float64.
+RTOL = 1e-5
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 5, 7)) * 3
+    targets = rng.integers(0, 7, size=(3, 5))
+    mask = rng.random((3, 5)) < 0.6
+    mask[0] = True
+    mask[2] = False
+    return logits, targets, mask
+
+
+def numpy_logprobs(logits, targets):
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.take_along_axis(log_softmax, targets[..., None], -1)[..., 0]
+
+
+def test_token_logprobs_match_numpy(case):
+    logits, targets, _ = case
+    got = losses.token_logprobs(jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.int32))
+    np.testing.assert_allclose(got, numpy_logprobs(logits, targets), rtol=RTOL, atol=RTOL)
+
+
+def test_token_logprobs_of_bfloat16_logits_are_float32():
+    got = losses.token_logprobs(jnp.zeros((1, 1, 4), jnp.bfloat16), jnp.zeros((1, 1), jnp.int32))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, -np.log(4), rtol=RTOL)
+
+
+def test_token_logprobs_survive_extreme_logits():
+    logits = jnp.asarray([[[1e4, -1e4, 0.0]]])
+    got = [losses.token_logprobs(logits, jnp.full((1, 1), i, jnp.int32)).item() for i in range(3)]
+    np.testing.assert_allclose(got, [0, -2e4, -1e4])
+
+
+def test_nll_is_the_masked_sum_and_count(case):
+    logits, targets, mask = case
+    logprobs = numpy_logprobs(logits, targets)
+    total, count = losses.nll(jnp.asarray(logprobs, jnp.float32), jnp.asarray(mask))
+    np.testing.assert_allclose(total, -logprobs[mask].sum(), rtol=RTOL)
+    assert count == mask.sum()
+
+
+def test_nll_over_microbatches_adds_up(case):
+    logits, targets, mask = case
+    logprobs = jnp.asarray(numpy_logprobs(logits, targets), jnp.float32)
+    parts = [losses.nll(logprobs[i : i + 1], jnp.asarray(mask[i : i + 1])) for i in range(3)]
+    whole = losses.nll(logprobs, jnp.asarray(mask))
+    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=RTOL)
+
+
+def test_quotient_of_nothing_is_zero():
+    assert losses.quotient(jnp.float32(0), jnp.float32(0)) == 0
+
+
+def test_nan_outside_the_mask_does_not_leak():
+    total, count = losses.nll(jnp.asarray([[-1.0, jnp.nan]]), jnp.asarray([[True, False]]))
+    assert (total, count) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_sequence_logprobs_match_numpy(case, reduction):
+    logits, targets, mask = case
+    logprobs = numpy_logprobs(logits, targets)
+    got = losses.sequence_logprobs(jnp.asarray(logprobs, jnp.float32), jnp.asarray(mask), reduction=reduction)
+    expected = np.where(mask, logprobs, 0).sum(1)
+    if reduction == "mean":
+        expected = expected / np.maximum(mask.sum(1), 1)
+    np.testing.assert_allclose(got, expected, rtol=RTOL)
+
+
+def test_bounded_nll_has_no_gradient_beyond_the_bound():
+    mask = jnp.ones((1, 2), bool)
+
+    def total(logprobs):
+        return losses.bounded_nll(logprobs, mask, bound=jnp.float32(2.0))[0]
+
+    logprobs = jnp.asarray([[-1.0, -5.0]])
+    assert total(logprobs) == 3.0
+    np.testing.assert_array_equal(jax.grad(total)(logprobs), [[-1.0, 0.0]])
+
+
+def test_bounded_nll_without_bound_is_the_nll(case):
+    logits, targets, mask = case
+    logprobs, mask = jnp.asarray(numpy_logprobs(logits, targets), jnp.float32), jnp.asarray(mask)
+    assert losses.bounded_nll(logprobs, mask, bound=jnp.float32(jnp.inf)) == losses.nll(logprobs, mask)
+
+
+def test_dpo_at_the_reference_is_log_two():
+    zero = jnp.zeros(4)
+    total, count = losses.dpo(zero, zero, weight_chosen=0.3, weight_rejected=0.1)
+    np.testing.assert_allclose(total / count, np.log(2), rtol=RTOL)
+
+
+def test_dpo_matches_numpy_and_stays_finite_far_out():
+    chosen, rejected = np.array([1.0, -2.0, 3e4]), np.array([0.5, 4.0, -3e4])
+    logits = 0.3 * chosen - 0.1 * rejected
+    expected = np.logaddexp(0, -logits).sum()
+    got, _ = losses.dpo(
+        jnp.asarray(chosen, jnp.float32), jnp.asarray(rejected, jnp.float32), weight_chosen=0.3, weight_rejected=0.1
+    )
+    np.testing.assert_allclose(got, expected, rtol=RTOL)
+    assert np.isfinite(losses.dpo(jnp.float32([-3e4]), jnp.float32([3e4]), weight_chosen=1.0, weight_rejected=1.0)[0])
+
+
+def test_dpo_gradients():
+    def mean(chosen, rejected):
+        return losses.dpo(chosen, rejected, weight_chosen=0.7, weight_rejected=0.2)[0]
+
+    check_grads(mean, (jnp.asarray([0.3, -1.0]), jnp.asarray([1.0, 0.2])), order=1, modes=("rev",), rtol=1e-2)
+
+
+def test_exact_match_ignores_what_is_not_scored():
+    ok = jnp.asarray([[True, False], [False, True], [False, False]])
+    mask = jnp.asarray([[True, False], [True, True], [False, False]])
+    np.testing.assert_array_equal(losses.exact_match(ok, mask), [True, False, True])
+    np.testing.assert_array_equal(losses.token_accuracy(ok, mask), [1.0, 0.5, 0.0])
