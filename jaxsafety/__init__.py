@@ -1,0 +1,7 @@
+"""The mechanics of safety fine-tuning in JAX.
+
+Submodules are imported by name (``from jaxsafety import losses, objectives, train, world``); importing them touches no
+device and reads no environment.
+"""
+
+__version__ = "0.1.0"

@@ -192,8 +192,9 @@ def _reserve(scratch: Path, size: int) -> None:
 
 
 def _write(path: Path, leaves: dict[str, np.ndarray]) -> None:
+    # Orbax refuses empty arrays and relative paths.
     with _quiet():
-        ocp.save(path, {name: leaf for name, leaf in leaves.items() if leaf.size})  # Orbax refuses empty arrays
+        ocp.save(path.absolute(), {name: leaf for name, leaf in leaves.items() if leaf.size})
     types = {name: _type(leaf) for name, leaf in leaves.items()}
     digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
     record = {"types": types, "leaves": digests, "files": _file_digests(path)}
@@ -223,7 +224,7 @@ def _read(path: Path, expected: dict[str, Any]) -> dict[str, np.ndarray]:
             raise _DamagedError(f"file {name} is {state}")
     wanted = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in expected.items()}
     with _quiet():
-        found = wanted | ocp.load(path, {name: leaf for name, leaf in wanted.items() if leaf.size})
+        found = wanted | ocp.load(path.absolute(), {name: leaf for name, leaf in wanted.items() if leaf.size})
     for name, leaf in found.items():
         if _leaf_digest(leaf) != record["leaves"][name]:
             raise _DamagedError(f"{name} has other values than were saved")

@@ -12,8 +12,9 @@ from jaxtyping import Array
 
 from jaxsafety import decode, keys, lanes, loop, progress, runlog, study, world
 from jaxsafety.loop import Grid
+from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
-from jaxsafety.study import PRETRAINED, Study
+from jaxsafety.study import Study
 from jaxsafety.types import Params
 from jaxsafety.world import Trial, World, text
 
@@ -57,18 +58,15 @@ def gather(run: Study) -> Models:
 def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
     grid = Grid(run.recipe.seeds, tuple(label[1:] for label in models.labels), run.strategy)
-    dummy = jnp.zeros(len(models.labels))
+    judge = loop.program(lambda params, trials, _: lanes.evaluate(run.recipe, run.world, params, trials), grid=grid)
     conditions = run.recipe.evaluate.conditions
     with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
         for i, condition in enumerate(conditions):
-            one = partial(_judge_lane, run, condition)
-            rates = jax.device_get(loop.call(one, models.params, run.roots, dummy, grid=grid))
+            draw = partial(lanes.table_prompts, run.recipe, run.world, condition=condition)
+            trials = study.per_seed(run, lambda key, draw=draw: draw(key=key))
+            rates = jax.device_get(judge(models.params, trials, jnp.zeros(len(models.labels))))
             yield from _rows(run, models, condition, rates)
             update(i + 1, {name: float(np.mean(rates[name])) for name in ("complied", "refused", "other")})
-
-
-def _judge_lane(run: Study, condition: str, params: Params, key: Array, _: Any) -> dict[str, Array]:
-    return lanes.evaluate(run.recipe, run.world, params, condition=condition, key=key)
 
 
 def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -103,7 +101,7 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
     first_seed = jax.tree.map(lambda leaf: leaf[:, :1], models.params)
     lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
     batch = jax.tree.map(lambda leaf: leaf[None], trials)
-    decoded = loop.call(partial(_decode, run), first_seed, batch, jnp.zeros(len(models.labels)), grid=lane)
+    decoded = loop.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.labels)))
     answers = np.asarray(decoded)[:, 0]
     host = jax.device_get(trials)
     rows = []

@@ -6,7 +6,7 @@ Streams never share keys, so training data, evaluation data and initialisation a
 from typing import Literal, get_args
 
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from jaxsafety.types import Key
 
@@ -16,7 +16,7 @@ Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis"]
 _STREAMS = get_args(Stream)
 
 
-def root(seed: int | Int[Array, ""]) -> Key:
+def root(seed: int | Integer[Array, ""]) -> Key:
     """Returns the typed root key of one seed."""
     return jax.random.key(seed)
 

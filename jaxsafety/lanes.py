@@ -16,12 +16,14 @@ from jaxsafety import keys, objectives, optim, train, world
 from jaxsafety.models import gpt
 from jaxsafety.recipe import MethodConfig, Recipe
 from jaxsafety.types import Forward, HParams, Key, Loss, Metrics, Params, TrainState
-from jaxsafety.world import World
+from jaxsafety.world import Trial, World
 
 Chunk = Callable[[TrainState, Any, HParams], tuple[TrainState, Metrics]]
 
-# Read-out steps of the learning curves live far above those of the final table, in the same stream.
-_PROBE_OFFSET = 1 << 20
+# Conditions that the learning curves read out.
+READOUT = ("safe", "unsafe")
+# Their prompts come from a step of the evaluation stream that no table reaches.
+_READOUT_STEP = 1 << 20
 
 
 def forward_of(recipe: Recipe, world: World) -> Forward:
@@ -45,7 +47,7 @@ def tune_optimizer(recipe: Recipe, point: HParams) -> optim.optax.GradientTransf
 
 
 def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
-    """Returns ``(state, root key, point) -> (state, chunk means and read-out)`` of pretraining."""
+    """Returns ``(state, root key, point) -> (state, chunk means)`` of pretraining."""
     config = recipe.pretrain
     forward = forward_of(recipe, world_)
 
@@ -56,13 +58,13 @@ def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
         )  # fmt: skip
         step = train.make_step(objectives.next_token(forward), pretrain_optimizer(recipe, point))
         state, metrics = train.scan_steps(step, lambda i: draw(step=i), state, steps=config.chunk_steps)
-        return state, _means(metrics) | probe(recipe, world_, state, key=key)
+        return state, _means(metrics)
 
     return chunk
 
 
 def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
-    """Returns ``(state, (root key, reference params), point) -> (state, chunk means and read-out)`` of a method."""
+    """Returns ``(state, (root key, reference params), point) -> (state, chunk means)`` of a method."""
     config = recipe.tune
     forward = forward_of(recipe, world_)
 
@@ -75,7 +77,7 @@ def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
         loss = _objective(forward, method, reference=reference, point=point)
         step = train.make_step(loss, tune_optimizer(recipe, point))
         state, metrics = train.scan_steps(step, lambda i: draw(step=i), state, steps=config.chunk_steps)
-        return state, _means(metrics) | probe(recipe, world_, state, key=key)
+        return state, _means(metrics)
 
     return chunk
 
@@ -92,31 +94,66 @@ def _means(metrics: Metrics) -> Metrics:
     return {name: jnp.mean(values) for name, values in metrics.items()}
 
 
-def probe(recipe: Recipe, world_: World, state: TrainState, *, key: Key) -> Metrics:
-    """Returns the read-out of the learning curves: verdict rates on a few fresh safe and unsafe prompts."""
-    rates = {}
-    for condition in ("safe", "unsafe"):
-        means = judge(
-            recipe, world_, state.params, condition=condition, key=key, step=_PROBE_OFFSET + state.step,
-            batch_size=recipe.evaluate.probe_prompts,
-        )  # fmt: skip
-        rates |= {f"{condition}/{name}": means[name] for name in ("exact_match", "complied", "refused")}
-    return rates
+def prompts(
+    recipe: Recipe, world_: World, *, condition: str, key: Key, batches: int, batch_size: int, first: int = 0
+) -> Trial:
+    """Draws evaluation prompts ``[n, b, ...]`` of a condition for one seed, the batches at steps ``first`` and on.
+
+    They depend on the seed alone, so that all its models are judged on the same prompts.
+    """
+    draw = partial(world.batch_at, world_, condition, key=keys.stream(key, "evaluate"), batch_size=batch_size)
+    return jax.vmap(lambda step: draw(step=step))(first + jnp.arange(batches))
 
 
-def judge(
-    recipe: Recipe, world_: World, params: Params, *, condition: str, key: Key, step: Any, batch_size: int
-) -> dict[str, Float[Array, ""]]:
-    """Returns mean verdict rates and accuracies on one fresh batch of a condition (see ``train.answer_metrics``)."""
-    trial = world.batch_at(world_, condition, key=keys.stream(key, "evaluate"), step=step, batch_size=batch_size)
-    per_prompt = train.answer_metrics(
-        forward_of(recipe, world_), params, complied=trial.complied, refused=trial.refused, blocks=trial.blocks
-    )
-    return _means(per_prompt)
-
-
-def evaluate(recipe: Recipe, world_: World, params: Params, *, condition: str, key: Key) -> dict[str, Float[Array, ""]]:
-    """Returns each metric's mean over ``recipe.evaluate.prompts`` fresh prompts of a condition."""
+def table_prompts(recipe: Recipe, world_: World, *, condition: str, key: Key) -> Trial:
+    """Draws the prompts of the accuracy table for one condition and seed."""
     config = recipe.evaluate
-    one = partial(judge, recipe, world_, params, condition=condition, key=key, batch_size=config.batch_size)
-    return _means(jax.lax.map(lambda step: one(step=step), jnp.arange(config.prompts // config.batch_size)))
+    return prompts(
+        recipe,
+        world_,
+        condition=condition,
+        key=key,
+        batches=config.prompts // config.batch_size,
+        batch_size=config.batch_size,
+    )
+
+
+def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
+    """Draws the prompts of the learning curves for one seed: one batch of each of ``READOUT``, none of the table's."""
+    drawn = [
+        prompts(
+            recipe,
+            world_,
+            condition=condition,
+            key=key,
+            batches=1,
+            batch_size=recipe.evaluate.probe_prompts,
+            first=_READOUT_STEP,
+        )
+        for condition in READOUT
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+
+
+def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
+    """Returns the mean verdict rates and accuracies of every batch ``[n]`` (see ``train.answer_metrics``)."""
+    forward = forward_of(recipe, world_)
+
+    def one(trial: Trial) -> Metrics:
+        return _means(
+            train.answer_metrics(forward, params, complied=trial.complied, refused=trial.refused, blocks=trial.blocks)
+        )
+
+    return jax.lax.map(one, trials)
+
+
+def evaluate(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:
+    """Returns each metric's mean over all prompts."""
+    return _means(judge(recipe, world_, params, trials))
+
+
+def readout(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:
+    """Returns the learning curves' rates on the prompts of :func:`readout_prompts`, as ``condition/metric``."""
+    rates = judge(recipe, world_, params, trials)
+    names = ("exact_match", "complied", "refused")
+    return {f"{condition}/{name}": rates[name][i] for i, condition in enumerate(READOUT) for name in names}

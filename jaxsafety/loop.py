@@ -4,7 +4,7 @@ A chunk is one dispatch: many steps, batches drawn inside, no host synchronisati
 saved, so a run killed at any moment continues from the last chunk, bit for bit.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxsafety import checkpoint, progress, runlog, sweep
-from jaxsafety.types import HParams, Metrics, Strategy, TrainState
+from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class Leg:
         return self.directory / "checkpoints" / self.method
 
 
-def call(run: Callable[[Any, Any, Any], Any], lanes: Any, per_seed: Any, points: Any, *, grid: Grid) -> Any:
-    """Runs a single-lane function over the grid as one compiled program; see :func:`jaxsafety.sweep.over_lanes`."""
-    program = jax.jit(sweep.over_lanes(run, grid.strategy, seeds=len(grid.seeds)))
-    return program(lanes, per_seed, points)
+def program(run: Callable[[Any, Any, Any], Any], *, grid: Grid) -> Callable[[Any, Any, Any], Any]:
+    """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.sweep.over_lanes`."""
+    return jax.jit(sweep.over_lanes(run, grid.strategy, seeds=len(grid.seeds)))
 
 
 def is_finished(leg: Leg) -> bool:
@@ -89,6 +88,7 @@ def train(
     chunk: Callable[[TrainState, Any, HParams], tuple[TrainState, Metrics]],
     start: Callable[[], TrainState],
     *,
+    readout: tuple[Callable[[Params, Any, Any], Metrics], Any],
     per_seed: Any,
     points: HParams,
     grid: Grid,
@@ -99,6 +99,8 @@ def train(
     Args:
         chunk: one lane's chunk.
         start: makes the stacked state ``[h, s, ...]`` before the first step (not called on resume).
+        readout: what the learning curves show at a chunk's end: one lane's function of its parameters, and what it
+            takes per seed, ``[s, ...]``.
         per_seed: what the chunk takes per seed, ``[s, ...]``.
         points: hyper-parameters ``[h]``.
         grid: the lanes.
@@ -110,15 +112,16 @@ def train(
     Raises:
         RuntimeError: every lane's loss has become non-finite.
     """
-    program = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
+    advance = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
+    read = program(readout[0], grid=grid)
     state, done = _resume(start, grid=grid, leg=leg)
     runlog.truncate_metrics(leg.directory, stage=leg.stage, method=leg.method, after_step=done)
     label = f"{leg.stage} {leg.method}"
     with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
         while done < leg.steps:
-            state, metrics = program(state, per_seed, points)
+            state, metrics = advance(state, per_seed, points)
             done += leg.chunk_steps
-            host = jax.device_get(metrics)
+            host = jax.device_get(metrics | read(state.params, readout[1], points))
             runlog.append_metrics(leg.directory, _rows(host, grid=grid, leg=leg, step=done))
             checkpoint.save(leg.checkpoints, state, step=done)
             update(done, _headline(host))
@@ -133,7 +136,7 @@ def _resume(start: Callable[[], TrainState], *, grid: Grid, leg: Leg) -> tuple[T
     return checkpoint.load(leg.checkpoints, _placed(jax.eval_shape(start), grid))
 
 
-def _rows(metrics: Metrics, *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:
+def _rows(metrics: Mapping[str, np.ndarray], *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:
     for h, (lr_name, lr) in enumerate(grid.points):
         for s, seed in enumerate(grid.seeds):
             values = {name: float(value[h, s]) for name, value in metrics.items()}
@@ -141,6 +144,6 @@ def _rows(metrics: Metrics, *, grid: Grid, leg: Leg, step: int) -> Iterable[dict
             yield labels | {"step": step} | values
 
 
-def _headline(metrics: Metrics) -> dict[str, float]:
+def _headline(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     names = {"loss": "loss", "exact_match": "safe/exact_match", "refused": "unsafe/refused"}
     return {short: float(np.mean(metrics[name])) for short, name in names.items()}

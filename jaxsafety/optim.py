@@ -64,11 +64,11 @@ class OptimConfig:
             raise ValueError(f"optim.weight_decay must be >= 0, got {self.weight_decay}")
 
 
-def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
     """Returns the schedule with peak 1: linear warm-up from 0, cosine to ``floor``, then constant."""
     warmup, end = config.warmup * total_steps, config.decay_end * total_steps
 
-    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+    def schedule(step: int | Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / (end - warmup), 0.0, 1.0)
         cosine = config.floor + (1 - config.floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))

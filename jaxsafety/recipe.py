@@ -20,12 +20,21 @@ from jaxsafety.world.spec import World, WorldName
 
 Objective = Literal["sft", "dpo", "unlearn"]
 
+# What results and checkpoints call the model before tuning.
+PRETRAINED = "pretrained"
+
 
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{type(config).__name__}.{name} must be > 0 and finite, got {value}")
+
+
+def _require_plain(what: str, name: str) -> None:
+    """Checks a name that becomes a directory."""
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"{what} must be a plain file name, got {name!r}")
 
 
 def _require_chunks(config: Any) -> None:
@@ -150,6 +159,10 @@ class TuneConfig:
         _require_chunks(self)
         if not self.learning_rates or not self.methods:
             raise ValueError("tune needs at least one learning rate and one method")
+        for label in self.methods:
+            _require_plain("label of a method", label)
+            if label == PRETRAINED:
+                raise ValueError(f"{PRETRAINED!r} is the untuned model's label: choose another for the method")
         for name, value in self.learning_rates.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"tune.learning_rates.{name} must be > 0 and finite, got {value}")
@@ -179,6 +192,8 @@ class EvaluateConfig:
             )
         for name in self.conditions:
             check_name("condition", name, get_args(ConditionName))
+        if not self.conditions or len(set(self.conditions)) < len(self.conditions):
+            raise ValueError(f"evaluate.conditions must name distinct conditions, got {list(self.conditions)}")
 
 
 @dataclass(frozen=True)
@@ -209,10 +224,9 @@ class Recipe:
             raise ValueError("seeds must name at least one seed, got none")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be distinct, got {list(self.seeds)}")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be >= 0, got {min(self.seeds)}")
-        if not self.name or "/" in self.name:
-            raise ValueError(f"name must be a plain file name, got {self.name!r}")
+        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise ValueError(f"seeds must be >= 0 and < 2^32, got {list(self.seeds)}")
+        _require_plain("name", self.name)
 
 
 def as_dict(config: Any) -> Any:

@@ -3,7 +3,6 @@
 Parsing, typing and unknown-key detection are jsonargparse's; this module turns its answers into one sentence each.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -14,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.recipe import Recipe, as_dict
+from jaxsafety.suggest import nearest
 
 
 def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,6 +30,7 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Recipe)
     content = _yaml(path)
+    _check_sections(content, where=str(path))
     words = ["--config", str(path), *overrides]
     try:
         values = parser.instantiate(parser.parse_args(words))
@@ -61,26 +62,45 @@ def _yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_sections(content: dict[str, Any], *, where: str) -> None:
+    """Refuses a section that is no mapping, which jsonargparse would ignore."""
+    for name, kind in get_type_hints(Recipe).items():
+        if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
+            raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
+
+
 def _sentence(message: str, *, where: str) -> str:
-    """Turns a jsonargparse message into one sentence, with the nearest known key for an unknown one."""
+    """Turns a jsonargparse message into one sentence, with the nearest known name for an unknown one."""
     text = " ".join(message.replace("typing.", "").split())
     text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    unknown = re.search(r"[Oo]ption '([\w.-]+)'|[Uu]nrecognized arguments?: -*([\w.-]+)", text)
-    hint = ""
-    if unknown:
-        name = (unknown.group(1) or unknown.group(2)).lstrip("-")
-        known = sorted(set(_keys(Recipe)))
-        close = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
-            name.split(".")[-1], sorted({key.split(".")[-1] for key in known}), n=1
-        )
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{where}: {text}{hint}"
+    value = re.search(r"Expected a Literal\[(.+?)\]\. Got value: (\S+)", text)
+    if value:
+        known = value[1].replace("'", "").split(", ")
+        text = text.replace(value[0], f"expected one of {', '.join(known)}, got {value[2]!r}{nearest(value[2], known)}")
+    if option := re.search(r"[Oo]ption '([\w.-]+)'", text):
+        section = re.search(r"Group '([\w.]+)'|Parser key \"([\w.]+)\"", text)
+        text += _nearest_field(f"{section[1] or section[2]}.{option[1]}" if section else option[1])
+    elif word := re.search(r"[Uu]nrecognized arguments?: -*([\w.-]+)", text):
+        text += nearest(word[1], set(_keys(Recipe)))
+    text = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", text)
+    return f"{where}: {text}"
+
+
+def _nearest_field(name: str) -> str:
+    """Returns "; did you mean X?" for the field that looks most like ``name``, whole or below the same section."""
+    known = sorted(set(_keys(Recipe)))
+    section = name.rpartition(".")[0]
+    below = [key.removeprefix(f"{section}.") for key in known if key.startswith(f"{section}.")]
+    if section and (hint := nearest(name.rpartition(".")[2], below)):
+        return hint
+    return nearest(name, known)
 
 
 def _keys(config: type, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all fields; those of a mapping's values come right below the mapping's name."""
     for name, kind in get_type_hints(config).items():
         yield prefix + name
         for inner in (kind, *get_args(kind)):
             if is_dataclass(inner):
-                yield from _keys(inner, prefix if inner is not kind else f"{prefix}{name}.")
+                yield from _keys(inner, f"{prefix}{name}.")

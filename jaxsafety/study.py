@@ -16,11 +16,9 @@ from jaxtyping import Array
 
 from jaxsafety import keys, lanes, loop, sweep, train, world
 from jaxsafety.loop import Grid, Leg
-from jaxsafety.recipe import MethodConfig, Recipe
-from jaxsafety.types import HParams, TrainState
+from jaxsafety.recipe import PRETRAINED, MethodConfig, Recipe
+from jaxsafety.types import HParams, Metrics, Params, TrainState
 from jaxsafety.world import World
-
-PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,8 @@ def _pretrain_start(study: Study) -> TrainState:
         params = lanes.init_params(study.recipe, study.world, key=key)
         return train.init_state(params, lanes.pretrain_optimizer(study.recipe, point))
 
-    return loop.call(init, _lane_dummies(study.pretrain_grid), study.roots, points, grid=study.pretrain_grid)
+    grid = study.pretrain_grid
+    return loop.program(init, grid=grid)(lane_dummies(grid), study.roots, points)
 
 
 def _tune_start(study: Study, params: Any) -> TrainState:
@@ -110,11 +109,26 @@ def _tune_start(study: Study, params: Any) -> TrainState:
         return train.init_state(reference, lanes.tune_optimizer(study.recipe, point))
 
     grid = study.tune_grid
-    return loop.call(init, _lane_dummies(grid), params, _points(grid, MethodConfig()), grid=grid)
+    return loop.program(init, grid=grid)(lane_dummies(grid), params, _points(grid, MethodConfig()))
 
 
-def _lane_dummies(grid: Grid) -> Array:
+def lane_dummies(grid: Grid) -> Array:
+    """Returns ``[h, s]`` zeros, for programs that need no input per lane."""
     return jnp.zeros((len(grid.points), len(grid.seeds)))
+
+
+def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
+    """Returns ``run(root key)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
+    grid = study.pretrain_grid
+    lanes_out = loop.program(lambda _, key, __: run(key), grid=grid)(lane_dummies(grid), study.roots, jnp.zeros(1))
+    return jax.tree.map(lambda leaf: leaf[0], lanes_out)
+
+
+def _readout(study: Study) -> tuple[Callable[[Params, Any, Any], Metrics], Any]:
+    def read(params: Params, trials: Any, _: Any) -> Metrics:
+        return lanes.readout(study.recipe, study.world, params, trials)
+
+    return read, per_seed(study, lambda key: lanes.readout_prompts(study.recipe, study.world, key=key))
 
 
 def pretrain(study: Study) -> TrainState:
@@ -126,6 +140,7 @@ def pretrain(study: Study) -> TrainState:
     return loop.train(
         lanes.pretrain_chunk(study.recipe, study.world),
         start,
+        readout=_readout(study),
         per_seed=study.roots,
         points=_points(grid, MethodConfig()),
         grid=grid,
@@ -159,6 +174,7 @@ def _tune_one(study: Study, label: str, base: Any) -> TrainState:
     return loop.train(
         lanes.tune_chunk(study.recipe, study.world, method),
         start,
+        readout=_readout(study),
         per_seed=(study.roots, base),
         points=_points(grid, method),
         grid=grid,

@@ -86,8 +86,9 @@ def answer_metrics(
     ok_null = losses.correct(forward(params, refused.tokens), refused.targets)
     refuses = losses.exact_match(ok_null, refused.mask)
     complies = losses.exact_match(ok, complied.mask) & ~refuses
-    per_block = losses.exact_match(ok[:, None, :], blocks)
-    accuracy = losses.token_accuracy(ok[:, None, :], blocks)
+    ok_twice = jnp.broadcast_to(ok[:, None, :], blocks.shape)
+    per_block = losses.exact_match(ok_twice, blocks)
+    accuracy = losses.token_accuracy(ok_twice, blocks)
     rates = {
         "complied": complies,
         "refused": refuses,

@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from jaxsafety.types import Params
+from jaxsafety.types import Leaf, Params
 
 
-def flatten(params: Params) -> dict[str, Array]:
+def flatten(params: Params) -> dict[str, Leaf]:
     """Returns the tree as a flat dict from path to array."""
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def unflatten(flat: dict[str, Array]) -> Params:
+def unflatten(flat: dict[str, Leaf]) -> Params:
     """Inverse of :func:`flatten`."""
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def select(params: Params, pattern: str) -> dict[str, Array]:
+def select(params: Params, pattern: str) -> dict[str, Leaf]:
     """Returns the leaves whose whole path matches the regular expression ``pattern``.
 
     Raises:
@@ -38,7 +38,7 @@ def select(params: Params, pattern: str) -> dict[str, Array]:
     return chosen
 
 
-def label(params: Params, rule: Callable[[str, Array], Any]) -> Params:
+def label(params: Params, rule: Callable[[str, Leaf], Any]) -> Params:
     """Returns the tree with ``rule(path, leaf)`` at every leaf: masks and labels for optax's masked transforms."""
     return unflatten({path: rule(path, leaf) for path, leaf in flatten(params).items()})
 

@@ -20,9 +20,10 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 install_import_hook("jaxsafety", "beartype.beartype")
-from jaxsafety import keys  # noqa: E402
+from jaxsafety import cli, keys, recipe_file  # noqa: E402
 from jaxsafety import world as worlds  # noqa: E402
 from jaxsafety.models import gpt  # noqa: E402
+from jaxsafety.recipe import EvaluateConfig, MethodConfig, ModelConfig, PretrainConfig, Recipe, TuneConfig  # noqa: E402
 
 
 @pytest.fixture
@@ -63,3 +64,49 @@ def tiny_config(tiny_world: worlds.World) -> gpt.GPTConfig:
 def tiny_gpt(tiny_config: gpt.GPTConfig) -> dict:
     """Its parameters."""
     return gpt.init(tiny_config, key=keys.root(1))
+
+
+@pytest.fixture(scope="session")
+def mini_recipe() -> Recipe:
+    """A whole study at its smallest: 1 layer of width 16, 2 seeds, 2 methods, 2 conditions, 6 steps in 3 chunks."""
+    stage = {"steps": 6, "chunk_steps": 2, "batch_size": 4}
+    methods = {"sft": MethodConfig("sft"), "dpo": MethodConfig("dpo", weight_rejected=0.1)}
+    return Recipe(
+        name="mini",
+        seeds=(3, 5),
+        model=ModelConfig(layers=1, heads=2, width=16),
+        pretrain=PretrainConfig(**stage),
+        tune=TuneConfig(**stage, methods=methods),
+        evaluate=EvaluateConfig(prompts=8, batch_size=4, conditions=("safe", "unsafe"), probe_prompts=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def cache_directory() -> Path:
+    """The compilation cache of the tests, for processes that they start."""
+    return _CACHE
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """The command line in this process, whose jax is configured already."""
+    monkeypatch.setattr(cli, "_configure_jax", lambda *_, **__: None)
+    return lambda *words: cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def mini_yaml(mini_recipe, tmp_path_factory) -> Path:
+    """The miniature study as a file."""
+    path = tmp_path_factory.mktemp("recipe") / "mini.yaml"
+    path.write_text(recipe_file.to_yaml(mini_recipe))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(mini_yaml, tmp_path_factory) -> Path:
+    """The run directory of the miniature study after all its stages; tests that change it work on a copy."""
+    directory = tmp_path_factory.mktemp("runs") / "mini"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_configure_jax", lambda *_, **__: None)
+        assert cli.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
+    return directory

@@ -119,7 +119,9 @@ def test_dpo_matches_numpy_and_stays_finite_far_out():
 
 def test_dpo_gradients():
     def mean(chosen, rejected):
-        return losses.dpo(chosen, rejected, weight_chosen=0.7, weight_rejected=0.2)[0]
+        # The finite differences come as NumPy arrays.
+        margins = jnp.asarray(chosen), jnp.asarray(rejected)
+        return losses.dpo(*margins, weight_chosen=0.7, weight_rejected=0.2)[0]
 
     check_grads(mean, (jnp.asarray([0.3, -1.0]), jnp.asarray([1.0, 0.2])), order=1, modes=("rev",), rtol=1e-2)
 

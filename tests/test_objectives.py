@@ -22,19 +22,28 @@ def hparams(**changed):
     return HParams(**{name: jnp.float32(value) for name, value in (values | changed).items()})
 
 
-@pytest.fixture
-def batch(tiny_world, key) -> PreferenceBatch:
-    return world.tune_batch_at(tiny_world, key=key, step=0, batch_size=8, p_unsafe=0.5, mix="prompt")
+def draw(world_, batch_size) -> PreferenceBatch:
+    drawn = partial(world.tune_batch_at, world_, step=0, batch_size=batch_size, p_unsafe=0.5, mix="prompt")
+    return jax.jit(lambda key: drawn(key=key))(keys.root(0))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def batch(tiny_world) -> PreferenceBatch:
+    return draw(tiny_world, 8)
+
+
+@pytest.fixture(scope="module")
 def forward(tiny_config):
-    return partial(gpt.forward, config=tiny_config)
+    return jax.jit(partial(gpt.forward, config=tiny_config))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def other(tiny_config):
     return gpt.init(tiny_config, key=keys.root(7))
+
+
+def gradient(loss, params, batch):
+    return jax.jit(jax.grad(lambda p: loss(p, batch)[0]))(params)
 
 
 def side_logprobs(forward, params, side: Batch):
@@ -77,7 +86,7 @@ def test_dpo_sends_no_gradient_into_the_reference(forward, tiny_gpt, other, batc
     def value(reference):
         return objectives.dpo(forward, reference=reference, hparams=hparams(), reduction="sum")(tiny_gpt, batch)[0]
 
-    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.grad(value)(other)))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(value))(other)))
 
 
 def test_unlearning_without_ascent_is_nll_of_the_preferred_side(forward, tiny_gpt, batch):
@@ -89,7 +98,7 @@ def test_unlearning_without_ascent_is_nll_of_the_preferred_side(forward, tiny_gp
 def test_unlearning_without_ascent_has_the_gradient_of_sft(forward, tiny_gpt, batch):
     """Up to the constant between per-prompt and per-token means."""
     unlearn = objectives.unlearn(forward, hparams=hparams(weight_rejected=0.0), reduction="sum")
-    grads = [jax.grad(lambda p, f=f: f(p, batch)[0])(tiny_gpt) for f in (unlearn, objectives.sft(forward))]
+    grads = [gradient(loss, tiny_gpt, batch) for loss in (unlearn, objectives.sft(forward))]
     scale = batch.chosen.mask.sum() / batch.chosen.mask.shape[0]
     scaled = jax.tree.map(lambda g: g * scale, grads[1])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), grads[0], scaled)
@@ -110,7 +119,7 @@ def test_bounded_ascent_stops_pushing(forward, tiny_gpt, batch):
     for name, weight in (("with", 5.0), ("without", 0.0)):
         hp = hparams(weight_rejected=weight, ascent_bound=1e-3)
         loss = objectives.unlearn(forward, hparams=hp, reduction="sum")
-        values[name] = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(tiny_gpt)
+        values[name] = gradient(loss, tiny_gpt, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), values["with"], values["without"])
 
 
@@ -118,7 +127,7 @@ def test_dpo_near_the_reference_is_parallel_to_unlearning(forward, tiny_gpt, bat
     """At policy == reference the slope of the sigmoid is 1/2 everywhere."""
     dpo = objectives.dpo(forward, reference=tiny_gpt, hparams=hparams(), reduction="sum")
     unlearn = objectives.unlearn(forward, hparams=hparams(), reduction="sum")
-    grads = [jax.grad(lambda p, f=f: f(p, batch)[0])(tiny_gpt) for f in (dpo, unlearn)]
+    grads = [gradient(loss, tiny_gpt, batch) for loss in (dpo, unlearn)]
     halved = jax.tree.map(lambda g: g / 2, grads[1])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), grads[0], halved)
 
@@ -129,13 +138,14 @@ def test_gradients_against_finite_differences(tiny_world, key, kind):
         vocab_size=tiny_world.vocab_size, max_tokens=tiny_world.max_tokens, layers=1, heads=1, width=4
     )
     forward, params = partial(gpt.forward, config=config), gpt.init(config, key=key)
-    batch = world.tune_batch_at(tiny_world, key=key, step=0, batch_size=2, p_unsafe=0.5, mix="prompt")
+    batch = draw(tiny_world, 2)
     loss = {
         "sft": objectives.sft(forward),
         "dpo": objectives.dpo(forward, reference=params, hparams=hparams(), reduction="mean"),
         "unlearn": objectives.unlearn(forward, hparams=hparams(), reduction="mean"),
     }[kind]
-    check_grads(lambda p: loss(p, batch)[0], (params,), order=1, modes=("rev",), atol=2e-3, rtol=2e-2, eps=1e-2)
+    value = jax.jit(lambda p: loss(p, batch)[0])
+    check_grads(value, (params,), order=1, modes=("rev",), atol=2e-3, rtol=2e-2, eps=1e-2)
 
 
 def test_masked_positions_do_not_matter(forward, tiny_gpt, batch):

@@ -40,7 +40,7 @@ def rows_to_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
         rows: mappings with exactly the keys of ``SCHEMA``; NumPy and JAX scalars are accepted as numbers.
 
     Raises:
-        ValueError: a missing or unknown column, a value of the wrong type, an unknown stage or method.
+        ValueError: a missing or unknown column, a value of the wrong type, an unknown stage.
     """
     return pl.DataFrame([_checked(row) for row in rows], schema=SCHEMA, orient="row")
 

@@ -59,7 +59,7 @@ def _example(world: World, trial: Trial) -> Example:
     answer = slice(start - 1, start + 2 * length + 1)
     letters = trial.prompt.letters[:length] + world.first_letter
 
-    def scored(targets: Array, mask: Bool[Array, " t"]) -> str:
+    def scored(targets: Int[np.ndarray, " t"], mask: Bool[np.ndarray, " t"]) -> str:
         names = words(world, targets[answer]).split()
         return " ".join(name if on else "." for name, on in zip(names, mask[answer], strict=True))
 

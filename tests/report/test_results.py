@@ -27,7 +27,6 @@ def test_no_rows_make_an_empty_frame_of_the_schema():
     [
         ({"metrics": "loss"}, r"unknown column in result row 'metrics': .*did you mean 'metric'"),
         ({"stage": "evaluation"}, r"unknown stage 'evaluation': .*did you mean 'evaluate'"),
-        ({"method": "ppo"}, "unknown method 'ppo'.*expected pretrained, sft, dpo, unlearn"),
         ({"seed": 1.5}, "column 'seed' got 1.5: expected Int64"),
         ({"value": "0.5"}, "column 'value' got '0.5': expected Float64"),
         ({"condition": None}, "column 'condition' got None: expected String"),
@@ -78,7 +77,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, row):
     with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
         results.read_results([path])
     pl.DataFrame({"x": [1]}).write_parquet(path)
-    with pytest.raises(ValueError, match=r"a\.parquet: unknown column 'x'"):
+    with pytest.raises(ValueError, match=r"unknown column in .*a\.parquet 'x'"):
         results.read_results([path])
 
 

@@ -1,6 +1,7 @@
 """Prompts by condition: the safety policy, both answers, what is judged, and the jailbreaks' definitions."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -161,6 +162,6 @@ def test_unknown_condition_names_the_nearest(tiny_world, key):
 
 def test_masks_never_cover_the_prompt(draws):
     for trial in draws.values():
-        code = np.stack([layout.segments(n, window=8) for n in trial.prompt.length[:50]])[:, 1:]
+        code = np.stack([layout.segments(jnp.int32(n), window=8) for n in trial.prompt.length[:50]])[:, 1:]
         for side in (trial.complied, trial.refused):
             assert not np.any(side.mask[:50] & (code < layout.BLOCK1))

@@ -172,8 +172,15 @@ def test_six_tiny_letters_identify_the_pcfg_without_error():
     assert not languages[0] & languages[1]
 
 
-def test_six_tiny_letters_tell_unsafe_text_from_all_other_without_error():
-    assert not union("tiny", UNSAFE, 6) & union("tiny", ("safe", "full", "intermediate"), 6)
+def test_six_tiny_letters_tell_unsafe_text_from_safe_text_without_error():
+    assert not union("tiny", UNSAFE, 6) & union("tiny", ("safe", "intermediate"), 6)
+
+
+def test_tiny_pretraining_text_meets_unsafe_text_now_and_then():
+    assert union("tiny", UNSAFE, 6) <= union("tiny", ("full",), 6)
+    unsafe = union("tiny", UNSAFE, 6)
+    share = np.mean([six in unsafe for p in range(2) for six in grams(drawn("tiny", "full", p), 6)])
+    assert 0.02 < share < 0.3
 
 
 @pytest.mark.parametrize("pcfg", range(2))

@@ -26,9 +26,9 @@ def compile_text(text):
         ("%start\nv -> 'a' [1.0]", r"not in NLTK's PCFG notation: .*line 1"),
         ("v -> 'a' [0.5] | 'b' [0.4]", r"the probabilities of v sum to 0.9, expected 1$"),
         ("v -> 'a'", r"the probabilities of v sum to 0, expected 1$"),
-        ("v -> node [1.0]\nnoda -> 'a' [1.0]", r"rule v -> node \[1.\] uses node, which no .* \(nearest: noda\)$"),
-        ("%start u\nv -> 'a' [1.0]", r"no rule defines the start symbol u \(nearest: v\)$"),
-        ("v -> 'its' [1.0]", r"has the letter 'its', which is not in the alphabet \(nearest: it's\)$"),
+        ("v -> node [1.0]\nnoda -> 'a' [1.0]", r"rule v -> node \[1.\] uses node, which no .*; did you mean 'noda'\?$"),
+        ("%start u\nv -> 'a' [1.0]", r"no rule defines the start symbol u$"),
+        ("v -> 'its' [1.0]", r"has the letter 'its', which is not in the alphabet; did you mean \"it's\"\?$"),
         ("v -> v 'a' [0.5] | 'b' [0.5]", r"recursion without bound, v -> v; strings must have bounded length$"),
         (
             "v -> 'a' u [1.0]\nu -> t [1.0]\nt -> u [0.5] | 'b' [0.5]",

@@ -1,0 +1,118 @@
+"""Chunks of pretraining of several seeds under every seed strategy, batches drawn inside the program as in a real run.
+
+Unlike a real run nothing is donated: every round starts from the same state. The accuracy column compares every lane's
+loss, the mean over the chunk's steps, with that of ``map``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import cases, harness
+from benchmarks.cases import TrainCase
+from benchmarks.harness import Program
+from jaxsafety import keys, lanes, objectives, sweep, train, world
+from jaxsafety.recipe import ModelConfig, OptimConfig, PretrainConfig, Recipe
+from jaxsafety.types import HParams, Strategy, TrainState
+from jaxsafety.world import World
+
+COLUMNS = {
+    "name": "case", "seeds": "seeds", "strategy": "strategy", "items_per_s": "seed-steps/s",
+    "sequences_per_s": "sequences/s", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
+    "lower_ms": "lower ms", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s",
+    "speedup": "vs map", "speedup_p10": "p10", "speedup_p90": "p90", "loss_error": "loss error",
+}  # fmt: skip
+
+_STEPS_OF_THE_RUN = 1000  # the schedule's length; beyond what is run
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Yields a row for each case, seed count and strategy."""
+    for case in cases.TRAIN:
+        recipe, built = recipe_of(case), world.load(case.world)
+        gflop = _step_gflop(recipe, built)
+        for seeds in case.seed_counts:
+            yield from _rows(case, recipe, built, seeds=seeds, gflop=gflop)
+
+
+def recipe_of(case: TrainCase) -> Recipe:
+    """Returns the case as a recipe."""
+    return Recipe(
+        world=case.world,
+        model=ModelConfig(preset=case.preset, positions=case.positions),
+        pretrain=PretrainConfig(
+            steps=_STEPS_OF_THE_RUN,
+            batch_size=case.batch_size,
+            chunk_steps=case.steps,
+            optim=OptimConfig(algorithm=case.algorithm),
+        ),
+    )
+
+
+def strategies(seeds: int) -> tuple[Strategy, ...]:
+    """Returns the strategies that differ for so many seeds here: one share cannot be split over devices."""
+    split = sweep.shard_count(seeds, jax.device_count()) > 1
+    return tuple(s for s in cases.STRATEGIES if s != "sharded" or split)
+
+
+def _rows(
+    case: TrainCase, recipe: Recipe, built: World, *, seeds: int, gflop: float | None
+) -> Iterator[dict[str, Any]]:
+    start = _start(recipe, built, seeds=seeds)
+    items = seeds * case.steps
+    work = None if gflop is None else gflop * items
+    names = strategies(seeds)
+    programs = [_program(recipe, built, start, strategy=s, items=items, gflop=work) for s in names]
+    results = harness.race(programs, rounds=case.rounds)
+    baseline, (_, expected) = results[0]
+    for strategy, (record, (_, metrics)) in zip(names, results, strict=True):
+        ratio = harness.speedup(record, over=baseline)
+        yield asdict(record) | {
+            "name": case.name, "strategy": strategy, "seeds": seeds, "batch_size": case.batch_size,
+            "sequences_per_s": record.items_per_s * case.batch_size, "speedup": ratio.median,
+            "speedup_p10": ratio.p10, "speedup_p90": ratio.p90,
+            "loss_error": harness.max_relative_error(metrics["loss"], expected["loss"]),
+        }  # fmt: skip
+
+
+def _program(
+    recipe: Recipe, built: World, start: TrainState, *, strategy: Strategy, items: int, gflop: float | None
+) -> Program:
+    seeds = start.step.shape[1]
+    states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
+    roots = jax.device_put(_roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
+    fn = sweep.over_lanes(lanes.pretrain_chunk(recipe, built), strategy, seeds=seeds)
+    return harness.compile_program(fn, (states, roots, _points(recipe)), name=strategy, items=items, gflop=gflop)
+
+
+def _start(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
+    def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
+        return train.init_state(lanes.init_params(recipe, built, key=key), lanes.pretrain_optimizer(recipe, point))
+
+    program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
+    return program(jnp.zeros((1, seeds)), _roots(seeds), _points(recipe))
+
+
+def _roots(seeds: int) -> jax.Array:
+    return jax.vmap(keys.root)(jnp.arange(seeds))
+
+
+def _points(recipe: Recipe) -> HParams:
+    one = jnp.ones((1,), jnp.float32)
+    return HParams(recipe.pretrain.learning_rate * one, one, one, one, one)
+
+
+def _step_gflop(recipe: Recipe, built: World) -> float | None:
+    """XLA's count of the loss and its gradient on one batch: the model's work, without optimiser and sampler."""
+    config = recipe.pretrain
+    draw = partial(
+        world.pretrain_batch_at, built, config.mixture, step=0, total_steps=config.steps, batch_size=config.batch_size
+    )
+    params = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
+    batch = jax.eval_shape(lambda: draw(key=keys.root(0)))
+    loss = objectives.next_token(lanes.forward_of(recipe, built))
+    return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (params, batch))

@@ -1,0 +1,105 @@
+"""What is measured: names, shapes and rounds. How is in the ``bench_*`` modules."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxsafety.models.gpt import Positions, Preset
+from jaxsafety.optim import Algorithm
+from jaxsafety.types import Strategy
+from jaxsafety.world import CONDITIONS
+from jaxsafety.world.spec import WorldName
+
+
+@dataclass(frozen=True)
+class SamplerCase:
+    """Draws from a world.
+
+    Attributes:
+        world: which one.
+        draw: ``text`` (windows of the full grammar), ``pretrain`` (sequences of the mixture) or a condition.
+        batch_size: samples in one call.
+        rounds: timed calls.
+        peer_samples: samples in one call of the plain generator; 0 where it has no such draw.
+    """
+
+    world: WorldName
+    draw: str
+    batch_size: int = 4096
+    rounds: int = 10
+    peer_samples: int = 0
+
+
+SAMPLER = tuple(
+    SamplerCase(world, draw, peer_samples=256 if draw in ("text", "pretrain") else 0)
+    for world in ("tiny", "paper")
+    for draw in ("text", "pretrain", *CONDITIONS)
+)
+
+# Samples of either generator that the bigram statistics are taken from.
+STATISTIC_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class TrainCase:
+    """A few pretraining steps of several seeds, in every seed strategy.
+
+    Attributes:
+        name: of the case.
+        world, preset, positions, algorithm: the recipe's choices.
+        batch_size: sequences a step, per seed.
+        steps: optimiser steps in one call.
+        seed_counts: one race of the strategies for each.
+        rounds: timed calls of each strategy.
+    """
+
+    name: str
+    world: WorldName
+    preset: Preset
+    positions: Positions
+    algorithm: Algorithm
+    batch_size: int
+    steps: int
+    seed_counts: tuple[int, ...]
+    rounds: int
+
+
+# The paper's batch is 512; 16 keep four seeds' step within two seconds on two cores.
+TRAIN = (
+    TrainCase("tiny", "tiny", "tiny", "learned", "muon", batch_size=64, steps=5, seed_counts=(1, 2, 4, 8), rounds=7),
+    TrainCase(
+        "paper", "paper", "paper", "sinusoidal", "adamw", batch_size=16, steps=1, seed_counts=(1, 2, 4), rounds=5
+    ),
+)
+
+# The first is the baseline of the others.
+STRATEGIES: tuple[Strategy, ...] = ("map", "vmap", "sharded")
+
+
+@dataclass(frozen=True)
+class ProcessCase:
+    """A Python process, from its start to its end.
+
+    Attributes:
+        name: of the case.
+        code: what it runs, ``python -c``.
+    """
+
+    name: str
+    code: str
+
+
+# The first is the baseline of the others.
+PROCESSES = (
+    ProcessCase("import jax, flax", "import jax, flax"),
+    ProcessCase("import the library", "from jaxsafety import losses, objectives, train, world"),
+    ProcessCase("import jaxsafety", "import jaxsafety"),
+    ProcessCase("jaxsafety --help", "import sys; from jaxsafety.cli import main; sys.exit(main(['--help']))"),
+    ProcessCase("python -c pass", "pass"),
+)
+PROCESS_ROUNDS = 5
+
+FIRST_STEP_RECIPE = "experiments/quick.yaml"
+FIRST_STEP_ROUNDS = 3
+
+
+CaseName = Literal["sampler", "train_step", "first_step"]

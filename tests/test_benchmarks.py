@@ -1,0 +1,202 @@
+"""The harness on trivial functions, the plain generator against the world, and what the run module prints and writes.
+
+Nothing here asserts how long anything took.
+"""
+
+import dataclasses
+import json
+import random
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import bench_sampler, bench_train_step, cases, harness, plain_sampler, run
+from benchmarks.harness import Program, Record
+from jaxsafety import world
+from jaxsafety.recipe import ModelConfig
+from jaxsafety.types import Batch
+
+M, N, K = 8, 16, 32
+
+
+def record(*times_ms, items=1):
+    """A record with given times; the rest of it does not matter to a ratio."""
+    low, mid, high = np.percentile(times_ms, (10, 50, 90))
+    return Record("x", items, None, None, mid, low, high, 0.0, None, None, times_ms, "device", {})
+
+
+@pytest.fixture
+def matrices(key):
+    left, right = jax.random.split(key)
+    return jax.random.normal(left, (M, K)), jax.random.normal(right, (K, N))
+
+
+def test_a_matmul_is_measured_with_its_work_and_memory(matrices):
+    result = harness.measure(jnp.matmul, matrices, name="matmul", items=3, rounds=4)
+    assert result.name == "matmul" and len(result.times_ms) == 4
+    assert 0 < result.p10_ms <= result.median_ms <= result.p90_ms
+    assert min(result.lower_ms, result.compile_ms) > 0
+    assert result.items_per_s == pytest.approx(3e3 / result.median_ms)
+    assert result.gflops_per_s == pytest.approx(2e-6 * M * N * K / result.median_ms)
+    assert result.peak_mb >= 4e-6 * (M * K + K * N + M * N)
+    assert result.device and result.versions["jax"] == jax.__version__
+
+
+def test_work_inside_a_loop_has_no_count_unless_the_caller_gives_it(matrices):
+    def looped(a, b):
+        return jax.lax.map(lambda row: row @ b, a)
+
+    assert harness.count_gflop(jnp.matmul, matrices) == pytest.approx(2e-9 * M * N * K)
+    assert harness.count_gflop(looped, matrices) is None
+    assert harness.compile_program(looped, matrices, name="x").gflop is None
+    assert harness.compile_program(looped, matrices, name="x", gflop=5.0).gflop == 5.0
+
+
+def test_a_race_interleaves_after_warming_up_and_keeps_the_last_output():
+    calls = []
+
+    def caller(name):
+        def call():
+            calls.append(name)
+            return len(calls)
+
+        return call
+
+    results = harness.race([Program(name, caller(name)) for name in "AB"], rounds=2, warmups=1)
+    assert "".join(calls) == "AB" + "ABAB"
+    assert [(r.name, len(r.times_ms), output) for r, output in results] == [("A", 2, 5), ("B", 2, 6)]
+    assert results[0][0].compile_ms is results[0][0].peak_mb is results[0][0].gflops_per_s is None
+
+
+def test_a_race_waits_for_results():
+    class Pending:
+        waited = 0
+
+        def block_until_ready(self):
+            Pending.waited += 1
+            return self
+
+    harness.race([Program("pending", Pending)], rounds=3, warmups=2)
+    assert Pending.waited == 5
+
+
+def test_the_time_of_a_call_is_its_wall_clock():
+    results = harness.race([Program("sleep", lambda: time.sleep(0.01))], rounds=2, warmups=0)
+    assert min(results[0][0].times_ms) >= 10
+
+
+def test_speedup_counts_work_and_its_spread_comes_from_neighbouring_runs():
+    # Both drift by a factor of 3; per unit of work the second is 4 times faster in every round.
+    ratio = harness.speedup(record(1.0, 2.0, 3.0, items=2), over=record(2.0, 4.0, 6.0))
+    assert (ratio.median, ratio.p10, ratio.p90) == pytest.approx((4.0, 4.0, 4.0))
+    ratio = harness.speedup(record(1.0, 1.0, 1.0), over=record(1.0, 2.0, 9.0))
+    assert (ratio.median, ratio.p10, ratio.p90) == pytest.approx((2.0, 1.2, 7.6))
+
+
+def test_the_error_is_relative_to_the_largest_entry_of_its_leaf():
+    reference = {"a": jnp.array([1.0, -4.0]), "b": jnp.array([100.0])}
+    assert harness.max_relative_error(reference, reference) == 0.0
+    assert harness.max_relative_error({"a": jnp.array([1.0, -3.0]), "b": jnp.array([110.0])}, reference) == 0.25
+    assert harness.max_relative_error(jnp.array([0.5]), jnp.array([0.0])) == 0.5
+
+
+def test_total_variation_and_bigrams_of_known_rows(tiny_world):
+    table = bench_sampler.letter_bigrams(tiny_world, np.array([[0, 1, 1, -1], [2, 99, 0, 1]]))
+    expected = np.zeros((12, 12))
+    expected[0, 1], expected[1, 1] = 2 / 3, 1 / 3
+    np.testing.assert_allclose(table, expected)
+    assert bench_sampler.total_variation(table, table) == 0.0
+    assert bench_sampler.total_variation(table, expected.T) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("draw", ["text", "pretrain"])
+def test_the_plain_generator_and_the_world_draw_the_same_bigrams(tiny_world, draw, monkeypatch):
+    monkeypatch.setattr(cases, "STATISTIC_SAMPLES", 2048)
+    peer = bench_sampler.plain_draws(tiny_world, draw)(2048, rng=random.Random(0))
+    accuracy = bench_sampler._accuracy(tiny_world, draw, peer)
+    # Two right generators differ by the noise alone; unsafe-dominant text by nine times as much.
+    assert accuracy["tv"] < 1.5 * accuracy["tv_noise"]
+
+
+def test_the_plain_generator_applies_its_operators_in_order(tiny_world):
+    whole = world.Mixture(start=(0.0, 1.0, 0.0, 0.0), exception_probability=0.0)
+    plain = plain_sampler.read(tiny_world)
+    tokens, _, _ = plain_sampler.pretrain_batch(plain, whole, 100, rng=random.Random(0))
+    for row in tokens:
+        length = list(row).index(tiny_world.special["eot"]) - 6
+        text, first, second = (row[start : start + length] for start in (6, 7 + length, 8 + 2 * length))
+        images = []
+        for table in tiny_world.bijections:
+            a, b, c, d = (table[task] for task in row[1:5])
+            image = b[a[text - tiny_world.first_letter]]
+            images.append((*image, *d[c[image]]))
+        assert tuple(np.concatenate([first, second]) - tiny_world.first_letter) in images
+
+
+def test_the_plain_generator_lays_out_and_scores_sequences_as_the_world_does(tiny_world):
+    count, pad = 2048, tiny_world.special["pad"]
+    fast = jax.jit(bench_sampler.draws(tiny_world, "pretrain", batch_size=count))(jax.random.key(0))
+    tokens, targets, mask = bench_sampler.plain_draws(tiny_world, "pretrain")(count, rng=random.Random(0))
+    np.testing.assert_array_equal(tokens[:, 1:], targets[:, :-1])
+    # Shares of pads and of scored targets by position: their difference has a standard deviation of at most 0.016.
+    for ours, theirs in ((fast.tokens == pad, tokens == pad), (fast.mask, mask)):
+        assert np.abs(np.asarray(ours).mean(axis=0) - theirs.mean(axis=0)).max() < 0.06
+
+
+def random_batch(built, _, *, key, step, batch_size, **__):
+    """Random sequences: they compile faster than the world's and serve a comparison as well."""
+    tokens = jax.random.randint(jax.random.fold_in(key, step), (batch_size, 9), 0, built.vocab_size)
+    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=tokens[:, 1:] > 0)
+
+
+def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
+    monkeypatch.setattr(world, "pretrain_batch_at", random_batch)
+    case = cases.TrainCase("x", "tiny", "tiny", "learned", "adamw", batch_size=2, steps=1, seed_counts=(2,), rounds=1)
+    small = ModelConfig(positions="learned", layers=1, heads=1, width=8)
+    recipe = dataclasses.replace(bench_train_step.recipe_of(case), model=small)
+    rows = list(bench_train_step._rows(case, recipe, tiny_world, seeds=2, gflop=1.0))
+    assert [row["strategy"] for row in rows] == ["map", "vmap", "sharded"]
+    # float32 sums in another order.
+    assert all(row["loss_error"] < 1e-5 for row in rows)
+    assert all(row["gflops_per_s"] == pytest.approx(row["items_per_s"]) and row["items"] == 2 for row in rows)
+    assert bench_train_step.strategies(1) == ("map", "vmap")
+
+
+def test_a_case_prints_its_table_and_appends_json_lines(tmp_path, monkeypatch, capsys):
+    rows = [{"name": name, "median_ms": 1.5, "times_ms": (1.0, 2.0), "peak_mb": None} for name in ("first", "second")]
+    monkeypatch.setattr(bench_sampler, "run", lambda: iter(rows))
+    results = tmp_path / "results.jsonl"
+    run.run_case("sampler", results=results)
+    run.run_case("sampler", results=results)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["first", "second"] * 2
+    assert all(line["case"] == "sampler" and line["date"] and line["times_ms"] == [1.0, 2.0] for line in lines)
+    printed = capsys.readouterr().out
+    assert printed.count("first") == 2 and "median ms" in printed
+
+
+def test_tables_align_and_leave_absent_values_empty():
+    printed = run.table([{"a": "x", "b": 1234.5}, {"a": "longer", "b": None}, {"a": "y"}], {"a": "name", "b": "ms"})
+    assert printed.splitlines() == [
+        "| name   |    ms |",
+        "| ------ | ----: |",
+        "| x      | 1,234 |",
+        "| longer |       |",
+        "| y      |       |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (3, "3"), (0.0, "0"), (1.234, "1.23"), (99.96, "100"), (0.00123, "1.2e-03")]
+)
+def test_cells_show_about_three_digits(value, text):
+    assert run.cell(value) == text
+
+
+def test_an_unknown_benchmark_is_refused_in_one_sentence(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["smapler"])
+    assert "unknown benchmark 'smapler': expected any of sampler, train_step, first_step" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""A lane of a recipe: which stream each draw comes from, what a chunk does, what evaluation averages."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys, lanes, objectives, train, world
+from jaxsafety.recipe import MethodConfig
+from jaxsafety.types import HParams
+
+# Two float32 programs that average the same numbers in another order.
+RTOL = 1e-5
+
+
+class Drawn(Exception):  # noqa: N818  (carries a key out of a chunk, no error)
+    """Carries the key of a draw out of a chunk that would otherwise go on."""
+
+
+@pytest.fixture
+def point():
+    values = {"peak_lr": 1e-3, "weight_chosen": 0.3, "weight_rejected": 0.1, "p_unsafe": 0.5, "ascent_bound": np.inf}
+    return HParams(**{name: jnp.float32(value) for name, value in values.items()})
+
+
+@pytest.fixture
+def params(mini_recipe, tiny_world, key):
+    return lanes.init_params(mini_recipe, tiny_world, key=key)
+
+
+def bits(key):
+    with jax.ensure_compile_time_eval():  # the key is a constant of the scan that draws with it
+        return np.asarray(jax.random.key_data(key)).tolist()
+
+
+def test_initial_parameters_come_from_the_init_stream(mini_recipe, tiny_world, key, params):
+    config = mini_recipe.model.build(tiny_world)
+    assert (config.layers, config.heads, config.width, config.vocab_size) == (1, 2, 16, tiny_world.vocab_size)
+    expected = lanes.gpt.init(config, key=keys.stream(key, "init"))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Replaces every draw by one that raises what it was asked for."""
+
+    def fake(name):
+        def draw(*args, key, step, **kwargs):
+            raise Drawn(name, bits(key), step)
+
+        return draw
+
+    for name in ("pretrain_batch_at", "tune_batch_at", "batch_at"):
+        monkeypatch.setattr(world, name, fake(name))
+
+
+@pytest.mark.usefixtures("draws")
+@pytest.mark.parametrize("stage", ["pretrain", "tune"])
+def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, key, params, point, stage):
+    if stage == "pretrain":
+        chunk, per_seed = lanes.pretrain_chunk(mini_recipe, tiny_world), key
+        optimizer = lanes.pretrain_optimizer(mini_recipe, point)
+    else:
+        chunk = lanes.tune_chunk(mini_recipe, tiny_world, MethodConfig())
+        per_seed, optimizer = (key, params), lanes.tune_optimizer(mini_recipe, point)
+    with pytest.raises(Drawn) as drawn:
+        chunk(train.init_state(params, optimizer), per_seed, point)
+    assert drawn.value.args[:2] == (f"{stage}_batch_at", bits(keys.stream(key, stage)))
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "unlearn"])
+def test_a_method_is_its_objective_with_its_reduction_and_weights(mini_recipe, tiny_world, key, params, point, name):
+    forward = jax.jit(lanes.forward_of(mini_recipe, tiny_world))
+    reference = lanes.init_params(mini_recipe, tiny_world, key=keys.root(9))
+    draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
+    batch = jax.jit(lambda key: draw(key=key))(key)
+    method = MethodConfig(objective=name, reduction="mean")
+    got = lanes._objective(forward, method, reference=reference, point=point)(params, batch)
+    expected = {
+        "sft": lambda: objectives.sft(forward),
+        "dpo": lambda: objectives.dpo(forward, reference=reference, hparams=point, reduction="mean"),
+        "unlearn": lambda: objectives.unlearn(forward, hparams=point, reduction="mean"),
+    }[name]()(params, batch)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.fixture(scope="module")
+def trials(mini_recipe, tiny_world):
+    """The table's safe prompts, those of the learning curves, and plain draws of the steps they should come from."""
+
+    def draw(key):
+        batch = partial(world.batch_at, tiny_world, "safe", key=keys.stream(key, "evaluate"), batch_size=4)
+        return {
+            "table": lanes.table_prompts(mini_recipe, tiny_world, condition="safe", key=key),
+            "readout": lanes.readout_prompts(mini_recipe, tiny_world, key=key),
+            "plain": [batch(step=step) for step in (0, 1, 1 << 20)],
+        }
+
+    return jax.device_get(jax.jit(draw)(keys.root(0)))
+
+
+def test_the_table_and_the_curves_draw_from_steps_of_the_evaluation_stream_that_never_meet(mini_recipe, trials):
+    for i, expected in enumerate(trials["plain"][:2]):
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, i=i: leaf[i], trials["table"]), expected)
+    first = jax.tree.map(lambda leaf: leaf[0], trials["readout"])
+    jax.tree.map(np.testing.assert_array_equal, first, trials["plain"][2])
+    np.testing.assert_array_equal(trials["readout"].unsafe, [[False] * 4, [True] * 4])
+    assert mini_recipe.evaluate.prompts // mini_recipe.evaluate.batch_size < 1 << 20
+
+
+@pytest.fixture(scope="module")
+def judged(mini_recipe, tiny_world, trials):
+    """The table's rates of a model of large random weights, which is right now and then, and its verdicts by batch."""
+    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+    params = jax.tree.map(lambda leaf: 20 * leaf, params)
+    trials = trials["table"]
+    forward = jax.jit(lanes.forward_of(mini_recipe, tiny_world))
+    rates = jax.jit(partial(lanes.evaluate, mini_recipe, tiny_world))(params, trials)
+    per_batch = []
+    for i in range(2):
+        one = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), trials)
+        per_batch.append(
+            train.answer_metrics(forward, params, complied=one.complied, refused=one.refused, blocks=one.blocks)
+        )
+    return rates, per_batch
+
+
+def test_evaluation_is_the_mean_over_all_prompts(judged):
+    rates, per_batch = judged
+    for name, value in rates.items():
+        np.testing.assert_allclose(value, np.mean([np.mean(part[name]) for part in per_batch]), rtol=RTOL, atol=1e-7)
+    np.testing.assert_allclose(rates["complied"] + rates["refused"] + rates["other"], 1, rtol=RTOL)
+    assert rates["token_accuracy_block1"] > 0
+
+
+def test_the_curves_show_each_condition_by_name(mini_recipe, tiny_world, trials):
+    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+    got = jax.jit(partial(lanes.readout, mini_recipe, tiny_world))(params, trials["readout"])
+    names = ("exact_match", "complied", "refused")
+    assert set(got) == {f"{condition}/{name}" for condition in ("safe", "unsafe") for name in names}
+    rates = jax.jit(partial(lanes.judge, mini_recipe, tiny_world))(params, trials["readout"])
+    for i, condition in enumerate(("safe", "unsafe")):
+        for name in names:
+            assert got[f"{condition}/{name}"] == rates[name][i]

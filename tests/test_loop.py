@@ -1,0 +1,177 @@
+"""Chunks of a toy lane: checkpoints, metrics, exact resumption, dead lanes, and one compilation per program."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import checkpoint, keys, loop, runlog
+from jaxsafety.loop import Grid, Leg
+from jaxsafety.types import HParams, TrainState
+
+GRID = Grid(seeds=(4, 9), points=(("eta_M", 0.1), ("eta_S", 0.01)), strategy="sharded")
+STEPS, CHUNK = 8, 2
+# float32 sums of five numbers.
+RTOL = 1e-6
+
+
+def chunk(state, key, point):
+    """Two noisy steps; a lane with an infinite rate dies at step 4."""
+
+    def step(carry, _):
+        noise = jax.random.normal(keys.at_step(key, carry.step), (5,))
+        params = {"w": carry.params["w"] + point.peak_lr * noise}
+        finite = carry.finite & ~(jnp.isinf(point.ascent_bound) & (carry.step >= 4))
+        return carry.replace(step=carry.step + 1, params=params, finite=finite), None
+
+    state, _ = jax.lax.scan(step, state, None, length=CHUNK)
+    loss = jnp.where(state.finite, jnp.sum(state.params["w"]), jnp.nan)
+    return state, {"loss": loss, "finite": state.finite.astype(jnp.float32)}
+
+
+def read(params, offset, _):
+    """What the curves show: the first weight plus what is given per seed."""
+    return {"safe/exact_match": params["w"][0] + offset, "unsafe/refused": jnp.float32(0.25)}
+
+
+def start():
+    shape = (2, 2)
+    state = TrainState(
+        step=jnp.zeros(shape, jnp.int32),
+        params={"w": jnp.ones((*shape, 5))},
+        opt_state=(),
+        finite=jnp.ones(shape, bool),
+    )
+    return loop.program(lambda lane, _, __: lane, grid=GRID)(state, jnp.zeros(2), jnp.zeros(2))
+
+
+def another_start():
+    """Of the same shapes: a run that starts again instead of resuming ends elsewhere."""
+    return jax.tree.map(lambda leaf: leaf + leaf, start())
+
+
+def points(bounds=(1.0, 1.0)):
+    ones = jnp.ones(2)
+    return HParams(
+        peak_lr=jnp.asarray([0.1, 0.01]), weight_chosen=ones, weight_rejected=ones, p_unsafe=ones,
+        ascent_bound=jnp.asarray(bounds),
+    )  # fmt: skip
+
+
+def roots():
+    return jax.vmap(keys.root)(jnp.asarray(GRID.seeds, jnp.uint32))
+
+
+OFFSETS = (10.0, 20.0)
+
+
+def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0)):
+    directory.mkdir(exist_ok=True)
+    leg = Leg(directory, "tune", method, steps, CHUNK)
+    inputs = {"readout": (read, jnp.asarray(OFFSETS)), "per_seed": roots(), "points": points(bounds)}
+    return loop.train(chunk, start, **inputs, grid=GRID, leg=leg), leg
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(tmp_path):
+    state, leg = train(tmp_path)
+    assert loop.is_finished(leg) and checkpoint.steps(leg.checkpoints) == [6, 8]
+    assert leg.checkpoints == tmp_path / "checkpoints" / "toy"
+    rows = runlog.read_metrics(tmp_path)
+    labels = [(row["step"], row["lr_name"], row["lr"], row["seed"]) for row in rows]
+    assert labels == [(t, *point, seed) for t in (2, 4, 6, 8) for point in GRID.points for seed in GRID.seeds]
+    assert {(row["stage"], row["method"], row["unsafe/refused"]) for row in rows} == {("tune", "toy", 0.25)}
+    weights = np.asarray(state.params["w"])
+    np.testing.assert_allclose([row["loss"] for row in rows[-4:]], weights.sum(-1).ravel(), rtol=RTOL)
+    shown = (weights[..., 0] + np.asarray(OFFSETS)).ravel()
+    np.testing.assert_allclose([row["safe/exact_match"] for row in rows[-4:]], shown, rtol=RTOL)
+
+
+def test_a_finished_leg_loads_as_it_ended(tmp_path):
+    state, leg = train(tmp_path)
+    loaded = loop.load(leg, jax.eval_shape(start), grid=GRID)
+    assert bits(loaded) == bits(state)
+    assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, state)
+
+
+def test_a_run_resumed_at_any_chunk_ends_as_the_uninterrupted_one(tmp_path):
+    state, leg = train(tmp_path / "whole")
+    metrics = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    for done in (2, 4, 6):
+        torn = tmp_path / f"torn_{done}"
+        run_until(torn, done)
+        resumed, _ = train(torn, start=another_start)
+        assert bits(resumed) == bits(state)
+        assert (torn / "metrics.jsonl").read_bytes() == metrics
+
+
+def run_until(directory, done):
+    """A run killed after the metrics of the next chunk were written, but not its checkpoint."""
+    train(directory, steps=done)
+    row = {
+        "stage": "tune",
+        "method": "toy",
+        "lr_name": "eta_M",
+        "lr": 0.1,
+        "seed": 4,
+        "step": done + CHUNK,
+        "loss": 0.0,
+    }
+    runlog.append_metrics(directory, [row])
+
+
+def test_starting_again_keeps_the_rows_of_other_methods(tmp_path):
+    train(tmp_path, method="first")
+    train(tmp_path, method="second")
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "second")
+    train(tmp_path, method="second")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_a_finished_leg_takes_no_further_step(tmp_path):
+    state, _ = train(tmp_path)
+    again, _ = train(tmp_path, chunk=lambda *_: pytest.fail("stepped"))
+    assert bits(again) == bits(state)
+
+
+def test_dead_lanes_are_reported_and_the_others_go_on(tmp_path):
+    state, _ = train(tmp_path, bounds=(jnp.inf, 1.0))
+    np.testing.assert_array_equal(state.finite, [[False, False], [True, True]])
+    rows = runlog.read_metrics(tmp_path)
+    dead = [row for row in rows if row["lr_name"] == "eta_M" and row["step"] > 4]
+    assert all(row["finite"] == 0 and row["loss"] is None for row in dead) and len(dead) == 4
+    assert all(row["finite"] == 1 for row in rows if row not in dead)
+
+
+def test_a_run_fails_only_when_every_lane_is_dead(tmp_path):
+    with pytest.raises(RuntimeError, match="every lane of tune toy diverged by step 6: lower its learning rate"):
+        train(tmp_path, bounds=(jnp.inf, jnp.inf))
+    assert checkpoint.latest(tmp_path / "checkpoints" / "toy") == 6
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
+def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, caplog, resumed):
+    traces, compiled = [], {}
+
+    def counted(state, key, point):
+        traces.append(None)
+        return chunk(state, key, point)
+
+    train(tmp_path / "warm")  # operations outside the programs compile here
+    for steps in (4, 8):
+        directory = tmp_path / str(steps)
+        if resumed:
+            run_until(directory, 2)
+        traces.clear()
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            train(directory, chunk=counted, steps=steps)
+        compiled[steps] = sum("Compiling" in record.getMessage() for record in caplog.records)
+        assert len(traces) == 1
+    assert compiled[4] == compiled[8] >= 2
