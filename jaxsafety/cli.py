@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"jaxsafety: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"jaxsafety: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("jaxsafety: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130

@@ -110,7 +110,7 @@ def train(
         The final stacked state.
 
     Raises:
-        RuntimeError: every lane's loss has become non-finite.
+        FloatingPointError: every lane's loss has become non-finite.
     """
     advance = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
     read = program(readout[0], grid=grid)
@@ -126,7 +126,7 @@ def train(
             checkpoint.save(leg.checkpoints, state, step=done)
             update(done, _headline(host))
             if not np.any(host["finite"]):
-                raise RuntimeError(f"every lane of {label} diverged by step {done}: lower its learning rate")
+                raise FloatingPointError(f"every lane of {label} diverged by step {done}: lower its learning rate")
     return state
 
 

@@ -28,7 +28,7 @@ def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{type(config).__name__}.{name} must be > 0 and finite, got {value}")
+            raise ValueError(f"{_section(config)}.{name} must be > 0 and finite, got {value}")
 
 
 def _require_plain(what: str, name: str) -> None:
@@ -37,10 +37,14 @@ def _require_plain(what: str, name: str) -> None:
         raise ValueError(f"{what} must be a plain file name, got {name!r}")
 
 
+def _section(config: Any) -> str:
+    return type(config).__name__.removesuffix("Config").lower()
+
+
 def _require_chunks(config: Any) -> None:
     steps, chunk = config.steps, config.chunk_steps
     if steps % chunk:
-        raise ValueError(f"{type(config).__name__}.steps must be a multiple of chunk_steps, got {steps} and {chunk}")
+        raise ValueError(f"{_section(config)}.steps must be a multiple of chunk_steps, got {steps} and {chunk}")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ _COLOURS = {"pretrained": _INK, "sft": "#1a82c4", "dpo": "#d55e00", "unlearn": "
 _OTHER_METHOD = "#c0679a"
 _DASHES = {"eta_S": (0, (4, 2))}
 _VERDICT_COLOURS = {"complied": "#d55e00", "refused": "#1a82c4", "other": "#8a8f98"}
-_CURVES = {"exact_match": "exact match", "loss": "loss"}
+# Panels of the learning curves, from the top: what is drawn (condition, metric) and its title.
+_CURVES = {
+    ("safe", "exact_match"): "Instruct: safe prompts answered exactly",
+    ("unsafe", "refused"): "Null: unsafe prompts refused",
+    ("train", "loss"): "training loss",
+}
 _MOST_POINTS = 100
 _WIDTH = 380
 _STYLE = {
@@ -65,35 +70,40 @@ _METADATA = ("Date", "Creator", "Format", "Type")
 
 
 def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
-    """Exact match and loss against step for one training stage, as SVG: mean over finite seeds in a band min to max.
+    """Rates and loss against step for one training stage, as SVG: mean over finite seeds in a band min to max.
 
-    One colour per method, solid for eta_M and dashed for eta_S. At most 100 steps are drawn, evenly thinned.
+    One colour per method, solid for eta_M and dashed for eta_S. At most 100 steps are drawn, evenly thinned. The loss
+    is left out where there are several methods: each has a loss of its own, and they do not compare.
 
     Raises:
         ValueError: the frame holds no learning curve of ``stage``.
     """
     check_schema(frame, "frame")
-    rows = frame.filter((pl.col("stage") == stage) & (pl.col("condition") == "train")).drop_nulls("value")
-    metrics = [metric for metric in _CURVES if metric in rows["metric"].unique()]
-    if not metrics:
-        raise ValueError(f"no learning curve for stage {stage!r}: expected rows of {' or '.join(_CURVES)} on 'train'")
-    curves = rows.group_by("metric", "method", "lr_name", "lr", "step").agg(
+    rows = frame.filter(pl.col("stage") == stage).drop_nulls("value")
+    there = set(rows.select("condition", "metric").unique().iter_rows())
+    one_method = rows["method"].n_unique() == 1
+    panels = [curve for curve in _CURVES if curve in there and (one_method or curve[1] != "loss")]
+    if not panels:
+        expected = ", ".join("/".join(curve) for curve in _CURVES)
+        raise ValueError(f"no learning curve for stage {stage!r}: expected rows of {expected}")
+    curves = rows.group_by("condition", "metric", "method", "lr_name", "lr", "step").agg(
         pl.col("value").mean().alias("mean"), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
     )
     models = sorted({Model(*key) for key in curves.select("method", "lr_name", "lr").iter_rows()}, key=model_order)
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, metric in zip(panels, metrics, strict=True):
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (condition, metric) in zip(grid, panels, strict=True):
+            shown = curves.filter((pl.col("condition") == condition) & (pl.col("metric") == metric))
             for model in models:
-                _draw_curve(axes, model, curves.filter(_is(model) & (pl.col("metric") == metric)).sort("step"))
-            axes.set_title(_CURVES[metric])
+                _draw_curve(axes, model, shown.filter(_is(model)).sort("step"))
+            axes.set_title(_CURVES[condition, metric])
             axes.grid(visible=True, axis="y")
             axes.margins(x=0.01)
-            if metric == "exact_match":
+            if metric != "loss":
                 axes.set_ylim(-0.02, 1.02)
-        panels[-1].set_xlabel("step")
-        panels[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        grid[-1].set_xlabel("step")
+        grid[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(models) > 1:
             # Legends fill by column: one learning rate each.
             by_rate = sorted(models, key=lambda model: (model_order(model)[1:], model_order(model)))
@@ -101,7 +111,7 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
             figure.legend(handles=lines, loc="outside upper left", ncols=2, handlelength=2.2)
 
     legend_height = 18 * ((len(models) + 1) // 2) if len(models) > 1 else 0
-    return _svg(draw, height=40 + 150 * len(metrics) + legend_height, name=f"learning curves: {stage}")
+    return _svg(draw, height=40 + 150 * len(panels) + legend_height, name=f"learning curves: {stage}")
 
 
 def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:

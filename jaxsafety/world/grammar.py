@@ -36,15 +36,15 @@ def compose(upper: str, leaves: str, *, name: str = "upper rules") -> str:
     """
     _, above = pcfg_rules.read(upper, where=f"grammar {name!r}")
     _, below = pcfg_rules.read(leaves, where=f"the leaf text for grammar {name!r}")
-    defined = {production.lhs() for production in above}
+    defined = {production.lhs for production in above}
     wanted = set()
     pending = list(itertools.chain.from_iterable(map(pcfg_rules.nonterminals, above)))
     while pending:
         symbol = pending.pop()
         if symbol not in defined | wanted:
             wanted.add(symbol)
-            pending.extend(s for rule in below if rule.lhs() == symbol for s in pcfg_rules.nonterminals(rule))
-    added = [pcfg_rules.spell(rule) for rule in below if rule.lhs() in wanted]
+            pending.extend(s for rule in below if rule.lhs == symbol for s in pcfg_rules.nonterminals(rule))
+    added = [pcfg_rules.spell(rule) for rule in below if rule.lhs in wanted]
     return "\n".join([upper.rstrip("\n"), *added, ""])
 
 

@@ -7,9 +7,9 @@ import graphlib
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from nltk.grammar import PCFG, Nonterminal, ProbabilisticProduction, read_grammar, standard_nonterm_parser
 
 from jaxsafety.suggest import nearest
 
@@ -18,34 +18,65 @@ _MAX_ALTERNATIVES = 64
 _MAX_CHILDREN = 64
 # Bounds the work on one rule before equal alternatives are merged.
 _MAX_ENUMERATED = 4096
+# How far the probabilities of a symbol may be from 1: NLTK's own tolerance.
+_SUM_TOLERANCE = 0.01
+
+
+class Nonterminal(NamedTuple):
+    """A nonterminal; a plain string is a letter."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Production(NamedTuple):
+    """One alternative of a nonterminal, with its probability."""
+
+    lhs: Nonterminal
+    rhs: tuple[Nonterminal | str, ...]
+    prob: float
+
 
 Symbol = str | tuple[int, Nonterminal]  # a letter, or a nonterminal of PCFG p
 Rules = dict[Symbol, dict[tuple[Symbol, ...], float]]
 
 
-def read(text: str, *, where: str) -> tuple[Nonterminal, list[ProbabilisticProduction]]:
+def read(text: str, *, where: str) -> tuple[Nonterminal, list[Production]]:
     """Returns the start symbol and the productions of a text, as NLTK reads them.
+
+    NLTK is imported here, since it brings SciPy's statistics along: a second that importing this package should not
+    cost.
 
     Raises:
         ValueError: there is no rule, or NLTK cannot parse a line.
     """
     if all(not line.strip() or line.strip().startswith("#") for line in text.split("\n")):
         raise ValueError(f"{where} is empty: expected rules in NLTK's PCFG notation, e.g. v -> u t [0.5] | 'a' [0.5]")
+    from nltk import grammar as nltk_grammar
+
     try:
-        return read_grammar(text, standard_nonterm_parser, probabilistic=True)
+        start, parsed = nltk_grammar.read_grammar(text, nltk_grammar.standard_nonterm_parser, probabilistic=True)
     except ValueError as error:
         raise ValueError(f"{where} is not in NLTK's PCFG notation: {' '.join(str(error).split())}") from error
 
+    def symbol(parsed_symbol: object) -> Nonterminal | str:
+        return Nonterminal(str(parsed_symbol)) if isinstance(parsed_symbol, nltk_grammar.Nonterminal) else parsed_symbol
 
-def nonterminals(production: ProbabilisticProduction) -> list[Nonterminal]:
+    productions = [Production(symbol(p.lhs()), tuple(map(symbol, p.rhs())), p.prob()) for p in parsed]
+    return symbol(start), productions
+
+
+def nonterminals(production: Production) -> list[Nonterminal]:
     """Returns the nonterminals on the right side, in order."""
-    return [symbol for symbol in production.rhs() if isinstance(symbol, Nonterminal)]
+    return [symbol for symbol in production.rhs if isinstance(symbol, Nonterminal)]
 
 
-def spell(production: ProbabilisticProduction) -> str:
+def spell(production: Production) -> str:
     """Returns the production as a line that :func:`read` reads back exactly (NLTK's own form rounds)."""
-    names = [str(s) if isinstance(s, Nonterminal) else f'"{s}"' if "'" in s else f"'{s}'" for s in production.rhs()]
-    return " ".join([str(production.lhs()), "->", *names, f"[{np.format_float_positional(production.prob())}]"])
+    names = [str(s) if isinstance(s, Nonterminal) else f'"{s}"' if "'" in s else f"'{s}'" for s in production.rhs]
+    return " ".join([str(production.lhs), "->", *names, f"[{np.format_float_positional(production.prob)}]"])
 
 
 def parse(text: str, pcfg: int, *, where: str, alphabet: Sequence[str]) -> tuple[Symbol, Rules]:
@@ -60,14 +91,14 @@ def parse(text: str, pcfg: int, *, where: str, alphabet: Sequence[str]) -> tuple
     _check_symbols(productions, where=where, alphabet=alphabet)
     weights: dict[Nonterminal, dict[tuple, float]] = {}
     for production in productions:
-        alternatives = weights.setdefault(production.lhs(), {})
-        alternatives[production.rhs()] = alternatives.get(production.rhs(), 0.0) + production.prob()
+        alternatives = weights.setdefault(production.lhs, {})
+        alternatives[production.rhs] = alternatives.get(production.rhs, 0.0) + production.prob
     if start not in weights:
         raise ValueError(f"{where}: no rule defines the start symbol {start}{nearest(start, weights)}")
     rules: Rules = {}
     for symbol, alternatives in weights.items():
         total = sum(alternatives.values())
-        if abs(total - 1) >= PCFG.EPSILON:
+        if abs(total - 1) >= _SUM_TOLERANCE:
             raise ValueError(f"{where}: the probabilities of {symbol} sum to {total:.6g}, expected 1")
         rules[pcfg, symbol] = {
             tuple((pcfg, s) if isinstance(s, Nonterminal) else s for s in rhs): weight / total
@@ -130,10 +161,10 @@ def _children_first(start: Symbol, rules: Rules, *, where: str) -> Rules:
         raise ValueError(f"{where}: recursion without bound, {cycle}; strings must have bounded length") from error
 
 
-def _check_symbols(productions: list[ProbabilisticProduction], *, where: str, alphabet: Sequence[str]) -> None:
-    defined = {production.lhs(): None for production in productions}
+def _check_symbols(productions: list[Production], *, where: str, alphabet: Sequence[str]) -> None:
+    defined = {production.lhs: None for production in productions}
     for production in productions:
-        for symbol in production.rhs():
+        for symbol in production.rhs:
             if isinstance(symbol, Nonterminal) and symbol not in defined:
                 problem = f"uses {symbol}, which no rule defines{nearest(symbol, defined)}"
             elif not isinstance(symbol, Nonterminal) and symbol not in alphabet:

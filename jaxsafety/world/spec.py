@@ -129,6 +129,14 @@ TINY = WorldSpec(
     max_text=8,
 )
 
+
+def _read(path: str | Path, condition: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the grammar file {path} of text condition {condition!r}: {error}") from error
+
+
 # The authors' pretraining generator never starts a window at the last two letters, their fine-tuning one at the last.
 PRETRAIN_TRIM = 1
 
@@ -181,8 +189,8 @@ def load(name: str, *, grammars: Mapping[str, str | Path] | None = None) -> Worl
             notation over the world's letters; leaf nonterminals it uses without defining them are the world's own.
 
     Raises:
-        ValueError: unknown world or text condition, or a bad grammar (see :mod:`jaxsafety.world.grammar`).
-        OSError: a grammar file cannot be read.
+        ValueError: unknown world or text condition, a grammar file that cannot be read, or a bad grammar (see
+            :mod:`jaxsafety.world.grammar`).
     """
     check_name("world", name, _SPECS)
     spec = _SPECS[name]
@@ -200,7 +208,7 @@ def load(name: str, *, grammars: Mapping[str, str | Path] | None = None) -> Worl
 
 def _load_grammar(spec: WorldSpec, condition: str, path: str | Path | None) -> Grammar:
     folder = resources.files("jaxsafety.world") / "grammars" / spec.name
-    upper = (folder / f"upper_{condition}.pcfg").read_text() if path is None else Path(path).read_text()
+    upper = (folder / f"upper_{condition}.pcfg").read_text() if path is None else _read(path, condition)
     leaves = [(folder / f"leaves_{p + 1}.pcfg").read_text() for p in range(len(spec.policies))]
     name = f"{spec.name}/{condition}" if path is None else str(path)
     texts = [grammar.compose(upper, leaf, name=name) for leaf in leaves]

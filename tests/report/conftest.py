@@ -67,12 +67,12 @@ def curve_rows():
             lr=ETA[lr_name],
             seed=seed,
             step=10 * step,
-            condition="train",
+            condition=condition,
             metric=metric,
             value=float("nan") if stage == "tune" and seed and step > 3 else scale * (step + seed),
         )
         for stage, method, lr_name in lanes
         for seed in (0, 1)
         for step in range(5)
-        for metric, scale in (("exact_match", 0.2), ("loss", 1.0))
+        for condition, metric, scale in (("safe", "exact_match", 0.2), ("train", "loss", 1.0))
     ]

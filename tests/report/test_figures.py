@@ -83,8 +83,17 @@ def test_learning_curves_are_thinned_but_keep_the_last_step(row):
 
 
 def test_stage_without_curves_is_refused(frame):
-    with pytest.raises(ValueError, match="no learning curve for stage 'evaluate'"):
-        figures.learning_curves(frame, stage="evaluate")
+    untuned = frame.filter(frame["stage"] != "tune")
+    with pytest.raises(ValueError, match="no learning curve for stage 'tune'"):
+        figures.learning_curves(untuned, stage="tune")
+
+
+def test_loss_is_drawn_only_where_one_method_owns_it(frame, svgs, row):
+    assert "training loss" in svgs[0] and "training loss" in svgs[1]
+    other = results.rows_to_frame([row(stage="tune", method="dpo", condition="train", metric="loss", step=10)])
+    both = figures.learning_curves(frame.vstack(other), stage="tune")
+    assert "training loss" not in both
+    assert "Instruct" in both
 
 
 def test_verdict_bars_have_a_panel_per_condition_and_a_label_per_model(svgs):

@@ -88,9 +88,9 @@ def test_compose_appends_what_is_used_and_lacking_only():
     assert text.startswith(upper)
     start, productions = pcfg_rules.read(text, where="text")
     assert str(start) == "v"
-    assert [str(p.lhs()) for p in productions] == ["v", "y", "z", "z", "x"]
-    assert [p.prob() for p in productions] == [1.0, 1.0, 0.333333333333, 0.666666666667, 1.0]
-    assert [p.rhs() for p in productions if str(p.lhs()) == "z"] == [("it's",), ("a",)]
+    assert [str(p.lhs) for p in productions] == ["v", "y", "z", "z", "x"]
+    assert [p.prob for p in productions] == [1.0, 1.0, 0.333333333333, 0.666666666667, 1.0]
+    assert [p.rhs for p in productions if str(p.lhs) == "z"] == [("it's",), ("a",)]
 
 
 def test_compose_leaves_an_undefined_symbol_to_the_compiler():
