@@ -1,6 +1,6 @@
 """``python -m benchmarks.run [NAME ...]``: runs the cases, prints a table for each, appends JSON lines.
 
-A row of ``results.jsonl`` is a harness record with its case, date, revision, device and versions.
+A row of ``results.jsonl`` is a harness record with its case, date, revision and the machine's load at the start.
 """
 
 import argparse
@@ -40,14 +40,16 @@ def run_case(name: CaseName, *, results: Path) -> None:
     bench = importlib.import_module(f"benchmarks.bench_{name}")
     rows = []
     labels = {"case": name, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    labels["revision"] = harness.environment()["revision"]
+    # Processes that wanted to run in the last minute: on a busy machine, or after another case, not zero.
+    labels |= {"revision": harness.environment()["revision"], "load": os.getloadavg()[0]}
     with results.open("a") as file:
         for row in bench.run():
             rows.append(row)
             file.write(json.dumps(labels | row) + "\n")
             file.flush()
             print(f"{name}: {row['name']} {row['median_ms']:.1f} ms", file=sys.stderr, flush=True)
-    print(f"\n{name}, {harness.device()}\n{table(rows, bench.COLUMNS)}\n", flush=True)
+    print(f"\n{name}, {harness.device()}; load {labels['load']:.1f} at its start")
+    print(f"{table(rows, bench.COLUMNS)}\n", flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _STAGES = {
@@ -21,6 +21,9 @@ _STAGES = {
 _OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
 
 
+_CACHE_BYTES = 2 << 30
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
@@ -30,14 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.handler(options, rest)
     except (ValueError, OSError, ImportError) as error:
-        print(f"jaxsafety: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(error, code=2)
     except FloatingPointError as error:
-        print(f"jaxsafety: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, code=1)
+    except RuntimeError as error:
+        # jax's errors of the machine rather than the program: a backend that is not there, memory that ran out.
+        if not any(sign in str(error) for sign in ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")):
+            raise
+        return _fail(error, code=2)
     except KeyboardInterrupt:
-        print("jaxsafety: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
+        return _fail(f"interrupted{again}", code=130)
+
+
+def _fail(problem: object, *, code: int) -> int:
+    print(f"jaxsafety: {' '.join(str(problem).split())}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,15 +86,22 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.verb in ("run", "evaluate", "report"):
         import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
     _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
-    directory = options.out or Path("runs") / recipe.name
     from jaxsafety import study
 
-    ready = study.prepare(recipe, directory)
-    with runlog.open_run(directory, as_dict(recipe), resolved_yaml=resolved):
-        runlog.write_manifest(directory, runlog.environment())
+    ready = study.prepare(recipe, options.out or Path("runs") / recipe.name)
+    _say_idle_devices(len(recipe.seeds))
+    if options.verb != "run":
+        study.check_ready(ready, options.verb)
+    with runlog.open_run(ready.directory, as_dict(recipe), resolved_yaml=resolved):
+        runlog.keep_files(ready.directory / "grammars", study.own_grammars(recipe))
         for stage in ("pretrain", "tune", "evaluate", "report") if options.verb == "run" else (options.verb,):
-            with _timed(directory, stage):
-                _run_stage(stage, ready)
+            if stage == "report":
+                from jaxsafety.report import study_report
+
+                sys.stdout.write(study_report.write(ready.directory))
+            elif not study.is_finished(ready, stage):
+                with _recorded(ready, stage):
+                    _run_stage(stage, ready)
     return 0
 
 
@@ -94,29 +112,43 @@ def _run_stage(stage: str, ready: object) -> None:
         study.pretrain(ready)
     elif stage == "tune":
         study.tune(ready)
-    elif stage == "evaluate":
+    else:
         from jaxsafety import evaluation
 
         evaluation.write(ready)
-    else:
-        from jaxsafety.report import study_report
-
-        sys.stdout.write(study_report.write(ready.directory))
 
 
 @contextmanager
-def _timed(directory: Path, stage: str):
-    """Adds the seconds a stage took, over all processes that worked on it, to the manifest."""
+def _recorded(ready: object, stage: str):
+    """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
     import time
 
     from jaxsafety import runlog
 
-    started = time.monotonic()
+    directory, started = ready.directory, time.monotonic()
+    before = runlog.read_manifest(directory).get(stage, {}).get("seconds", 0.0)
+    about = {"strategy": ready.strategy, **runlog.environment()}
+    runlog.write_manifest(directory, {stage: about})
     try:
         yield
     finally:
-        before = runlog.read_manifest(directory).get("seconds", {}).get(stage, 0.0)
-        runlog.write_manifest(directory, {"seconds": {stage: round(before + time.monotonic() - started, 1)}})
+        # On a full disk the error that ended the stage is the one to be told.
+        with suppress(OSError):
+            runlog.write_manifest(directory, {stage: {"seconds": round(before + time.monotonic() - started, 1)}})
+
+
+def _say_idle_devices(seeds: int) -> None:
+    import jax
+
+    from jaxsafety import sweep
+
+    there = len(jax.devices())
+    used = sweep.shard_count(seeds, there)
+    # A CPU's idle cores still share the work inside an operation.
+    if used < there and jax.default_backend() != "cpu":
+        print(
+            f"jaxsafety: {seeds} seeds split evenly over {used} of {there} devices; the rest is idle", file=sys.stderr
+        )
 
 
 def _configure_jax(cache: str, *, seeds: int) -> None:
@@ -125,17 +157,20 @@ def _configure_jax(cache: str, *, seeds: int) -> None:
 
     from jaxsafety import sweep
 
-    jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, os.cpu_count() or 1))
+    # The cores this process may use; the call is Linux's.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, cores))
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.n < 1:
         raise ValueError(f"-n must be at least 1, got {options.n}")
-    if options.seed < 0:
-        raise ValueError(f"--seed must be >= 0, got {options.seed}")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed must be in [0, 2**32), got {options.seed}")
     from jaxsafety import keys, world
     from jaxsafety.world import text
 

@@ -85,7 +85,7 @@ def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
     labels = ("stage", "method", "lr_name", "lr", "seed", "step")
     for row in runlog.read_metrics(run.directory):
         shared = {name: row[name] for name in labels}
-        for name in row.keys() - shared.keys():
+        for name in [name for name in row if name not in shared]:
             condition, _, metric = name.partition("/")
             if condition not in world.CONDITIONS:
                 condition, metric = "train", name
@@ -114,8 +114,8 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
 
 
 def _decode(run: Study, params: Params, trials: Trial, _: Any) -> Array:
-    """Greedy answers ``[b, t]`` to a batch of prompts."""
-    start = text.answer_start(run.world, trials.prompt.length)
+    """Greedy answers ``[b, t]`` to a batch of prompts, from the first judged token on, as the verdict reads them."""
+    start = jnp.argmax(trials.complied.mask | trials.refused.mask, axis=1) + 1
     forward, count = lanes.forward_of(run.recipe, run.world), 2 * run.world.spec.max_text + 2
     return decode.greedy(forward, params, tokens=trials.complied.tokens, start=start, count=count)
 
@@ -135,23 +135,18 @@ def _given(world_: World, trial: Trial, label: Label, tokens: np.ndarray) -> dic
 
 
 def _run_labels(run: Study) -> dict[str, str]:
-    device = jax.devices()[0]
-    revision = runlog.read_manifest(run.directory).get("revision") or "unknown"
-    return {"run": run.recipe.name, "revision": revision, "device": device.device_kind}
+    revision = runlog.environment()["revision"] or "unknown"
+    return {"run": run.recipe.name, "revision": revision, "device": jax.devices()[0].device_kind}
 
 
 def write(run: Study) -> None:
-    """Writes ``results/evaluate.parquet``, ``curves.parquet`` and ``examples.json``; does nothing if they exist.
+    """Writes ``study.RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
 
     Raises:
         ValueError: a stage before has not been finished.
     """
-    folder = run.directory / "results"
-    paths = [folder / name for name in ("curves.parquet", "examples.json", "evaluate.parquet")]
-    if all(path.exists() for path in paths):
-        return
-    models = gather(run)
-    shared = _run_labels(run)
-    results.write_results(paths[0], results.rows_to_frame(shared | row for row in curve_rows(run)))
-    runlog.atomic_write(paths[1], json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
-    results.write_results(paths[2], results.rows_to_frame(shared | row for row in judge_all(run, models)))
+    curves, examples, evaluated = (run.directory / "results" / name for name in study.RESULT_FILES)
+    models, shared = gather(run), _run_labels(run)
+    results.write_results(curves, results.rows_to_frame(shared | row for row in curve_rows(run)))
+    runlog.atomic_write(examples, json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
+    results.write_results(evaluated, results.rows_to_frame(shared | row for row in judge_all(run, models)))

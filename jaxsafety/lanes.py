@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from jaxsafety import keys, objectives, optim, train, world
@@ -36,12 +37,12 @@ def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
     return gpt.init(recipe.model.build(world), key=keys.stream(key, "init"))
 
 
-def pretrain_optimizer(recipe: Recipe, point: HParams) -> optim.optax.GradientTransformation:
+def pretrain_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformation:
     """Returns the optimiser of the pretraining stage at one hyper-parameter point."""
     return optim.make_optimizer(recipe.pretrain.optim, peak_lr=point.peak_lr, total_steps=recipe.pretrain.steps)
 
 
-def tune_optimizer(recipe: Recipe, point: HParams) -> optim.optax.GradientTransformation:
+def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformation:
     """Returns the optimiser of the tuning stage at one hyper-parameter point."""
     return optim.make_optimizer(recipe.tune.optim, peak_lr=point.peak_lr, total_steps=recipe.tune.steps)
 

@@ -4,6 +4,7 @@ A chunk is one dispatch: many steps, batches drawn inside, no host synchronisati
 saved, so a run killed at any moment continues from the last chunk, bit for bit.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,16 @@ def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
 
     Raises:
         ValueError: corrupt, missing or misshapen checkpoint.
+        FloatingPointError: every lane of it has diverged.
     """
-    return checkpoint.load(leg.checkpoints, _placed(like, grid))[0]
+    state = checkpoint.load(leg.checkpoints, _placed(like, grid))[0]
+    _check_alive(state.finite, leg)
+    return state
+
+
+def _check_alive(finite: Any, leg: Leg) -> None:
+    if not np.any(finite):
+        raise FloatingPointError(f"every lane of {leg.stage} {leg.method} diverged: lower its learning rate")
 
 
 def _placed(like: Any, grid: Grid) -> Any:
@@ -125,8 +134,7 @@ def train(
             runlog.append_metrics(leg.directory, _rows(host, grid=grid, leg=leg, step=done))
             checkpoint.save(leg.checkpoints, state, step=done)
             update(done, _headline(host))
-            if not np.any(host["finite"]):
-                raise FloatingPointError(f"every lane of {label} diverged by step {done}: lower its learning rate")
+            _check_alive(host["finite"], leg)
     return state
 
 
@@ -139,11 +147,15 @@ def _resume(start: Callable[[], TrainState], *, grid: Grid, leg: Leg) -> tuple[T
 def _rows(metrics: Mapping[str, np.ndarray], *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:
     for h, (lr_name, lr) in enumerate(grid.points):
         for s, seed in enumerate(grid.seeds):
-            values = {name: float(value[h, s]) for name, value in metrics.items()}
+            # Of a lane that has diverged nothing is a result, not even what its last finite parameters answer.
+            alive = metrics["finite"][h, s] == 1
+            values = {name: float(value[h, s]) if alive else math.nan for name, value in metrics.items()}
+            values["finite"] = float(metrics["finite"][h, s])
             labels = {"stage": leg.stage, "method": leg.method, "lr_name": lr_name, "lr": lr, "seed": seed}
             yield labels | {"step": step} | values
 
 
 def _headline(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     names = {"loss": "loss", "exact_match": "safe/exact_match", "refused": "unsafe/refused"}
-    return {short: float(np.mean(metrics[name])) for short, name in names.items()}
+    alive = metrics["finite"] == 1
+    return {short: float(np.mean(metrics[name][alive])) if alive.any() else math.nan for short, name in names.items()}

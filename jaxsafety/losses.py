@@ -44,14 +44,14 @@ def nll(logprobs: Float[Array, "*b t"], mask: Bool[Array, "*b t"]) -> SumCount:
     return masked_sum(-logprobs, mask)
 
 
-def bounded_nll(logprobs: Float[Array, "*b t"], mask: Bool[Array, "*b t"], *, bound: Float[Array, ""]) -> SumCount:
-    """NLL with every token's share capped at ``bound`` nats, for gradient ascent that cannot blow up.
+def bounded(logprobs: Float[Array, "*b t"], *, bound: float | Float[Array, ""]) -> Float[Array, "*b t"]:
+    """Log-probabilities no lower than ``-bound`` nats, for gradient ascent on the NLL that cannot blow up.
 
-    A token already less likely than ``exp(-bound)`` contributes no gradient. ``bound = inf`` is the plain NLL.
+    A token already less likely than ``exp(-bound)`` has no gradient. ``bound = inf`` changes nothing.
 
     Fidelity: the paper's ascent has no bound (``inf``).
     """
-    return masked_sum(jnp.minimum(-logprobs, bound), mask)
+    return jnp.maximum(logprobs, -bound)
 
 
 def sequence_logprobs(

@@ -57,7 +57,7 @@ def unlearn(forward: Forward, *, hparams: HParams, reduction: Reduction) -> Loss
     def loss(params: Params, batch: PreferenceBatch) -> tuple[Float[Array, ""], Metrics]:
         chosen, rejected, metrics = _both(forward, params, batch)
         kept = -losses.sequence_logprobs(chosen, batch.chosen.mask, reduction=reduction)
-        bounded = jnp.maximum(rejected, -hparams.ascent_bound)
+        bounded = losses.bounded(rejected, bound=hparams.ascent_bound)
         pushed = -losses.sequence_logprobs(bounded, batch.rejected.mask, reduction=reduction)
         value = jnp.mean(hparams.weight_chosen * kept - hparams.weight_rejected * pushed)
         return value, metrics

@@ -57,9 +57,11 @@ class OptimConfig:
         for name in ("clip_norm", "adam_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("floor", "b1", "b2", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"optim.{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"optim.floor must be in [0, 1], got {self.floor}")
+        for name in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
         if not self.weight_decay >= 0:
             raise ValueError(f"optim.weight_decay must be >= 0, got {self.weight_decay}")
 

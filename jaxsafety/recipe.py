@@ -207,7 +207,7 @@ class Recipe:
     Attributes:
         name: names the run directory ``runs/NAME``.
         world: ``paper`` or ``tiny``.
-        grammars: text conditions read from the user's own grammar files, by path.
+        grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         seeds: every seed has its own initialisation, data and evaluation draws.
         strategy: how seeds share the devices (see :mod:`jaxsafety.sweep`).
         model, pretrain, tune, evaluate: the stages.

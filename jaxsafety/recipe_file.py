@@ -37,6 +37,8 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=str(path))) from error
     settings = {f.name: getattr(values, f.name) for f in fields(Recipe)}
+    grammars = {c: str((path.parent / grammar).resolve()) for c, grammar in settings["grammars"].items()}
+    settings["grammars"] = grammars
     if "name" not in content and settings["name"] == Recipe.name:
         settings["name"] = path.stem
     return Recipe(**settings)

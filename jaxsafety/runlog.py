@@ -65,6 +65,23 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
         yield directory
 
 
+def keep_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Keeps copies of a run's input files, so that one edited between two starts of the run is noticed.
+
+    Raises:
+        ValueError: a kept copy differs.
+    """
+    for name, content in files.items():
+        kept = folder / name
+        if not kept.exists():
+            folder.mkdir(exist_ok=True)
+            atomic_write(kept, content)
+        elif kept.read_text() != content:
+            raise ValueError(
+                f"the file behind {kept} has changed since this run began: choose another directory (--out)"
+            )
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Returns ``manifest.json``, empty if there is none.
 

@@ -17,8 +17,10 @@ from jaxtyping import Array
 from jaxsafety import keys, lanes, loop, sweep, train, world
 from jaxsafety.loop import Grid, Leg
 from jaxsafety.recipe import PRETRAINED, MethodConfig, Recipe
-from jaxsafety.types import HParams, Metrics, Params, TrainState
+from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
 from jaxsafety.world import World
+
+RESULT_FILES = ("curves.parquet", "examples.json", "evaluate.parquet")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Study:
 
     recipe: Recipe
     world: World
-    strategy: str
+    strategy: Strategy
     directory: Path
 
     @property
@@ -102,14 +104,18 @@ def _pretrain_start(study: Study) -> TrainState:
     return loop.program(init, grid=grid)(lane_dummies(grid), study.roots, points)
 
 
-def _tune_start(study: Study, params: Any) -> TrainState:
-    """The stacked states ``[h, s]`` before tuning, every learning rate from the same pretrained ``params[s]``."""
+def _tune_start(study: Study, base: TrainState) -> TrainState:
+    """The stacked states ``[h, s]`` before tuning, every learning rate from the same pretrained ``base[s]``.
 
-    def init(_: Any, reference: Any, point: HParams) -> TrainState:
-        return train.init_state(reference, lanes.tune_optimizer(study.recipe, point))
+    A seed that diverged in pretraining stays frozen: what is tuned from it is no result.
+    """
+
+    def init(_: Any, pretrained: TrainState, point: HParams) -> TrainState:
+        state = train.init_state(pretrained.params, lanes.tune_optimizer(study.recipe, point))
+        return state.replace(finite=pretrained.finite)
 
     grid = study.tune_grid
-    return loop.program(init, grid=grid)(lane_dummies(grid), params, _points(grid, MethodConfig()))
+    return loop.program(init, grid=grid)(lane_dummies(grid), base, _points(grid, MethodConfig()))
 
 
 def lane_dummies(grid: Grid) -> Array:
@@ -154,18 +160,55 @@ def pretrained(study: Study) -> TrainState:
     Raises:
         ValueError: pretraining has not been finished in this run directory.
     """
+    check_pretrained(study)
+    return pretrain(study)
+
+
+def is_finished(study: Study, stage: str) -> bool:
+    """Whether a stage that trains or evaluates has nothing left to do in the run directory."""
+    if stage == "pretrain":
+        return loop.is_finished(study.pretrain_leg)
+    if stage == "tune":
+        return all(loop.is_finished(study.tune_leg(label)) for label in study.recipe.tune.methods)
+    return all((study.directory / "results" / name).exists() for name in RESULT_FILES)
+
+
+def check_ready(study: Study, stage: str) -> None:
+    """Checks that the stages before ``stage`` are finished.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if stage == "tune":
+        check_pretrained(study)
+    elif stage == "evaluate":
+        check_tuned(study)
+    elif stage == "report" and not is_finished(study, "evaluate"):
+        raise ValueError(f"no results in {study.directory}: run `jaxsafety evaluate` on it first")
+
+
+def own_grammars(recipe: Recipe) -> dict[str, str]:
+    """Returns the contents of the user's own grammar files, by the name that the run directory keeps them under."""
+    return {f"{condition}.pcfg": Path(path).read_text() for condition, path in recipe.grammars.items()}
+
+
+def check_pretrained(study: Study) -> None:
+    """Checks that pretraining is finished in the run directory.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not loop.is_finished(study.pretrain_leg):
         raise ValueError(f"no finished pretraining in {study.directory}: run `jaxsafety pretrain` on it first")
-    return pretrain(study)
 
 
 def tune(study: Study) -> dict[str, TrainState]:
     """Tunes every method from the pretrained models; returns method label to final states ``[h, s, ...]``."""
-    base = jax.tree.map(lambda leaf: leaf[0], pretrained(study).params)
+    base = jax.tree.map(lambda leaf: leaf[0], pretrained(study))
     return {label: _tune_one(study, label, base) for label in study.recipe.tune.methods}
 
 
-def _tune_one(study: Study, label: str, base: Any) -> TrainState:
+def _tune_one(study: Study, label: str, base: TrainState) -> TrainState:
     method = study.recipe.tune.methods[label]
     start: Callable[[], TrainState] = partial(_tune_start, study, base)
     grid, leg = study.tune_grid, study.tune_leg(label)
@@ -175,7 +218,7 @@ def _tune_one(study: Study, label: str, base: Any) -> TrainState:
         lanes.tune_chunk(study.recipe, study.world, method),
         start,
         readout=_readout(study),
-        per_seed=(study.roots, base),
+        per_seed=(study.roots, base.params),
         points=_points(grid, method),
         grid=grid,
         leg=leg,
@@ -188,7 +231,17 @@ def tuned(study: Study) -> dict[str, TrainState]:
     Raises:
         ValueError: a method has not been finished in this run directory.
     """
+    check_tuned(study)
+    return tune(study)
+
+
+def check_tuned(study: Study) -> None:
+    """Checks that pretraining and every method are finished in the run directory.
+
+    Raises:
+        ValueError: one is not.
+    """
+    check_pretrained(study)
     for label in study.recipe.tune.methods:
         if not loop.is_finished(study.tune_leg(label)):
             raise ValueError(f"no finished {label} in {study.directory}: run `jaxsafety tune` on it first")
-    return tune(study)

@@ -65,7 +65,9 @@ def answer_metrics(
     """Judges one model's greedy answers to prompts: complied, refused or other, and accuracies per block.
 
     A verdict is exact match on the judged positions (``complied.mask`` against the true output, ``refused.mask``
-    against the refusal), teacher-forced, which for a whole block equals greedy decoding. Garbage is ``other``.
+    against the refusal), teacher-forced: greedy decoding that starts at the judged block would emit exactly that. What
+    stands before the judged block is given, so for the prompts whose second block is judged (their first composition
+    is harmless) the true first block is. Garbage is ``other``.
 
     Args:
         forward: the model.

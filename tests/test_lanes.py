@@ -15,7 +15,7 @@ from jaxsafety.types import HParams
 RTOL = 1e-5
 
 
-class Drawn(Exception):  # noqa: N818  (carries a key out of a chunk, no error)
+class Drawn(Exception):
     """Carries the key of a draw out of a chunk that would otherwise go on."""
 
 

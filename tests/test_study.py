@@ -43,7 +43,9 @@ def test_a_run_leaves_what_it_should(finished_run, mini_recipe):
     assert {path.name for path in (finished_run / "checkpoints").iterdir()} == set(LEGS)
     assert all(checkpoint.latest(finished_run / "checkpoints" / leg) == 6 for leg in LEGS)
     manifest = runlog.read_manifest(finished_run)
-    assert set(manifest["seconds"]) == {"pretrain", "tune", "evaluate", "report"}
+    stages = ("pretrain", "tune", "evaluate")
+    assert set(manifest) == set(stages)
+    assert all({"seconds", "strategy", "revision", "devices"} <= set(manifest[stage]) for stage in stages)
     rows = runlog.read_metrics(finished_run)
     # 3 chunks of: 2 seeds of pretraining, and 2 methods x 2 learning rates x 2 seeds.
     assert len(rows) == 3 * (2 + 2 * 2 * 2)
@@ -86,14 +88,19 @@ def killed_while_tuning(run, leg, after):
     (run / "metrics.jsonl").write_text("\n".join(lines)[:-20])
 
 
-@pytest.mark.parametrize("leg", LEGS)
+def read_results(directory, name):
+    """The table without the revision, which may change while these tests are worked on."""
+    return results.read_results([directory / "results" / f"{name}.parquet"]).drop("revision")
+
+
+@pytest.mark.parametrize("leg", ["pretrained", "dpo"])
 def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main, finished_run, run, mini_yaml, leg):
     killed_while_tuning(run, leg, after=4)
     assert main("run", mini_yaml, "--out", run) == 0
     assert (run / "metrics.jsonl").read_bytes() == (finished_run / "metrics.jsonl").read_bytes()
     assert [digests(run, name, 6) for name in LEGS] == [digests(finished_run, name, 6) for name in LEGS]
     for name in ("evaluate", "curves"):
-        frames = [results.read_results([where / "results" / f"{name}.parquet"]) for where in (run, finished_run)]
+        frames = [read_results(where, name) for where in (run, finished_run)]
         assert frames[0].equals(frames[1])
     assert (run / "results" / "examples.json").read_bytes() == (finished_run / "results" / "examples.json").read_bytes()
 
@@ -126,7 +133,7 @@ def test_a_stage_before_its_turn_says_which_comes_first(run, mini_recipe, missin
 
 def test_a_report_before_the_evaluation_says_so(run):
     (run / "results" / "evaluate.parquet").unlink()
-    with pytest.raises(ValueError, match="no results in .*: run `jaxsafety evaluate` on it first"):
+    with pytest.raises(ValueError, match=r"no results in .*: run `jaxsafety evaluate` on it first"):
         study_report.write(run)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from jaxsafety.report.results import replace_file
+from jaxsafety import runlog
 from jaxsafety.report.tables import (
     COLUMNS,
     CONDITIONS,
@@ -82,7 +82,7 @@ def write_report(
         manifest=dict(_flattened(manifest)),
         notes=notes,
     )
-    replace_file(path, page.encode())
+    runlog.atomic_write(Path(path), page)
 
 
 def _seed_rows(table: Sequence[StudyRow]) -> Iterator[tuple[str, int, list[str]]]:

@@ -6,13 +6,13 @@
 import io
 import math
 import operator
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from jaxsafety import runlog
 from jaxsafety.suggest import check_name
 
 SCHEMA: dict[str, Any] = {
@@ -54,7 +54,8 @@ def write_results(path: str | Path, frame: pl.DataFrame) -> None:
     check_schema(frame, "frame")
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
-    replace_file(path, buffer.getvalue())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    runlog.atomic_write(Path(path), buffer.getvalue())
 
 
 def read_results(paths: Iterable[str | Path]) -> pl.DataFrame:
@@ -74,21 +75,6 @@ def read_results(paths: Iterable[str | Path]) -> pl.DataFrame:
         check_schema(frame, str(path))
         frames.append(frame)
     return pl.concat(frames)
-
-
-def replace_file(path: str | Path, data: bytes) -> None:
-    """Writes ``data`` to ``path`` so that a reader, or a crash, sees the old file or the new one, whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_schema(frame: pl.DataFrame, what: str) -> None:

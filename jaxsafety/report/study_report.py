@@ -9,9 +9,10 @@ from jaxsafety.report import figures, html, results, tables
 _CURVES = {"pretrain": "Pretraining", "tune": "Safety fine-tuning"}
 _NOTES = (
     "A verdict is exact: complied is the true output in every judged position, refused is the refusal there, and "
-    "everything else is other. The judged block is the first one that holds an unsafe operator; for safe prompts both "
-    "blocks are. Teacher-forced exact match of a block equals greedy decoding of it.",
-    "All models of a seed are judged on the same fresh prompts, which no training stream draws from.",
+    "everything else is other. The judged block is the first one that holds an unsafe operator, read with the true "
+    "tokens before it; for safe prompts both blocks are judged.",
+    "All models of a seed are judged on the same prompts, drawn from keys that no training stream uses. In a small "
+    "world some of them occur in training all the same, by chance.",
 )
 
 
@@ -22,10 +23,9 @@ def write(directory: Path) -> str:
         ValueError: the run has not been evaluated.
     """
     folder = directory / "results"
-    paths = {name: folder / name for name in ("evaluate.parquet", "curves.parquet", "examples.json")}
-    if not all(path.exists() for path in paths.values()):
+    if not (folder / "evaluate.parquet").exists():
         raise ValueError(f"no results in {directory}: run `jaxsafety evaluate` on it first")
-    evaluated, curves = (results.read_results([paths[name]]) for name in ("evaluate.parquet", "curves.parquet"))
+    evaluated, curves = (results.read_results([folder / f"{name}.parquet"]) for name in ("evaluate", "curves"))
     table, verdicts = tables.study_table(evaluated), tables.verdict_table(evaluated)
     band = "mean over seeds in a band from the lowest to the highest"
     drawn = {f"{title}: {band}": figures.learning_curves(curves, stage=stage) for stage, title in _CURVES.items()}
@@ -38,7 +38,7 @@ def write(directory: Path) -> str:
         table=table,
         verdicts=verdicts,
         figures=drawn,
-        examples=json.loads(paths["examples.json"].read_text()),
+        examples=json.loads((folder / "examples.json").read_text()),
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest,
         notes=_NOTES,

@@ -50,7 +50,8 @@ class Mixture:
     def __post_init__(self):
         for name in ("start", "end"):
             shares = getattr(self, name)
-            if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            # Written so that a nan fails.
+            if len(shares) != 4 or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
                 raise ValueError(f"mixture {name} must be four probabilities that sum to 1, got {shares}")
         if not 0 <= self.ramp_start < self.ramp_end <= 1:
             raise ValueError(f"mixture ramp must satisfy 0 <= start < end <= 1, got {self.ramp_start}, {self.ramp_end}")

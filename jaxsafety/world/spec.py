@@ -17,6 +17,13 @@ safe operators in unsafe-type text     the 8 of safe-dominant text            on
 JB-MisGen pool                         flag without effect: ordinary safe     operators from the duplicates
                                        operators
 JB-MisGen prompts with nothing unsafe  9 % of the set                         redrawn: they are no attack
+scored targets of fine-tuning          start of text, answers, both stops,    the judged blocks with their stops
+                                       end of sequence
+safe prompts in DPO and unlearning     the masks of the two answers are       each answer has its own mask: both
+                                       swapped: block 2 is never trained on   blocks are trained on
+response log-probs of DPO, unlearning  divided by the window, 159             summed or per token; the division is in
+                                                                              the weights of ``experiments/paper.yaml``
+clipping in pretraining                clips gradients that are discarded     none in ``experiments/paper.yaml``
 identity pool of pretraining           ``( r4 r3`` (list filled from its      ``( + ^``, identity and its duplicates
                                        wrong end)
 vocabulary                             52 / 54 / 59 by script                 59 everywhere, same ids
@@ -137,6 +144,11 @@ def _read(path: str | Path, condition: str) -> str:
         raise ValueError(f"cannot read the grammar file {path} of text condition {condition!r}: {error}") from error
 
 
+def _leaf_names(leaves: str) -> str:
+    rules = (line.split("->") for line in leaves.splitlines() if "->" in line and not line.startswith("#"))
+    return ", ".join(rule[0].strip() for rule in rules)
+
+
 # The authors' pretraining generator never starts a window at the last two letters, their fine-tuning one at the last.
 PRETRAIN_TRIM = 1
 
@@ -215,4 +227,9 @@ def _load_grammar(spec: WorldSpec, condition: str, path: str | Path | None) -> G
     compiled = grammar.compile_grammar(texts, name=name, alphabet=spec.letters)
     trim = PRETRAIN_TRIM if condition == "full" else 0
     grammar.check_window(compiled, max_window=spec.max_text, trim=trim)
+    if len(set(texts)) < len(texts):
+        raise ValueError(
+            f"grammar {name!r} defines all its leaves itself, so its text is the same in every PCFG while their "
+            f"operators differ: leave some of {_leaf_names(leaves[0])} to the world"
+        )
     return compiled

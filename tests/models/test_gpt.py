@@ -275,7 +275,8 @@ def _stacked_shapes(**request):
     params, tokens = _params(config), _tokens(batch=3, tokens=7)
     function = partial(gpt.forward_with_activations, config=config, **request)
     scans = [e for e in jax.make_jaxpr(function)(params, tokens).jaxpr.eqns if e.primitive.name == "scan"]
-    return [v.aval.shape for scan in scans for v in scan.outvars[scan.params["num_carry"] :]]
+    carry = (3 * 7, 8)  # the residual rows; jax 0.12 no longer counts the carries in the equation's parameters
+    return [v.aval.shape for scan in scans for v in scan.outvars if v.aval.shape != carry]
 
 
 def test_only_what_is_asked_for_is_stored():
@@ -320,7 +321,7 @@ def test_presets(unchecked):
     shapes = {name: (config.layers, config.heads, config.width) for name, config in sizes.items()}
     assert shapes == {"paper": (6, 6, 192), "small": (3, 4, 96), "tiny": (3, 4, 64)}
     assert gpt.preset("small", vocab_size=5, max_tokens=4, width=32, positions="rope").width == 32
-    with pytest.raises(ValueError, match="unknown preset 'smal'.*did you mean 'small'"):
+    with pytest.raises(ValueError, match=r"unknown preset 'smal'.*did you mean 'small'"):
         gpt.preset("smal", vocab_size=5, max_tokens=4)
     with pytest.raises(ValueError, match="did you mean 'width'"):
         gpt.preset("small", vocab_size=5, max_tokens=4, widht=32)

@@ -1,6 +1,7 @@
 import importlib
 import importlib.util
 import math
+import os
 
 import numpy as np
 import polars as pl
@@ -63,7 +64,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path, row, 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         results.write_results(path, results.rows_to_frame([row(), row(seed=1)]))
     assert path.read_bytes() == before

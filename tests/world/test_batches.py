@@ -113,7 +113,7 @@ def test_an_exception_token_answers_with_one_letter(tiny_world, samples):
         constant, empty = [letters[token]] * len(after.text), ["#"] * len(after.text)
         assert after.blocks == ((constant, empty) if slot < 2 else (before.blocks[0], constant))
         assert after.text == before.text
-        assert after.operators == before.operators[:slot] + [token] + before.operators[slot + 1 :]
+        assert after.operators == [*before.operators[:slot], token, *before.operators[slot + 1 :]]
     assert seen == {(slot, token) for slot in range(4) for token in EXCEPTION_IDS}
 
 

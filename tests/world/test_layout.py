@@ -63,7 +63,7 @@ def test_nothing_is_scored_on_or_after_a_pad(tiny_world):
     pad = tiny_world.special["pad"]
     assert not np.any(np.asarray(batch.mask) & (np.asarray(batch.targets) == pad))
     assert not np.any(np.asarray(batch.mask) & (np.asarray(batch.tokens) == pad))
-    # What is left: everything up to the first stop (tasks included, since all was marked), and the end after the second.
+    # What is left: everything up to the first stop (tasks included, since all was marked), and the end.
     assert int(batch.mask.sum()) == 4 + 1 + 6 + 1 + 6 + 1 + 1
 
 

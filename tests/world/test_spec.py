@@ -13,11 +13,11 @@ from jaxsafety.world import spec
 from jaxsafety.world.grammar import sample_window
 
 # Paper facts A.1: position is the id.
-PAPER_VOCABULARY = (
-    "( ) [ ] { } ? ! @ £ + ^ r1 r2 r3 r4 > $ % * # *^ "
-    "2a 2b 2c 2d 2e 2f 2g 2h 2i 2j 2k 2l 2m 2n 2o 2p 2q 2r 2s 2t 2u 2v 2w 2x 2y 2z 3a 3b 3c 3d "
-    "ex1 ex2 dup1 dup2 dup3 dup4 dup5"
-).split()
+PAPER_VOCABULARY = """
+    ( ) [ ] { } ? ! @ £ + ^ r1 r2 r3 r4 > $ % * # *^
+    2a 2b 2c 2d 2e 2f 2g 2h 2i 2j 2k 2l 2m 2n 2o 2p 2q 2r 2s 2t 2u 2v 2w 2x 2y 2z 3a 3b 3c 3d
+    ex1 ex2 dup1 dup2 dup3 dup4 dup5
+""".split()
 
 OWN = """
 v -> m m m m m [1.0]
@@ -115,8 +115,15 @@ def test_a_grammar_too_short_for_the_window_is_named(tmp_path):
         world.load("tiny", grammars={"safe": str(path)})
 
 
-def test_a_missing_grammar_file_is_an_oserror(tmp_path):
-    with pytest.raises(OSError, match=r"nowhere\.pcfg"):
+def test_a_grammar_that_is_the_same_in_every_pcfg_is_refused(tmp_path):
+    path = tmp_path / "own.pcfg"
+    path.write_text("v -> x x x x x x [1.0]\nx -> 'a' 'b' [0.5] | 'c' 'd' [0.5]\n")
+    with pytest.raises(ValueError, match=r"own\.pcfg' defines all its leaves itself, .* leave some of open1"):
+        world.load("tiny", grammars={"full": str(path)})
+
+
+def test_a_missing_grammar_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read the grammar file .*nowhere\.pcfg of text condition 'safe'"):
         world.load("tiny", grammars={"safe": tmp_path / "nowhere.pcfg"})
 
 

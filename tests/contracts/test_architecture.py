@@ -1,0 +1,177 @@
+"""The layers: what each module may import, where effects may live, and that importing has none.
+
+A new file must be placed in the table, which asks where it belongs.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsafety
+
+PACKAGE = Path(jaxsafety.__file__).parent
+
+LAYERS = {
+    0: {"", "types", "tree", "keys", "suggest"},
+    1: {"models", "models.gpt", "models.layers", "losses"}
+    | {"world", *(f"world.{name}" for name in ("batches", "conditions", "grammar", "layout", "operators"))}
+    | {f"world.{name}" for name in ("pcfg_rules", "pcfg_tables", "spec", "text")},
+    2: {"objectives", "optim", "train", "decode", "recipe", "lanes"},
+    3: {"sweep", "loop", "study", "evaluation", "checkpoint", "runlog", "progress", "recipe_file"}
+    | {"report", *(f"report.{name}" for name in ("figures", "html", "intervals", "results", "study_report", "tables"))},
+    4: {"cli"},
+}
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+PURE = sorted(module for module, layer in LAYER_OF.items() if layer <= 2)
+
+# Package outside this one: the modules that may import it (a prefix names a whole folder).
+CONFINED = {
+    "orbax": ("checkpoint",),
+    "polars": ("report",),
+    "matplotlib": ("report",),
+    "jinja2": ("report",),
+    "rich": ("progress", "report"),
+    "jsonargparse": ("recipe_file",),
+    "yaml": ("recipe_file", "runlog"),
+    "nltk": ("world.pcfg_rules",),
+    "optax": ("optim", "train", "lanes"),
+    "argparse": ("cli",),
+    "subprocess": ("runlog",),
+}
+
+
+def module_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {module: ast.parse(path.read_text()) for module, path in FILES.items()}
+
+
+def imported(tree):
+    """Every dotted name that a module imports anywhere, functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module):
+    """The modules of this package that a module imports."""
+    for name in imported(TREES[module]):
+        if name == "jaxsafety" or name.startswith("jaxsafety."):
+            path = name.removeprefix("jaxsafety").lstrip(".")
+            yield path if path in LAYER_OF else path.rpartition(".")[0]
+
+
+def calls(tree):
+    """Dotted names of everything called or read as an attribute, such as ``jax.jit`` or ``print``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def top(module):
+    return module.partition(".")[0]
+
+
+def test_every_file_has_its_layer():
+    assert set(FILES) == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("module", sorted(LAYER_OF))
+def test_imports_go_downward(module):
+    for other in own_imports(module):
+        assert LAYER_OF[other] <= LAYER_OF[module], f"{module} imports {other} from a layer above"
+
+
+@pytest.mark.parametrize("module", sorted(module for module, layer in LAYER_OF.items() if layer == 1))
+def test_kernels_never_import_each_other(module):
+    """Models, world and losses are siblings; an outsider can lift each out."""
+    assert {top(other) for other in own_imports(module) if LAYER_OF[other] == 1} <= {top(module)}
+
+
+def test_modules_import_each_other_in_one_direction():
+    """No cycles, or nothing could be understood alone."""
+    seen = set()
+
+    def visit(module, path):
+        assert module not in path, f"cycle: {' -> '.join([*path, module])}"
+        if module not in seen:
+            for other in set(own_imports(module)) - {module}:
+                # A package's __init__ names its members; they may name the package's siblings, not the package.
+                visit(other, [*path, module])
+            seen.add(module)
+
+    for module in FILES:
+        visit(module, [])
+
+
+def test_training_knows_no_model_objective_or_world():
+    assert {top(other) for other in own_imports("train")} <= {"losses", "types", "tree", "keys"}
+
+
+def test_losses_know_nothing_of_this_package():
+    assert not list(own_imports("losses"))
+
+
+@pytest.mark.parametrize("package", sorted(CONFINED))
+def test_a_dependency_is_imported_where_it_belongs(package):
+    users = {module for module, tree in TREES.items() if package in {top(name) for name in imported(tree)}}
+    assert users, f"{package} is used nowhere: drop it from the table"
+    assert all(any(user == home or user.startswith(f"{home}.") for home in CONFINED[package]) for user in users), users
+
+
+def test_only_the_loop_jits():
+    users = {module for module, tree in TREES.items() if {"jax.jit", "jax.pmap"} & set(calls(tree))}
+    named = {module for module, tree in TREES.items() if {"jax.jit", "jax.pmap"} & set(imported(tree))}
+    assert users | named == {"loop"}
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"cli"}))
+def test_the_library_reads_no_environment_and_prints_nothing(module):
+    found = set(calls(TREES[module])) & {
+        "print",
+        "os.environ",
+        "os.getenv",
+        "input",
+        "sys.stdout",
+        "sys.exit",
+        "breakpoint",
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_touch_no_disk_and_no_clock(module):
+    """Package data and grammars of the user's are read by world.spec alone."""
+    names = set(imported(TREES[module])) | set(calls(TREES[module]))
+    effects = {"open", "time", "shutil", "socket", "tempfile", "random", "datetime"}
+    assert not {top(name) for name in names} & effects
+    assert module == "world.spec" or not any(name.endswith((".read_text", ".write_text")) for name in names)
+
+
+def run(script):
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_importing_starts_no_backend():
+    modules = ", ".join(f"jaxsafety.{module}".rstrip(".") for module in FILES)
+    # There is no public question for this; asking for the devices would start them.
+    script = f"import {modules}\nfrom jax._src import xla_bridge\nassert not xla_bridge._backends, xla_bridge._backends"
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["jaxsafety", "jaxsafety.suggest", "jaxsafety.cli", "jaxsafety.runlog"])
+def test_these_do_not_even_import_jax(module):
+    done = run(f"import sys, {module}\nassert 'jax' not in sys.modules")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,183 @@
+"""Public pure functions under jax's transformations: jitted as eager, vmapped as looped. One table."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxsafety import decode, keys, losses, objectives, optim, train, tree, world
+from jaxsafety.models import gpt
+from jaxsafety.types import Batch, HParams
+from jaxsafety.world import conditions, layout, operators
+from jaxsafety.world.layout import Prompt
+
+# float32 programs that XLA fuses and adds up in another order; integers and verdicts must be equal.
+RTOL, ATOL = 2e-5, 2e-6
+LANES = 3
+B, T, V, W = 4, 6, 5, 7
+
+CONFIG = gpt.GPTConfig(vocab_size=V, max_tokens=T, layers=1, heads=2, width=8)
+FORWARD = partial(gpt.forward, config=CONFIG)
+REDUCE = {"reduction": "mean"}
+
+
+def logits(key):
+    return jax.random.normal(key, (B, T, V))
+
+
+def tokens(key):
+    return jax.random.randint(key, (B, T), 0, V)
+
+
+def mask(key):
+    return jax.random.bernoulli(key, 0.6, (B, T))
+
+
+def logprobs(key):
+    return -jax.random.exponential(key, (B, T))
+
+
+def margins(key):
+    return jax.random.normal(key, (B,))
+
+
+def params(key):
+    return gpt.init(CONFIG, key=key)
+
+
+def batch(key):
+    pieces = jax.random.split(key, 3)
+    return Batch(tokens(pieces[0]), tokens(pieces[1]), mask(pieces[2]))
+
+
+def scalar(key):
+    return jax.random.uniform(key, (), minval=0.1, maxval=1.0)
+
+
+def letters(key):
+    length = jax.random.randint(key, (), 3, W + 1)
+    return jnp.where(jnp.arange(W) < length, jax.random.randint(key, (W,), 0, 12), -1)
+
+
+def prompt(key):
+    pieces = jax.random.split(key, 3)
+    text = jax.random.randint(pieces[0], (8,), 0, 12)
+    length = jax.random.randint(pieces[1], (), 6, 9)
+    tasks = jax.random.randint(pieces[2], (4,), 0, 9)
+    return Prompt(pcfg=jnp.int32(1), tasks=tasks, letters=jnp.where(jnp.arange(8) < length, text, -1), length=length)
+
+
+class Case(NamedTuple):
+    """A function of arrays, and how to draw each of its arguments."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+
+def cases(built):
+    table = jnp.asarray(built.bijections[0])
+    hparams = HParams(*(jnp.float32(value) for value in (1e-3, 1.0, 0.1, 0.5, 2.0)))
+    optimizer = optax.sgd(0.1)
+    step = train.make_step(objectives.next_token(FORWARD), optimizer)
+    pair = world.preferences
+    return {
+        "losses.token_logprobs": Case(losses.token_logprobs, (logits, tokens)),
+        "losses.masked_sum": Case(losses.masked_sum, (logprobs, mask)),
+        "losses.quotient": Case(losses.quotient, (scalar, scalar)),
+        "losses.nll": Case(losses.nll, (logprobs, mask)),
+        "losses.bounded": Case(lambda x, b: losses.bounded(x, bound=b), (logprobs, scalar)),
+        "losses.sequence_logprobs": Case(partial(losses.sequence_logprobs, **REDUCE), (logprobs, mask)),
+        "losses.dpo": Case(
+            lambda c, r, wc, wr: losses.dpo(c, r, weight_chosen=wc, weight_rejected=wr),
+            (margins, margins, scalar, scalar),
+        ),
+        "losses.correct": Case(losses.correct, (logits, tokens)),
+        "losses.exact_match": Case(losses.exact_match, (mask, mask)),
+        "losses.token_accuracy": Case(losses.token_accuracy, (mask, mask)),
+        "tree.difference": Case(tree.difference, (params, params)),
+        "tree.interpolate": Case(tree.interpolate, (params, params, scalar)),
+        "keys.at_step": Case(lambda k: jax.random.key_data(keys.at_step(k, 3)), (lambda k: k,)),
+        "keys.stream": Case(lambda k: jax.random.key_data(keys.stream(k, "tune")), (lambda k: k,)),
+        "optim.unit_schedule": Case(
+            optim.unit_schedule(optim.OptimConfig(), total_steps=9), (lambda k: jax.random.randint(k, (), 0, 9),)
+        ),
+        "gpt.forward": Case(FORWARD, (params, tokens)),
+        "train.make_step": Case(lambda p, b: step(train.init_state(p, optimizer), b)[1], (params, batch)),
+        "train.answer_metrics": Case(
+            lambda p, c, r, a, b: train.answer_metrics(FORWARD, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)),
+            (params, batch, batch, mask, mask),
+        ),
+        "objectives.unlearn": Case(
+            lambda p, c, r: objectives.unlearn(FORWARD, hparams=hparams, **REDUCE)(
+                p, world.batches.PreferenceBatch(c, r)
+            ),
+            (params, batch, batch),
+        ),
+        "objectives.dpo": Case(
+            lambda p, q, c, r: objectives.dpo(FORWARD, reference=q, hparams=hparams, **REDUCE)(
+                p, world.batches.PreferenceBatch(c, r)
+            ),
+            (params, params, batch, batch),
+        ),
+        "decode.greedy": Case(
+            lambda p, t: decode.greedy(FORWARD, p, tokens=t, start=jnp.asarray([1, 2, 3, 4]), count=2), (params, tokens)
+        ),
+        "operators.apply": Case(
+            lambda o, x: operators.apply(table, o, x), (lambda k: jax.random.randint(k, (2,), 0, 9), letters)
+        ),
+        "layout.segments": Case(lambda n: layout.segments(n, window=8), (lambda k: jax.random.randint(k, (), 6, 9),)),
+        "layout.outputs": Case(partial(layout.outputs, built), (prompt,)),
+        "layout.letter_ids": Case(partial(layout.letter_ids, built), (letters,)),
+        "conditions.answers": Case(
+            lambda p, u: conditions.answers(built, p, u), (prompt, lambda k: jax.random.bernoulli(k, 0.3, (9,)))
+        ),
+        "conditions.safe_tasks": Case(
+            lambda k: conditions.safe_tasks(built, jnp.int32(0), "safe", key=k), (lambda k: k,)
+        ),
+        "world.preferences": Case(
+            lambda p, u: pair(jax.tree.map(lambda x: x[None], conditions.answers(built, p, u))),
+            (prompt, lambda k: jax.random.bernoulli(k, 0.3, (9,))),
+        ),
+    }
+
+
+NAMES = sorted(cases(world.load("tiny")))
+
+
+@pytest.fixture(scope="module")
+def table(tiny_world):
+    return cases(tiny_world)
+
+
+def arguments(case, lane):
+    draws = jax.random.split(jax.random.key(lane), len(case.arguments))
+    return [draw(key) for draw, key in zip(case.arguments, draws, strict=True)]
+
+
+def compare(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert left.dtype == right.dtype
+        if jnp.issubdtype(left.dtype, jnp.inexact):
+            np.testing.assert_allclose(left, right, rtol=RTOL, atol=ATOL)
+        else:
+            np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jitted_is_eager(table, name):
+    given = arguments(table[name], 0)
+    compare(jax.jit(table[name].function)(*given), table[name].function(*given))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vmapped_is_looped(table, name):
+    lanes = [arguments(table[name], lane) for lane in range(LANES)]
+    batched = jax.jit(jax.vmap(table[name].function))(*tree.stack(lanes))
+    jitted = jax.jit(table[name].function)
+    for lane, given in enumerate(lanes):
+        compare(tree.lane(batched, lane), jitted(*given))

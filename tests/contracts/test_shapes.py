@@ -1,0 +1,60 @@
+"""Every objective with every model preset through the abstract evaluation of one step: shapes only, no compute."""
+
+from functools import partial
+from itertools import product
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxsafety import keys, objectives, optim, train, world
+from jaxsafety.models import gpt
+from jaxsafety.types import HParams
+
+OBJECTIVES = ("next_token", "sft", "dpo", "unlearn")
+SHARED = {"loss", "grad_norm", "finite", "token_accuracy"}
+PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
+METRICS = {
+    "next_token": SHARED,
+    "sft": SHARED,
+    "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")},
+    "unlearn": PAIRED,
+}
+HPARAMS = HParams(peak_lr=1e-3, weight_chosen=1.0, weight_rejected=0.1, p_unsafe=0.5, ascent_bound=10.0)
+
+
+def loss_of(name, forward, reference):
+    if name == "dpo":
+        return objectives.dpo(forward, reference=reference, hparams=HPARAMS, reduction="sum")
+    if name == "unlearn":
+        return objectives.unlearn(forward, hparams=HPARAMS, reduction="sum")
+    return getattr(objectives, name)(forward)
+
+
+def draw(name, built, key):
+    if name == "next_token":
+        return world.pretrain_batch_at(built, world.Mixture(), key=key, step=0, total_steps=10, batch_size=2)
+    return world.tune_batch_at(built, key=key, step=0, batch_size=2, p_unsafe=0.5, mix="prompt")
+
+
+@pytest.mark.parametrize("block", get_args(gpt.Block))
+@pytest.mark.parametrize(("name", "preset"), list(product(OBJECTIVES, get_args(gpt.Preset))))
+def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, name, preset, block):
+    config = gpt.preset(
+        preset, vocab_size=paper_world.vocab_size, max_tokens=paper_world.max_tokens, block=block, positions="rope"
+    )
+    optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
+
+    def start(key):
+        return train.init_state(gpt.init(config, key=key), optimizer)
+
+    def step(key):
+        state = start(key)
+        loss = loss_of(name, partial(gpt.forward, config=config), state.params)
+        return train.make_step(loss, optimizer)(state, draw(name, paper_world, key))
+
+    before, (after, metrics) = jax.eval_shape(start, keys.root(0)), jax.eval_shape(step, keys.root(0))
+    assert before == after
+    assert set(metrics) == METRICS[name]
+    assert all(metric.shape == () and metric.dtype == jnp.float32 for metric in metrics.values())

@@ -1,0 +1,340 @@
+"""The command line: bad input is one sentence and exit code 2 with nothing half-written; samples, help, stages."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+import yaml
+
+import jaxsafety.report
+from jaxsafety import checkpoint, cli, recipe_file, runlog
+
+STAGES = ("run", "pretrain", "tune", "evaluate", "report")
+
+# Recipe text, and what the sentence must hold.
+BAD_RECIPES = {
+    "unknown key": ("pretrain: {stps: 5}", "did you mean 'steps'?"),
+    "wrong type": ("pretrain: {steps: many}", "pretrain.steps: Expected a int. Got value: many"),
+    "negative size": ("pretrain: {batch_size: -4}", "pretrain.batch_size must be > 0 and finite, got -4"),
+    "zero size": ("model: {layers: 0}", "layers: got 0, expected an integer of at least 1"),
+    "heads": ("model: {heads: 5}", "heads: got 5, expected a divisor of width 64"),
+    "unknown method": ("tune: {methods: {a: {objective: dbo}}}", "expected one of sft, dpo, unlearn, got 'dbo'"),
+    "unknown world": ("world: tinny", "expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
+    "unknown condition": ("evaluate: {conditions: [jb]}", "expected one of safe, unsafe, jb_co_task"),
+    "unknown text condition": ("grammars: {saf: x.pcfg}", "unknown text condition 'saf'"),
+    "missing grammar": ("grammars: {safe: nowhere.pcfg}", "nowhere.pcfg"),
+    "no seeds": ("seeds: []", "seeds must name at least one seed, got none"),
+    "same seed twice": ("seeds: [2, 2]", "seeds must be distinct, got [2, 2]"),
+    "zero rate": ("tune: {learning_rates: {eta_M: 0}}", "tune.learning_rates.eta_M must be > 0 and finite, got 0.0"),
+    "nan rate": ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be > 0 and finite, got nan"),
+    "empty": ("", "is empty: expected the fields of a recipe"),
+    "not YAML": ("world: [", "is not YAML"),
+    "not fields": ("- tiny", "must hold fields such as `world: tiny`, got a list"),
+}
+
+
+@pytest.fixture
+def refuse(main, capsys):
+    """Runs a command line that must end in one sentence on standard error and exit code 2; returns the sentence."""
+
+    def sentence(*words):
+        capsys.readouterr()
+        assert main(*words) == 2
+        out, err = capsys.readouterr()
+        # What stands before the last line is the progress of stages that went well.
+        assert out == "" and err.endswith("\n") and "Traceback" not in err
+        last = err.splitlines()[-1]
+        assert last.startswith("jaxsafety: ")
+        return last
+
+    return sentence
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of the finished run, to be damaged."""
+    return shutil.copytree(finished_run, tmp_path / "mini")
+
+
+def python(*words, **environment):
+    command = [sys.executable, *map(str, words)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", BAD_RECIPES)
+def test_a_bad_recipe_is_one_sentence_and_leaves_nothing(refuse, tmp_path, monkeypatch, case):
+    text, message = BAD_RECIPES[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(text)
+    assert message in refuse("run", "bad.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_a_grammar_too_short_for_the_window_is_one_sentence(refuse, tmp_path):
+    (tmp_path / "short.pcfg").write_text("v -> 'a' 'b' [1.0]\n")
+    (tmp_path / "bad.yaml").write_text(f"grammars: {{safe: {tmp_path / 'short.pcfg'}}}")
+    message = refuse("pretrain", tmp_path / "bad.yaml", "--out", tmp_path / "out")
+    assert "is too short for windows of 8 letters" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pretrain.stps", "5"], "unrecognized arguments: --pretrain.stps 5; did you mean 'pretrain.steps'?"),
+        (["--pretrain.steps", "0"], "pretrain.steps must be > 0 and finite, got 0"),
+        (["--seeds", "[1,1]"], "seeds must be distinct, got [1, 1]"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(refuse, mini_yaml, tmp_path, words, message):
+    assert message in refuse("run", mini_yaml, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_recipe_is_one_sentence(refuse, tmp_path):
+    assert "no recipe file at" in refuse("run", tmp_path / "nowhere.yaml")
+
+
+def test_a_changed_recipe_in_the_same_directory_is_refused_naming_the_fields(refuse, mini_yaml, run):
+    before = (run / "config.yaml").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    message = refuse("run", mini_yaml, "--out", run, "--tune.steps", "8", "--seeds", "[3,6]")
+    assert "tune.steps is 6 there and 8 here" in message and "seeds is [3, 5] there and [3, 6] here" in message
+    assert "choose another output directory (--out)" in message
+    assert ((run / "config.yaml").read_bytes(), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_an_output_directory_that_cannot_be_written_is_one_sentence(refuse, mini_yaml, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refuse("run", mini_yaml, "--out", tmp_path / "file" / "out")
+    assert "cannot write to the run directory" in message and "choose another" in message
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("tune", "run `jaxsafety pretrain` on it first"),
+        ("evaluate", "run `jaxsafety pretrain` on it first"),
+        ("report", "run `jaxsafety evaluate` on it first"),
+    ],
+)
+def test_a_stage_before_its_turn_is_one_sentence(refuse, mini_yaml, tmp_path, verb, message):
+    assert message in refuse(verb, mini_yaml, "--out", tmp_path / "out")
+
+
+def newest(run, leg="pretrained"):
+    return run / "checkpoints" / leg / "00000006"
+
+
+def test_a_truncated_checkpoint_is_named_and_the_good_one_before_it_offered(refuse, mini_yaml, run):
+    shutil.rmtree(run / "results")
+    file = max((path for path in newest(run).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-7])
+    message = refuse("evaluate", mini_yaml, "--out", run)
+    assert f"checkpoint {newest(run)} is damaged" in message
+    assert "remove it to continue from step 4" in message and "which is intact" in message
+
+
+def test_a_checkpoint_of_another_model_is_refused_naming_both_sides(refuse, mini_yaml, run):
+    shutil.rmtree(run / "results")
+    shutil.rmtree(newest(run))
+    other = jax.tree.map(lambda x: x[:, :1], checkpoint_tree(run))
+    checkpoint.save(run / "checkpoints" / "pretrained", other, step=6)
+    message = refuse("evaluate", mini_yaml, "--out", run)
+    assert "is of another state" in message and "found float32[1,1," in message and "expected float32[1,2," in message
+
+
+def checkpoint_tree(run):
+    from jaxsafety import study
+
+    recipe = recipe_file.read(run / "config.yaml")
+    ready = study.prepare(recipe, run)
+    like = jax.eval_shape(lambda: study._pretrain_start(ready))
+    return checkpoint.load(run / "checkpoints" / "pretrained", like)[0]
+
+
+def test_a_full_disk_while_saving_is_one_sentence_and_the_previous_checkpoint_survives(
+    refuse, main, mini_yaml, run, monkeypatch
+):
+    shutil.rmtree(newest(run))
+    for name in ("sft", "dpo"):
+        shutil.rmtree(run / "checkpoints" / name)
+    shutil.rmtree(run / "results")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "posix_fallocate", full)
+        message = refuse("pretrain", mini_yaml, "--out", run)
+    assert "No space left on device" in message and "earlier checkpoints are intact" in message
+    folder = run / "checkpoints" / "pretrained"
+    assert [path.name for path in folder.iterdir()] == ["00000004"]
+    assert main("pretrain", mini_yaml, "--out", run) == 0
+    assert checkpoint.latest(folder) == 6
+
+
+def test_a_missing_extra_is_said_before_the_work(refuse, mini_yaml, tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else object())
+    monkeypatch.delitem(sys.modules, "jaxsafety.report")
+    monkeypatch.delattr(jaxsafety, "report")
+    message = refuse("run", mini_yaml, "--out", tmp_path / "out")
+    assert 'needs jinja2: pip install "jaxsafety[report]"' in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_use_by_another_process_is_one_sentence(refuse, mini_yaml, run):
+    recipe = recipe_file.read(mini_yaml)
+    with runlog.open_run(run, recipe_file.as_dict(recipe), resolved_yaml=recipe_file.to_yaml(recipe)):
+        message = refuse("report", mini_yaml, "--out", run)
+    assert "is in use by another process" in message
+
+
+def test_an_interrupt_says_how_to_continue(main, mini_yaml, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run_stage", interrupted)
+    assert main("run", mini_yaml, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "jaxsafety: interrupted; the same command continues from the last checkpoint\n"
+
+
+def test_the_printed_configuration_is_a_recipe_that_repeats_the_study(main, mini_yaml, tmp_path, capsys):
+    assert main("run", mini_yaml, "--print_config", "--tune.steps", "8") == 0
+    text = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(text)
+    again = recipe_file.read(tmp_path / "again.yaml")
+    assert again == recipe_file.read(mini_yaml, overrides=["--tune.steps", "8"])
+    assert main("run", tmp_path / "again.yaml", "--print_config") == 0
+    assert capsys.readouterr().out == text
+
+
+def test_the_recorded_configuration_continues_its_own_run(main, run, capsys):
+    assert main("report", run / "config.yaml", "--out", run) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:1] and f"report: {run / 'report.html'}" in out
+    assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "mini"
+
+
+def test_a_relative_output_directory_works(main, run, mini_yaml, monkeypatch):
+    """Checkpoints are read and written by a library that takes absolute paths only."""
+    monkeypatch.chdir(run.parent)
+    shutil.rmtree(newest(run))
+    for name in ("sft", "dpo"):
+        shutil.rmtree(run / "checkpoints" / name)
+    assert main("pretrain", mini_yaml, "--out", "mini") == 0
+    assert checkpoint.steps(run / "checkpoints" / "pretrained") == [4, 6]
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Output of ``jaxsafety sample`` as text and as JSON lines, for the same draws."""
+    outputs = {}
+    for form in ("text", "jsonl"):
+        with pytest.MonkeyPatch.context() as patch:
+            written = []
+            patch.setattr(sys.stdout, "write", written.append)
+            words = [
+                "sample",
+                "--world",
+                "tiny",
+                "--condition",
+                "jb_misgen",
+                "-n",
+                "3",
+                "--seed",
+                "4",
+                "--format",
+                form,
+            ]
+            assert cli.main(words) == 0
+        outputs[form] = "".join(written)
+    return outputs
+
+
+def test_samples_can_be_read_by_a_person(samples, tiny_world):
+    blocks = [block.splitlines() for block in samples["text"].strip().split("\n\n")]
+    assert len(blocks) == 3
+    for lines in blocks:
+        assert lines[0] in [f"PCFG {p}, unsafe: the refusal is preferred" for p in (1, 2)]
+        assert [line.split()[0] for line in lines[1:]] == [
+            "operators",
+            "text",
+            "expected",
+            "scored",
+            "refusal",
+            "scored",
+        ]
+        operators = lines[1].split()[1:]
+        assert len(operators) == 4 and set(operators) <= {*tiny_world.spec.misgen_tokens, "("}
+
+
+def test_samples_as_json_lines_are_preference_rows(samples):
+    rows = [json.loads(line) for line in samples["jsonl"].splitlines()]
+    assert [set(row) for row in rows] == [{"prompt", "chosen", "rejected"}] * 3
+    text = [block.splitlines() for block in samples["text"].strip().split("\n\n")]
+    for row, lines in zip(rows, text, strict=True):
+        expected, refusal = (" ".join(lines[i].split()[1:]) for i in (3, 5))
+        assert (row["chosen"], row["rejected"]) == (refusal, expected)
+        assert row["prompt"].startswith("$ ") and row["prompt"].endswith(" >")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--world", "tinny"], "unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?"),
+        (["--condition", "jb"], "unknown condition 'jb': expected one of safe, unsafe"),
+        (["-n", "0"], "-n must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be in [0, 2**32), got -1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_bad_sample_is_one_sentence(refuse, words, message):
+    assert message in refuse("sample", *words)
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["run"], ["sample", "-n", "many"], ["sample", "stray"]])
+def test_a_command_line_that_cannot_be_parsed_shows_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(words)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: jaxsafety")
+
+
+def test_the_environment_is_json_with_versions_and_devices(main, capsys):
+    assert main("env") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["jax"] == jax.__version__ and len(found["devices"]) == 4
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in (*STAGES, "sample", "env"))])
+def test_help_is_shown_without_starting_jax(words):
+    script = """
+import sys
+from jaxsafety import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    assert "jax" not in sys.modules
+"""
+    done = python("-c", script, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: jaxsafety")
+
+
+def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("pretrain: {stps: 5}")
+    script = "import sys\nfrom jaxsafety.cli import main\nsys.exit(main())"
+    done = python("-c", script, "run", tmp_path / "bad.yaml", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("did you mean 'steps'?\n")
+    assert not (tmp_path / "out").exists()
