@@ -21,9 +21,6 @@ _STAGES = {
 _OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
 
 
-_CACHE_BYTES = 2 << 30
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
@@ -162,7 +159,6 @@ def _configure_jax(cache: str, *, seeds: int) -> None:
     jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, cores))
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
-        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

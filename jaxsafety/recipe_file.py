@@ -53,7 +53,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no recipe file at {path}")
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        _check_keys(yaml.compose(text), where=str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML: {problem}") from error
@@ -62,6 +64,18 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold fields such as `world: tiny`, got a {type(content).__name__}")
     return content
+
+
+def _check_keys(node: yaml.Node | None, *, where: str) -> None:
+    """Refuses a key that stands twice in one mapping: YAML would let the last one win."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    names = [key.value for key, _ in node.value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{where} names {name!r} twice in one place")
+    for _, value in node.value:
+        _check_keys(value, where=where)
 
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:

@@ -1,5 +1,6 @@
 """The evaluation stage: every model on every condition, dead lanes as null, curves and examples."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -126,6 +127,7 @@ def test_the_verdict_of_an_example_is_that_of_the_answer(ready):
             assert evaluation._given(ready.world, trial, label, wrong)["verdict"] == "other"
 
 
-def test_results_that_exist_are_not_written_again(ready, finished_run, monkeypatch):
-    monkeypatch.setattr(evaluation, "gather", lambda run: pytest.fail("evaluated again"))
-    evaluation.write(ready)
+def test_an_evaluation_is_finished_when_all_its_files_are_there(ready, finished_run):
+    assert study.is_finished(ready, "evaluate")
+    elsewhere = dataclasses.replace(ready, directory=finished_run / "nowhere")
+    assert not study.is_finished(elsewhere, "evaluate")

@@ -169,3 +169,14 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"binary\.yaml is not YAML"):
         recipe_file.read(tmp_path / "binary.yaml")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("pretrain: {steps: 50, batch_size: 4, steps: 100}\n")
+    with pytest.raises(ValueError, match=r"twice\.yaml names 'steps' twice"):
+        recipe_file.read(tmp_path / "twice.yaml")
+
+
+def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
+    (tmp_path / "own.yaml").write_text("grammars: {safe: mine.pcfg}\n")
+    assert recipe_file.read(tmp_path / "own.yaml").grammars == {"safe": str(tmp_path / "mine.pcfg")}

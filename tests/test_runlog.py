@@ -275,3 +275,11 @@ def test_importing_does_not_import_jax():
     script = "import sys, jaxsafety.runlog; print(sorted({'jax', 'rich'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_an_edited_input_file_is_noticed(tmp_path):
+    runlog.keep_files(tmp_path / "grammars", {"safe.pcfg": "v -> 'a' [1.0]"})
+    runlog.keep_files(tmp_path / "grammars", {"safe.pcfg": "v -> 'a' [1.0]"})
+    with pytest.raises(ValueError, match=r"safe\.pcfg has changed since this run began: choose another directory"):
+        runlog.keep_files(tmp_path / "grammars", {"safe.pcfg": "v -> 'b' [1.0]"})
+    assert (tmp_path / "grammars" / "safe.pcfg").read_text() == "v -> 'a' [1.0]"
