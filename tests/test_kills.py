@@ -110,8 +110,9 @@ def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(mini_yaml, 
     finish(MAIN, *words("cold"))
     duration = finish(MAIN, *words("whole"))  # everything is compiled: how long a resumed run takes at most
     rng, kills = random.Random(1), 0
-    for _ in range(5):
-        kills += kill_when(launch(MAIN, *words("torn")), lambda _: time.sleep(rng.uniform(0.2, 0.7) * duration))
+    # Starting up is a good part of a run: kills much later than this find a resumed run already at its end.
+    for _ in range(6):
+        kills += kill_when(launch(MAIN, *words("torn")), lambda _: time.sleep(rng.uniform(0.15, 0.5) * duration))
     assert kills >= 3
     finish(MAIN, *words("torn"))
     for name in ("cold", "torn"):
