@@ -86,7 +86,13 @@ def _program(
     states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
     roots = jax.device_put(_roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
     fn = sweep.over_lanes(lanes.pretrain_chunk(recipe, built), strategy, seeds=seeds)
-    return harness.compile_program(fn, (states, roots, _points(recipe)), name=strategy, items=items, gflop=gflop)
+    return harness.compile_program(
+        fn,
+        (states, roots, _points(recipe), jnp.int32(recipe.pretrain.chunk_steps)),
+        name=strategy,
+        items=items,
+        gflop=gflop,
+    )
 
 
 def _start(recipe: Recipe, built: World, *, seeds: int) -> TrainState:

@@ -1,7 +1,7 @@
 """What is measured: names, shapes and rounds. How is in the ``bench_*`` modules."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxsafety.models.gpt import Positions, Preset
 from jaxsafety.optim import Algorithm
@@ -102,4 +102,69 @@ FIRST_STEP_RECIPE = "experiments/quick.yaml"
 FIRST_STEP_ROUNDS = 3
 
 
-CaseName = Literal["sampler", "train_step", "first_step"]
+SVDProgram = Literal["full", "wide", "numpy", "torch", "torch_lowrank", "gram", "randomized"]
+
+
+@dataclass(frozen=True)
+class SVDCase:
+    """Leading triplets of a stack of matrices with known ones, ``s_i = i^-decay``.
+
+    Attributes:
+        shape: ``l m n``, as many matrices of input width m and output width n.
+        programs: what decomposes them; the first is the baseline of the others. ``wide`` is jax's SVD of the stack as
+            it lies; ``numpy`` computes in float64 whatever it is given; ``torch`` is left out where it is missing.
+        rank: triplets asked for; ``numpy``, ``torch`` and ``wide`` return all.
+        judged: leading triplets whose values and space are compared.
+        rounds: timed calls.
+        warmups: untimed calls before.
+        power_iterations: of ``randomized`` and ``torch_lowrank``.
+        decay: of the spectrum, > 0.
+    """
+
+    shape: tuple[int, int, int]
+    programs: tuple[SVDProgram, ...]
+    rank: int
+    judged: int
+    rounds: int
+    warmups: int = 1
+    power_iterations: int = 3
+    decay: float = 0.75
+
+
+SVD = (
+    SVDCase((12, 192, 768), get_args(SVDProgram), rank=64, judged=16, rounds=7),
+    # An up projection of Llama-2 7B. A full SVD of it takes half a minute.
+    SVDCase(
+        (1, 4096, 11008),
+        tuple(name for name in get_args(SVDProgram) if name != "wide"),
+        rank=128,
+        judged=32,
+        rounds=2,
+        warmups=0,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ProjectionCase:
+    """Energies of vectors inside and outside the output space of every matrix of a stack.
+
+    Attributes:
+        shape: ``l m n`` with m < n; the space has m dimensions.
+        vectors: how many for each matrix.
+        outside: share of their energy outside the space, in (0, 1).
+        condition: of the matrices.
+        rounds: timed calls.
+    """
+
+    shape: tuple[int, int, int]
+    vectors: int
+    outside: float
+    condition: float
+    rounds: int
+
+
+PROJECTION = ProjectionCase((12, 192, 768), vectors=256, outside=1e-4, condition=50.0, rounds=10)
+
+
+CaseName = Literal["sampler", "train_step", "first_step", "linalg"]

@@ -1,4 +1,4 @@
-"""The console script. Verbs over a recipe: run, pretrain, tune, evaluate, report; and sample, env.
+"""The console script. Verbs over a recipe: run and its stages; over a run: claims, figure; and sample, env.
 
 Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
 """
@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _STAGES = {
-    "run": "run all stages of a recipe: pretrain, tune, evaluate, report",
+    "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
     "pretrain": "pretrain every seed",
     "tune": "safety fine-tune every method at every learning rate, from the pretrained models",
     "evaluate": "judge every model on every condition and write the result tables",
+    "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks",
     "report": "write report.html from the results and print the table",
 }
 _OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
@@ -23,6 +24,9 @@ _OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    # Before SciPy loads its OpenBLAS, which is jax's LAPACK on a CPU: called from several devices at once, its own
+    # threads wait for each other, for seconds or for good.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb not in _STAGES:
@@ -59,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
         stage.set_defaults(handler=_stage)
+    claims = verbs.add_parser("claims", help="judge the paper's statements by a run's analyses", allow_abbrev=False)
+    claims.add_argument("run", type=Path, help="run directory")
+    claims.add_argument("--format", choices=("text", "markdown"), default="text")
+    claims.set_defaults(handler=_claims)
+    figure = verbs.add_parser("figure", help="draw one figure of a run's analyses", allow_abbrev=False)
+    figure.add_argument("name", help="such as clusters; an unknown name lists them all")
+    figure.add_argument("run", type=Path, help="run directory")
+    figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
+    figure.set_defaults(handler=_figure)
     sample = verbs.add_parser("sample", help="print prompts of a condition with their answers", allow_abbrev=False)
     sample.add_argument("--world", default="tiny", help="paper or tiny")
     sample.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
@@ -80,7 +93,7 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.print_config:
         sys.stdout.write(resolved)
         return 0
-    if options.verb in ("run", "evaluate", "report"):
+    if options.verb in ("run", "evaluate", "analyze", "report"):
         import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
     _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
     from jaxsafety import study
@@ -91,7 +104,7 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         study.check_ready(ready, options.verb)
     with runlog.open_run(ready.directory, as_dict(recipe), resolved_yaml=resolved):
         runlog.keep_files(ready.directory / "grammars", study.own_grammars(recipe))
-        for stage in ("pretrain", "tune", "evaluate", "report") if options.verb == "run" else (options.verb,):
+        for stage in tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,):
             if stage == "report":
                 from jaxsafety.report import study_report
 
@@ -109,10 +122,14 @@ def _run_stage(stage: str, ready: object) -> None:
         study.pretrain(ready)
     elif stage == "tune":
         study.tune(ready)
-    else:
+    elif stage == "evaluate":
         from jaxsafety import evaluation
 
         evaluation.write(ready)
+    else:
+        from jaxsafety import mechanics
+
+        mechanics.write(ready)
 
 
 @contextmanager
@@ -160,6 +177,30 @@ def _configure_jax(cache: str, *, seeds: int) -> None:
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.report import claims_table
+
+    _check_run(options.run)
+    render = claims_table.render_text if options.format == "text" else claims_table.render_markdown
+    sys.stdout.write(render(claims_table.read(options.run)))
+    return 0
+
+
+def _figure(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.report import sections
+
+    _check_run(options.run)
+    out = options.out or Path(f"{options.name}.svg")
+    sections.write_figure(options.name, options.run, out)
+    print(out)
+    return 0
+
+
+def _check_run(directory: Path) -> None:
+    if not (directory / "config.yaml").exists():
+        raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
 
 
 def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:

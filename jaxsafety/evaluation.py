@@ -55,6 +55,19 @@ def gather(run: Study) -> Models:
     return Models(tuple(labels), params, finite)
 
 
+def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
+    """Stacks the pretrained model of ``models`` and all tuned ones as they were after ``step`` tuning steps.
+
+    Raises:
+        ValueError: no such snapshot.
+    """
+    found = study.snapshots(run, step=step)
+    first = jax.tree.map(lambda leaf: leaf[:1], models.params)
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, *(params for params, _ in found.values()))
+    finite = np.concatenate([models.finite[:1], *(np.asarray(alive) for _, alive in found.values())])
+    return models._replace(params=params, finite=finite)
+
+
 def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
     grid = Grid(run.recipe.seeds, tuple(label[1:] for label in models.labels), run.strategy)
@@ -62,8 +75,8 @@ def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     conditions = run.recipe.evaluate.conditions
     with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
         for i, condition in enumerate(conditions):
-            draw = partial(lanes.table_prompts, run.recipe, run.world, condition=condition)
-            trials = study.per_seed(run, lambda key, draw=draw: draw(key=key))
+            late = world.batches.LATE_IN_EVALUATION
+            trials = study.draw_prompts(run, condition, stream="evaluate", late_probability=late)
             rates = jax.device_get(judge(models.params, trials, jnp.zeros(len(models.labels))))
             yield from _rows(run, models, condition, rates)
             update(i + 1, {name: float(np.mean(rates[name])) for name in ("complied", "refused", "other")})
@@ -134,7 +147,8 @@ def _given(world_: World, trial: Trial, label: Label, tokens: np.ndarray) -> dic
     return {"model": model, "answer": text.words(world_, tokens[start:end]), "verdict": verdict}
 
 
-def _run_labels(run: Study) -> dict[str, str]:
+def run_labels(run: Study) -> dict[str, str]:
+    """Returns the columns that say which run, code and device a row comes from."""
     revision = runlog.environment()["revision"] or "unknown"
     return {"run": run.recipe.name, "revision": revision, "device": jax.devices()[0].device_kind}
 
@@ -146,7 +160,7 @@ def write(run: Study) -> None:
         ValueError: a stage before has not been finished.
     """
     curves, examples, evaluated = (run.directory / "results" / name for name in study.RESULT_FILES)
-    models, shared = gather(run), _run_labels(run)
+    models, shared = gather(run), run_labels(run)
     results.write_results(curves, results.rows_to_frame(shared | row for row in curve_rows(run)))
     runlog.atomic_write(examples, json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
     results.write_results(evaluated, results.rows_to_frame(shared | row for row in judge_all(run, models)))

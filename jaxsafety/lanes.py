@@ -11,15 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxsafety import keys, objectives, optim, train, world
+from jaxsafety import keys, objectives, optim, train, tree, world
 from jaxsafety.models import gpt
 from jaxsafety.recipe import MethodConfig, Recipe
 from jaxsafety.types import Forward, HParams, Key, Loss, Metrics, Params, TrainState
 from jaxsafety.world import Trial, World
 
-Chunk = Callable[[TrainState, Any, HParams], tuple[TrainState, Metrics]]
+Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
 
 # Conditions that the learning curves read out.
 READOUT = ("safe", "unsafe")
@@ -48,42 +48,43 @@ def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformati
 
 
 def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
-    """Returns ``(state, root key, point) -> (state, chunk means)`` of pretraining."""
+    """Returns ``(state, root key, point, steps) -> (state, means over the steps)`` of pretraining."""
     config = recipe.pretrain
     forward = forward_of(recipe, world_)
 
-    def chunk(state: TrainState, key: Key, point: HParams) -> tuple[TrainState, Metrics]:
+    def chunk(state: TrainState, key: Key, point: HParams, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
         draw = partial(
             world.pretrain_batch_at, world_, config.mixture, key=keys.stream(key, "pretrain"),
             total_steps=config.steps, batch_size=config.batch_size,
         )  # fmt: skip
         step = train.make_step(objectives.next_token(forward), pretrain_optimizer(recipe, point))
-        state, metrics = train.scan_steps(step, lambda i: draw(step=i), state, steps=config.chunk_steps)
-        return state, _means(metrics)
+        return train.run_steps(step, lambda i: draw(step=i), state, steps=steps)
 
     return chunk
 
 
 def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
-    """Returns ``(state, (root key, reference params), point) -> (state, chunk means)`` of a method."""
+    """Returns ``(state, (root key, reference params), point, steps) -> (state, means over the steps)`` of a method."""
     config = recipe.tune
     forward = forward_of(recipe, world_)
 
-    def chunk(state: TrainState, per_seed: tuple[Key, Params], point: HParams) -> tuple[TrainState, Metrics]:
+    def chunk(
+        state: TrainState, per_seed: tuple[Key, Params], point: HParams, steps: Int[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         key, reference = per_seed
         draw = partial(
             world.tune_batch_at, world_, key=keys.stream(key, "tune"), batch_size=config.batch_size,
             p_unsafe=point.p_unsafe, mix=config.mix,
         )  # fmt: skip
-        loss = _objective(forward, method, reference=reference, point=point)
+        loss = objective(forward, method, reference=reference, point=point)
         step = train.make_step(loss, tune_optimizer(recipe, point))
-        state, metrics = train.scan_steps(step, lambda i: draw(step=i), state, steps=config.chunk_steps)
-        return state, _means(metrics)
+        return train.run_steps(step, lambda i: draw(step=i), state, steps=steps)
 
     return chunk
 
 
-def _objective(forward: Forward, method: MethodConfig, *, reference: Params, point: HParams) -> Loss:
+def objective(forward: Forward, method: MethodConfig, *, reference: Params, point: HParams) -> Loss:
+    """Returns a method's loss: ``reference`` are DPO's frozen parameters, ``point`` holds the weights."""
     if method.objective == "sft":
         return objectives.sft(forward)
     if method.objective == "dpo":
@@ -96,44 +97,31 @@ def _means(metrics: Metrics) -> Metrics:
 
 
 def prompts(
-    recipe: Recipe, world_: World, *, condition: str, key: Key, batches: int, batch_size: int, first: int = 0
+    recipe: Recipe, world_: World, *, condition: str, key: Key, late_probability: float | Float[Array, ""]
 ) -> Trial:
-    """Draws evaluation prompts ``[n, b, ...]`` of a condition for one seed, the batches at steps ``first`` and on.
+    """Draws ``evaluate.prompts`` prompts ``[n, b, ...]`` of a condition for one seed.
 
     They depend on the seed alone, so that all its models are judged on the same prompts.
+
+    Args:
+        recipe: the study.
+        world_: its world.
+        condition: which condition.
+        key: the seed's stream key: not its root, so that one compiled program draws for every stream.
+        late_probability: see :func:`jaxsafety.world.batch_at`.
     """
-    draw = partial(world.batch_at, world_, condition, key=keys.stream(key, "evaluate"), batch_size=batch_size)
-    return jax.vmap(lambda step: draw(step=step))(first + jnp.arange(batches))
-
-
-def table_prompts(recipe: Recipe, world_: World, *, condition: str, key: Key) -> Trial:
-    """Draws the prompts of the accuracy table for one condition and seed."""
     config = recipe.evaluate
-    return prompts(
-        recipe,
-        world_,
-        condition=condition,
-        key=key,
-        batches=config.prompts // config.batch_size,
-        batch_size=config.batch_size,
+    draw = partial(
+        world.batch_at, world_, condition, key=key, batch_size=config.batch_size, late_probability=late_probability
     )
+    return jax.vmap(lambda step: draw(step=step))(jnp.arange(config.prompts // config.batch_size))
 
 
 def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
     """Draws the prompts of the learning curves for one seed: one batch of each of ``READOUT``, none of the table's."""
-    drawn = [
-        prompts(
-            recipe,
-            world_,
-            condition=condition,
-            key=key,
-            batches=1,
-            batch_size=recipe.evaluate.probe_prompts,
-            first=_READOUT_STEP,
-        )
-        for condition in READOUT
-    ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+    stream, count = keys.stream(key, "evaluate"), recipe.evaluate.probe_prompts
+    drawn = [world.batch_at(world_, name, key=stream, step=_READOUT_STEP, batch_size=count) for name in READOUT]
+    return tree.stack(drawn)
 
 
 def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:

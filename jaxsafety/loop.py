@@ -42,6 +42,7 @@ class Leg:
         method: what the rows of ``metrics.jsonl`` are labelled with.
         steps: optimiser steps in all.
         chunk_steps: steps per dispatch.
+        snapshots: steps after which the parameters are kept for good, ascending; a chunk ends at each.
     """
 
     directory: Path
@@ -49,14 +50,25 @@ class Leg:
     method: str
     steps: int
     chunk_steps: int
+    snapshots: tuple[int, ...] = ()
 
     @property
     def checkpoints(self) -> Path:
         """Where this leg's checkpoints are."""
         return self.directory / "checkpoints" / self.method
 
+    @property
+    def snapshot_folder(self) -> Path:
+        """Where this leg's snapshots are."""
+        return self.directory / "snapshots" / self.method
 
-def program(run: Callable[[Any, Any, Any], Any], *, grid: Grid) -> Callable[[Any, Any, Any], Any]:
+    def chunk_end(self, done: int) -> int:
+        """The step at which the chunk that starts after ``done`` steps ends."""
+        regular = min(done - done % self.chunk_steps + self.chunk_steps, self.steps)
+        return min([regular, *(step for step in self.snapshots if step > done)])
+
+
+def program(run: Callable[..., Any], *, grid: Grid) -> Callable[..., Any]:
     """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.sweep.over_lanes`."""
     return jax.jit(sweep.over_lanes(run, grid.strategy, seeds=len(grid.seeds)))
 
@@ -83,6 +95,26 @@ def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
     return state
 
 
+def load_snapshot(leg: Leg, like: TrainState, *, grid: Grid, step: int) -> tuple[Params, jax.Array]:
+    """Returns the parameters ``[h, s, ...]`` and ``finite`` ``[h, s]`` as they were after ``step`` steps of the leg.
+
+    Args:
+        leg: which leg.
+        like: shapes of the stacked state (from ``jax.eval_shape``).
+        grid: the lanes.
+        step: one of ``leg.snapshots``.
+
+    Raises:
+        ValueError: corrupt, missing or misshapen snapshot.
+    """
+    found = checkpoint.load(leg.snapshot_folder, _placed(_snapshot(like), grid), step=step)[0]
+    return found["params"], found["finite"]
+
+
+def _snapshot(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "finite": state.finite}
+
+
 def _check_alive(finite: Any, leg: Leg) -> None:
     if not np.any(finite):
         raise FloatingPointError(f"every lane of {leg.stage} {leg.method} diverged: lower its learning rate")
@@ -94,7 +126,7 @@ def _placed(like: Any, grid: Grid) -> Any:
 
 
 def train(
-    chunk: Callable[[TrainState, Any, HParams], tuple[TrainState, Metrics]],
+    chunk: Callable[[TrainState, Any, HParams, Any], tuple[TrainState, Metrics]],
     start: Callable[[], TrainState],
     *,
     readout: tuple[Callable[[Params, Any, Any], Metrics], Any],
@@ -106,7 +138,7 @@ def train(
     """Trains all lanes of a leg to its last step, from its newest checkpoint if there is one.
 
     Args:
-        chunk: one lane's chunk.
+        chunk: one lane's chunk, of as many steps as its last argument says.
         start: makes the stacked state ``[h, s, ...]`` before the first step (not called on resume).
         readout: what the learning curves show at a chunk's end: one lane's function of its parameters, and what it
             takes per seed, ``[s, ...]``.
@@ -128,10 +160,14 @@ def train(
     label = f"{leg.stage} {leg.method}"
     with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
         while done < leg.steps:
-            state, metrics = advance(state, per_seed, points)
-            done += leg.chunk_steps
+            end = leg.chunk_end(done)
+            state, metrics = advance(state, per_seed, points, np.int32(end - done))
+            done = end
             host = jax.device_get(metrics | read(state.params, readout[1], points))
             runlog.append_metrics(leg.directory, _rows(host, grid=grid, leg=leg, step=done))
+            if done in leg.snapshots:
+                # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
+                checkpoint.save(leg.snapshot_folder, _snapshot(state), step=done, keep=len(leg.snapshots))
             checkpoint.save(leg.checkpoints, state, step=done)
             update(done, _headline(host))
             _check_alive(host["finite"], leg)

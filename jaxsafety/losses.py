@@ -89,6 +89,21 @@ def dpo(
     return jnp.sum(-jax.nn.log_sigmoid(logits)), jnp.float32(margin_chosen.shape[0])
 
 
+def dpo_slope(margins: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Weight that DPO gives the gradient of each pair, ``sigmoid(-margin)`` in (0, 1).
+
+    It is 1/2 at policy == reference. As long as it stays there, DPO's gradient is parallel to that of unlearning with
+    the same ratio of weights; near 0 the pair is satisfied and pushes no more.
+
+    Args:
+        margins: ``[b]`` weighted margin of each pair, the argument of the log-sigmoid in :func:`dpo`.
+
+    References:
+        Rafailov et al. 2023 (arXiv 2305.18290), section 4: the weight in the gradient of eq. 7.
+    """
+    return jax.nn.sigmoid(-margins)
+
+
 def correct(logits: Float[Array, "*b t v"], targets: Int[Array, "*b t"]) -> Bool[Array, "*b t"]:
     """Returns where the most likely token is the target."""
     return jnp.argmax(logits, axis=-1) == targets

@@ -94,6 +94,7 @@ def dpo(forward: Forward, *, reference: Params, hparams: HParams, reduction: Red
             "rewards/rejected": jnp.mean(rewards[1]),
             "rewards/margins": jnp.mean(rewards[0] - rewards[1]),
             "rewards/accuracies": jnp.mean(rewards[0] > rewards[1]),
+            "rewards/slope": jnp.mean(losses.dpo_slope(rewards[0] - rewards[1])),
         }
         return value, metrics
 

@@ -145,6 +145,8 @@ class TuneConfig:
     Attributes:
         steps, batch_size, chunk_steps: as in pretraining.
         learning_rates: name to peak learning rate; one compiled program runs them all.
+        snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
+            analyses along training; fewer where the run is too short to tell them apart.
         mix: toss the safe/unsafe coin per ``prompt`` or, as the paper, per ``batch``.
         methods: label to method.
         optim: optimiser and schedule.
@@ -154,6 +156,7 @@ class TuneConfig:
     batch_size: int = 64
     chunk_steps: int = 50
     learning_rates: dict[str, float] = field(default_factory=lambda: {"eta_M": 1e-3, "eta_S": 1e-4})
+    snapshots: int = 4
     mix: Literal["prompt", "batch"] = "prompt"
     methods: dict[str, MethodConfig] = field(default_factory=_default_methods)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -170,6 +173,14 @@ class TuneConfig:
         for name, value in self.learning_rates.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"tune.learning_rates.{name} must be > 0 and finite, got {value}")
+        if self.snapshots < 0:
+            raise ValueError(f"tune.snapshots must be >= 0, got {self.snapshots}")
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Steps of the snapshots: ``steps ** (i / (snapshots + 1))``, rounded, distinct and before the last step."""
+        exponents = (i / (self.snapshots + 1) for i in range(1, self.snapshots + 1))
+        return tuple(sorted({round(self.steps**exponent) for exponent in exponents} - {self.steps}))
 
 
 @dataclass(frozen=True)
@@ -201,6 +212,64 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class AnalyzeConfig:
+    """The analyses of every model, see :mod:`jaxsafety.analysis`.
+
+    Attributes:
+        prompts: prompts per condition and seed that features, inputs and verdicts are measured on, and as many held-out
+            ones for the centroids; at most half of ``evaluate.prompts`` and a multiple of ``evaluate.batch_size``.
+        response_positions: first positions of the answer that the ``response`` features average over (the paper: 10).
+        energy: share of a squared spectrum that counts as a matrix's range, in (0, 1].
+        directions: leading directions of the update that projections are written for.
+        sensitivity_prompts: prompts per condition of the gradient norms, at most ``prompts``.
+        jacobian_prompts: prompts per condition of the Jacobians' spectral norms, at most ``sensitivity_prompts``.
+        gradient_prompts: preference pairs that the methods' gradients are compared on.
+        intervention_prompts: prompts per condition that each intervention is judged on, at most ``prompts``.
+        alphas: multiples of the update.
+        ranks: ranks that the update is truncated to.
+        soft_tokens: numbers of soft tokens.
+        soft_steps: attack steps after which the attack is judged, ascending; the last one is its length.
+        attack_prompts: unsafe prompts that soft tokens attack, at most ``prompts``.
+        prefill_depths: tokens of the complied answer that the prefill attack gives away.
+    """
+
+    prompts: int = 256
+    response_positions: int = 10
+    energy: float = 0.9
+    directions: int = 16
+    sensitivity_prompts: int = 64
+    jacobian_prompts: int = 8
+    gradient_prompts: int = 128
+    intervention_prompts: int = 32
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16)
+    soft_tokens: tuple[int, ...] = (1, 2, 4)
+    soft_steps: tuple[int, ...] = (0, 5, 10, 20)
+    attack_prompts: int = 32
+    prefill_depths: tuple[int, ...] = (0, 1, 2, 4)
+
+    def __post_init__(self):
+        sizes = ("prompts", "response_positions", "directions", "gradient_prompts")
+        subsets = ("sensitivity_prompts", "intervention_prompts", "attack_prompts")
+        _require_positive(self, *sizes, *subsets, "jacobian_prompts")
+        for name, limit in (*((name, "prompts") for name in subsets), ("jacobian_prompts", "sensitivity_prompts")):
+            if getattr(self, name) > getattr(self, limit):
+                raise ValueError(
+                    f"analyze.{name} must be at most analyze.{limit} ({getattr(self, limit)}), "
+                    f"got {getattr(self, name)}"
+                )
+        if not 0 < self.energy <= 1:
+            raise ValueError(f"analyze.energy must be in (0, 1], got {self.energy}")
+        for name, least in (("alphas", 0), ("ranks", 1), ("soft_tokens", 1), ("soft_steps", 0), ("prefill_depths", 0)):
+            values = getattr(self, name)
+            ascending = list(values) == sorted(set(values))
+            if not values or not ascending or not all(math.isfinite(v) and v >= least for v in values):
+                raise ValueError(f"analyze.{name} must be ascending numbers of at least {least}, got {list(values)}")
+        if self.soft_steps[-1] < 1:
+            raise ValueError(f"analyze.soft_steps must end with at least 1 step, got {list(self.soft_steps)}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole study.
 
@@ -210,7 +279,7 @@ class Recipe:
         grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         seeds: every seed has its own initialisation, data and evaluation draws.
         strategy: how seeds share the devices (see :mod:`jaxsafety.sweep`).
-        model, pretrain, tune, evaluate: the stages.
+        model, pretrain, tune, evaluate, analyze: the stages.
     """
 
     name: str = "study"
@@ -222,6 +291,7 @@ class Recipe:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
 
     def __post_init__(self):
         if not self.seeds:
@@ -231,6 +301,12 @@ class Recipe:
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
             raise ValueError(f"seeds must be >= 0 and < 2^32, got {list(self.seeds)}")
         _require_plain("name", self.name)
+        prompts, drawn, batch = self.analyze.prompts, self.evaluate.prompts, self.evaluate.batch_size
+        if 2 * prompts > drawn or prompts % batch:
+            raise ValueError(
+                f"analyze.prompts must be at most half of evaluate.prompts ({drawn}) and a multiple of "
+                f"evaluate.batch_size ({batch}), got {prompts}"
+            )
 
 
 def as_dict(config: Any) -> Any:

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsafety import keys, lanes, loop, sweep, train, world
+from jaxsafety.keys import Stream
 from jaxsafety.loop import Grid, Leg
 from jaxsafety.recipe import PRETRAINED, MethodConfig, Recipe
 from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
-from jaxsafety.world import World
+from jaxsafety.world import Trial, World
 
 RESULT_FILES = ("curves.parquet", "examples.json", "evaluate.parquet")
+ANALYSIS_FILE = "analyze.parquet"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Study:
     def tune_leg(self, label: str) -> Leg:
         """The leg of one method."""
         config = self.recipe.tune
-        return Leg(self.directory, "tune", label, config.steps, config.chunk_steps)
+        return Leg(self.directory, "tune", label, config.steps, config.chunk_steps, config.snapshot_steps)
 
     @property
     def pretrain_grid(self) -> Grid:
@@ -130,6 +132,21 @@ def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], lanes_out)
 
 
+def draw_prompts(study: Study, condition: str, *, stream: Stream, late_probability: float) -> Trial:
+    """Draws the prompts ``[s, n, b, ...]`` of a condition for every seed; see :func:`jaxsafety.lanes.prompts`.
+
+    The stages that ask for the same condition share a compiled program, since stream and probability are inputs.
+    """
+    grid = study.pretrain_grid
+    streams = jax.vmap(lambda root: keys.stream(root, stream))(study.roots)
+
+    def draw(_: Any, key: Array, __: Any, late: Array) -> Trial:
+        return lanes.prompts(study.recipe, study.world, condition=condition, key=key, late_probability=late)
+
+    drawn = loop.program(draw, grid=grid)(lane_dummies(grid), streams, jnp.zeros(1), jnp.float32(late_probability))
+    return jax.tree.map(lambda leaf: leaf[0], drawn)
+
+
 def _readout(study: Study) -> tuple[Callable[[Params, Any, Any], Metrics], Any]:
     def read(params: Params, trials: Any, _: Any) -> Metrics:
         return lanes.readout(study.recipe, study.world, params, trials)
@@ -170,6 +187,8 @@ def is_finished(study: Study, stage: str) -> bool:
         return loop.is_finished(study.pretrain_leg)
     if stage == "tune":
         return all(loop.is_finished(study.tune_leg(label)) for label in study.recipe.tune.methods)
+    if stage == "analyze":
+        return (study.directory / "results" / ANALYSIS_FILE).exists()
     return all((study.directory / "results" / name).exists() for name in RESULT_FILES)
 
 
@@ -181,7 +200,7 @@ def check_ready(study: Study, stage: str) -> None:
     """
     if stage == "tune":
         check_pretrained(study)
-    elif stage == "evaluate":
+    elif stage in ("evaluate", "analyze"):
         check_tuned(study)
     elif stage == "report" and not is_finished(study, "evaluate"):
         raise ValueError(f"no results in {study.directory}: run `jaxsafety evaluate` on it first")
@@ -223,6 +242,18 @@ def _tune_one(study: Study, label: str, base: TrainState) -> TrainState:
         grid=grid,
         leg=leg,
     )
+
+
+def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
+    """Returns every method's parameters ``[h, s, ...]`` and which lanes lived ``[h, s]`` after ``step`` tuning steps.
+
+    Raises:
+        ValueError: there is no such snapshot, or it is damaged.
+    """
+    base = jax.tree.map(lambda leaf: leaf[0], pretrained(study))
+    like = jax.eval_shape(partial(_tune_start, study, base))
+    legs = {label: study.tune_leg(label) for label in study.recipe.tune.methods}
+    return {label: loop.load_snapshot(leg, like, grid=study.tune_grid, step=step) for label, leg in legs.items()}
 
 
 def tuned(study: Study) -> dict[str, TrainState]:

@@ -46,39 +46,43 @@ def _mesh(strategy: Strategy, seeds: int) -> Mesh:
     return Mesh(np.asarray(jax.devices()[:count]), ("seeds",), axis_types=(AxisType.Auto,))
 
 
-def over_lanes(
-    run: Callable[[Any, Any, Any], Any], strategy: Strategy, *, seeds: int
-) -> Callable[[Any, Any, Any], Any]:
+def over_lanes(run: Callable[..., Any], strategy: Strategy, *, seeds: int) -> Callable[..., Any]:
     """Maps a single run over the grid.
 
     Args:
-        run: pure ``(lane, per_seed, per_point) -> lane outputs`` for one hyper-parameter point and one seed.
+        run: pure ``(lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one seed.
         strategy: a resolved strategy.
         seeds: number of seeds, s.
 
     Returns:
-        The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...]) -> outputs[h, s, ...]``.
+        The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...], *shared) -> outputs[h, s, ...]``. What is
+        shared is the same for all lanes and not mapped, so that a loop bound or a branch index stays one.
     """
     batched = strategy == "vmap" or (strategy == "sharded" and jax.default_backend() != "cpu")
     mapped = _vmap_lanes(run) if batched else _loop_lanes(run)
-    if strategy != "sharded":
-        return mapped
-    lanes, per_seed = P(None, "seeds"), P("seeds")
-    return jax.shard_map(
-        mapped,
-        mesh=_mesh(strategy, seeds),
-        in_specs=(lanes, per_seed, P()),
-        out_specs=lanes,
-        check_vma=False,
-    )
+    if strategy == "sharded":
+        mapped = jax.shard_map(
+            mapped,
+            mesh=_mesh(strategy, seeds),
+            in_specs=(P(None, "seeds"), P("seeds"), P(), P()),
+            out_specs=P(None, "seeds"),
+            check_vma=False,
+        )
+    return lambda lanes, per_seed, points, *shared: mapped(lanes, per_seed, points, shared)
 
 
-def _vmap_lanes(run: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    return jax.vmap(jax.vmap(run, in_axes=(0, 0, None)), in_axes=(0, None, 0))
+def _vmap_lanes(run: Callable[..., Any]) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
+    def one(lane: Any, per_seed: Any, point: Any, shared: tuple[Any, ...]) -> Any:
+        return run(lane, per_seed, point, *shared)
+
+    return jax.vmap(jax.vmap(one, in_axes=(0, 0, None, None)), in_axes=(0, None, 0, None))
 
 
-def _loop_lanes(run: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    def over_seeds(lanes: Any, per_seed: Any, point: Any) -> Any:
-        return jax.lax.map(lambda xs: run(xs[0], xs[1], point), (lanes, per_seed))
+def _loop_lanes(run: Callable[..., Any]) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
+    def over_grid(lanes: Any, per_seed: Any, points: Any, shared: tuple[Any, ...]) -> Any:
+        def over_seeds(row: Any, point: Any) -> Any:
+            return jax.lax.map(lambda xs: run(*xs, point, *shared), (row, per_seed))
 
-    return lambda lanes, per_seed, points: jax.lax.map(lambda xs: over_seeds(xs[0], per_seed, xs[1]), (lanes, points))
+        return jax.lax.map(lambda xs: over_seeds(*xs), (lanes, points))
+
+    return over_grid

@@ -1,4 +1,4 @@
-"""The pure training step, the scan over steps, and the evaluation of verdicts. Nothing here jits or vmaps seeds.
+"""The pure training step, the loop over steps, and the evaluation of verdicts. Nothing here jits or vmaps seeds.
 
 A lane whose loss or gradient is not finite is frozen from that step on (``state.finite`` turns False) and reported;
 nothing is raised in traced code.
@@ -42,21 +42,30 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
     return step
 
 
-def scan_steps(
-    step: Step, draw: Callable[[Int[Array, ""]], Any], state: TrainState, *, steps: int
-) -> tuple[TrainState, dict[str, Float[Array, " n"]]]:
+def run_steps(
+    step: Step, draw: Callable[[Int[Array, ""]], Any], state: TrainState, *, steps: int | Int[Array, ""]
+) -> tuple[TrainState, Metrics]:
     """Runs ``steps`` updates on batches drawn inside the program from the state's own step counter.
 
     Args:
         step: from :func:`make_step`.
         draw: pure draw of the batch at a step.
         state: where to start.
-        steps: number of updates, n.
+        steps: number of updates, at least 1. It may be traced: one compiled program serves chunks of any length.
 
     Returns:
-        The state after them and each metric of every step, ``[n]``.
+        The state after them and each metric's mean over them.
     """
-    return jax.lax.scan(lambda carry, _: step(carry, draw(carry.step)), state, None, length=steps)
+    seen = jax.eval_shape(lambda state: step(state, draw(state.step))[1], state)
+
+    def body(_: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, sums = carry
+        state, metrics = step(state, draw(state.step))
+        return state, jax.tree.map(jnp.add, sums, metrics)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
+    state, sums = jax.lax.fori_loop(0, steps, body, (state, zeros))
+    return state, jax.tree.map(lambda total: total / steps, sums)
 
 
 def answer_metrics(
@@ -86,8 +95,26 @@ def answer_metrics(
     """
     ok = losses.correct(forward(params, complied.tokens), complied.targets)
     ok_null = losses.correct(forward(params, refused.tokens), refused.targets)
-    refuses = losses.exact_match(ok_null, refused.mask)
-    complies = losses.exact_match(ok, complied.mask) & ~refuses
+    return verdicts(ok, ok_null, masks=(complied.mask, refused.mask), blocks=blocks)
+
+
+def verdicts(
+    ok: Bool[Array, "b t"],
+    ok_null: Bool[Array, "b t"],
+    *,
+    masks: tuple[Bool[Array, "b t"], Bool[Array, "b t"]],
+    blocks: Bool[Array, "b 2 t"],
+) -> dict[str, Float[Array, " b"]]:
+    """The metrics of :func:`answer_metrics` from where predictions are right.
+
+    Args:
+        ok: ``[b, t]`` where the true output is predicted, teacher-forced.
+        ok_null: ``[b, t]`` where the refusal is predicted, teacher-forced.
+        masks: ``[b, t]`` judged positions of the true output and of the refusal.
+        blocks: ``[b, 2, t]`` the targets of either answer block of the true output.
+    """
+    refuses = losses.exact_match(ok_null, masks[1])
+    complies = losses.exact_match(ok, masks[0]) & ~refuses
     ok_twice = jnp.broadcast_to(ok[:, None, :], blocks.shape)
     per_block = losses.exact_match(ok_twice, blocks)
     accuracy = losses.token_accuracy(ok_twice, blocks)
@@ -100,6 +127,6 @@ def answer_metrics(
         "exact_match_block2": per_block[:, 1],
         "token_accuracy_block1": accuracy[:, 0],
         "token_accuracy_block2": accuracy[:, 1],
-        "refusal_token_accuracy": losses.token_accuracy(ok_null, refused.mask),
+        "refusal_token_accuracy": losses.token_accuracy(ok_null, masks[1]),
     }
     return {name: value.astype(jnp.float32) for name, value in rates.items()}

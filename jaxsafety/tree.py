@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from jaxsafety.suggest import nearest
 from jaxsafety.types import Leaf, Params
 
 
@@ -43,13 +45,63 @@ def label(params: Params, rule: Callable[[str, Leaf], Any]) -> Params:
     return unflatten({path: rule(path, leaf) for path, leaf in flatten(params).items()})
 
 
+def check_match(tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base")) -> None:
+    """Checks that two trees have the same paths and, leaf by leaf, the same shapes.
+
+    Args:
+        tuned: one tree.
+        base: the other.
+        names: what the message calls them.
+
+    Raises:
+        ValueError: they differ; the path is named on both sides.
+    """
+    left, right = flatten(tuned), flatten(base)
+    for path in sorted(left.keys() ^ right.keys()):
+        there, absent = names if path in left else names[::-1]
+        others = right if path in left else left
+        hint = nearest(path, others)
+        raise ValueError(f"{path} is in {there} but not in {absent}: expected trees of the same structure{hint}")
+    for path in left:
+        if jnp.shape(left[path]) != jnp.shape(right[path]):
+            shapes = f"{names[0]} {jnp.shape(left[path])} and {names[1]} {jnp.shape(right[path])}"
+            raise ValueError(f"{path} has shape {shapes}: expected the same")
+
+
+def is_finite(array: Leaf) -> bool:
+    """Whether no value is a NaN or an infinity; what is being traced is taken to have none."""
+    # NumPy: a concrete array that a traced function closes over must not be traced for this.
+    return isinstance(array, jax.core.Tracer) or bool(np.isfinite(np.asarray(array)).all())
+
+
+def check_finite(params: Params, *, name: str = "params") -> None:
+    """Checks that no leaf holds a NaN or an infinity; leaves that are being traced are passed over.
+
+    Raises:
+        ValueError: a leaf does; its path is named.
+    """
+    for path, leaf in flatten(params).items():
+        if not is_finite(leaf):
+            raise ValueError(f"{name}: {path} holds values that are not finite, expected numbers only")
+
+
 def difference(tuned: Params, base: Params) -> Params:
-    """Returns ``tuned - base``, the update delta W (any matching leading axes)."""
+    """Returns ``tuned - base``, the update delta W (any matching leading axes).
+
+    Raises:
+        ValueError: the trees differ in structure or shape.
+    """
+    check_match(tuned, base)
     return jax.tree.map(jnp.subtract, tuned, base)
 
 
 def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) -> Params:
-    """Returns ``base + alpha * delta``; alpha 0 is the base, 1 the tuned model, above 1 extrapolates."""
+    """Returns ``base + alpha * delta``; alpha 0 is the base, 1 the tuned model, above 1 extrapolates.
+
+    Raises:
+        ValueError: the trees differ in structure or shape.
+    """
+    check_match(base, delta, names=("base", "delta"))
     return jax.tree.map(lambda b, d: b + alpha * d, base, delta)
 
 

@@ -22,6 +22,8 @@ Leaf = Any
 Metrics = dict[str, Array]
 
 Forward = Callable[[Params, Int[Array, "b t"]], Float[Array, "b t v"]]
+# Embeddings (no positions added) to logits, parameters bound: what soft tokens and sensitivities differentiate.
+ForwardEmbeddings = Callable[[Float[Array, "b t d"]], Float[Array, "b t v"]]
 Loss = Callable[[Params, Any], tuple[Float[Array, ""], Metrics]]
 
 

@@ -7,6 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import jaxtyping
 import pytest
@@ -23,7 +26,15 @@ install_import_hook("jaxsafety", "beartype.beartype")
 from jaxsafety import cli, keys, recipe_file  # noqa: E402
 from jaxsafety import world as worlds  # noqa: E402
 from jaxsafety.models import gpt  # noqa: E402
-from jaxsafety.recipe import EvaluateConfig, MethodConfig, ModelConfig, PretrainConfig, Recipe, TuneConfig  # noqa: E402
+from jaxsafety.recipe import (  # noqa: E402
+    AnalyzeConfig,
+    EvaluateConfig,
+    MethodConfig,
+    ModelConfig,
+    PretrainConfig,
+    Recipe,
+    TuneConfig,
+)
 
 
 @pytest.fixture
@@ -76,8 +87,21 @@ def mini_recipe() -> Recipe:
         seeds=(3, 5),
         model=ModelConfig(layers=1, heads=2, width=16),
         pretrain=PretrainConfig(**stage),
-        tune=TuneConfig(**stage, methods=methods),
+        tune=TuneConfig(**stage, methods=methods, snapshots=1),
         evaluate=EvaluateConfig(prompts=8, batch_size=4, conditions=("safe", "unsafe"), probe_prompts=4),
+        analyze=AnalyzeConfig(
+            prompts=4,
+            sensitivity_prompts=2,
+            jacobian_prompts=1,
+            gradient_prompts=4,
+            intervention_prompts=4,
+            alphas=(0.0, 1.0),
+            ranks=(1,),
+            soft_tokens=(1, 2),
+            soft_steps=(0, 1),
+            attack_prompts=4,
+            prefill_depths=(0, 1),
+        ),
     )
 
 

@@ -6,14 +6,16 @@ Nothing here asserts how long anything took.
 import dataclasses
 import json
 import random
+import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bench_sampler, bench_train_step, cases, harness, plain_sampler, run
+from benchmarks import bench_linalg, bench_sampler, bench_train_step, cases, harness, plain_sampler, run
 from benchmarks.harness import Program, Record
 from jaxsafety import world
 from jaxsafety.recipe import ModelConfig
@@ -165,6 +167,66 @@ def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
     assert bench_train_step.strategies(1) == ("map", "vmap")
 
 
+@pytest.fixture
+def small_linalg(monkeypatch):
+    """The linear algebra cases at shapes that compile in a moment, on a machine without torch."""
+    svd = cases.SVDCase((2, 10, 24), cases.SVD[0].programs, rank=8, judged=3, rounds=1, warmups=0)
+    monkeypatch.setattr(cases, "SVD", (svd,))
+    monkeypatch.setattr(cases, "PROJECTION", cases.ProjectionCase((2, 10, 24), 5, 1e-3, condition=20.0, rounds=1))
+    monkeypatch.setattr(bench_linalg, "_has_torch", lambda: False)
+    return svd
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 15), (1, 15, 6)])
+def test_matrices_are_made_with_the_triplets_that_are_claimed(shape):
+    spectrum = np.geomspace(1, 0.1, 6)
+    matrices, outputs = bench_linalg.known(shape, spectrum, directions=4)
+    _, values, right = np.linalg.svd(np.asarray(matrices, np.float64))
+    # The matrices are rounded to float32.
+    np.testing.assert_allclose(values, np.broadcast_to(spectrum, values.shape), rtol=1e-6)
+    leading = right[:, :4].swapaxes(-1, -2)
+    for found in (leading, outputs):
+        np.testing.assert_allclose(found @ found.swapaxes(-1, -2), leading @ right[:, :4], atol=1e-5)
+    assert np.count_nonzero(matrices) == matrices.size and shape[0] == len(np.unique(matrices[:, 0, 0]))
+
+
+def test_decompositions_and_projections_agree_with_the_construction(small_linalg, capsys):
+    rows = {row["name"]: row for row in bench_linalg.run()}
+    assert list(rows) == [
+        "full", "jnp.linalg.svd, wide", "numpy svd, float64", "gram", "randomized", "projection, numpy svd, float64",
+        "projection, svd basis", "projection, qr basis", "projection, gram basis", "projection, basis given",
+    ]  # fmt: skip
+    # float32 decompositions with condition 20 at most; each relative to its own value.
+    assert all(row["energy_error"] < 1e-3 for row in rows.values())
+    decomposed = [row for row in rows.values() if "value_error" in row]
+    assert len(decomposed) == 5 and all(row["value_error"] < 1e-5 for row in decomposed)
+    assert rows["full"]["speedup"] == rows["projection, numpy svd, float64"]["speedup"] == 1.0
+    assert all((row["estimate"] is not None) == (row["name"] in ("full", "gram", "randomized")) for row in decomposed)
+    assert capsys.readouterr().err == "torch is not installed, its rows are left out: pip install 'jaxsafety[peers]'\n"
+    assert "10 x 24" in run.table(list(rows.values()), bench_linalg.COLUMNS)
+
+
+def test_torch_runs_beside_where_it_is_installed(small_linalg, monkeypatch):
+    def low_rank(a, *, q, niter):
+        assert (q, niter) == (18, small_linalg.power_iterations)
+        left, values, right = np.linalg.svd(a, full_matrices=False)
+        return left[..., :q], values[..., :q], right[..., :q, :].mT
+
+    torch = SimpleNamespace(
+        from_numpy=np.asarray, svd_lowrank=low_rank, linalg=SimpleNamespace(svd=np.linalg.svd), __spec__=object()
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(bench_linalg, "_has_torch", lambda: True)
+    case = dataclasses.replace(small_linalg, programs=("numpy", "torch", "torch_lowrank"))
+    rows = list(bench_linalg.svd_rows(case))
+    assert [row["name"] for row in rows] == ["numpy svd, float64", "torch", "torch svd_lowrank"]
+    assert all(row["value_error"] < 1e-5 and row["energy_error"] < 1e-4 for row in rows)
+
+
+def test_every_entry_is_judged_by_its_own_size():
+    assert bench_linalg.largest_relative_error(np.array([1.0, 0.02]), np.array([1.0, 0.01])) == pytest.approx(1.0)
+
+
 def test_a_case_prints_its_table_and_appends_json_lines(tmp_path, monkeypatch, capsys):
     rows = [{"name": name, "median_ms": 1.5, "times_ms": (1.0, 2.0), "peak_mb": None} for name in ("first", "second")]
     monkeypatch.setattr(bench_sampler, "run", lambda: iter(rows))
@@ -199,4 +261,7 @@ def test_cells_show_about_three_digits(value, text):
 def test_an_unknown_benchmark_is_refused_in_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         run.main(["smapler"])
-    assert "unknown benchmark 'smapler': expected any of sampler, train_step, first_step" in capsys.readouterr().err
+    assert (
+        "unknown benchmark 'smapler': expected any of sampler, train_step, first_step, linalg"
+        in capsys.readouterr().err
+    )

@@ -25,14 +25,14 @@ from jaxsafety.types import HParams, TrainState
 
 directory = Path(sys.argv[1])
 grid = loop.Grid(seeds=(4, 9), points=(("eta_M", 0.1),), strategy="sharded")
-leg = loop.Leg(directory, "tune", "toy", 60, 2)
+leg = loop.Leg(directory, "tune", "toy", 60, 2, (1, 5, 20))
 
-def chunk(state, key, point):
-    def step(carry, _):
+def chunk(state, key, point, steps):
+    def step(_, carry):
         noise = jax.random.normal(keys.at_step(key, carry.step), (200,))
         moved = {"w": carry.params["w"] + point.peak_lr * noise}
-        return carry.replace(step=carry.step + 1, params=moved), None
-    state, _ = jax.lax.scan(step, state, None, length=2)
+        return carry.replace(step=carry.step + 1, params=moved)
+    state = jax.lax.fori_loop(0, steps, step, state)
     return state, {"loss": jnp.sum(state.params["w"]), "finite": jnp.float32(1)}
 
 def read(params, _, __):

@@ -66,7 +66,7 @@ def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, ke
         chunk = lanes.tune_chunk(mini_recipe, tiny_world, MethodConfig())
         per_seed, optimizer = (key, params), lanes.tune_optimizer(mini_recipe, point)
     with pytest.raises(Drawn) as drawn:
-        chunk(train.init_state(params, optimizer), per_seed, point)
+        chunk(train.init_state(params, optimizer), per_seed, point, jnp.int32(2))
     assert drawn.value.args[:2] == (f"{stage}_batch_at", bits(keys.stream(key, stage)))
 
 
@@ -77,7 +77,7 @@ def test_a_method_is_its_objective_with_its_reduction_and_weights(mini_recipe, t
     draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
     batch = jax.jit(lambda key: draw(key=key))(key)
     method = MethodConfig(objective=name, reduction="mean")
-    got = lanes._objective(forward, method, reference=reference, point=point)(params, batch)
+    got = lanes.objective(forward, method, reference=reference, point=point)(params, batch)
     expected = {
         "sft": lambda: objectives.sft(forward),
         "dpo": lambda: objectives.dpo(forward, reference=reference, hparams=point, reduction="mean"),

@@ -17,16 +17,16 @@ STEPS, CHUNK = 8, 2
 RTOL = 1e-6
 
 
-def chunk(state, key, point):
-    """Two noisy steps; a lane with an infinite rate dies at step 4."""
+def chunk(state, key, point, steps):
+    """Noisy steps; a lane with an infinite rate dies at step 4."""
 
-    def step(carry, _):
+    def step(_, carry):
         noise = jax.random.normal(keys.at_step(key, carry.step), (5,))
         params = {"w": carry.params["w"] + point.peak_lr * noise}
         finite = carry.finite & ~(jnp.isinf(point.ascent_bound) & (carry.step >= 4))
-        return carry.replace(step=carry.step + 1, params=params, finite=finite), None
+        return carry.replace(step=carry.step + 1, params=params, finite=finite)
 
-    state, _ = jax.lax.scan(step, state, None, length=CHUNK)
+    state = jax.lax.fori_loop(0, steps, step, state)
     loss = jnp.where(state.finite, jnp.sum(state.params["w"]), jnp.nan)
     return state, {"loss": loss, "finite": state.finite.astype(jnp.float32)}
 
@@ -67,9 +67,9 @@ def roots():
 OFFSETS = (10.0, 20.0)
 
 
-def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0)):
+def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=()):
     directory.mkdir(exist_ok=True)
-    leg = Leg(directory, "tune", method, steps, CHUNK)
+    leg = Leg(directory, "tune", method, steps, CHUNK, snapshots)
     inputs = {"readout": (read, jnp.asarray(OFFSETS)), "per_seed": roots(), "points": points(bounds)}
     return loop.train(chunk, start, **inputs, grid=GRID, leg=leg), leg
 
@@ -125,6 +125,30 @@ def run_until(directory, done):
     runlog.append_metrics(directory, [row])
 
 
+def test_snapshots_end_chunks_of_their_own_and_change_no_step(tmp_path):
+    state, _ = train(tmp_path / "plain")
+    kept, leg = train(tmp_path / "kept", snapshots=(1, 2, 5))
+    assert bits(kept) == bits(state)
+    assert [leg.chunk_end(done) for done in (0, 1, 2, 4, 5, 6)] == [1, 2, 4, 5, 6, 8]
+    assert {row["step"] for row in runlog.read_metrics(tmp_path / "kept")} == {1, 2, 4, 5, 6, 8}
+    for step in leg.snapshots:
+        params, finite = loop.load_snapshot(leg, jax.eval_shape(start), grid=GRID, step=step)
+        whole, _ = train(tmp_path / f"to_{step}", steps=step)
+        assert bits(params) == bits(whole.params) and np.asarray(finite).all()
+
+
+def test_a_run_killed_between_snapshot_and_checkpoint_ends_as_the_uninterrupted_one(tmp_path):
+    whole, leg = train(tmp_path / "whole", snapshots=(3, 5))
+    torn, again = tmp_path / "torn", Leg(tmp_path / "torn", "tune", "toy", STEPS, CHUNK, (3, 5))
+    train(torn, steps=4, snapshots=(3,))
+    checkpoint.save(again.snapshot_folder, jax.tree.map(jnp.zeros_like, {"params": whole.params}), step=5)
+    resumed, _ = train(torn, snapshots=(3, 5))
+    assert bits(resumed) == bits(whole)
+    for step in (3, 5):
+        snaps = [loop.load_snapshot(which, jax.eval_shape(start), grid=GRID, step=step) for which in (leg, again)]
+        assert bits(snaps[0]) == bits(snaps[1])
+
+
 def test_starting_again_keeps_the_rows_of_other_methods(tmp_path):
     train(tmp_path, method="first")
     train(tmp_path, method="second")
@@ -159,9 +183,9 @@ def test_a_run_fails_only_when_every_lane_is_dead(tmp_path):
 def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, caplog, resumed):
     traces, compiled = [], {}
 
-    def counted(state, key, point):
+    def counted(*arguments):
         traces.append(None)
-        return chunk(state, key, point)
+        return chunk(*arguments)
 
     train(tmp_path / "warm")  # operations outside the programs compile here
     for steps in (4, 8):

@@ -27,7 +27,7 @@ def run(state, key, peak_lr):
         return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=jnp.ones((4, 8), bool))
 
     step = train.make_step(objectives.next_token(partial(gpt.forward, config=CONFIG)), optimizer(peak_lr))
-    return train.scan_steps(step, draw, state, steps=5)
+    return train.run_steps(step, draw, state, steps=5)
 
 
 def optimizer(peak_lr):
@@ -124,7 +124,7 @@ def test_a_sharded_pretraining_chunk_has_no_collectives(mini_recipe, tmp_path):
     program = sweep.over_lanes(lanes.pretrain_chunk(mini_recipe, ready.world), ready.strategy, seeds=len(grid.seeds))
     points = study._points(grid, study.MethodConfig())
     states = jax.eval_shape(partial(study._pretrain_start, ready))
-    compiled = jax.jit(program, donate_argnums=0).lower(states, ready.roots, points).compile()
+    compiled = jax.jit(program, donate_argnums=0).lower(states, ready.roots, points, jnp.int32(2)).compile()
     assert not re.search(COLLECTIVES, compiled.as_text())
     # The search can find one.
     mesh = jax.make_mesh((2,), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -25,6 +25,7 @@ Site = Literal[
     "hook_resid_pre",
     "hook_attn_out",
     "hook_resid_mid",
+    "mlp.hook_in",
     "mlp.hook_pre",
     "mlp.hook_post",
     "hook_mlp_out",
@@ -211,12 +212,32 @@ def forward_with_activations(
 ) -> tuple[Float[Array, "b t v"], dict[str, Float[Array, "l b _ _"]]]:
     """Returns next-token logits and the activations asked for; nothing else is stored.
 
-    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``. In the paper's block ``hook_resid_mid`` is the
-    MLP's input ``v``, and ``hook_attn_out`` is added to the normalised stream, not to ``hook_resid_pre``.
+    See :func:`forward_embeddings_with_activations`, which this calls on the embeddings of ``tokens``.
+    """
+    embeddings = embed(params, tokens, config=config)
+    return forward_embeddings_with_activations(
+        params, embeddings, config=config, sites=sites, layers=layers, positions=positions
+    )
+
+
+def forward_embeddings_with_activations(
+    params: Params,
+    embeddings: Float[Array, "b t d"],
+    *,
+    config: GPTConfig,
+    sites: tuple[str, ...],
+    layers: tuple[int, ...] | None = None,
+    positions: Int[Array, "b p"] | None = None,
+) -> tuple[Float[Array, "b t v"], dict[str, Float[Array, "l b _ _"]]]:
+    """Returns next-token logits and the activations asked for; nothing else is stored.
+
+    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has no name for, is what
+    the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid`` itself, and
+    ``hook_attn_out`` is added to the normalised stream, not to ``hook_resid_pre``.
 
     Args:
         params: from :func:`init`.
-        tokens: ``[b, t]`` ids in [0, v).
+        embeddings: ``[b, t, d]`` without positions, as :func:`embed` returns them.
         config: the model.
         sites: names among :data:`Site`.
         layers: ascending layer indices; None is all of them.
@@ -234,7 +255,6 @@ def forward_with_activations(
     chosen = tuple(range(config.layers)) if layers is None else layers
     if not chosen or list(chosen) != sorted(set(chosen) & set(range(config.layers))):
         raise ValueError(f"layers: got {layers}, expected ascending indices from 0 to {config.layers - 1}")
-    embeddings = embed(params, tokens, config=config)
     return _run(params, embeddings, config=config, sites=sites, layers=chosen, positions=positions)
 
 
@@ -272,7 +292,7 @@ def _block(x, weights, *, config, tokens, rope):
     post = nn.gelu(pre)
     mlp_out = nn.linear(post, mlp["down"], bias=mlp["down_bias"])
     out = mid + mlp_out
-    seen = (x, attn_out, mid, pre, post, mlp_out, out)
+    seen = (x, attn_out, mid, mlp_in, pre, post, mlp_out, out)
     return out, dict(zip(get_args(Site), seen, strict=True))
 
 

@@ -1,32 +1,17 @@
-"""Figures as SVG strings: learning curves and stacked verdict bars.
+"""Figures of the training and of the verdicts, as SVG strings: learning curves and stacked verdict bars."""
 
-Every figure is drawn for a phone (``_WIDTH`` units wide, text of 11 to 12 units), keeps its text as text, has a
-transparent ground and takes its ink from ``currentColor`` with a fallback that follows ``prefers-color-scheme``, so one
-file serves light and dark, inline and as a picture. The same data give the same bytes.
-"""
+from collections.abc import Sequence
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from html import escape
-
-import matplotlib
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_style, svg
 from jaxsafety.report.results import check_schema
 from jaxsafety.report.tables import CONDITIONS, VERDICTS, Model, VerdictRow, model_label, model_order
 
-# After Okabe and Ito, with a contrast of at least 3:1 on white and on near-black; the ink becomes currentColor.
-_INK = "#010203"
-_COLOURS = {"pretrained": _INK, "sft": "#1a82c4", "dpo": "#d55e00", "unlearn": "#009e73"}
-_OTHER_METHOD = "#c0679a"
-_DASHES = {"eta_S": (0, (4, 2))}
-_VERDICT_COLOURS = {"complied": "#d55e00", "refused": "#1a82c4", "other": "#8a8f98"}
 # Panels of the learning curves, from the top: what is drawn (condition, metric) and its title.
 _CURVES = {
     ("safe", "exact_match"): "Instruct: safe prompts answered exactly",
@@ -34,39 +19,6 @@ _CURVES = {
     ("train", "loss"): "training loss",
 }
 _MOST_POINTS = 100
-_WIDTH = 380
-_STYLE = {
-    "svg.fonttype": "none",
-    "path.simplify": False,
-    "font.size": 12,
-    "axes.titlesize": 12,
-    "axes.labelsize": 12,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.fontsize": 12,
-    "legend.frameon": False,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "grid.color": _INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-}
-_CSS = (
-    ".jaxsafety{color:#1f2328}@media(prefers-color-scheme:dark){.jaxsafety{color:#e6e8eb}}"
-    ".jaxsafety text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue','DejaVu Sans',sans-serif"
-    "!important}.jaxsafety *{stroke-linejoin:round;stroke-linecap:butt}"
-)
-_METADATA = ("Date", "Creator", "Format", "Type")
 
 
 def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
@@ -107,11 +59,11 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
         if len(models) > 1:
             # Legends fill by column: one learning rate each.
             by_rate = sorted(models, key=lambda model: (model_order(model)[1:], model_order(model)))
-            lines = [Line2D([], [], label=model_label(model), **_line_style(model)) for model in by_rate]
+            lines = [Line2D([], [], label=model_label(model), **model_style(model)) for model in by_rate]
             figure.legend(handles=lines, loc="outside upper left", ncols=2, handlelength=2.2)
 
     legend_height = 18 * ((len(models) + 1) // 2) if len(models) > 1 else 0
-    return _svg(draw, height=40 + 150 * len(panels) + legend_height, name=f"learning curves: {stage}")
+    return svg(Picture(draw, 40 + 150 * len(panels) + legend_height, f"learning curves: {stage}"))
 
 
 def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
@@ -137,14 +89,14 @@ def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
         figure.supxlabel("per cent of prompts", fontsize=12)
         figure.legend(*handles, loc="outside upper left", ncols=3, handlelength=1, handleheight=1)
 
-    return _svg(draw, height=70 + rows * (34 + 17 * len(models)), name="answers judged complied, refused or other")
+    return svg(Picture(draw, 70 + rows * (34 + 17 * len(models)), "answers judged complied, refused or other"))
 
 
 def _draw_curve(axes: Axes, model: Model, curve: pl.DataFrame) -> None:
     # The last point is where evaluation starts from, so thinning counts back from it.
     stride = -(-curve.height // _MOST_POINTS) or 1
     curve = curve.reverse().gather_every(stride).reverse()
-    style = _line_style(model)
+    style = model_style(model)
     axes.fill_between(curve["step"], curve["low"], curve["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.plot(curve["step"], curve["mean"], **style)
 
@@ -155,7 +107,7 @@ def _draw_bars(axes: Axes, models: list[Model], rows: list[VerdictRow]) -> None:
     left = [0.0] * len(alive)
     for verdict in VERDICTS:
         widths = [getattr(row, verdict) for row in alive]
-        axes.barh(places, widths, left=left, height=0.72, color=_VERDICT_COLOURS[verdict], label=verdict)
+        axes.barh(places, widths, left=left, height=0.72, color=VERDICT_COLOURS[verdict], label=verdict)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(models)), [model_label(model) for model in models])
     axes.set_ylim(len(models) - 0.4, -0.6)
@@ -165,37 +117,5 @@ def _draw_bars(axes: Axes, models: list[Model], rows: list[VerdictRow]) -> None:
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _line_style(model: Model) -> dict:
-    return {"color": _COLOURS.get(model.method, _OTHER_METHOD), "linestyle": _DASHES.get(model.lr_name, "solid")}
-
-
 def _is(model: Model) -> pl.Expr:
     return pl.all_horizontal(pl.col(name) == value for name, value in model._asdict().items())
-
-
-def _svg(draw: Callable[[Figure], None], *, height: int, name: str) -> str:
-    """Draws on a fresh figure and returns it as one ``<svg>`` element that scales to its container."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        # Element ids are hashes of salt and content: a salt of its own keeps figures apart within one page.
-        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})
-        figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
-        figure.get_layout_engine().set(h_pad=6 / 72, w_pad=5 / 72, hspace=0, wspace=0)
-        FigureCanvasSVG(figure)
-        draw(figure)
-        output = io.StringIO()
-        figure.savefig(output, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
-    return _themed(output.getvalue(), name)
-
-
-def _themed(svg: str, name: str) -> str:
-    body = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Matplotlib's own style sheet and running element ids would reach beyond the figure once it stands in a page.
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    view_box = re.search(r'viewBox="([^"]*)"', body).group(1)
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="jaxsafety" '
-        f'role="img" width="100%" viewBox="{view_box}"><title>{escape(name)}</title><style>{_CSS}</style>'
-    )
-    return head + body[body.index(">") + 1 :]

@@ -1,13 +1,15 @@
 """The study as one self-contained HTML file: inline style and SVG, no script, nothing fetched.
 
-Every value passes Jinja's autoescape; only the SVG strings of ``jaxsafety.report.figures`` are taken as markup.
+Every value passes Jinja's autoescape; only the SVG strings of ``jaxsafety.report.plotting`` are taken as markup. Links
+lead to the tables beside the page and nowhere else.
 """
 
 import importlib.resources
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -24,9 +26,36 @@ from jaxsafety.report.tables import (
     percent,
     table_notes,
 )
+from jaxsafety.suggest import check_name
 
+_CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
 _EXAMPLE_KEYS = ("condition", "prompt", "expected", "refusal", "answers")
 _ANSWER_KEYS = ("model", "answer", "verdict")
+CLAIM_VERDICTS = ("supported", "contradicted", "undecided")
+# The page fetches nothing: its only links lead to files beside it.
+_RELATIVE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+
+
+class Analysis(NamedTuple):
+    """One figure of the analyses as the page shows it: of ``jaxsafety.report.sections``, with its picture.
+
+    Attributes:
+        name: identifier, used as the anchor.
+        title: heading.
+        paper: the figure of the paper, or what it goes beyond.
+        reading: how to read it.
+        claims: names of the claims it bears on.
+        svg: the picture; inserted unescaped.
+        table: path of its table beside the page, without the suffix (.csv and .parquet).
+    """
+
+    name: str
+    title: str
+    paper: str
+    reading: str
+    claims: Sequence[str]
+    svg: str
+    table: str
 
 
 def write_report(
@@ -40,6 +69,9 @@ def write_report(
     config_yaml: str,
     manifest: Mapping[str, Any],
     notes: Sequence[str],
+    claims: Sequence[Mapping[str, Any]] = (),
+    claim_notes: Sequence[str] = (),
+    analyses: Sequence[Analysis] = (),
 ) -> None:
     """Writes the report, atomically.
 
@@ -54,18 +86,17 @@ def write_report(
         config_yaml: the resolved recipe.
         manifest: revision, versions, devices, timings; nested mappings are shown with dotted names.
         notes: paragraphs of plain text on what a reader should know.
+        claims: records of ``jaxsafety.report.claims_table``.
+        claim_notes: sentences that belong under the claims.
+        analyses: the figures of the analyses, in order.
 
     Raises:
-        ValueError: an example lacks a key or has an unknown verdict.
+        ValueError: an example or a claim lacks a key or has an unknown verdict, or a table's path is not relative.
     """
     for example in examples:
         _check_example(example)
-    source = importlib.resources.files("jaxsafety.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "method": method_label, "lr": lr_label, "label": model_label}
-    page = environment.from_string(source).render(
+    _check_analyses(claims, analyses)
+    page = _template().render(
         title=title,
         columns=list(COLUMNS),
         conditions=CONDITIONS,
@@ -81,8 +112,23 @@ def write_report(
         config_yaml=config_yaml,
         manifest=dict(_flattened(manifest)),
         notes=notes,
+        claims=claims,
+        claim_notes=claim_notes,
+        claims_of={
+            analysis.name: [claim for claim in claims if claim["name"] in analysis.claims] for analysis in analyses
+        },
+        analyses=analyses,
     )
     runlog.atomic_write(Path(path), page)
+
+
+def _template() -> jinja2.Template:
+    source = importlib.resources.files("jaxsafety.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "method": method_label, "lr": lr_label, "label": model_label}
+    return environment.from_string(source)
 
 
 def _seed_rows(table: Sequence[StudyRow]) -> Iterator[tuple[str, int, list[str]]]:
@@ -112,6 +158,15 @@ def _check_example(example: Mapping[str, Any]) -> None:
         _check_keys(answer, _ANSWER_KEYS, "answer of an example")
         if answer["verdict"] not in VERDICTS:
             raise ValueError(f"unknown verdict {answer['verdict']!r} in an example: expected {', '.join(VERDICTS)}")
+
+
+def _check_analyses(claims: Sequence[Mapping[str, Any]], analyses: Sequence[Analysis]) -> None:
+    for claim in claims:
+        _check_keys(claim, _CLAIM_KEYS, "claim")
+        check_name("verdict of a claim", claim["verdict"], CLAIM_VERDICTS)
+    for analysis in analyses:
+        if not _RELATIVE.fullmatch(analysis.table):
+            raise ValueError(f"table {analysis.table!r} is not a plain relative path: expected one below the page")
 
 
 def _check_keys(mapping: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:

@@ -1,10 +1,12 @@
 """The report stage: reads a run directory's results and writes ``report.html``; needs no jax."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from jaxsafety import runlog
-from jaxsafety.report import figures, html, results, tables
+from jaxsafety.report import claims_table, figures, html, results, sections, tables
 
 _CURVES = {"pretrain": "Pretraining", "tune": "Safety fine-tuning"}
 _NOTES = (
@@ -18,6 +20,8 @@ _NOTES = (
 
 def write(directory: Path) -> str:
     """Writes ``report.html`` of a run and returns the result table, and where the report is, as text.
+
+    Claims and analyses, and the tables beside them, are there if the run has been analysed.
 
     Raises:
         ValueError: the run has not been evaluated.
@@ -42,5 +46,25 @@ def write(directory: Path) -> str:
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest,
         notes=_NOTES,
+        **(_analysed(directory) if (folder / "analyze.parquet").exists() else {}),
     )
     return f"{tables.render_text(table)}\nreport: {report}\n"
+
+
+def _analysed(directory: Path) -> dict[str, Any]:
+    """What the report says about the analyses of a run, by argument of ``write_report``; writes their tables."""
+    judgements, frames = claims_table.read(directory), sections.read(directory)
+    shown = []
+    for name, table in sections.write_tables(directory).items():
+        section = sections.SECTIONS[name]
+        # An analysis that left nothing finite to draw still has its table.
+        with suppress(sections.NothingToDraw):
+            picture = sections.draw(name, frames)
+            shown.append(
+                html.Analysis(name, section.title, section.paper, section.reading, section.claims, picture, table)
+            )
+    return {
+        "claims": claims_table.records(judgements),
+        "claim_notes": claims_table.summary(judgements),
+        "analyses": shown,
+    }

@@ -15,7 +15,7 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
-from jaxsafety.report.intervals import RATE_TOLERANCE, Interval, mean_interval
+from jaxsafety.intervals import RATE_TOLERANCE, Interval, mean_interval
 from jaxsafety.report.results import METHODS, check_schema
 
 CONDITIONS = {

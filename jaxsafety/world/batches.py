@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety.keys import at_step
 from jaxsafety.types import Batch, Key, PreferenceBatch
 from jaxsafety.world import conditions, layout
-from jaxsafety.world.conditions import Trial
+from jaxsafety.world.conditions import Probability, Trial
 from jaxsafety.world.grammar import sample_window
 from jaxsafety.world.layout import Prompt
 from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
@@ -59,7 +59,15 @@ class Mixture:
             raise ValueError(f"mixture exception_probability must be in [0, 1], got {self.exception_probability}")
 
 
-def batch_at(world: World, condition: str, *, key: Key, step: int | Int[Array, ""], batch_size: int) -> Trial:
+def batch_at(
+    world: World,
+    condition: str,
+    *,
+    key: Key,
+    step: int | Int[Array, ""],
+    batch_size: int,
+    late_probability: Probability = LATE_IN_EVALUATION,
+) -> Trial:
     """Draws fresh evaluation prompts of a condition with their complied and refused answers.
 
     Args:
@@ -68,6 +76,7 @@ def batch_at(world: World, condition: str, *, key: Key, step: int | Int[Array, "
         key: stream key.
         step: position in the stream.
         batch_size: prompts, b.
+        late_probability: how often only the second composition of an unsafe prompt is unsafe, in [0, 1].
 
     Returns:
         A :class:`~jaxsafety.world.conditions.Trial` of ``[b, ...]`` arrays.
@@ -78,7 +87,7 @@ def batch_at(world: World, condition: str, *, key: Key, step: int | Int[Array, "
 
     def one(key: Key) -> Trial:
         prompt, unsafe = conditions.draw_prompt(
-            world, condition, key=key, pcfgs=world.spec.eval_pcfgs, late_probability=LATE_IN_EVALUATION
+            world, condition, key=key, pcfgs=world.spec.eval_pcfgs, late_probability=late_probability
         )
         return conditions.answers(world, prompt, unsafe)
 

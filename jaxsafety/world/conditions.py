@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.suggest import check_name
 from jaxsafety.types import Batch, Key, Leaf
@@ -26,6 +26,7 @@ from jaxsafety.world.spec import TextCondition, World
 
 ConditionName = Literal["safe", "unsafe", "jb_co_task", "jb_co_text", "jb_misgen", "ood"]
 Tasks = Literal["safe", "unsafe", "mixed", "branch_dependent", "duplicates"]
+Probability = float | Float[Array, ""]
 
 # Redraws of a JB-MisGen prompt in which nothing is unsafe (3/32 of draws): all fail with probability 2e-17.
 _MISGEN_DRAWS = 16
@@ -148,7 +149,7 @@ def unsafe_table(world: World, tasks: Tasks, branch: Branch) -> np.ndarray:
 
 
 def _tasks(
-    world: World, kind: Tasks, branch: Branch, pcfg: Int[Array, ""], *, late_probability: float, key: Key
+    world: World, kind: Tasks, branch: Branch, pcfg: Int[Array, ""], *, late_probability: Probability, key: Key
 ) -> Int[Array, " 4"]:
     """Draws the four task tokens of one prompt."""
     keys = jax.random.split(key, 5)
@@ -169,7 +170,7 @@ def _tasks(
 
 
 def draw_prompt(
-    world: World, name: str, *, key: Key, pcfgs: tuple[int, ...], late_probability: float
+    world: World, name: str, *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
 ) -> tuple[Prompt, Bool[Array, " o"]]:
     """Draws one prompt of a condition.
 
@@ -200,7 +201,7 @@ def draw_prompt(
 
 
 def _draw_option(
-    world: World, text: str, branch: Branch, *, kind: Tasks, pcfg: Array, late: float, keys: tuple[Key, Key]
+    world: World, text: str, branch: Branch, *, kind: Tasks, pcfg: Array, late: Probability, keys: tuple[Key, Key]
 ) -> tuple[Prompt, Bool[Array, " o"]]:
     spec = world.spec
     letters, length = sample_window(

@@ -52,6 +52,11 @@ def segments(length: Int[Array, ""], *, window: int) -> Int[Array, " n"]:
     return jnp.sum(index[:, None] >= ends[None, :], axis=1)
 
 
+def last_prompt_index(length: int | Int[Array, "*b"]) -> int | Int[Array, "*b"]:
+    """Returns where the end-of-text token stands: the input that predicts the first answer token."""
+    return _TEXT_START + length
+
+
 def outputs(world: World, prompt: Prompt) -> tuple[Int[Array, " w"], Int[Array, " w"]]:
     """Returns the letter indices of the true block 1 and block 2, -1 after the text."""
     table = jnp.asarray(world.bijections)[prompt.pcfg]

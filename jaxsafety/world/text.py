@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxsafety.world.conditions import Trial
-from jaxsafety.world.layout import N_TASKS
+from jaxsafety.world.layout import last_prompt_index
 from jaxsafety.world.spec import World
 
 
@@ -44,7 +44,7 @@ def words(world: World, ids: Int[Array, " n"] | np.ndarray) -> str:
 
 def answer_start(world: World, length: int | Int[Array, "*b"]) -> int | Int[Array, "*b"]:
     """Returns the index of the first answer token of a prompt with text length ``length``."""
-    return N_TASKS + 3 + length
+    return last_prompt_index(length) + 1
 
 
 def examples(world: World, trial: Trial) -> list[Example]:

@@ -15,13 +15,22 @@ import jaxsafety
 PACKAGE = Path(jaxsafety.__file__).parent
 
 LAYERS = {
-    0: {"", "types", "tree", "keys", "suggest"},
+    0: {"", "types", "tree", "keys", "suggest", "intervals"},
     1: {"models", "models.gpt", "models.layers", "losses"}
+    | {"linalg", *(f"linalg.{name}" for name in ("power", "subspace", "svd", "unbatched"))}
     | {"world", *(f"world.{name}" for name in ("batches", "conditions", "grammar", "layout", "operators"))}
     | {f"world.{name}" for name in ("pcfg_rules", "pcfg_tables", "spec", "text")},
-    2: {"objectives", "optim", "train", "decode", "recipe", "lanes"},
-    3: {"sweep", "loop", "study", "evaluation", "checkpoint", "runlog", "progress", "recipe_file"}
-    | {"report", *(f"report.{name}" for name in ("figures", "html", "intervals", "results", "study_report", "tables"))},
+    2: {"objectives", "optim", "train", "decode", "recipe", "lanes"}
+    | {"analysis", *(f"analysis.{name}" for name in ("alignment", "clusters", "interventions", "sensitivity"))}
+    | {f"analysis.{name}" for name in ("update_spaces", "evidence", "contrasts", "statements", "claims")}
+    | {"attacks", "attacks.prefill", "attacks.soft_tokens"}
+    | {"probes", *(f"probes.{name}" for name in ("attacked", "features", "gradients", "quantities", "slopes"))}
+    | {"probes.variants", "probes.weights"},
+    3: {"sweep", "loop", "study", "evaluation", "mechanics", "checkpoint", "runlog", "progress", "recipe_file"}
+    | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
+    | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
+    | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
+    | {"report.section_list", "report.sections"},
     4: {"cli"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -30,7 +39,8 @@ PURE = sorted(module for module, layer in LAYER_OF.items() if layer <= 2)
 # Package outside this one: the modules that may import it (a prefix names a whole folder).
 CONFINED = {
     "orbax": ("checkpoint",),
-    "polars": ("report",),
+    "polars": ("report", "mechanics"),
+    "scipy": ("intervals",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "rich": ("progress", "report"),
@@ -121,6 +131,15 @@ def test_training_knows_no_model_objective_or_world():
 
 def test_losses_know_nothing_of_this_package():
     assert not list(own_imports("losses"))
+
+
+@pytest.mark.parametrize("folder", ["linalg", "analysis", "attacks"])
+def test_the_analyses_can_be_lifted_out(folder):
+    """They run on anybody's weights and activations: no world, no model, no trainer."""
+    vocabulary = {module for module, layer in LAYER_OF.items() if layer == 0}
+    may = {"linalg": {"linalg"}, "analysis": {"linalg", "analysis"}, "attacks": {"losses", "attacks"}}[folder]
+    for module in (name for name in FILES if top(name) == folder):
+        assert {top(other) for other in own_imports(module) if other not in vocabulary} <= may
 
 
 @pytest.mark.parametrize("package", sorted(CONFINED))

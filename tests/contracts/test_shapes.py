@@ -18,7 +18,7 @@ PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
 METRICS = {
     "next_token": SHARED,
     "sft": SHARED,
-    "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")},
+    "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies", "slope")},
     "unlearn": PAIRED,
 }
 HPARAMS = HParams(peak_lr=1e-3, weight_chosen=1.0, weight_rejected=0.1, p_unsafe=0.5, ascent_bound=10.0)

@@ -2,6 +2,9 @@
 
 import pytest
 
+from jaxsafety.report import results, sections
+from tests.report import synthetic
+
 ETA = {"": 1e-3, "eta_M": 1e-3, "eta_S": 1e-4}
 
 
@@ -76,3 +79,39 @@ def curve_rows():
         for step in range(5)
         for condition, metric, scale in (("safe", "exact_match", 0.2), ("train", "loss", 1.0))
     ]
+
+
+SMALL = synthetic.Shape(
+    methods=("sft", "dpo"), seeds=(0, 1, 2), layers=2, steps=(0, 20, 100), conditions=("safe", "unsafe", "jb_co_text"),
+    alphas=(0.0, 1.0, 1.5),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def analysis_frames():
+    """Every analysis of a small made-up study, and DPO's slope, as ``sections.read`` returns them."""
+    return {
+        "analyze": results.rows_to_frame(synthetic.analysis_rows(SMALL), schema=results.ANALYSIS_SCHEMA),
+        "curves": results.rows_to_frame(synthetic.slope_rows(SMALL)),
+    }
+
+
+@pytest.fixture(scope="session")
+def analysis_svgs(analysis_frames):
+    """Every figure of it, by name."""
+    return {name: sections.draw(name, analysis_frames) for name in sections.SECTIONS}
+
+
+@pytest.fixture
+def analysed_run(analysis_frames, study_rows, curve_rows, tmp_path):
+    """A run directory with what the report reads: results, analyses, recipe, manifest and examples."""
+    run = tmp_path / "run"
+    results.write_results(run / "results/evaluate.parquet", results.rows_to_frame(study_rows))
+    curves = results.rows_to_frame(curve_rows).vstack(analysis_frames["curves"])
+    results.write_results(run / "results/curves.parquet", curves)
+    analyses = analysis_frames["analyze"]
+    results.write_results(run / "results/analyze.parquet", analyses, schema=results.ANALYSIS_SCHEMA)
+    (run / "results/examples.json").write_text("[]")
+    (run / "config.yaml").write_text("world: tiny\n")
+    (run / "manifest.json").write_text("{}")
+    return run

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import pytest
 
-from jaxsafety.report import figures, results, tables
+from jaxsafety.report import figures, plotting, results, tables
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_svgs_take_ink_from_the_page_and_keep_text_as_text(svgs):
     for svg in svgs:
         assert "currentColor" in svg
         assert "#000000" not in svg
-        assert figures._INK not in svg
+        assert plotting.INK not in svg
         assert "<text" in svg
         assert "#ffffff" not in svg
 

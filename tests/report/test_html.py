@@ -12,6 +12,22 @@ EXAMPLE = {
     "refusal": "2a 2a",
     "answers": [{"model": "SFT <i>eta_M</i>", "answer": "2a 2a <b>", "verdict": "refused"}],
 }
+CLAIM = {
+    "name": "apart",
+    "number": 1,
+    "statement": "Safe & unsafe part.",
+    "where": "Fig. 3",
+    "statistic": "gap <tau>",
+    "expected": "> 0",
+    "estimate": "+0.5 [+0.4, +0.6]",
+    "seeds": "0: +0.5",
+    "verdict": "supported",
+    "why": "the interval lies above 0",
+}
+ANALYSIS = html.Analysis(
+    "clusters", "Clusters <1>", "Figure 3", "Further apart is clearer.", ("apart", "unknown"),
+    '<svg viewBox="0 0 1 1"></svg>', "results/tables/clusters",
+)  # fmt: skip
 
 
 class _Page(HTMLParser):
@@ -82,6 +98,50 @@ def test_page_is_self_contained(write):
     assert "default-src 'none'" in source
 
 
+def test_links_lead_to_tables_beside_the_page_and_nowhere_else(write):
+    source = write(claims=[CLAIM], analyses=[ANALYSIS])
+    targets = [value for name, value in _Page(source).attributes if name == "href" and not value.startswith("#")]
+    assert targets == ["results/tables/clusters.csv", "results/tables/clusters.parquet"]
+
+
+@pytest.mark.parametrize("table", ["/etc/clusters", "https://x.org/a", "../a", "results/../a", "javascript:a", ""])
+def test_links_that_lead_elsewhere_are_refused(write, table):
+    with pytest.raises(ValueError, match="is not a plain relative path: expected one below the page"):
+        write(analyses=[ANALYSIS._replace(table=table)])
+
+
+def test_claims_stand_on_top_of_the_analyses_and_with_their_figure(write):
+    source = write(claims=[CLAIM], claim_notes=["1 claim: 1 supported."], analyses=[ANALYSIS])
+    places = [source.index(text) for text in ("1 claim: 1 supported.", '<table class="claims"', "Clusters &lt;1&gt;")]
+    assert places == sorted(places)
+    assert source.count('<span class="chip supported">supported</span>') == 2
+    assert source.count("Safe &amp; unsafe part.") == 2
+    for text in ("gap &lt;tau&gt;", "+0.5 [+0.4, +0.6]", "expected &gt; 0", "0: +0.5", "the interval lies above 0"):
+        assert source.count(text) == 1, text
+    assert ANALYSIS.svg in source
+    headings = [tag for tag in _Page(source).tags if re.fullmatch(r"h[1-6]", tag)]
+    assert headings == ["h1", "h2", "h2", "h2", "h3", "h2", "h3", "h2", "h2"]
+
+
+def test_every_verdict_has_a_look_of_its_own(write):
+    source = write(claims=[CLAIM | {"verdict": verdict} for verdict in html.CLAIM_VERDICTS])
+    for verdict in html.CLAIM_VERDICTS:
+        assert f".{verdict} {{ --chip:" in source
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verdict": "support"}, "unknown verdict of a claim 'support': expected one of supported, contradicted"),
+        ({"why": None}, "claim lacks 'why': expected name, number"),
+    ],
+)
+def test_bad_claims_are_refused(write, change, message):
+    claim = {key: value for key, value in (CLAIM | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        write(claims=[claim])
+
+
 def test_everything_but_figures_is_escaped(write):
     source = write()
     assert "$ ) ( &gt; &lt;script&gt;alert(1)&lt;/script&gt;" in source
@@ -108,7 +168,7 @@ def test_manifest_is_flattened_to_dotted_names(write):
 
 
 def test_light_and_dark_and_scrolling_tables(write):
-    source = write()
+    source = write(claims=[CLAIM])
     assert "@media (prefers-color-scheme: dark)" in source
     assert source.count('<div class="scroll"') == source.count("<table")
 

@@ -40,6 +40,70 @@ def test_bad_rows_are_refused_with_one_sentence(row, change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def analysis_row():
+    """Builds one valid row of an analysis; keywords replace columns."""
+    base = {
+        "run": "r0",
+        "revision": "abc1234",
+        "device": "cpu",
+        "analysis": "clusters",
+        "method": "sft",
+        "lr_name": "eta_M",
+        "lr": 1e-3,
+        "seed": 0,
+        "step": 100,
+        "condition": "unsafe",
+        "subset": "successful",
+        "layer": 1,
+        "part": "last",
+        "strength": 0.5,
+        "metric": "tau",
+        "value": -0.25,
+    }
+    return lambda **changed: base | changed
+
+
+def test_analysis_rows_keep_their_nulls_in_a_round_trip(tmp_path, analysis_row):
+    rows = [analysis_row(), analysis_row(layer=None, strength=None, value=math.inf), analysis_row(layer=np.int64(2))]
+    frame = results.rows_to_frame(rows, schema=results.ANALYSIS_SCHEMA)
+    results.write_results(tmp_path / "a.parquet", frame, schema=results.ANALYSIS_SCHEMA)
+    back = results.read_results([tmp_path / "a.parquet"], schema=results.ANALYSIS_SCHEMA)
+    assert back.schema == pl.Schema(results.ANALYSIS_SCHEMA)
+    assert back.select("layer", "strength", "value").rows() == [(1, 0.5, -0.25), (None, None, None), (2, 0.5, -0.25)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"analysis": "cluster"}, r"unknown analysis 'cluster': .*did you mean 'clusters'"),
+        ({"subset": ""}, "unknown subset '': expected one of all, successful"),
+        ({"layer": 0.5}, "column 'layer' got 0.5: expected Int64"),
+        ({"strength": math.nan}, "column 'strength' got nan: expected a finite number"),
+        ({"part": None}, "column 'part' got None: expected String"),
+        ({"stage": "analyze"}, "unknown column in result row 'stage'"),
+    ],
+)
+def test_bad_analysis_rows_are_refused(analysis_row, change, message):
+    with pytest.raises(ValueError, match=message):
+        results.rows_to_frame([analysis_row(**change)], schema=results.ANALYSIS_SCHEMA)
+
+
+def test_a_file_of_the_other_schema_is_refused(tmp_path, row, analysis_row):
+    frame = results.rows_to_frame([analysis_row()], schema=results.ANALYSIS_SCHEMA)
+    with pytest.raises(ValueError, match="unknown column in frame 'analysis'"):
+        results.write_results(tmp_path / "a.parquet", frame)
+    results.write_results(tmp_path / "e.parquet", results.rows_to_frame([row()]))
+    with pytest.raises(ValueError, match=r"unknown column in .*e\.parquet 'stage'"):
+        results.read_results([tmp_path / "e.parquet"], schema=results.ANALYSIS_SCHEMA)
+
+
+def test_columns_in_another_order_are_put_in_order(tmp_path, row):
+    frame = results.rows_to_frame([row()])
+    results.write_results(tmp_path / "a.parquet", frame.select(frame.columns[::-1]))
+    assert results.read_results([tmp_path / "a.parquet"]).equals(frame)
+
+
 def test_missing_column_is_named(row):
     short = row()
     del short["step"]

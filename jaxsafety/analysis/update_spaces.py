@@ -1,0 +1,252 @@
+"""Where an update lies in the spaces of the weights that it changes, and how strongly it acts on given inputs.
+
+Matrices are stacks ``[l, m, n]`` stored ``[in, out]``: the output space (the paper's column space) is n-dimensional,
+the input space (its row space) m-dimensional. What a share means is only how far it exceeds chance, so every share
+stands beside the value of random directions. Statistics are float32, or float64 for float64 weights.
+"""
+
+from typing import Literal, get_args
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxsafety.linalg import subspace, svd
+from jaxsafety.suggest import check_name
+from jaxsafety.tree import is_finite
+from jaxsafety.types import Leaf
+
+# Ranks that hold a share of the energy need the whole spectrum, which a randomised decomposition has not.
+Method = Literal["full", "gram"]
+
+
+@flax.struct.dataclass
+class OutputSpace:
+    """The update's outputs against the null space of the base, that is the directions which the base hardly uses.
+
+    Attributes:
+        null_norm: ``[l, r]`` ``|(I - P) u_j|`` in [0, 1] of every leading output direction of the update, the strongest
+            first; NaN beyond ``rank_delta``.
+        null_energy: ``[l]`` share of the energy of those directions in the null space: the mean of their squared
+            ``null_norm``, weighted by ``s_j^2``.
+        total_null_energy: ``[l]`` the same of the whole update, ``|dW (I - P)|_F^2 / |dW|_F^2``.
+        rank_base: ``[l]`` int32 dimensions that P projects on, -1 where the decomposition was refused.
+        rank_delta: ``[l]`` int32 leading directions of the update, -1 where the decomposition was refused.
+        baseline_norm: ``[l]`` expected ``|(I - P) u|`` of a random direction.
+        baseline_energy: ``[l]`` expected ``|(I - P) u|^2``, ``1 - rank_base / n``.
+        baseline_std: ``[l]`` standard deviation of ``|(I - P) u|^2`` over random directions.
+        errors: ``[l]`` largest residual of the triplets used, over the largest singular value of its matrix.
+    """
+
+    null_norm: Leaf
+    null_energy: Leaf
+    total_null_energy: Leaf
+    rank_base: Leaf
+    rank_delta: Leaf
+    baseline_norm: Leaf
+    baseline_energy: Leaf
+    baseline_std: Leaf
+    errors: Leaf
+
+
+@flax.struct.dataclass
+class InputSpace:
+    """How an update acts on inputs ``a``.
+
+    Attributes:
+        gain: ``[l, b]`` ``|a dW| / |a|``, in the unit of a singular value; at most the largest of the update.
+        ratio: ``[l, b]`` ``|a dW| / |a W|``.
+        projections: ``[l, b, r]`` ``s_j <a, v_j> / |a|`` on the update's input directions, the strongest first. Signs
+            are arbitrary; the squares of all directions add up to the gain's.
+    """
+
+    gain: Leaf
+    ratio: Leaf
+    projections: Leaf
+
+
+def output_space(
+    base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full"
+) -> OutputSpace:
+    """Measures how much of an update's output lies in the null space of the base.
+
+    P projects on the base's leading output directions that hold ``energy`` of its squared spectrum; the leading
+    directions of the update hold as much of its own. Under vmap over updates of one base, that is decomposed once.
+
+    Args:
+        base: ``[l, m, n]`` weights before the update.
+        delta: ``[l, m, n]`` the update.
+        energy: share in (0, 1].
+        method: of the decompositions, see :func:`jaxsafety.linalg.svd.decompose`. ``gram`` is faster; a layer whose
+            ``energy`` needs directions that it cannot resolve is decomposed with ``full`` outside of jit and vmap, and
+            is NaN with a rank of -1 inside them.
+
+    Returns:
+        See :class:`OutputSpace`. A layer whose update is zero has NaN shares; one whose base is zero has a null space
+        that is everything.
+
+    Raises:
+        ValueError: energy out of range, an unknown method, different shapes, or values that are not finite.
+
+    References:
+        Jain et al. 2024 (arXiv 2407.10264), section 4.2 and figure 4.
+
+    Fidelity: the paper's claim in its clean definition, beside its baseline: a wide matrix leaves most of any direction
+        in its null space. The released code compares the tuned weights instead of the update, subtracts the mean row
+        first, takes rows of the factor for singular vectors, and leaves out the last direction of P.
+    """
+    check_name("method", method, get_args(Method))
+    base, delta = _checked(base=base, delta=delta)
+    before, update = (svd.decompose(stack, method=method) for stack in (base, delta))
+    rank_base, rank_delta = _rank(base, before, energy=energy), _rank(delta, update, energy=energy)
+    size, width = before.values.shape[-1], base.shape[-1]
+    used, leading = subspace.leading(rank_base, size), subspace.leading(rank_delta, size)
+    refused = rank_base < 0
+    outside = subspace.complement_energy(update.outputs.mT, before.outputs, mask=used)
+    outside = jnp.where(leading & ~refused[:, None], outside, jnp.nan)
+    power = jnp.where(leading, (update.values / update.values[:, :1]) ** 2, 0.0)
+    whole = subspace.complement_energy(delta, before.outputs, mask=used)
+    mean, spread = subspace.random_energy(jnp.maximum(rank_base, 0), dimension=width)
+    norm = subspace.random_norm(width - jnp.maximum(rank_base, 0), dimension=width)
+    known = {"total_null_energy": _weighted(whole, _row_energies(delta)), "baseline_norm": norm}
+    known |= {"baseline_energy": 1 - mean, "baseline_std": spread}
+    known |= {"errors": jnp.maximum(_relative_error(before, rank_base), _relative_error(update, rank_delta))}
+    return OutputSpace(
+        null_norm=jnp.sqrt(outside),
+        null_energy=_weighted(outside, power),
+        rank_base=rank_base,
+        rank_delta=rank_delta,
+        **{name: jnp.where(refused, jnp.nan, value) for name, value in known.items()},
+    )
+
+
+def input_space(
+    base: Float[Array, "l m n"],
+    delta: Float[Array, "l m n"],
+    *,
+    inputs: Float[Array, "l b m"],
+    rank: int | None = None,
+) -> InputSpace:
+    """Measures how strongly an update acts on inputs.
+
+    Args:
+        base: ``[l, m, n]`` weights before the update.
+        delta: ``[l, m, n]`` the update.
+        inputs: ``[l, b, m]`` what the matrices are multiplied with, biases not added.
+        rank: r, leading input directions to project on, in [1, min(m, n)]; None for all.
+
+    Returns:
+        See :class:`InputSpace`; NaN for an input of norm zero, and the ratio NaN where the base maps an input to zero.
+
+    Raises:
+        ValueError: rank out of range, shapes that do not fit, or values that are not finite.
+
+    References:
+        Jain et al. 2024 (arXiv 2407.10264), section 4.2 and figure 5.
+
+    Fidelity: the paper's claim in its clean definition. The released code decomposes the base, its mean row subtracted,
+        instead of the update, feeds it the attention output alone, and plots the last singular index of 15 samples.
+    """
+    if (inputs.shape[0], inputs.shape[-1]) != base.shape[:2]:
+        raise ValueError(f"inputs have shape {inputs.shape}, expected [l, b, m] for weights of shape {base.shape}")
+    base, delta, inputs = _checked(base=base, delta=delta, inputs=inputs)
+    update = svd.decompose(delta, rank=rank)
+    norms = jnp.linalg.norm(inputs, axis=-1)
+    changed, kept = (jnp.linalg.norm(_product(inputs, stack), axis=-1) for stack in (delta, base))
+    projections = _product(inputs, update.inputs) * update.values[:, None]
+    return InputSpace(
+        gain=_quotient(changed, norms),
+        ratio=_quotient(changed, kept),
+        projections=_quotient(projections, norms[..., None]),
+    )
+
+
+def input_alignment(
+    base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9
+) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
+    """Share of an update's energy that reads the base's leading input directions, ``|P dW|_F^2 / |dW|_F^2``.
+
+    Args:
+        base: ``[l, m, n]`` weights before the update.
+        delta: ``[l, m, n]`` the update.
+        energy: share of the base's squared spectrum that P holds, in (0, 1].
+
+    Returns:
+        The share ``[l]`` in [0, 1] (NaN for a zero update) and what a random update has, ``rank / m``.
+
+    Raises:
+        ValueError: energy out of range, different shapes, or values that are not finite.
+
+    Fidelity: not in the paper: the input side of its figure 4.
+    """
+    base, delta = _checked(base=base, delta=delta)
+    before = svd.decompose(base)
+    rank = _rank(base, before, energy=energy)
+    used = subspace.leading(rank, before.values.shape[-1])
+    share = _weighted(subspace.projection_energy(delta.mT, before.inputs, mask=used), _row_energies(delta.mT))
+    chance, _ = subspace.random_energy(jnp.maximum(rank, 0), dimension=base.shape[1])
+    return tuple(jnp.where(rank < 0, jnp.nan, value) for value in (share, chance))
+
+
+def changed_norm(base: Float[Array, "l m n"], delta: Float[Array, "l m n"]) -> Float[Array, " l"]:
+    """Size of an update beside what it changes, ``|dW|_F / |W|_F``: ``[l]``, NaN for a zero base.
+
+    Raises:
+        ValueError: different shapes, or values that are not finite.
+    """
+    changed, kept = (jnp.linalg.norm(stack, axis=(1, 2)) for stack in reversed(_checked(base=base, delta=delta)))
+    return _quotient(changed, kept)
+
+
+def _checked(*, base: Array, delta: Array, **others: Array) -> tuple[Array, ...]:
+    """All arrays in one dtype of at least float32, once they are known to fit and to hold numbers."""
+    if base.shape != delta.shape:
+        raise ValueError(f"base has shape {base.shape} and delta {delta.shape}: expected the same")
+    arrays = {"base": base, "delta": delta, **others}
+    for name, array in arrays.items():
+        if not is_finite(array):
+            raise ValueError(f"{name} holds values that are not finite, expected numbers only")
+    dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
+    return tuple(array.astype(dtype) for array in arrays.values())
+
+
+def _rank(matrices: Float[Array, "l m n"], found: svd.SVD, *, energy: float) -> Int[Array, " l"]:
+    """Leading directions that hold ``energy``, -1 where that takes values which the decomposition has refused."""
+    refused = jnp.isnan(found.values)
+    so_far = jnp.cumsum(refused, axis=-1)
+    # All that the refused values hold together is what the others leave of the Frobenius norm.
+    scale = jnp.maximum(jnp.max(jnp.abs(matrices), axis=(1, 2)), jnp.finfo(matrices.dtype).tiny)[:, None]
+    known = jnp.where(refused, 0.0, found.values / scale)
+    rest = jnp.sum((matrices / scale[..., None]) ** 2, axis=(1, 2)) - jnp.sum(known**2, axis=-1)
+    filled = jnp.where(refused & (so_far == 1), jnp.sqrt(jnp.maximum(rest, 0.0))[:, None], known)
+    rank = subspace.rank_at_energy(filled, energy=energy)
+    return jnp.where(rank > jnp.sum(so_far == 0, axis=-1), -1, rank)
+
+
+def _relative_error(found: svd.SVD, rank: Int[Array, " l"]) -> Float[Array, " l"]:
+    """Largest residual of the leading triplets over the largest value; nothing errs where none is used."""
+    used = subspace.leading(rank, found.values.shape[-1])
+    largest = jnp.max(jnp.where(used, found.errors, 0.0), axis=-1)
+    return jnp.where(rank < 0, jnp.nan, jnp.where(rank == 0, 0.0, largest / found.values[:, 0]))
+
+
+def _row_energies(matrices: Float[Array, "l m n"]) -> Float[Array, "l m"]:
+    """Squared norms of the rows, in the unit of the largest entry: squares of a small update would underflow."""
+    largest = jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True)
+    return jnp.sum((matrices / jnp.where(largest > 0, largest, 1.0)) ** 2, axis=-1)
+
+
+def _weighted(values: Float[Array, "l v"], weights: Float[Array, "l v"]) -> Float[Array, " l"]:
+    """Weighted mean; NaN for no weight at all. A value without weight may be anything."""
+    total = jnp.sum(jnp.where(weights > 0, weights * values, 0.0), axis=-1)
+    return _quotient(total, jnp.sum(weights, axis=-1))
+
+
+def _quotient(numerator: Array, denominator: Array) -> Array:
+    """The quotient, NaN unless the denominator is above zero."""
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1.0), jnp.nan)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,257 @@
+"""Soft-token attack: embeddings that belong to no token, inserted into the prompt and optimised towards compliance.
+
+The window has a fixed length: what is inserted at index ``at`` (the last prompt token's) pushes the rest to the right,
+and what leaves the window is dropped. A target follows the input that predicts it, so the first answer token is
+predicted at ``at + count``. ``count`` may be traced: one compiled program serves every strength.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxsafety import losses
+from jaxsafety.types import ForwardEmbeddings, Key, Leaf
+
+# Standard deviation of the starting point, far inside the ball: the paper's released value.
+_INIT_STD = 0.01
+
+Count = int | Int[Array, ""]
+
+
+@flax.struct.dataclass
+class Attack:
+    """What an attack found, and how it got there.
+
+    Attributes:
+        soft: ``[c, b, n, d]`` soft tokens after each recorded number of steps, in the order asked for.
+        loss: ``[steps]`` NLL of the attacked answer in nats per token after 0, 1, ... ``steps - 1`` steps: the mean
+            over the prompts that keep a scored target, NaN if none does.
+    """
+
+    soft: Leaf
+    loss: Leaf
+
+
+def insert(
+    array: Shaped[Array, "b t *d"], inserted: Shaped[Array, "b n *d"], *, at: Int[Array, " b"], count: Count
+) -> Shaped[Array, "b t *d"]:
+    """Inserts the first ``count`` entries before index ``at`` of each row; the window keeps its length.
+
+    Args:
+        array: ``[b, t, ...]`` rows.
+        inserted: ``[b, n, ...]`` what to insert, of the same dtype.
+        at: ``[b]`` index in [0, t) that the first inserted entry takes.
+        count: how many of the n to insert, in [0, n]. Entries from ``count`` on have no effect and no gradient. A
+            traced count above n gives NaN.
+
+    Returns:
+        ``[b, t, ...]``: unchanged before ``at``, then the insertion, then the rest, cut at t.
+
+    Raises:
+        ValueError: a count outside [0, n].
+    """
+    _check_count(count, inserted.shape[1])
+    inside, moved = _moved(array, at=at, count=count)
+    index = jnp.arange(array.shape[1])[None, :] - at[:, None]
+    # Places outside the insertion read an arbitrary entry (or the NaN beyond the last), which nothing uses.
+    entries = jnp.take_along_axis(inserted, _trailing(index, array.ndim), axis=1)
+    return jnp.where(_trailing(inside, array.ndim), entries, moved)
+
+
+def shifted(
+    array: Shaped[Array, "b t"], *, at: Int[Array, " b"], count: Count, fill: bool | int | float
+) -> Shaped[Array, "b t"]:
+    """Moves what stands at ``at`` or later ``count`` places to the right, with ``fill`` in the gap.
+
+    Turns tokens into those of the attacked window (``fill`` stands for the soft tokens) and targets into the matching
+    targets, except that the input before ``at`` keeps the target it had; :func:`shifted_mask` never scores it.
+
+    Args:
+        array: ``[b, t]`` tokens, targets or marks.
+        at: ``[b]`` index in [0, t) of the last prompt token.
+        count: soft tokens inserted there, >= 0.
+        fill: what to write into the gap.
+
+    Raises:
+        ValueError: a count below 0.
+    """
+    _check_count(count, None)
+    inside, moved = _moved(array, at=at, count=count)
+    return jnp.where(inside, jnp.asarray(fill, array.dtype), moved)
+
+
+def shifted_mask(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count) -> Bool[Array, "b t"]:
+    """Moves the marks of scored targets along with their targets.
+
+    Soft tokens predict nothing that is scored, nor does the input before the first of them, whose next token is soft.
+
+    Args:
+        mask: ``[b, t]`` the scored targets without the attack.
+        at: ``[b]`` index in [0, t) of the last prompt token.
+        count: soft tokens inserted there, >= 0.
+
+    Returns:
+        ``[b, t]`` the scored targets in the attacked window; those pushed out of it are gone (see :func:`fits`).
+
+    Raises:
+        ValueError: a count below 0.
+    """
+    before = jnp.arange(mask.shape[1])[None, :] == at[:, None] - 1
+    return shifted(mask, at=at, count=count, fill=False) & ~(before & (jnp.asarray(count) > 0))
+
+
+def fits(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count) -> Bool[Array, " b"]:
+    """Returns which prompts keep every scored target in the attacked window, ``[b]``.
+
+    A verdict on a prompt that does not fit would be about a part of its answer: leave it out.
+
+    Args:
+        mask: ``[b, t]`` the scored targets without the attack.
+        at: ``[b]`` index in [0, t) of the last prompt token.
+        count: soft tokens inserted there, >= 0.
+
+    Raises:
+        ValueError: a count below 0.
+    """
+    return jnp.sum(shifted_mask(mask, at=at, count=count), axis=1) == jnp.sum(mask, axis=1)
+
+
+def attacked(
+    embeddings: Float[Array, "b t d"], soft: Float[Array, "b n d"], *, at: Int[Array, " b"], count: Count
+) -> Float[Array, "b t d"]:
+    """Returns the embeddings with the first ``count`` soft tokens inserted before the last prompt token.
+
+    Args:
+        embeddings: ``[b, t, d]`` of the tokens, no positions added.
+        soft: ``[b, n, d]`` soft tokens.
+        at: ``[b]`` index in [0, t) of the last prompt token.
+        count: how many to insert, in [0, n].
+
+    Raises:
+        ValueError: a count outside [0, n].
+    """
+    return insert(embeddings, soft.astype(embeddings.dtype), at=at, count=count)
+
+
+def attack(
+    forward: ForwardEmbeddings,
+    embeddings: Float[Array, "b t d"],
+    *,
+    targets: Int[Array, "b t"],
+    mask: Bool[Array, "b t"],
+    at: Int[Array, " b"],
+    count: Count,
+    max_count: int,
+    radius: float | Float[Array, ""],
+    steps: int,
+    record: tuple[int, ...],
+    key: Key,
+) -> Attack:
+    """Projected gradient descent on soft tokens, for the likelihood of the answer that the model should refuse.
+
+    Every step follows the gradient of each prompt's mean NLL of the scored targets: it is scaled to unit l2 norm for
+    each soft token, the step is ``2 * radius / steps`` long, and each token is projected onto the l2 ball of
+    ``radius``. The strength of an attack is tokens times steps. Prompts do not influence each other. The starting
+    point does not depend on ``count``: attacks with more tokens start from those of the weaker ones.
+
+    Args:
+        forward: embeddings to logits, parameters bound.
+        embeddings: ``[b, t, d]`` of prompts followed by the complied answer.
+        targets: ``[b, t]`` the token after each input, without the attack.
+        mask: ``[b, t]`` the targets to make likely, without the attack.
+        at: ``[b]`` index in [0, t) of the last prompt token; the soft tokens go before it.
+        count: soft tokens, in [0, max_count]; may be traced.
+        max_count: n, places for soft tokens; those from ``count`` on keep their starting point.
+        radius: largest norm of a soft token, >= 0; the paper takes the mean norm of the token embeddings.
+        steps: gradient steps, >= 1.
+        record: numbers of steps, each in [0, steps], after which to keep the soft tokens. They are stations of one
+            attack: its step length belongs to ``steps``.
+        key: typed PRNG key of the starting point.
+
+    Returns:
+        The soft tokens at the recorded steps and the loss along the way.
+
+    Raises:
+        ValueError: max_count, steps or radius out of range, count outside [0, max_count], or a record that is empty
+            or outside [0, steps].
+
+    References:
+        Jain et al. 2024 (arXiv 2407.10264), section 5 and Figure 7, "Adv".
+
+    Fidelity: the attack as described, not as released: the released code leaves the last soft token's gradient
+        unscaled (off by one), limits each coordinate instead of each token's norm, scores the whole sequence, and
+        reads the answer at the unshifted positions.
+    """
+    _check_attack(count, max_count=max_count, radius=radius, steps=steps, record=record)
+    targets = shifted(targets, at=at, count=count, fill=0)
+    mask = shifted_mask(mask, at=at, count=count)
+    active = (jnp.arange(max_count) < count)[None, :, None]
+    marks = jnp.asarray(record)[:, None, None, None]
+
+    def loss(soft: Float[Array, "b n d"]) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+        logits = forward(attacked(embeddings, soft, at=at, count=count))
+        logprobs = losses.token_logprobs(logits, targets)
+        nll = -losses.sequence_logprobs(logprobs, mask, reduction="mean")
+        # No prompt's tokens reach another's answer, so the gradient of the sum is each prompt's own.
+        return jnp.sum(nll), nll
+
+    def step(carry: tuple[Array, Array], index: Int[Array, ""]) -> tuple[tuple[Array, Array], Float[Array, ""]]:
+        soft, kept = carry
+        (_, nll), gradient = jax.value_and_grad(loss, has_aux=True)(soft)
+        moved = _project(soft - 2 * radius / steps * _unit(gradient), radius)
+        soft = jnp.where(active, moved, soft)
+        kept = jnp.where(marks == index + 1, soft[None], kept)
+        total, scored = losses.masked_sum(nll, mask.any(axis=1))
+        return (soft, kept), total / scored
+
+    shape = (embeddings.shape[0], max_count, embeddings.shape[2])
+    start = _project(_INIT_STD * jax.random.normal(key, shape, jnp.float32), radius)
+    kept = jnp.broadcast_to(start[None], (len(record), *shape))
+    (_, kept), curve = jax.lax.scan(step, (start, kept), jnp.arange(steps))
+    return Attack(soft=kept, loss=curve)
+
+
+def _moved(array: Array, *, at: Array, count: Count) -> tuple[Bool[Array, "b t"], Array]:
+    """Returns which places the insertion takes, and the array with what stands after them moved there."""
+    index = jnp.arange(array.shape[1])[None, :]
+    after = index - at[:, None]
+    source = jnp.where(after < 0, index, index - count)
+    return (after >= 0) & (after < count), jnp.take_along_axis(array, _trailing(source, array.ndim), axis=1)
+
+
+def _trailing(index: Array, ndim: int) -> Array:
+    return index.reshape(index.shape + (1,) * (ndim - 2))
+
+
+def _unit(vectors: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Scales each vector to norm 1; a zero vector stays zero."""
+    # A saturated model's gradients are so small that their squares underflow: scale by the largest entry first. The
+    # norm is then at least 1, or the vector is zero.
+    largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    scaled = vectors / jnp.where(largest > 0, largest, 1.0)
+    return scaled / jnp.maximum(jnp.linalg.norm(scaled, axis=-1, keepdims=True), 1.0)
+
+
+def _project(vectors: Float[Array, "b n d"], radius: float | Float[Array, ""]) -> Float[Array, "b n d"]:
+    norm = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors * jnp.where(norm > radius, radius / norm, 1.0)
+
+
+def _check_count(count: Count, largest: int | None) -> None:
+    # As Python numbers: comparing an array inside a traced function would be traced, even if it is a constant there.
+    if isinstance(count, jax.core.Tracer) or 0 <= int(count) <= (int(count) if largest is None else largest):
+        return
+    expected = "at least 0" if largest is None else f"from 0 to {largest}, the soft tokens there are"
+    raise ValueError(f"count: got {int(count)}, expected {expected}")
+
+
+def _check_attack(count: Count, *, max_count: int, radius: float | Array, steps: int, record: tuple[int, ...]) -> None:
+    for name, value in (("max_count", max_count), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    _check_count(count, max_count)
+    if not record or not all(0 <= mark <= steps for mark in record):
+        raise ValueError(f"record: got {record}, expected numbers of steps from 0 to {steps}")
+    if not isinstance(radius, jax.core.Tracer) and not float(radius) >= 0:
+        raise ValueError(f"radius: got {float(radius)}, expected at least 0")

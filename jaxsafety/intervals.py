@@ -1,0 +1,98 @@
+"""Mean and Student-t interval of one value per seed.
+
+Seeds are few, so the interval is the exact one of Student's t, at any level; what is not finite is left out and shows
+in ``n``. Rates in [0, 1] have a function of their own, which refuses what is no rate and clips.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from scipy.special import stdtrit
+
+# Rates are quotients of counts, some of them averaged in float32.
+RATE_TOLERANCE = 1e-5
+
+
+class Interval(NamedTuple):
+    """Mean of ``n`` values with its interval; ``low`` and ``high`` are None below two values, ``mean`` below one."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def student_interval(values: Iterable[float | None], *, level: float = 0.95) -> Interval:
+    """Mean and two-sided Student-t interval over seeds, ``mean +- t_{(1 + level) / 2, n - 1} s / sqrt(n)``.
+
+    Equal values make an interval of one point. None and non-finite values are left out; compare ``n`` with the number
+    given to count them.
+
+    Args:
+        values: ``[s]`` values of any range.
+        level: coverage, in (0, 1).
+
+    Returns:
+        ``(mean, low, high, n)`` of the finite values; no interval below two, no mean below one.
+
+    Raises:
+        ValueError: ``level`` is out of range.
+    """
+    _check_level(level)
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    n = len(finite)
+    if n == 0:
+        return Interval(None, None, None, 0)
+    # The mean of equal values must be that value, or an interval of one point would miss it by rounding.
+    mean = finite[0] if len(set(finite)) == 1 else math.fsum(finite) / n
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in finite) / (n - 1))
+    half = t_quantile(n - 1, level=level) * deviation / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def mean_interval(rates: Iterable[float | None], *, level: float = 0.95) -> Interval:
+    """Mean and Student-t interval of rates over seeds, clipped to [0, 1].
+
+    Clipping keeps the interval meaningful near 0 and 1, where the t interval of a bounded rate leaves the range; it
+    never moves the mean.
+
+    Args:
+        rates: ``[s]`` rates in [0, 1].
+        level: coverage, in (0, 1).
+
+    Returns:
+        As ``student_interval``.
+
+    Raises:
+        ValueError: a finite value outside [0, 1], or ``level`` is out of range.
+    """
+    finite = [rate for rate in rates if rate is not None and math.isfinite(rate)]
+    if bad := [rate for rate in finite if not 0 <= rate <= 1 + RATE_TOLERANCE]:
+        raise ValueError(f"rate {bad[0]:g} is out of range: expected a value in [0, 1]")
+    mean, low, high, n = student_interval([min(rate, 1.0) for rate in finite], level=level)
+    return Interval(mean, low, high, n) if low is None else Interval(mean, max(0.0, low), min(1.0, high), n)
+
+
+def t_quantile(df: int, *, level: float = 0.95) -> float:
+    """Returns ``q`` with ``P(|T| < q) = level`` for Student's t of ``df`` degrees of freedom.
+
+    Args:
+        df: degrees of freedom, >= 1.
+        level: probability, in (0, 1).
+
+    Raises:
+        ValueError: ``df`` or ``level`` is out of range.
+    """
+    if df < 1:
+        raise ValueError(f"degrees of freedom must be >= 1, got {df}")
+    _check_level(level)
+    # The lower tail, because 1 - level keeps its digits where (1 + level) / 2 rounds to 1.
+    return -float(stdtrit(df, (1 - level) / 2))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level of an interval must be in (0, 1), got {level}")

@@ -1,0 +1,304 @@
+"""Subspaces and spectra: how much of a vector lies in a subspace, angles, ranks, and what a random subspace would show.
+
+A basis is ``[*batch, n, r]``, orthonormal columns. How many of its columns count may differ between matrices and seeds,
+so a subspace of data-dependent rank is a basis and a boolean ``mask [*batch, r]`` (:func:`leading`): static shapes.
+Everything is computed in float32, or float64 if an input is. A large projection says nothing alone: beside it belongs
+the random baseline, ``k / n`` of the energy for k of n dimensions.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsafety.linalg.unbatched import singular_values
+from jaxsafety.types import Key
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+# Recurrence steps before the asymptotic series, which then errs by 1e-7.
+_SHIFT = 6
+
+
+def rank_at_energy(values: Float[Array, "*batch r"], *, energy: float) -> Int[Array, "*batch"]:
+    """Smallest k whose leading values hold a share of the energy: ``sum_{i<k} s_i^2 >= energy * sum_i s_i^2``.
+
+    Args:
+        values: ``[*batch, r]`` singular values, descending; all of them, for the sum is taken over what is given.
+        energy: share in (0, 1]; 1 counts the values that are not 0.
+
+    Returns:
+        ``[*batch]`` int32 in ``[0, r]``: 0 for a zero matrix, -1 where a value is NaN (refused).
+
+    Raises:
+        ValueError: energy out of range.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy is {energy}, expected a share in (0, 1]")
+    squares = _largest_one(_widened(values)) ** 2
+    # What the k-th and later values hold, added from the smallest: near 1 the leading sums would all round to it.
+    tails = jnp.cumsum(squares[..., ::-1], axis=-1)[..., ::-1]
+    return _counted(tails > (1 - energy) * tails[..., :1], values)
+
+
+def rank_at_tolerance(values: Float[Array, "*batch r"], *, tolerance: float) -> Int[Array, "*batch"]:
+    """Number of values above a share of the largest, ``s_i > tolerance * s_1``.
+
+    Args:
+        values: ``[*batch, r]`` singular values.
+        tolerance: in [0, 1).
+
+    Returns:
+        ``[*batch]`` int32 in ``[0, r]``: 0 for a zero matrix, -1 where a value is NaN (refused).
+
+    Raises:
+        ValueError: tolerance out of range.
+    """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}, expected a share of the largest value in [0, 1)")
+    return _counted(values > tolerance * jnp.max(values, axis=-1, keepdims=True), values)
+
+
+def leading(rank: Int[Array, "*batch"], size: int) -> Bool[Array, "*batch size"]:
+    """Returns the mask of the first ``rank`` of ``size`` directions: none for a rank below 1, all from ``size`` on."""
+    return _along(size, rank) < rank[..., None]
+
+
+def projection_energy(
+    vectors: Float[Array, "*batch v n"],
+    basis: Float[Array, "*batch n r"],
+    *,
+    mask: Bool[Array, "*batch r"] | None = None,
+) -> Float[Array, "*batch v"]:
+    """Share of each vector's energy inside a subspace, ``|P x|^2 / |x|^2``.
+
+    Args:
+        vectors: ``[*batch, v, n]``, in rows.
+        basis: ``[*batch, n, r]`` orthonormal columns.
+        mask: ``[*batch, r]`` the columns that span the subspace; None for all.
+
+    Returns:
+        ``[*batch, v]`` in [0, 1]; NaN for a zero vector. Expected of a random vector: :func:`random_energy`.
+    """
+    vectors, basis = _same_precision(vectors, _masked(basis, mask))
+    coordinates = _product(_unit(vectors), basis)
+    return jnp.minimum(jnp.sum(coordinates**2, axis=-1), 1.0)
+
+
+def complement_energy(
+    vectors: Float[Array, "*batch v n"],
+    basis: Float[Array, "*batch n r"],
+    *,
+    mask: Bool[Array, "*batch r"] | None = None,
+) -> Float[Array, "*batch v"]:
+    """Share of each vector's energy outside a subspace, ``|x - P x|^2 / |x|^2``.
+
+    It is taken from the residual, so a share of 1e-8 is seen where 1 minus :func:`projection_energy` rounds to 0.
+    Arguments, shapes and NaN are those of that function.
+    """
+    vectors, basis = _same_precision(vectors, _masked(basis, mask))
+    unit = _unit(vectors)
+    residual = unit - _product(_product(unit, basis), basis.mT)
+    return jnp.minimum(jnp.sum(residual**2, axis=-1), 1.0)
+
+
+def principal_angles(
+    basis_a: Float[Array, "*batch n r"],
+    basis_b: Float[Array, "*batch n q"],
+    *,
+    mask_a: Bool[Array, "*batch r"] | None = None,
+    mask_b: Bool[Array, "*batch q"] | None = None,
+) -> Float[Array, "*batch k"]:
+    """Principal angles between two subspaces, ``cos(theta_i) = s_i(A^T B)``.
+
+    Angles below 45 degrees come from their sine, ``s(B - A A^T B)``: a cosine cannot tell 1e-4 from 0 in float32.
+
+    Args:
+        basis_a: ``[*batch, n, r]`` orthonormal columns.
+        basis_b: ``[*batch, n, q]`` orthonormal columns.
+        mask_a: ``[*batch, r]`` the columns that span the first subspace; None for all.
+        mask_b: ``[*batch, q]`` the same for the second.
+
+    Returns:
+        ``[*batch, min(r, q)]`` radians in [0, pi / 2], ascending; NaN beyond the dimension of the smaller subspace.
+        Unrelated k-dimensional subspaces of n dimensions have a mean squared cosine of ``k / n``.
+
+    References:
+        Bjorck and Golub 1973; Knyazev and Argentati 2002 (the sines).
+    """
+    a, b = _same_precision(_masked(basis_a, mask_a), _masked(basis_b, mask_b))
+    size = min(a.shape[-1], b.shape[-1])
+    overlap = _product(a.mT, b)
+    cosines = jnp.clip(singular_values(overlap), 0.0, 1.0)
+    sines = jnp.clip(singular_values(b - _product(a, overlap)), 0.0, 1.0)
+    rank_a, rank_b = _dimension(a, mask_a), _dimension(b, mask_b)
+    # The sines descend and end, before the zeros of masked columns, with those of the smallest angles; dimensions of b
+    # beyond those of a stand in front, as ones.
+    places = _along(size, rank_a)
+    from_end = jnp.clip(rank_b[..., None] - 1 - places, 0, sines.shape[-1] - 1)
+    sines = jnp.take_along_axis(sines, from_end, axis=-1)
+    angles = jnp.where(sines**2 < 0.5, jnp.arcsin(sines), jnp.arccos(cosines))
+    return jnp.where(places < jnp.minimum(rank_a, rank_b)[..., None], angles, jnp.nan)
+
+
+def stable_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
+    """Stable rank ``sum_i s_i^2 / s_1^2`` of singular values ``[*batch, r]``: in [1, r], NaN for a zero matrix."""
+    values = _widened(values)
+    return jnp.sum((values / jnp.max(values, axis=-1, keepdims=True)) ** 2, axis=-1)
+
+
+def effective_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
+    """Effective rank ``exp(-sum_i p_i log p_i)``, ``p = s / sum s``, of singular values ``[*batch, r]``.
+
+    Returns:
+        ``[*batch]`` in [1, r]: r equal values have r; NaN for a zero matrix.
+
+    References:
+        Roy and Vetterli 2007, definition 1.
+    """
+    values = _widened(values)
+    values = values / jnp.max(values, axis=-1, keepdims=True)
+    shares = values / jnp.sum(values, axis=-1, keepdims=True)
+    return jnp.exp(jnp.sum(jax.scipy.special.entr(shares), axis=-1))
+
+
+def cosine(a: Float[Array, "*batch m n"], b: Float[Array, "*batch m n"]) -> Float[Array, "*batch"]:
+    """Alignment of two updates ``[*batch, m, n]``, ``<a, b> / (|a| |b|)`` in the Frobenius product.
+
+    Returns:
+        ``[*batch]`` in [-1, 1]; NaN where either is zero. Unrelated random matrices have 0 with a standard deviation of
+        ``1 / sqrt(m n)``.
+    """
+    a, b = (jnp.reshape(x, (*x.shape[:-2], -1)) for x in _same_precision(a, b))
+    return jnp.clip(jnp.sum(_unit(a) * _unit(b), axis=-1), -1.0, 1.0)
+
+
+def random_energy(
+    rank: int | Int[Array, "*batch"], *, dimension: int
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Mean and standard deviation of ``|P x|^2`` for a uniform unit vector and a projector on ``rank`` dimensions.
+
+    The energy is ``Beta(k / 2, (n - k) / 2)``: mean ``k / n``, variance ``2 k (n - k) / (n^2 (n + 2))``. The complement
+    has the mean ``1 - k / n`` and the same standard deviation.
+
+    Args:
+        rank: k, in ``[0, dimension]``.
+        dimension: n, at least 1.
+
+    Returns:
+        Both ``[*batch]``, as shares in [0, 1]; NaN for a traced rank out of range, such as the -1 of a refused value.
+
+    Raises:
+        ValueError: rank (unless traced) or dimension out of range.
+    """
+    rank = _checked(rank, dimension)
+    # From the integers: 1 minus a rounded share may fall below 0.
+    return rank / dimension, jnp.sqrt(2 * rank * (dimension - rank) / (dimension + 2)) / dimension
+
+
+def random_norm(rank: int | Int[Array, "*batch"], *, dimension: int) -> Float[Array, "*batch"]:
+    """Mean of ``|P x|`` for a uniform unit vector and a projector on ``rank`` dimensions.
+
+    The mean of a Beta variable's root, ``g(k / 2) / g(n / 2)`` with ``g(a) = Gamma(a + 1/2) / Gamma(a)``: below
+    ``sqrt(k / n)``. For the complement give ``dimension - rank``.
+
+    Args:
+        rank: k, in ``[0, dimension]``.
+        dimension: n, at least 1.
+
+    Returns:
+        ``[*batch]`` in [0, 1]: 0 for rank 0, 1 for the whole space; NaN for a traced rank out of range.
+
+    Raises:
+        ValueError: rank (unless traced) or dimension out of range.
+    """
+    rank = _checked(rank, dimension)
+    return jnp.minimum(_gamma_ratio(rank / 2) / _gamma_ratio(jnp.full_like(rank, dimension / 2)), 1.0)
+
+
+def sample_random_energy(
+    basis: Float[Array, "*batch n r"], *, key: Key, samples: int, mask: Bool[Array, "*batch r"] | None = None
+) -> Float[Array, "*batch samples"]:
+    """Energies of uniform random unit vectors in a subspace: :func:`random_energy` by sampling, for its whole spread.
+
+    Args:
+        basis: ``[*batch, n, r]`` orthonormal columns.
+        key: PRNG key.
+        samples: vectors drawn for each subspace, at least 1.
+        mask: ``[*batch, r]`` the columns that span the subspace; None for all.
+
+    Returns:
+        ``[*batch, samples]`` in [0, 1].
+
+    Raises:
+        ValueError: samples below 1.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}, expected at least 1")
+    basis = _widened(basis)
+    vectors = jax.random.normal(key, (*basis.shape[:-2], samples, basis.shape[-2]), basis.dtype)
+    return projection_energy(vectors, basis, mask=mask)
+
+
+def _counted(chosen: Bool[Array, "*batch r"], values: Float[Array, "*batch r"]) -> Int[Array, "*batch"]:
+    count = jnp.sum(chosen, axis=-1, dtype=jnp.int32)
+    return jnp.where(jnp.any(jnp.isnan(values), axis=-1), -1, count)
+
+
+def _checked(rank: int | Int[Array, "*batch"], dimension: int) -> Float[Array, "*batch"]:
+    """The rank as floats, once it is known to fit."""
+    if dimension < 1:
+        raise ValueError(f"dimension is {dimension}, expected at least 1")
+    fits = (jnp.asarray(rank) >= 0) & (jnp.asarray(rank) <= dimension)
+    if not isinstance(rank, jax.core.Tracer) and not bool(jnp.all(fits)):
+        raise ValueError(f"rank is {rank}, expected 0 to {dimension}, the dimension")
+    return jnp.where(fits, jnp.asarray(rank, float), jnp.nan)
+
+
+def _along(size: int, rank: Array) -> Array:
+    """Places ``0 ... size - 1`` on a new last axis of the ranks."""
+    return jnp.reshape(jnp.arange(size), (1,) * rank.ndim + (size,))
+
+
+def _gamma_ratio(a: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """``Gamma(a + 1/2) / Gamma(a)``. The difference of two log-gammas has lost half of float32's digits at a = 1000."""
+    factor = jnp.ones_like(a)
+    for step in range(_SHIFT):
+        factor = factor * (a + step) / (a + step + 0.5)
+    inverse = 1 / (a + _SHIFT)
+    series = 1 - inverse / 8 * (1 - inverse / 16 * (1 + 5 * inverse / 8 * (1 - 21 * inverse / 160)))
+    return factor * jnp.sqrt(a + _SHIFT) * series
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _same_precision(a: Array, b: Array) -> tuple[Array, Array]:
+    dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    return a.astype(dtype), b.astype(dtype)
+
+
+def _largest_one(values: Array) -> Array:
+    """Values over their largest, for squares of small ones underflow; zeros stay zeros."""
+    largest = jnp.max(values, axis=-1, keepdims=True)
+    return values / jnp.where(largest > 0, largest, 1.0)
+
+
+def _unit(vectors: Array) -> Array:
+    """Vectors over their norm; NaN for zero vectors. Scaled first, for squares of small updates underflow."""
+    vectors = vectors / jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _masked(basis: Array, mask: Array | None) -> Array:
+    return basis if mask is None else jnp.where(mask[..., None, :], basis, 0.0)
+
+
+def _dimension(basis: Array, mask: Array | None) -> Array:
+    if mask is None:
+        return jnp.full(basis.shape[:-2], basis.shape[-1])
+    return jnp.sum(mask, axis=-1)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=_HIGHEST)

@@ -1,0 +1,89 @@
+"""What a probe returns: named arrays whose axes have names, and what the places on those axes are called."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsafety.models.gpt import GPTConfig
+from jaxsafety.recipe import Recipe
+from jaxsafety.world import World
+
+
+class Quantity(NamedTuple):
+    """One measured quantity.
+
+    Attributes:
+        analysis: which analysis it belongs to.
+        metric: its name.
+        axes: names of its axes in order, separated by spaces; see :func:`coordinates`.
+    """
+
+    analysis: str
+    metric: str
+    axes: str = ""
+
+
+Quantities = dict[Quantity, Any]
+
+SUBSETS = ("all", "successful")
+# MLP activations: at the last prompt token; averaged over the first response positions; the same, first d neurons only.
+VECTORS = ("last", "response", "response_d")
+MATRICES = ("up", "down")
+
+
+class Coordinate(NamedTuple):
+    """The places along an axis: the result column that names them, and their names."""
+
+    column: str
+    names: tuple[Any, ...]
+
+
+def model_of(recipe: Recipe, world: World) -> GPTConfig:
+    """Returns the model's configuration with its layers as a loop, which compiles fastest: a probe runs a few times."""
+    return replace(recipe.model.build(world), unroll=1)
+
+
+def conditions(recipe: Recipe) -> tuple[str, ...]:
+    """Conditions that the analyses look at: safe, unsafe, then the others that the recipe evaluates."""
+    others = tuple(name for name in recipe.evaluate.conditions if name not in ("safe", "unsafe"))
+    return ("safe", "unsafe", *others)
+
+
+def coordinates(recipe: Recipe, *, layers: int, places: int) -> dict[str, Coordinate]:
+    """Names the places along every axis that a probe may return.
+
+    Args:
+        recipe: the study.
+        layers: of its model.
+        places: judged tokens of the longest answer block.
+    """
+    config = recipe.analyze
+    return {
+        "condition": Coordinate("condition", conditions(recipe)),
+        "class": Coordinate("condition", ("safe", "unsafe")),
+        "subset": Coordinate("subset", SUBSETS),
+        "layer": Coordinate("layer", tuple(range(layers))),
+        "vector": Coordinate("part", VECTORS),
+        "matrix": Coordinate("part", MATRICES),
+        "direction": Coordinate("strength", tuple(map(float, range(config.directions)))),
+        # A safe prompt has nothing to refuse.
+        "asked": Coordinate("condition", conditions(recipe)[1:]),
+        "depth": Coordinate("strength", tuple(map(float, config.prefill_depths))),
+        "place": Coordinate("strength", tuple(map(float, range(places)))),
+    }
+
+
+def averaged(values: Array, weights: Array) -> Array:
+    """Mean of ``values[..., b]`` over the samples that ``weights[..., b]`` keeps; NaN where it keeps none."""
+    kept = jnp.sum(weights, axis=-1)
+    total = jnp.sum(jnp.where(weights, values, 0.0), axis=-1)
+    return jnp.where(kept > 0, total / jnp.maximum(kept, 1), jnp.nan)
+
+
+def by_subset(measure: Callable[[Array], Any], subsets: Array) -> Any:
+    """Maps ``measure(weights[b])`` over the leading axes of ``subsets[c, 2, b]``."""
+    return jax.vmap(jax.vmap(measure))(subsets)

@@ -1,0 +1,190 @@
+"""What safety fine-tuning does to activations, weights and sensitivity: Figures 3 to 6 of the paper.
+
+Each takes a seed table (``jaxsafety.report.seed_tables``) and returns a picture. What a table lacks, a panel, a curve
+or a point, is not drawn; a table with nothing to draw raises ``NothingToDraw``.
+
+References:
+    Jain et al. (2024), arXiv 2407.10264, Figures 3 to 6.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from jaxsafety.intervals import student_interval
+from jaxsafety.report import analysis_panels as panels
+from jaxsafety.report.plotting import CONDITION_STYLES, INK, Picture, model_marker, model_style
+from jaxsafety.report.seed_tables import models_of, of_model, pick
+from jaxsafety.report.tables import Model, model_label
+
+SIDES = {name: CONDITION_STYLES[name] for name in ("safe", "unsafe")}
+POSITIONS = {"last": "last prompt token", "response": "first answer tokens"}
+MATRICES = {"up": "up matrix", "down": "down matrix"}
+_ROW = 84
+_QUANTILES = np.linspace(0, 1, 33)
+_RANDOM = {"color": INK, "linestyle": (0, (1, 1.5))}
+
+
+def clusters(table: pl.DataFrame) -> Picture:
+    """Relative tau of safe and unsafe prompts against layer: a row per model, a column per position (Figure 3)."""
+    rows = pick(table, analysis="clusters", metric="relative_tau", subset="all", condition=tuple(SIDES))
+    rows = panels.needed(pick(rows, part=tuple(POSITIONS)), "clusters")
+    models, parts = models_of(rows), [part for part in POSITIONS if part in rows["part"]]
+
+    def draw(figure: Figure) -> None:
+        heads = [POSITIONS[part] for part in parts]
+        grid = panels.model_grid(figure, models, heads, sharex=True, sharey=True)
+        for (model, head), axes in grid.items():
+            shown = of_model(rows, model).filter(pl.col("part") == parts[heads.index(head)])
+            panels.reference(axes, 0.0)
+            for condition, style in SIDES.items():
+                panels.draw_curve(axes, pick(shown, condition=condition), over="layer", style=style)
+        panels.axis_titles(figure, x="layer", y="relative τ (nearer to safe: up)")
+        panels.layer_ticks(grid.values())
+        panels.legend(figure, [panels.key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+
+    return Picture(draw, 82 + _ROW * len(models), "clusters of safe and unsafe activations, by layer")
+
+
+def output_space(table: pl.DataFrame) -> Picture:
+    """What of an update's leading output directions lies in the base's null space, beside a random one (Figure 4).
+
+    The top row is the excess over a random direction against layer. Below it, a row per layer: the norms of the null
+    parts of all leading directions in ascending order, each seed's against its share of directions, so that updates of
+    any rank compare.
+    """
+    rows = panels.needed(pick(table, analysis="output_space", part=tuple(MATRICES)), "output_space")
+    models, parts = models_of(rows), [part for part in MATRICES if part in rows["part"]]
+    layers = sorted(pick(rows, metric="null_norm")["layer"].unique())
+    styles = {model: {**model_style(model), "marker": model_marker(model)} for model in models}
+
+    def draw(figure: Figure) -> None:
+        top, below = figure.subfigures(2, 1, height_ratios=[150, max(1, _ROW * len(layers) + 30)])
+        _excess(top, rows, parts=parts, styles=styles)
+        grid = below.subplots(max(1, len(layers)), len(parts), sharex=True, sharey="col", squeeze=False)
+        for r, layer in enumerate(layers):
+            for axes, part in zip(grid[r], parts, strict=True):
+                shown = pick(rows, part=part, layer=layer)
+                _null_profiles(axes, shown, styles)
+                axes.set_title(f"layer {layer}: {part}")
+                axes.grid(visible=True, axis="y")
+        panels.axis_titles(below, x="share of the update's leading directions", y="norm in the null space")
+        keys = [panels.key(model_label(model), style) for model, style in styles.items()]
+        panels.legend(figure, [*keys, panels.key("random direction", _RANDOM)], columns=2)
+
+    height = 190 + _ROW * len(layers) + panels.legend_height(len(models) + 1, columns=2)
+    return Picture(draw, height, "output directions of the update in the null space of the base")
+
+
+def _excess(figure: FigureBase, rows: pl.DataFrame, *, parts: Sequence[str], styles: Mapping[Model, Any]) -> None:
+    grid = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axes, part in zip(grid, parts, strict=True):
+        panels.reference(axes, 0.0)
+        for model, style in styles.items():
+            shown = pick(of_model(rows, model), part=part, metric="excess")
+            panels.draw_curve(axes, shown, over="layer", style=style)
+        axes.set_title(f"excess: {part}")
+        axes.grid(visible=True, axis="y")
+    panels.axis_titles(figure, x="layer", y="over random")
+    panels.layer_ticks(grid)
+
+
+def _null_profiles(axes: Axes, shown: pl.DataFrame, styles: Mapping[Model, Any]) -> None:
+    for model, style in styles.items():
+        values = panels.seed_values(pick(of_model(shown, model), metric="null_norm"))
+        curves = [ascending(seed) for seed in values if np.isfinite(seed).any()]
+        if curves:
+            summary = [student_interval(column)._asdict() for column in np.transpose(curves)]
+            frame = pl.DataFrame(summary, schema_overrides={"low": pl.Float64, "high": pl.Float64})
+            frame = frame.with_columns(pl.col("low", "high").clip(0, 1))
+            panels.draw_band(axes, _QUANTILES, frame, seeds=np.array(curves), style=style)
+    baselines = pick(shown, metric="baseline_norm")["mean"].drop_nulls()
+    if not baselines.is_empty():
+        axes.axhline(float(np.mean(np.sort(baselines.to_numpy()))), zorder=4, linewidth=1.2, **_RANDOM)
+
+
+def ascending(values: np.ndarray) -> np.ndarray:
+    """One seed's values in ascending order, at fixed shares of their number."""
+    values = np.sort(values[np.isfinite(values)])
+    return np.interp(_QUANTILES, np.linspace(0, 1, len(values)) if len(values) > 1 else [0.0], values)
+
+
+def input_space(table: pl.DataFrame) -> Picture:
+    """How far the update acts on safe and unsafe activations: gain and ratio against layer (Figure 5)."""
+    heads = {"gain": "gain |a ΔW| / |a|", "ratio": "ratio |a ΔW| / |a W|"}
+    rows = pick(table, analysis="input_space", part="up", subset="all", condition=tuple(SIDES), metric=tuple(heads))
+    rows = panels.needed(rows, "input_space")
+    models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
+
+    def draw(figure: Figure) -> None:
+        grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey="col")
+        for model in models:
+            for metric in metrics:
+                axes = grid[model, heads[metric]]
+                for condition, style in SIDES.items():
+                    shown = pick(of_model(rows, model), condition=condition, metric=metric)
+                    panels.draw_curve(axes, shown, over="layer", style=style)
+                axes.set_yscale("log")
+        panels.axis_titles(figure, x="layer", y="up matrix of the MLP (log)")
+        for axes in grid.values():
+            panels.log_ticks(axes.yaxis, most=5)
+        panels.layer_ticks(grid.values())
+        panels.legend(figure, [panels.key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+
+    return Picture(draw, 82 + _ROW * len(models), "action of the update on safe and unsafe activations, by layer")
+
+
+def sensitivity(table: pl.DataFrame) -> Picture:
+    """Histograms of the gradient norm before and after tuning, and means of gradient and Jacobian norm (Figure 6)."""
+    rows = pick(table, analysis="sensitivity", subset="all", condition=tuple(SIDES))
+    heads = {"gradient_norm": "gradient norm", "jacobian_norm": "Jacobian norm"}
+    rows = panels.needed(pick(rows, metric=("histogram", *heads)), "sensitivity")
+    histogram, models = pick(rows, metric="histogram"), models_of(rows)
+    metrics = [metric for metric in heads if metric in rows["metric"]]
+    shown_models = models_of(histogram)
+    height = (_ROW + 4) * math.ceil(len(panels.flow_slots(shown_models)) / 2) + 34
+    dots_height = 76 + 19 * len(models)
+
+    def draw(figure: Figure) -> None:
+        top, below = figure.subfigures(2, 1, height_ratios=[height, dots_height])
+        if shown_models:
+            _histograms(top, histogram, shown_models)
+        grid = below.subplots(1, max(1, len(metrics)), sharey=True, squeeze=False)[0]
+        for axes, metric in zip(grid, metrics, strict=False):
+            for side, (condition, style) in enumerate(SIDES.items()):
+                for place, model in enumerate(models):
+                    shown = pick(of_model(rows, model), condition=condition, metric=metric)
+                    panels.draw_dot(axes, panels.dodged(place, side), shown, style=panels.dot(style))
+            axes.set_title(heads[metric])
+            axes.set_xlabel("mean (log)")
+            axes.set_xscale("log")
+            axes.set_ylim(len(models) - 0.5, -0.5)
+            axes.grid(visible=True, axis="y")
+            panels.log_ticks(axes.xaxis, most=4)
+        grid[0].set_yticks(range(len(models)), [model_label(model) for model in models])
+        panels.legend(figure, [panels.key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+
+    return Picture(draw, height + dots_height + 22, "sensitivity to the prompt, before and after tuning")
+
+
+def _histograms(figure: FigureBase, histogram: pl.DataFrame, models: Sequence[Model]) -> None:
+    grid = panels.flow_grid(figure, models)
+    for model, axes in grid.items():
+        for condition, style in SIDES.items():
+            line = {name: value for name, value in style.items() if name != "marker"}
+            shown = pick(of_model(histogram, model), condition=condition)
+            panels.draw_curve(axes, shown, over="strength", style=line, steps=True)
+        axes.set_ylim(bottom=0)
+    panels.axis_titles(figure, x="gradient norm (log)", y="share of prompts")
+    # Bins are logarithms to the base 10.
+    for axes in grid.values():
+        low, high = axes.get_xlim()
+        stride = max(1, math.ceil((high - low) / 4))
+        axes.xaxis.set_major_locator(FixedLocator(range(math.ceil(low), math.floor(high) + 1, stride)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: panels.short(10.0**value)))

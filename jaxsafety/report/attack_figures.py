@@ -1,0 +1,167 @@
+"""What breaks safety fine-tuning: jailbreaks, soft tokens and prefilled answers (Figure 7 of the paper).
+
+Each takes a seed table (``jaxsafety.report.seed_tables``) and returns a picture, a row of panels per model. What a
+table lacks is not drawn; a table with nothing to draw raises ``NothingToDraw``.
+
+References:
+    Jain et al. (2024), arXiv 2407.10264, Figure 7.
+"""
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxsafety.report import analysis_panels as panels
+from jaxsafety.report.plotting import (
+    BLUE,
+    CONDITION_STYLES,
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    VERDICT_COLOURS,
+    Picture,
+)
+from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
+from jaxsafety.report.tables import CONDITIONS
+
+_ROW = 84
+_TOKEN_STYLES = (
+    {"color": BLUE, "linestyle": "solid", "marker": "o"},
+    {"color": ORANGE, "linestyle": (0, (4, 1.6)), "marker": "s"},
+    {"color": GREEN, "linestyle": (0, (1.2, 1.2)), "marker": "^"},
+    {"color": PINK, "linestyle": (0, (5, 1.4, 1.2, 1.4)), "marker": "D"},
+)
+_PREFILL_STYLES = {
+    "refused": {"color": VERDICT_COLOURS["refused"], "linestyle": "solid", "marker": "o"},
+    "complied": {"color": VERDICT_COLOURS["complied"], "linestyle": (0, (4, 1.6)), "marker": "s"},
+}
+
+
+def jailbreaks(table: pl.DataFrame) -> Picture:
+    """Relative tau, gain and sensitivity of every condition, of all prompts and of successful attacks (Figure 7).
+
+    Relative tau and gain are means over layers.
+    """
+    heads = {"relative_tau": "relative τ", "gain": "gain", "gradient_norm": "sensitivity"}
+    means = pick(table, layer=None)
+    features = features_of(pick(means, analysis="clusters"))
+    rows = panels.needed(
+        pl.concat(
+            [
+                pick(means, analysis="clusters", metric="relative_tau", part=features),
+                pick(means, analysis="input_space", metric="gain", part="up"),
+                pick(means, analysis="sensitivity", metric="gradient_norm"),
+            ]
+        ).filter(pl.col("condition") != ""),
+        "clusters, input_space or sensitivity",
+    )
+    models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
+    conditions = [name for name in CONDITIONS if name in rows["condition"]]
+
+    def draw(figure: Figure) -> None:
+        grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey=True)
+        for metric in metrics:
+            for model in models:
+                _condition_dots(grid[model, heads[metric]], pick(of_model(rows, model), metric=metric), conditions)
+            column = [grid[model, heads[metric]] for model in models]
+            _condition_scale(column, zero=metric == "relative_tau")
+        marks = {"color": INK, "marker": "o", "linestyle": "none"}
+        keys = [panels.key("all prompts", marks), panels.key("successful attacks", panels.hollow(marks))]
+        panels.legend(figure, keys, columns=2)
+
+    height = 84 + (30 + 15 * len(conditions)) * len(models)
+    return Picture(draw, height, "jailbreaks beside safe and unsafe prompts")
+
+
+def _condition_dots(axes: Axes, rows: pl.DataFrame, conditions: list[str]) -> None:
+    for place, condition in enumerate(conditions):
+        style = panels.dot(CONDITION_STYLES[condition])
+        shown = pick(rows, condition=condition)
+        panels.draw_dot(axes, panels.dodged(place, 0), pick(shown, subset="all"), style=style)
+        panels.draw_dot(axes, panels.dodged(place, 1), pick(shown, subset="successful"), style=panels.hollow(style))
+    axes.set_yticks(range(len(conditions)), [CONDITIONS[name] for name in conditions])
+    axes.set_ylim(len(conditions) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    if rows.is_empty():
+        # The pretrained model has no update, and so no gain.
+        panels.blank(axes)
+
+
+def _condition_scale(column: list[Axes], *, zero: bool) -> None:
+    """A scale for a column of panels: linear around zero, or logarithmic."""
+    for axes in column:
+        if zero:
+            axes.axvline(0, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+        else:
+            axes.set_xscale("log")
+    if not zero:
+        panels.log_ticks(column[-1].xaxis, most=3)
+        column[-1].set_xlabel("log scale")
+
+
+def soft_tokens(table: pl.DataFrame) -> Picture:
+    """Success, relative tau and gain of the soft-token attack against its strength (Figure 7, right).
+
+    Relative tau and gain are means over layers.
+    """
+    heads = {"complied": "complied", "relative_tau": "relative τ", "gain": "gain"}
+    rows = panels.needed(pick(table, layer=None, analysis="soft_tokens", metric=tuple(heads)), "soft_tokens")
+    models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
+    counts = sorted(rows["part"].unique(), key=lambda part: int(part.split()[0]))
+    styles = {part: _TOKEN_STYLES[place % len(_TOKEN_STYLES)] for place, part in enumerate(counts)}
+
+    def draw(figure: Figure) -> None:
+        grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey="col")
+        for model in models:
+            for metric in metrics:
+                axes = grid[model, heads[metric]]
+                for part, style in styles.items():
+                    shown = pick(of_model(rows, model), metric=metric, part=part)
+                    panels.draw_curve(axes, shown, over="strength", style=style)
+                if not axes.lines:
+                    panels.blank(axes)
+                panels.few_ticks(axes)
+                if metric == "complied":
+                    axes.set_ylim(-0.04, 1.04)
+                elif metric == "relative_tau":
+                    panels.reference(axes, 0.0)
+        figure.supxlabel("strength: soft tokens × steps", fontsize=12)
+        panels.legend(figure, [panels.key(part, style) for part, style in styles.items()], columns=3)
+
+    height = 66 + _ROW * len(models) + panels.legend_height(len(counts), columns=3)
+    return Picture(draw, height, "soft-token attack against its strength")
+
+
+def prefill(table: pl.DataFrame) -> Picture:
+    """Refusal and compliance against the number of answer tokens given, and where a refusal first appears."""
+    rows = pick(table, analysis="prefill", condition="unsafe")
+    rows = panels.needed(pick(rows, metric=(*_PREFILL_STYLES, "first_refusal", "never_refuses")), "prefill")
+    models = models_of(rows)
+    heads = ("after k given tokens", "first refusal")
+
+    def draw(figure: Figure) -> None:
+        grid = panels.model_grid(figure, models, heads, sharey=True)
+        for model in models:
+            shown = of_model(rows, model)
+            for metric, style in _PREFILL_STYLES.items():
+                panels.draw_curve(grid[model, heads[0]], pick(shown, metric=metric), over="strength", style=style)
+            _first_refusals(grid[model, heads[1]], shown)
+        grid[models[0], heads[0]].set_ylim(-0.04, 1.04)
+        grid[models[-1], heads[0]].set_xlabel("k")
+        grid[models[-1], heads[1]].set_xlabel("answer position")
+        panels.layer_ticks(grid.values())
+        figure.supylabel("share of unsafe prompts", fontsize=12)
+        panels.legend(figure, [panels.key(name, style) for name, style in _PREFILL_STYLES.items()], columns=2)
+
+    return Picture(draw, 82 + _ROW * len(models), "prefilled answers: how deep a refusal reaches")
+
+
+def _first_refusals(axes: Axes, shown: pl.DataFrame) -> None:
+    bars = pick(shown, metric="first_refusal").filter(pl.col("n") > 0)
+    colour = VERDICT_COLOURS["refused"]
+    axes.bar(bars["strength"].to_list(), bars["mean"].to_list(), color=colour, alpha=0.35, width=0.8)
+    for row in range(bars.height):
+        panels.draw_upright(axes, bars["strength"][row], bars[row], colour=colour)
+    for mean in pick(shown, metric="never_refuses")["mean"].drop_nulls():
+        axes.text(0.98, 0.9, f"never: {100 * mean:.0f} %", transform=axes.transAxes, ha="right", va="top", fontsize=11)

@@ -1,0 +1,167 @@
+"""The claims of a run judged and shown: as text for a terminal, as Markdown, and as records for the report.
+
+A contradicted claim takes the same place as a supported one: rows stand in the order of the paper, whatever came out.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import polars as pl
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+
+from jaxsafety.analysis import claims, evidence
+from jaxsafety.analysis.claims import Judgement
+from jaxsafety.report import results
+
+_WIDTH = 80
+_SMALLEST = 5e-4  # what three decimals show
+_NUMBERS_WIDTH = 34  # an interval with what was expected, or four seeds
+_SIGNS = {"above": ">", "below": "<"}
+_MEASURED = "The number of a seed (eta_M is the highest learning rate of the run, eta_S the lowest):"
+# Columns of the Markdown table: heading and key of the record.
+_MARKDOWN = {
+    "": "number",
+    "claim": "statement",
+    "where": "where",
+    "expected": "expected",
+    "mean [interval]": "estimate",
+    "seeds": "seeds",
+    "verdict": "verdict",
+    "why": "why",
+}
+_ASCII_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def read(directory: Path) -> list[Judgement]:
+    """Judges every claim by the results of a run directory: its analyses and, where there is one, its accuracy table.
+
+    Raises:
+        ValueError: the run has no analyses; a file is damaged or holds several runs.
+    """
+    folder = Path(directory) / "results"
+    analyses = folder / "analyze.parquet"
+    if not analyses.exists():
+        raise ValueError(f"no analyses in {directory}: run `jaxsafety analyze` on it first")
+    frames = [results.read_results([analyses], schema=results.ANALYSIS_SCHEMA)]
+    if (table := folder / "evaluate.parquet").exists():
+        frames.append(_as_analysis(results.read_results([table])))
+    return claims.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)))
+
+
+def text(directory: Path) -> str:
+    """The claims of a run directory for a terminal.
+
+    Raises:
+        ValueError: as ``read``.
+    """
+    return render_text(read(directory))
+
+
+def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """One flat record a claim, of numbers and plain text, for a report that lays them out itself.
+
+    ``number`` counts from 1, ``values`` maps seeds to a number or None, ``mean``, ``low`` and ``high`` are None where
+    withheld; ``estimate``, ``seeds`` and ``expected`` are the same as text.
+    """
+    return [
+        {
+            "number": number,
+            "name": judgement.claim.name,
+            "statement": judgement.claim.statement,
+            "where": judgement.claim.where,
+            "statistic": judgement.claim.statistic,
+            "expected": f"{_SIGNS[judgement.claim.expected]} {judgement.claim.null:g}",
+            "mean": judgement.interval.mean,
+            "low": judgement.interval.low,
+            "high": judgement.interval.high,
+            "values": judgement.values,
+            "estimate": _estimate(judgement),
+            "seeds": _seeds(judgement),
+            "verdict": judgement.verdict,
+            "why": judgement.why,
+        }
+        for number, judgement in enumerate(judgements, start=1)
+    ]
+
+
+def summary(judgements: Sequence[Judgement]) -> list[str]:
+    """Sentences that belong under the claims: how many came out which way, and what the intervals are."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(claims.Verdict))
+    sentences = [f"{len(judgements)} claims: {found}."]
+    if seeds := sorted({seed for judgement in judgements for seed in judgement.values}):
+        sentences.append(f"Seeds, in this order: {', '.join(map(str, seeds))}; a dash is one without a finite value.")
+    if judgements and judgements[0].family:
+        level, family = judgements[0].level, judgements[0].family
+        sentences.append(
+            f"Intervals: two-sided Student t over seeds at {100 * level:.4g} %, which is 1 - {claims.ERROR_RATE:g} / "
+            f"{family} for the {family} claims that have one (Bonferroni)."
+        )
+    return sentences
+
+
+def render_text(judgements: Sequence[Judgement]) -> str:
+    """The claims for a terminal of 80 columns or more: plain ASCII, one row a claim, then how each is measured."""
+    grid = Table(box=_ASCII_BOX, show_edge=False, padding=(0, 1, 0, 0), show_lines=True)
+    grid.add_column("", justify="right", no_wrap=True)
+    grid.add_column("verdict", no_wrap=True)
+    grid.add_column("claim", ratio=1)
+    grid.add_column("mean [interval] (expected)\neach seed; why", width=_NUMBERS_WIDTH)
+    rows, measured = records(judgements), Table.grid(padding=(0, 1, 0, 0))
+    for row, judgement in zip(rows, judgements, strict=True):
+        seeds = " ".join(map(_number, judgement.values.values()))
+        found = "\n".join(filter(None, [f"{row['estimate']} ({row['expected']})", seeds, row["why"]]))
+        grid.add_row(str(row["number"]), row["verdict"], f"{row['statement']}\n{row['where']}", found)
+        measured.add_row(str(row["number"]), row["statistic"])
+    output = io.StringIO()
+    console = Console(
+        file=output, width=_WIDTH, color_system=None, force_terminal=False, force_jupyter=False, markup=False,
+        highlight=False,
+    )  # fmt: skip
+    for part in (grid, "", *summary(judgements), "", _MEASURED, measured):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
+
+
+def render_markdown(judgements: Sequence[Judgement]) -> str:
+    """The claims as a Markdown pipe table, followed by the summary and by how each is measured."""
+    rows = records(judgements)
+    lines = [f"| {' | '.join(_MARKDOWN)} |", "|---:|" + "---|" * (len(_MARKDOWN) - 1)]
+    for row in rows:
+        cells = [str(row[name]).replace("|", "\\|") for name in _MARKDOWN.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"{row['number']}. {row['statistic']}" for row in rows]
+    return "\n".join([*lines, "", *summary(judgements), "", _MEASURED, "", *notes]) + "\n"
+
+
+def _as_analysis(table: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the accuracy table with the columns of the analyses that are read."""
+    return table.filter(pl.col("stage") == "evaluate").with_columns(
+        pl.lit(evidence.TABLE).alias("analysis"),
+        pl.lit("all").alias("subset"),
+        pl.lit("").alias("part"),
+        pl.lit(None).alias("layer"),
+        pl.lit(None).alias("strength"),
+    )
+
+
+def _estimate(judgement: Judgement) -> str:
+    mean, low, high, _ = judgement.interval
+    if mean is None:
+        return "-"
+    return _number(mean) if low is None or high is None else f"{_number(mean)} [{_number(low)}, {_number(high)}]"
+
+
+def _seeds(judgement: Judgement) -> str:
+    return ", ".join(f"{seed}: {_number(value)}" for seed, value in judgement.values.items())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.3f}" if value == 0 or abs(value) >= _SMALLEST else f"{value:+.0e}"

@@ -1,0 +1,151 @@
+"""The look that all figures share: one width, one set of colours, and a picture rendered as SVG, PNG or PDF.
+
+Every picture is drawn for a phone (``WIDTH`` units wide, text of 11 to 12 units). As SVG it keeps its text as text,
+has a transparent ground and takes its ink from ``currentColor`` with a fallback that follows ``prefers-color-scheme``,
+so one file serves light and dark, inline and as a picture. The same data give the same bytes. What a colour tells, a
+dash or a marker tells too.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from jaxsafety.report.tables import Model
+
+# After Okabe and Ito, with a contrast of at least 3:1 on white and on near-black; the ink becomes currentColor.
+INK = "#010203"
+BLUE, ORANGE, GREEN, PINK, BROWN, GREY = "#1a82c4", "#d55e00", "#009e73", "#c0679a", "#9c6b30", "#8a8f98"
+VERDICT_COLOURS = {"complied": ORANGE, "refused": BLUE, "other": GREY}
+CONDITION_STYLES = {
+    "safe": {"color": BLUE, "linestyle": "solid", "marker": "o"},
+    "unsafe": {"color": ORANGE, "linestyle": (0, (4, 1.6)), "marker": "s"},
+    "jb_co_task": {"color": GREEN, "linestyle": (0, (1.2, 1.2)), "marker": "^"},
+    "jb_co_text": {"color": PINK, "linestyle": (0, (5, 1.4, 1.2, 1.4)), "marker": "D"},
+    "jb_misgen": {"color": BROWN, "linestyle": (0, (2.4, 1.2)), "marker": "v"},
+    "ood": {"color": GREY, "linestyle": (0, (6, 1.4, 1.2, 1.4, 1.2, 1.4)), "marker": "X"},
+}
+WIDTH = 380
+
+_METHOD_COLOURS = {"pretrained": INK, "sft": BLUE, "dpo": ORANGE, "unlearn": GREEN}
+_METHOD_MARKERS = {"pretrained": "D", "sft": "o", "dpo": "s", "unlearn": "^"}
+_DASHES = {"eta_S": (0, (4, 2))}
+_RASTER_DPI = 216
+_STYLE = {
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "path.simplify": False,
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+}
+_CSS = (
+    ".jaxsafety{color:#1f2328}@media(prefers-color-scheme:dark){.jaxsafety{color:#e6e8eb}}"
+    ".jaxsafety text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue','DejaVu Sans',sans-serif"
+    "!important}.jaxsafety *{stroke-linejoin:round;stroke-linecap:butt}"
+)
+_METADATA = {
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    "png": {"Software": None},
+    "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is yet to be drawn.
+
+    Attributes:
+        draw: puts everything on a fresh figure of ``WIDTH`` x ``height``.
+        height: units (1/72 inch in print).
+        name: what it shows, for readers who cannot see it; its element ids are hashed with it, so a name of its own
+            keeps a figure apart from the others of a page.
+    """
+
+    draw: Callable[[Figure], None]
+    height: int
+    name: str
+
+
+def svg(picture: Picture) -> str:
+    """Returns the picture as one ``<svg>`` element that scales to its container."""
+    return _themed(_rendered(picture, "svg").decode(), picture.name)
+
+
+def image(picture: Picture, *, kind: Literal["png", "pdf"]) -> bytes:
+    """Returns the picture on white as a PNG of three pixels a unit, or as a PDF with its text as text."""
+    return _rendered(picture, kind)
+
+
+def model_style(model: Model) -> dict[str, Any]:
+    """Line style of a model: one colour per method, solid for eta_M and dashed for eta_S."""
+    return {"color": _METHOD_COLOURS.get(model.method, PINK), "linestyle": _DASHES.get(model.lr_name, "solid")}
+
+
+def model_marker(model: Model) -> str:
+    """Marker of a model: one shape per method."""
+    return _METHOD_MARKERS.get(model.method, "v")
+
+
+def _rendered(picture: Picture, kind: str) -> bytes:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": picture.name})
+        figure = Figure(figsize=(WIDTH / 72, picture.height / 72), layout="constrained")
+        figure.get_layout_engine().set(h_pad=6 / 72, w_pad=5 / 72, hspace=0, wspace=0)
+        FigureCanvasSVG(figure)
+        picture.draw(figure)
+        output = io.BytesIO()
+        figure.savefig(output, format=kind, transparent=kind == "svg", dpi=_RASTER_DPI, metadata=_METADATA[kind])
+    return output.getvalue()
+
+
+def _themed(source: str, name: str) -> str:
+    body = source[source.index("<svg") :].replace(INK, "currentColor")
+    # Matplotlib's own style sheet and running element ids would reach beyond the figure once it stands in a page.
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
+    body = _renamed_ids(re.sub(r'<g id="[^"]*"', "<g", body), name)
+    view_box = re.search(r'viewBox="([^"]*)"', body).group(1)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="jaxsafety" '
+        f'role="img" width="100%" viewBox="{view_box}"><title>{escape(name)}</title><style>{_CSS}</style>'
+    )
+    return head + body[body.index(">") + 1 :]
+
+
+def _renamed_ids(body: str, name: str) -> str:
+    """Numbers the ids in the order in which they stand, after a prefix of the figure's own.
+
+    Matplotlib hashes them from coordinates, in whose last bits the layout's solver is not the same twice.
+    """
+    prefix = f"f{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    ids = {old: f"{prefix}-{number}" for number, old in enumerate(re.findall(r' id="([^"]*)"', body))}
+    return re.sub(
+        r'( id="|url\(#|href="#)([^")]*)', lambda found: found.group(1) + ids.get(found.group(2), found.group(2)), body
+    )

@@ -1,0 +1,130 @@
+"""The figures of the analyses as files: each alone, all with their tables, and as SVG for the report.
+
+A figure and its table come from the same rows, so the table holds what the picture shows. Which figures there are is in
+``jaxsafety.report.section_list``.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from jaxsafety import runlog
+from jaxsafety.report import plotting, results
+from jaxsafety.report.analysis_panels import NothingToDraw
+from jaxsafety.report.plotting import Picture
+from jaxsafety.report.section_list import SECTIONS
+from jaxsafety.report.seed_tables import LABELS, seed_table, with_layer_means
+from jaxsafety.suggest import check_name
+
+FORMATS = (".svg", ".png", ".pdf")
+
+
+def read(run_directory: Path) -> dict[str, pl.DataFrame]:
+    """Reads what the figures need of a run directory: ``analyze`` and, where there is one, ``curves``.
+
+    Raises:
+        ValueError: the run has no analyses, or a file of it is damaged.
+    """
+    folder = run_directory / "results"
+    if not (folder / "analyze.parquet").exists():
+        raise ValueError(f"no analyses in {run_directory}: run `jaxsafety analyze` on it first")
+    frames = {"analyze": results.read_results([folder / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)}
+    if (folder / "curves.parquet").exists():
+        frames["curves"] = results.read_results([folder / "curves.parquet"])
+    return frames
+
+
+def table(name: str, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Returns the seed table of a figure: what it draws, and what its CSV holds.
+
+    Args:
+        name: a key of ``SECTIONS``.
+        frames: as returned by ``read``.
+
+    Raises:
+        ValueError: an unknown name, or two values for one seed of one quantity.
+    """
+    check_name("figure", name, SECTIONS)
+    section = SECTIONS[name]
+    columns = [*LABELS, "seed", "value"]
+    rows = pl.concat([frames["analyze"].select(columns), _slopes(frames, columns)]).filter(section.rows)
+    if section.steps == "last":
+        lane = ["analysis", "method", "lr_name", "lr"]
+        # A training curve has no finished model: all of it is shown.
+        rows = rows.filter((pl.col("step") == pl.col("step").max().over(lane)) | (pl.col("analysis") == "curves"))
+    if section.layer_means:
+        rows = with_layer_means(rows)
+    return seed_table(rows)
+
+
+def draw(name: str, frames: Mapping[str, pl.DataFrame]) -> str:
+    """Draws one figure as SVG.
+
+    Args:
+        name: a key of ``SECTIONS``.
+        frames: as returned by ``read``.
+
+    Raises:
+        ValueError: an unknown name, or nothing to draw (``NothingToDraw``).
+    """
+    return plotting.svg(_picture(name, table(name, frames)))
+
+
+def write_figure(name: str, run_directory: Path, out: Path) -> None:
+    """Draws one figure of a run into a file, atomically; the suffix says how: .svg, .png or .pdf.
+
+    Raises:
+        ValueError: an unknown name or suffix, a run without analyses, or nothing to draw.
+    """
+    check_name("figure", name, SECTIONS)
+    if out.suffix not in FORMATS:
+        raise ValueError(f"cannot write a figure as {out.name!r}: expected a name that ends in {', '.join(FORMATS)}")
+    picture = _picture(name, table(name, read(run_directory)))
+    if out.suffix == ".svg":
+        runlog.atomic_write(out, plotting.svg(picture))
+    else:
+        runlog.atomic_write(out, plotting.image(picture, kind=out.suffix.removeprefix(".")))
+
+
+def write_tables(run_directory: Path) -> dict[str, str]:
+    """Writes ``results/tables/<name>.csv`` and ``.parquet`` of every figure that has rows, atomically.
+
+    Returns:
+        name to the path of its table relative to the run directory, without the suffix.
+
+    Raises:
+        ValueError: the run has no analyses, or a file of it is damaged.
+    """
+    frames = read(run_directory)
+    folder = run_directory / "results" / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name in SECTIONS:
+        rows = table(name, frames)
+        if rows.is_empty():
+            continue
+        buffer = io.BytesIO()
+        rows.write_parquet(buffer)
+        runlog.atomic_write(folder / f"{name}.parquet", buffer.getvalue())
+        runlog.atomic_write(folder / f"{name}.csv", rows.write_csv())
+        written[name] = f"results/tables/{name}"
+    return written
+
+
+def _picture(name: str, rows: pl.DataFrame) -> Picture:
+    if rows.is_empty():
+        raise NothingToDraw(f"no rows for the figure {name!r}: run `jaxsafety analyze` on this run first")
+    return SECTIONS[name].picture(rows)
+
+
+def _slopes(frames: Mapping[str, pl.DataFrame], columns: list[str]) -> pl.DataFrame:
+    """The tuning curves' slopes as rows of the analysis "curves"."""
+    if "curves" not in frames:
+        return pl.DataFrame(schema=results.ANALYSIS_SCHEMA).select(columns)
+    absent = {"analysis": "curves", "subset": "all", "part": "", "layer": None, "strength": None}
+    slopes = frames["curves"].filter(pl.col("stage") == "tune", pl.col("metric") == "rewards/slope")
+    return slopes.with_columns(
+        pl.lit(value, dtype=results.ANALYSIS_SCHEMA[column]).alias(column) for column, value in absent.items()
+    ).select(columns)

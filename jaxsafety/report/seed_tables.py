@@ -1,0 +1,126 @@
+"""Rows of the analyses side by side over seeds: what a figure draws and what its CSV holds are the same table.
+
+One row per quantity (``LABELS``), with ``mean``, ``low``, ``high``, ``n`` and a column ``seed_<k>`` per seed. ``low``
+and ``high`` are the 95 % Student-t interval over the finite seeds, null below two of them, and clipped to [0, 1] for
+shares. A seed that is not finite is null and left out.
+"""
+
+import polars as pl
+
+from jaxsafety.intervals import Interval, student_interval
+from jaxsafety.report.tables import CONDITIONS, Model, model_order
+
+LABELS = (
+    "analysis",
+    "method",
+    "lr_name",
+    "lr",
+    "step",
+    "condition",
+    "subset",
+    "layer",
+    "part",
+    "strength",
+    "metric",
+)
+# Metrics that are shares of something: in [0, 1], and so is their interval.
+SHARES = (
+    *("complied", "refused", "other", "exact_match", "first_refusal", "never_refuses", "histogram", "nearest_safe"),
+    *(
+        "accuracy",
+        "leading_share",
+        "leading_energy",
+        "jacobian_converged",
+        "null_norm",
+        "null_norm_mean",
+        "null_energy",
+    ),
+    *("total_null_energy", "baseline_norm", "baseline_energy", "baseline_sampled"),
+)
+
+
+def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
+    """Puts the values of all seeds of one quantity into one row.
+
+    Args:
+        rows: tidy rows with the columns ``LABELS``, ``seed`` and ``value``.
+
+    Returns:
+        columns ``LABELS``, mean, low, high, n, seed_<k>; rows in the order of analyses, models, steps and metrics.
+
+    Raises:
+        ValueError: two values for one seed of one quantity (results of several runs).
+    """
+    keys = [*LABELS, "seed"]
+    if twice := rows.filter(pl.struct(keys).is_duplicated()).head(1).to_dicts():
+        row = twice[0]
+        raise ValueError(
+            f"two values of {row['analysis']}/{row['metric']} for {row['method']} {row['lr_name']} seed {row['seed']}: "
+            "expected one; filter the frame to one run first"
+        )
+    seeds = sorted(rows["seed"].unique())
+    wide = rows.select(*keys, "value").pivot("seed", index=list(LABELS), values="value")
+    wide = wide.rename({str(seed): f"seed_{seed}" for seed in seeds})
+    names = [f"seed_{seed}" for seed in seeds]
+    summary = [_summary(values, metric) for metric, *values in wide.select("metric", *names).iter_rows()]
+    schema = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
+    table = wide.hstack(pl.DataFrame(summary, schema=schema, orient="row"))
+    return _ordered(table).select(*LABELS, *schema, *names)
+
+
+def with_layer_means(rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds to tidy rows of layers each seed's mean over them, as rows without a layer.
+
+    A seed that lacks a layer which others have, or whose value there is not finite, has no mean (a null).
+    """
+    keys = [name for name in LABELS if name != "layer"]
+    layers = rows.filter(pl.col("layer").is_not_null())
+    whole = pl.col("value").drop_nulls().len() == pl.col("count").max()
+    means = (
+        layers.with_columns(pl.col("layer").n_unique().over(keys).alias("count"))
+        .group_by([*keys, "seed"], maintain_order=True)
+        .agg(pl.when(whole).then(pl.col("value").mean()).alias("value"))
+        .with_columns(pl.lit(None, dtype=rows.schema["layer"]).alias("layer"))
+    )
+    columns = [*LABELS, "seed", "value"]
+    return pl.concat([rows.select(columns), means.select(columns)])
+
+
+def features_of(clusters: pl.DataFrame) -> str:
+    """The activations to show where there is place for one kind: the first answer tokens, as in the paper, if any."""
+    return next((part for part in ("response", "last") if part in clusters["part"]), "response")
+
+
+def models_of(table: pl.DataFrame) -> list[Model]:
+    """The models that a table has rows of: pretrained, then method by learning rate."""
+    return sorted({Model(*key) for key in table.select("method", "lr_name", "lr").iter_rows()}, key=model_order)
+
+
+def of_model(table: pl.DataFrame, model: Model) -> pl.DataFrame:
+    """The rows of one model."""
+    return pick(table, **model._asdict())
+
+
+def pick(table: pl.DataFrame, **labels: object) -> pl.DataFrame:
+    """The rows whose labels are these; a tuple stands for any of its members."""
+    wanted = (
+        pl.col(name).is_in(value) if isinstance(value, tuple) else pl.col(name).eq_missing(value)
+        for name, value in labels.items()
+    )
+    return table.filter(*wanted)
+
+
+def _summary(values: list[float | None], metric: str) -> Interval:
+    mean, low, high, n = student_interval(values)
+    clipped = metric in SHARES and low is not None
+    return Interval(mean, max(0.0, low), min(1.0, high), n) if clipped else Interval(mean, low, high, n)
+
+
+def _ordered(table: pl.DataFrame) -> pl.DataFrame:
+    ranks = [(*model, rank) for rank, model in enumerate(models_of(table))]
+    schema = {"method": pl.String, "lr_name": pl.String, "lr": pl.Float64, "rank": pl.Int64}
+    ranked = table.join(pl.DataFrame(ranks, schema=schema, orient="row"), on=["method", "lr_name", "lr"])
+    names = list(CONDITIONS)
+    condition = pl.col("condition").replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
+    order = ["analysis", "rank", "step", "metric", condition, "condition", "subset", "part", "layer", "strength"]
+    return ranked.sort(order)

@@ -1,0 +1,281 @@
+"""Sensitivities against Jacobians written down in NumPy float64, against whole Jacobians of a GPT, and closed forms."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys, tree
+from jaxsafety.analysis import sensitivity
+from jaxsafety.models import gpt
+
+# float32 derivatives against float64, through a few layers.
+RTOL = 2e-5
+# The value errs by the squared residual over the gap; iterations to 1e-3 leave less than this.
+NORM = 1e-4
+# The same float32 program in another order.
+SAME = 2e-5
+B, T, D, V, H = 3, 5, 4, 7, 6
+POSITION, PROMPT = np.array([1, 4, 3]), np.arange(T) < np.array([[1], [3], [4]])
+
+
+def f32(values):
+    return jnp.asarray(values, jnp.float32)
+
+
+def weights(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"mixed": rng.normal(size=(D, H)), "own": rng.normal(size=(D, H)), "out": rng.normal(size=(H, V))}
+
+
+def drawn(seed=0):
+    return np.random.default_rng(seed + 50).normal(size=(B, T, D)).astype(np.float32)
+
+
+def causal(params, embeddings):
+    """A small causal model: the mean of what came so far, and the token itself."""
+    count = jnp.arange(1, embeddings.shape[1] + 1, dtype=embeddings.dtype)[None, :, None]
+    hidden = (jnp.cumsum(embeddings, axis=1) / count) @ params["mixed"] + embeddings @ params["own"]
+    return jnp.tanh(hidden) @ params["out"]
+
+
+def plain_jacobian(params, embeddings, position, prompt):
+    """Of one sample, ``[v, t, d]``, differentiated by hand."""
+    so_far = embeddings[: position + 1].astype(float)
+    hidden = np.tanh(so_far.mean(0) @ params["mixed"] + so_far[-1] @ params["own"])
+    jacobian = np.zeros((V, T, D))
+    for u in np.flatnonzero(prompt[: position + 1]):
+        inner = params["mixed"] / (position + 1) + (params["own"] if u == position else 0)
+        jacobian[:, u] = (inner * (1 - hidden**2) @ params["out"]).T
+    return jacobian, hidden @ params["out"]
+
+
+def norms(params, embeddings, position, prompt, key, **options):
+    """Both measurements of the small model."""
+    forward = partial(causal, params)
+    places = {"position": position, "prompt": prompt}
+    gradient = sensitivity.gradient_norm(forward, embeddings, **places)
+    return gradient, sensitivity.jacobian_norm(forward, embeddings, **places, key=key, **options)
+
+
+def case(seed=0):
+    return (
+        jax.tree.map(f32, weights(seed)),
+        f32(drawn(seed)),
+        jnp.asarray(POSITION),
+        jnp.asarray(PROMPT),
+        keys.root(seed),
+    )
+
+
+precise = jax.jit(partial(norms, tolerance=1e-3))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_both_norms_match_numpy(seed):
+    gradient, found = precise(*case(seed))
+    assert found.converged.all() and found.value.shape == (B,)
+    for row in range(B):
+        jacobian, logits = plain_jacobian(weights(seed), drawn(seed)[row], POSITION[row], PROMPT[row])
+        flat = jacobian.reshape(V, -1)
+        np.testing.assert_allclose(gradient[row], np.linalg.norm(flat[logits.argmax()]), rtol=RTOL)
+        np.testing.assert_allclose(found.value[row], np.linalg.svd(flat, compute_uv=False)[0], rtol=NORM)
+
+
+def test_a_linear_map_in_closed_form():
+    # Only the position itself is varied: the map is the matrix.
+    values = jnp.asarray([3.0, 2.0, 0.5, 0.1])
+    embeddings = jnp.ones((2, T, D))
+
+    def forward(embeddings):
+        return embeddings * values[None, None]
+
+    places = {"position": jnp.asarray([2, 0]), "prompt": jnp.arange(T)[None] == jnp.asarray([[2], [0]])}
+    np.testing.assert_allclose(sensitivity.gradient_norm(forward, embeddings, **places), 3.0, rtol=RTOL)
+    measured = jax.jit(partial(sensitivity.jacobian_norm, forward, tolerance=1e-3))
+    np.testing.assert_allclose(measured(embeddings, **places, key=keys.root(0)).value, 3.0, rtol=NORM)
+
+
+def test_what_the_position_does_not_see_has_no_effect():
+    params, embeddings, position, _, key = case()
+    behind = jnp.arange(T)[None] > jnp.asarray([[1], [3], [3]])
+    gradient, found = precise(params, embeddings, jnp.asarray([1, 3, 3]), behind, key)
+    np.testing.assert_array_equal(gradient, 0)
+    np.testing.assert_array_equal(found.value, 0)
+    assert found.converged.all()
+    # A prompt that goes on behind the position is the same prompt.
+    longer = jnp.asarray(PROMPT) | (jnp.arange(T)[None] > position[:, None])
+    np.testing.assert_allclose(precise(params, embeddings, position, longer, key)[0], precise(*case())[0], rtol=SAME)
+
+
+def test_of_tied_logits_the_first_counts():
+    columns = jnp.asarray([[1.0, 2.0, 2.0], [0.0, 1.0, -1.0]])
+    embeddings = jnp.asarray([[[1.0, 0.0]]])
+    places = {"position": jnp.asarray([0]), "prompt": jnp.ones((1, 1), bool)}
+    got = sensitivity.gradient_norm(lambda e: e @ columns, embeddings, **places)
+    # The mean of the tied gradients is (2, 0), shorter than either.
+    np.testing.assert_allclose(got, np.sqrt(5), rtol=RTOL)
+
+
+def test_rows_do_not_influence_each_other():
+    params, embeddings, position, prompt, key = case()
+    gradient, found = precise(params, embeddings, position, prompt, key)
+    for row in range(B):
+        one = (array[row : row + 1] for array in (embeddings, position, prompt))
+        alone, single = precise(params, *one, key)
+        np.testing.assert_allclose(alone[0], gradient[row], rtol=SAME)
+        np.testing.assert_allclose(single.value[0], found.value[row], rtol=NORM)
+
+
+def test_the_model_is_run_once_for_the_whole_batch():
+    params, embeddings, position, prompt, key = case()
+    seen = []
+
+    def counted(embeddings):
+        seen.append(embeddings.shape)
+        return causal(params, embeddings)
+
+    places = {"position": position, "prompt": prompt}
+    jax.make_jaxpr(lambda e: sensitivity.gradient_norm(counted, e, **places))(embeddings)
+    assert seen == [(B, T, D)]
+    seen.clear()
+    jax.make_jaxpr(lambda e: sensitivity.jacobian_norm(counted, e, **places, key=key))(embeddings)
+    # Linearised once, whatever the number of samples and iterations.
+    assert len(seen) == 1
+
+
+def test_an_iteration_that_is_cut_short_says_so():
+    full, cut = (precise(*case())[1], jax.jit(partial(norms, iterations=1))(*case())[1])
+    assert not cut.converged.any() and (cut.iterations == 1).all()
+    assert (cut.value < full.value * (1 + NORM)).all() and (cut.residual > 1e-2).all()
+
+
+# The decoder
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_gpt, tiny_config):
+    """Matrices tripled, for at initialisation attention is nearly uniform; three prompts of different lengths."""
+    params = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, tiny_gpt)
+    tokens = jax.random.randint(keys.root(2), (3, 9), 0, tiny_config.vocab_size)
+    embeddings = gpt.embed(params, tokens, config=tiny_config)
+    position = jnp.asarray([3, 8, 5])
+    prompt = jnp.arange(9)[None] < position[:, None]
+    return jax.jit(partial(gpt.forward_embeddings, params, config=tiny_config)), embeddings, position, prompt
+
+
+def whole_jacobians(forward, embeddings, position, prompt):
+    """One column at a time, in forward mode, sample by sample: ``[b, v, t d]``."""
+
+    @jax.jit
+    def one(row, at):
+        return jax.jacfwd(lambda e: forward(e[None])[0, at])(row)
+
+    found = [np.asarray(one(row, at), float) for row, at in zip(embeddings, position, strict=True)]
+    return [np.where(np.asarray(p)[:, None], j, 0).reshape(len(j), -1) for j, p in zip(found, prompt, strict=True)]
+
+
+def test_a_gpt_has_the_norms_of_its_whole_jacobian(decoder):
+    forward, embeddings, position, prompt = decoder
+    places = {"position": position, "prompt": prompt}
+    gradient = jax.jit(partial(sensitivity.gradient_norm, forward))(embeddings, **places)
+    found = jax.jit(partial(sensitivity.jacobian_norm, forward, tolerance=1e-3))(embeddings, **places, key=keys.root(3))
+    top = np.argmax(np.take_along_axis(np.asarray(forward(embeddings)), np.asarray(position)[:, None, None], 1), -1)[
+        :, 0
+    ]
+    for row, jacobian in enumerate(whole_jacobians(*decoder)):
+        spectrum = np.linalg.svd(jacobian, compute_uv=False)
+        np.testing.assert_allclose(gradient[row], np.linalg.norm(jacobian[top[row]]), rtol=1e-4)
+        np.testing.assert_allclose(found.value[row], spectrum[0], rtol=1e-3)
+        assert 0 < gradient[row] < found.value[row] * (1 + NORM)
+    assert found.converged.all()
+
+
+def test_the_gradient_norm_of_a_gpt_is_its_steepest_slope(decoder):
+    forward, embeddings, position, prompt = decoder
+    places = {"position": position, "prompt": prompt}
+    norm = jax.jit(partial(sensitivity.gradient_norm, forward))(embeddings, **places)
+
+    @jax.jit
+    def top(embeddings):
+        return jnp.max(jnp.take_along_axis(forward(embeddings), position[:, None, None], axis=1)[:, 0], axis=-1)
+
+    gradient = jnp.where(prompt[..., None], jax.jit(jax.grad(lambda e: jnp.sum(top(e))))(embeddings), 0.0)
+    step = 1e-2 * jnp.std(embeddings) * gradient / norm[:, None, None]
+    length = jnp.linalg.norm(step.reshape(3, -1), axis=1)
+    # Central differences of a float32 model.
+    np.testing.assert_allclose((top(embeddings + step) - top(embeddings - step)) / (2 * length), norm, rtol=2e-2)
+
+
+# Transformations
+
+
+def test_jitted_is_eager():
+    (gradient, found), (eager_gradient, eager) = precise(*case()), norms(*case(), tolerance=1e-3)
+    np.testing.assert_allclose(gradient, eager_gradient, rtol=SAME)
+    np.testing.assert_allclose(found.value, eager.value, rtol=NORM)
+
+
+def test_vmapped_is_looped():
+    lanes = [case(seed) for seed in range(3)]
+    gradients, found = jax.jit(jax.vmap(partial(norms, tolerance=1e-3)))(*tree.stack(lanes))
+    for lane, given in enumerate(lanes):
+        gradient, one = precise(*given)
+        np.testing.assert_allclose(gradients[lane], gradient, rtol=SAME)
+        np.testing.assert_allclose(found.value[lane], one.value, rtol=NORM)
+
+
+def test_a_dead_lane_is_nan_and_leaves_the_others_alone():
+    given = case()
+    dead = (jax.tree.map(lambda leaf: leaf * jnp.nan, given[0]), *given[1:])
+    gradients, found = jax.jit(jax.vmap(partial(norms, tolerance=1e-3)))(*tree.stack([given, dead]))
+    assert np.isnan(gradients[1]).all() and np.isnan(found.value[1]).all() and not found.converged[1].any()
+    gradient, one = precise(*given)
+    np.testing.assert_allclose(gradients[0], gradient, rtol=SAME)
+    np.testing.assert_allclose(found.value[0], one.value, rtol=NORM)
+
+
+def test_statistics_are_at_least_float32():
+    params, embeddings, position, prompt, key = case()
+    gradient, found = jax.eval_shape(norms, params, embeddings.astype(jnp.bfloat16), position, prompt, key)
+    assert gradient.dtype == found.value.dtype == found.residual.dtype == jnp.float32
+
+
+# What is undefined
+
+
+def test_a_traced_sample_without_prompt_or_position_is_nan():
+    params, embeddings, _, prompt, key = case()
+    for position, prompt_ in (([1, -1, T], prompt), ([1, 4, 3], prompt.at[1:].set(False))):
+        gradient, found = precise(params, embeddings, jnp.asarray(position), prompt_, key)
+        np.testing.assert_array_equal(np.isnan(gradient), [False, True, True])
+        np.testing.assert_array_equal(np.isnan(found.value), [False, True, True])
+        np.testing.assert_array_equal(found.converged, [True, False, False])
+
+
+@pytest.mark.parametrize("measure", ["gradient_norm", "jacobian_norm"])
+def test_bad_samples_are_named(measure):
+    params, embeddings, position, prompt, key = case()
+    forward = partial(causal, params)
+    options = {"key": key} if measure == "jacobian_norm" else {}
+
+    def run(embeddings=embeddings, position=position, prompt=prompt):
+        getattr(sensitivity, measure)(forward, embeddings, position=position, prompt=prompt, **options)
+
+    with pytest.raises(ValueError, match="embeddings hold 0 prompts, expected at least 1"):
+        run(embeddings[:0], position[:0], prompt[:0])
+    with pytest.raises(ValueError, match="embeddings hold values that are not finite"):
+        run(embeddings.at[1, 0, 0].set(jnp.inf))
+    for outside in (-1, T):
+        with pytest.raises(ValueError, match=f"position is {outside}, expected 0 to {T - 1}"):
+            run(position=position.at[1].set(outside))
+    with pytest.raises(ValueError, match="prompt 2 of the batch is empty"):
+        run(prompt=prompt.at[2].set(False))
+
+
+@pytest.mark.parametrize("options", [{"iterations": 0}, {"tolerance": 0.0}, {"tolerance": -1.0}], ids=str)
+def test_bad_iterations_are_named(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        norms(*case(), **options)

@@ -1,0 +1,342 @@
+"""Update spaces against NumPy float64 projectors, closed forms, baselines, dead layers and refused decompositions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import tree
+from jaxsafety.analysis import update_spaces
+
+# float32 decompositions and products of well-conditioned matrices against float64.
+RTOL, ATOL = 2e-5, 2e-5
+# The same float32 program in another order: a direction turns by the rounding over the gap between two values.
+SAME = 2e-4
+L, B = 3, 6
+SHAPES = [(5, 8), (8, 5)]
+NAMES = ("gain", "ratio", "projections")
+
+
+def f32(values):
+    return jnp.asarray(values, jnp.float32)
+
+
+def stack(shape, *, spectrum, seed):
+    """Matrices with these singular values and random directions."""
+    rng = np.random.default_rng(seed)
+    factors = [np.linalg.qr(rng.normal(size=(L, side, len(spectrum))))[0] for side in shape]
+    return f32(factors[0] * np.asarray(spectrum) @ factors[1].swapaxes(1, 2))
+
+
+def case(shape=(5, 8), seed=0):
+    base = stack(shape, spectrum=(3, 2, 1, 0.6, 0.3), seed=seed)
+    delta = stack(shape, spectrum=(0.05, 0.04, 0.02, 0.01, 0.005), seed=seed + 100)
+    inputs = f32(np.random.default_rng(seed + 200).normal(size=(L, B, shape[0])))
+    return base, delta, inputs
+
+
+def measure(base, delta, inputs):
+    """Every function of the module, once; signs of the projections are arbitrary."""
+    acted = update_spaces.input_space(base, delta, inputs=inputs)
+    return {
+        "output": update_spaces.output_space(base, delta),
+        "input": acted.replace(projections=jnp.abs(acted.projections)),
+        "alignment": update_spaces.input_alignment(base, delta),
+        "changed": update_spaces.changed_norm(base, delta),
+    }
+
+
+# Jitted, which compiles faster than all the operations one by one; test_jitted_is_eager compares the two.
+measured = jax.jit(measure)
+output_space = jax.jit(update_spaces.output_space, static_argnames=("energy", "method"))
+
+
+def leading(gram, energy):
+    """Eigenvectors of a Gram matrix that hold a share of its trace, by the definition, and their eigenvalues."""
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    count = 0
+    while values[:count].sum() < energy * values.sum():
+        count += 1
+    return vectors[:, :count], values[:count]
+
+
+def plain_output(base, delta, energy):
+    """One layer, from eigenvectors of the output-side Gram matrices and the whole projector."""
+    n = base.shape[1]
+    kept, _ = leading(base.T @ base, energy)
+    null = np.eye(n) - kept @ kept.T
+    directions, powers = leading(delta.T @ delta, energy)
+    norms = np.sqrt(((null @ directions) ** 2).sum(0))
+    whole = np.trace(delta @ null @ delta.T) / np.trace(delta @ delta.T)
+    return norms, (powers * norms**2).sum() / powers.sum(), whole, kept.shape[1]
+
+
+# Output space
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["wide", "tall"])
+@pytest.mark.parametrize("energy", [0.5, 0.9, 1.0])
+def test_output_space_matches_numpy(shape, energy):
+    base, delta, _ = case(shape)
+    got = output_space(base, delta, energy=energy)
+    for layer in range(L):
+        # A share of 1 leaves out what is exactly zero, which the eigenvalues of a Gram matrix do not tell.
+        given = (np.asarray(weights[layer], float) for weights in (base, delta))
+        norms, null, whole, rank = plain_output(*given, min(energy, 1 - 1e-9))
+        assert (got.rank_base[layer], got.rank_delta[layer]) == (rank, len(norms))
+        np.testing.assert_allclose(got.null_norm[layer, : len(norms)], norms, rtol=RTOL, atol=ATOL)
+        assert np.isnan(got.null_norm[layer, len(norms) :]).all()
+        np.testing.assert_allclose([got.null_energy[layer], got.total_null_energy[layer]], [null, whole], atol=ATOL)
+    assert (got.errors < 1e-6).all() and (got.errors > 0).all()
+
+
+def test_the_baseline_is_what_random_directions_have(key):
+    base, delta, _ = case()
+    got = measured(base, delta, case()[2])["output"]
+    for layer in range(L):
+        kept, _ = leading(np.asarray(base[layer], float).T @ np.asarray(base[layer], float), 0.9)
+        drawn = np.asarray(jax.random.normal(jax.random.fold_in(key, layer), (20_000, 8)), float)
+        drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+        outside = 1 - ((drawn @ kept) ** 2).sum(1)
+        # Five standard errors of 20 000 draws.
+        np.testing.assert_allclose(got.baseline_energy[layer], outside.mean(), atol=5 * outside.std() / 141)
+        np.testing.assert_allclose(got.baseline_norm[layer], np.sqrt(outside).mean(), atol=5 * outside.std() / 141)
+        np.testing.assert_allclose(got.baseline_std[layer], outside.std(), rtol=0.05)
+        np.testing.assert_allclose(got.baseline_energy[layer], 1 - kept.shape[1] / 8, rtol=1e-6)
+
+
+def corners(where):
+    """A base of rank 2 on the first outputs, and an update on those, on others, or on both equally."""
+    base, delta = np.zeros((1, 5, 8)), np.zeros((1, 5, 8))
+    base[0, 0, 0], base[0, 1, 1] = 2, 1
+    for output in where:
+        delta[0, 3, output] = 1e-3
+    return f32(base), f32(delta)
+
+
+@pytest.mark.parametrize(("where", "share"), [((0,), 0), ((5,), 1), ((0, 5), 0.5), ((0, 1, 6, 7), 0.5)], ids=str)
+def test_output_space_in_closed_form(where, share):
+    got = output_space(*corners(where), energy=0.99)
+    assert (got.rank_base, got.rank_delta) == (2, 1)
+    np.testing.assert_allclose(got.null_norm[0, 0], np.sqrt(share), atol=1e-6)
+    np.testing.assert_allclose([got.null_energy, got.total_null_energy], [[share]] * 2, atol=1e-6)
+
+
+def test_a_small_part_in_the_null_space_is_seen():
+    base, delta = corners((0,))
+    got = output_space(base, delta.at[0, 3, 5].set(1e-8), energy=0.99)
+    np.testing.assert_allclose(got.null_norm[0, 0], 1e-5, rtol=1e-3)
+    np.testing.assert_allclose([got.null_energy, got.total_null_energy], [[1e-10]] * 2, rtol=1e-3)
+
+
+def test_shares_do_not_depend_on_the_size_of_the_update():
+    base, delta, inputs = case()
+    one, tiny = (measured(base, delta * scale, inputs) for scale in (1, 1e-25))
+    for name in ("null_norm", "null_energy", "total_null_energy"):
+        np.testing.assert_allclose(getattr(one["output"], name), getattr(tiny["output"], name), rtol=SAME, atol=SAME)
+    np.testing.assert_allclose(one["alignment"], tiny["alignment"], rtol=SAME)
+
+
+def test_a_layer_without_update_has_no_share_and_one_without_base_is_all_null():
+    base, delta, inputs = case()
+    got = measured(base.at[1].set(0), delta.at[0].set(0), inputs)
+    output = got["output"]
+    np.testing.assert_array_equal(np.asarray(output.rank_delta) == 0, [True, False, False])
+    np.testing.assert_array_equal(np.asarray(output.rank_base) == 0, [False, True, False])
+    assert np.isnan(output.null_norm[0]).all()
+    for value in (output.null_energy, output.total_null_energy, got["alignment"][0]):
+        np.testing.assert_array_equal(np.isnan(value), [True, False, False])
+    np.testing.assert_allclose(
+        [output.null_energy[1], output.total_null_energy[1], output.baseline_norm[1]], 1, rtol=RTOL
+    )
+    np.testing.assert_array_equal(got["input"].gain[0], 0)
+    assert np.isnan(got["input"].ratio[1]).all() and np.isnan(got["changed"][1])
+    assert all(np.isfinite(leaf[2]).all() for leaf in jax.tree.leaves(got) if leaf is not output.null_norm)
+
+
+# The Gram matrix
+
+
+def test_gram_agrees_with_full_where_it_resolves_the_energy():
+    # Values below the method's limit are refused; 90 % of the energy lies above it.
+    spectrum = (3, 2, 1, 1e-3, 1e-4)
+    base, delta = (stack((5, 8), spectrum=spectrum, seed=seed) for seed in (0, 1))
+    full, gram = (output_space(base, delta, method=method) for method in ("full", "gram"))
+    np.testing.assert_array_equal([full.rank_base, full.rank_delta], [gram.rank_base, gram.rank_delta])
+    for name in ("null_norm", "null_energy", "total_null_energy", "baseline_norm"):
+        np.testing.assert_allclose(getattr(full, name), getattr(gram, name), rtol=SAME, atol=SAME)
+
+
+def test_gram_refuses_what_it_cannot_resolve():
+    base = stack((5, 8), spectrum=(3, 3e-3, 2e-3, 1e-3, 1e-4), seed=0)
+    got = output_space(base, case()[1], method="gram", energy=1 - 1e-6)
+    np.testing.assert_array_equal(got.rank_base, -1)
+    shares = (got.null_norm, got.null_energy, got.total_null_energy, got.baseline_norm, got.baseline_energy)
+    assert all(np.isnan(leaf).all() for leaf in (*shares, got.baseline_std, got.errors))
+
+
+def test_gram_falls_back_outside_of_jit():
+    base = stack((5, 8), spectrum=(3, 3e-3, 2e-3, 1e-3, 1e-4), seed=0)
+    with pytest.warns(RuntimeWarning, match="method 'full' instead"):
+        got = update_spaces.output_space(base, case()[1], method="gram", energy=1 - 1e-6)
+    assert (got.rank_base > 1).all() and np.isfinite(got.null_energy).all()
+
+
+# Input space
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["wide", "tall"])
+def test_input_space_matches_numpy(shape):
+    base, delta, inputs = case(shape)
+    got = measured(base, delta, inputs)["input"]
+    for layer in range(L):
+        w, dw, a = (np.asarray(x[layer], float) for x in (base, delta, inputs))
+        norms = np.sqrt((a**2).sum(1))
+        values, vectors = np.linalg.eigh(dw @ dw.T)
+        order = np.argsort(values)[::-1][:5]
+        projected = np.abs(a @ vectors[:, order]) * np.sqrt(np.maximum(values[order], 0)) / norms[:, None]
+        np.testing.assert_allclose(got.gain[layer], np.sqrt(((a @ dw) ** 2).sum(1)) / norms, rtol=RTOL)
+        np.testing.assert_allclose(got.ratio[layer], np.sqrt(((a @ dw) ** 2).sum(1) / ((a @ w) ** 2).sum(1)), rtol=RTOL)
+        np.testing.assert_allclose(got.projections[layer], projected, rtol=1e-3, atol=ATOL * 0.05)
+
+
+def test_squares_of_the_projections_add_up_to_the_gain():
+    got = measured(*case())["input"]
+    np.testing.assert_allclose(jnp.sum(got.projections**2, axis=-1), got.gain**2, rtol=RTOL)
+
+
+def test_the_strongest_input_has_the_largest_value_as_its_gain():
+    base, delta, _ = case()
+    strongest = np.linalg.svd(np.asarray(delta, float))[0][:, None, :, 0]
+    got = measured(base, delta, f32(np.repeat(7 * strongest, B, axis=1)))["input"]
+    np.testing.assert_allclose(got.gain, 0.05, rtol=RTOL)
+    np.testing.assert_allclose(got.projections, [[[0.05, 0, 0, 0, 0]] * B] * L, atol=ATOL * 0.05)
+
+
+def test_a_rank_keeps_the_leading_projections():
+    base, delta, inputs = case()
+    few = update_spaces.input_space(base, delta, inputs=inputs, rank=2)
+    every = measured(base, delta, inputs)["input"]
+    np.testing.assert_allclose(jnp.abs(few.projections), every.projections[..., :2], rtol=SAME, atol=1e-7)
+    np.testing.assert_allclose(few.gain, every.gain, rtol=RTOL)
+
+
+def test_an_input_of_zero_has_no_direction():
+    base, delta, inputs = case()
+    got = measured(base, delta, inputs.at[:, 2].set(0))["input"]
+    for name in NAMES:
+        undefined = np.isnan(getattr(got, name))
+        assert undefined[:, 2].all() and undefined.sum() == undefined[:, 2].size
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9])
+def test_input_alignment_matches_numpy(energy):
+    base, delta, _ = case()
+    share, chance = update_spaces.input_alignment(base, delta, energy=energy)
+    for layer in range(L):
+        w, dw = (np.asarray(x[layer], float) for x in (base, delta))
+        kept, _ = leading(w @ w.T, energy)
+        np.testing.assert_allclose(share[layer], (kept.T @ dw * (kept.T @ dw)).sum() / (dw**2).sum(), rtol=RTOL)
+        np.testing.assert_allclose(chance[layer], kept.shape[1] / 5, rtol=1e-6)
+
+
+def test_an_update_along_the_base_is_wholly_aligned():
+    base, _, inputs = case()
+    share = update_spaces.input_alignment(base, 1e-3 * base, energy=1.0)[0]
+    np.testing.assert_allclose(share, 1, rtol=RTOL)
+    np.testing.assert_allclose(measured(base, 1e-3 * base, inputs)["input"].ratio, 1e-3, rtol=RTOL)
+    np.testing.assert_allclose(update_spaces.changed_norm(base, 1e-3 * base), 1e-3, rtol=RTOL)
+
+
+def test_changed_norm_matches_numpy():
+    base, delta, _ = case()
+    expected = [
+        np.linalg.norm(np.asarray(delta, float)[i]) / np.linalg.norm(np.asarray(base, float)[i]) for i in range(L)
+    ]
+    np.testing.assert_allclose(update_spaces.changed_norm(base, delta), expected, rtol=RTOL)
+
+
+# Transformations
+
+
+def close(left, right):
+    np.testing.assert_allclose(left, right, rtol=SAME, atol=SAME)
+
+
+def test_jitted_is_eager():
+    jax.tree.map(close, measured(*case()), measure(*case()))
+
+
+def test_vmapped_is_looped():
+    lanes = [case(seed=seed) for seed in range(3)]
+    batched = jax.jit(jax.vmap(measure))(*tree.stack(lanes))
+    for lane, given in enumerate(lanes):
+        jax.tree.map(close, tree.lane(batched, lane), measured(*given))
+
+
+def test_a_dead_lane_is_nan_and_leaves_the_others_alone():
+    given = case()
+    dead = [jnp.full_like(array, jnp.nan) for array in given]
+    batched = jax.jit(jax.vmap(measure))(*tree.stack([given, tuple(dead)]))
+    output = batched["output"]
+    np.testing.assert_array_equal([output.rank_base[1], output.rank_delta[1]], -1)
+    for leaf in jax.tree.leaves(batched):
+        assert not jnp.issubdtype(leaf.dtype, jnp.floating) or np.isnan(leaf[1]).all()
+    jax.tree.map(close, tree.lane(batched, 0), measured(*given))
+
+
+def test_statistics_are_at_least_float32():
+    def dtypes(dtype):
+        given = [jax.ShapeDtypeStruct(array.shape, dtype) for array in case()]
+        found = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(measure, *given))}
+        return found - {jnp.dtype("int32")}
+
+    assert dtypes(jnp.bfloat16) == dtypes(jnp.float32) == {jnp.dtype("float32")}
+    with jax.enable_x64(True):
+        assert dtypes(jnp.float64) == {jnp.dtype("float64")}
+
+
+# Errors
+
+
+def test_values_that_are_not_finite_are_named():
+    base, delta, inputs = case()
+    bad = delta.at[2, 0, 0].set(jnp.nan)
+    for function in (update_spaces.output_space, update_spaces.input_alignment, update_spaces.changed_norm):
+        with pytest.raises(ValueError, match=r"^delta holds values that are not finite"):
+            function(base, bad)
+        with pytest.raises(ValueError, match=r"^base holds values that are not finite"):
+            function(base.at[0, 0, 0].set(jnp.inf), delta)
+    with pytest.raises(ValueError, match=r"^inputs holds values that are not finite"):
+        update_spaces.input_space(base, delta, inputs=inputs.at[0, 0, 0].set(jnp.nan))
+
+
+def test_shapes_must_fit(unchecked):
+    base, delta, inputs = case()
+    for function in (update_spaces.output_space, update_spaces.input_alignment, update_spaces.changed_norm):
+        with pytest.raises(ValueError, match=r"base has shape \(3, 5, 8\) and delta \(3, 8, 5\): expected the same"):
+            function(base, delta.mT)
+    with pytest.raises(ValueError, match=r"inputs have shape \(3, 6, 4\), expected \[l, b, m\]"):
+        update_spaces.input_space(base, delta, inputs=inputs[..., :4])
+
+
+@pytest.mark.parametrize("energy", [0.0, -0.1, 1.5, float("nan")])
+def test_energy_out_of_range(energy):
+    base, delta, _ = case()
+    for function in (update_spaces.output_space, update_spaces.input_alignment):
+        with pytest.raises(ValueError, match=r"energy is .*, expected a share in \(0, 1\]"):
+            function(base, delta, energy=energy)
+
+
+@pytest.mark.parametrize("rank", [0, 6])
+def test_rank_out_of_range(rank):
+    base, delta, inputs = case()
+    with pytest.raises(ValueError, match=f"rank is {rank}, expected 1 to 5"):
+        update_spaces.input_space(base, delta, inputs=inputs, rank=rank)
+
+
+def test_unknown_method(unchecked):
+    base, delta, _ = case()
+    with pytest.raises(ValueError, match="unknown method 'randomized': expected one of full, gram"):
+        update_spaces.output_space(base, delta, method="randomized")

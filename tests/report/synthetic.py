@@ -1,0 +1,215 @@
+"""Rows of every analysis as a run would write them, made up: smooth in layer, step and strength, seeds that differ.
+
+``Shape`` sets the size. The numbers tell the paper's story roughly, so that a figure of them can be judged by eye.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+ETA = {"eta_M": 1e-3, "eta_S": 1e-4}
+CONDITIONS = ("safe", "unsafe", "jb_co_task", "jb_co_text", "jb_misgen", "ood")
+STRONG = {"sft": 0.6, "dpo": 0.9, "unlearn": 1.0}
+# How near to unsafe a condition looks to the model: 0 like safe, 1 like unsafe.
+NEAR = {"safe": 0.0, "unsafe": 1.0, "jb_co_task": 0.7, "jb_co_text": 0.15, "jb_misgen": 0.4, "ood": 0.8}
+PARTS = ("mlp_matrices", "only_null", "all_but_null", "only_range", "all_but_range", "only_random", "all_but_random")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much there is: every field may be cut down for a fast test."""
+
+    methods: tuple[str, ...] = ("sft", "dpo", "unlearn")
+    rates: tuple[str, ...] = ("eta_M", "eta_S")
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    layers: int = 4
+    steps: tuple[int, ...] = (0, 10, 40, 150, 600)
+    conditions: tuple[str, ...] = CONDITIONS
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+class _Rows:
+    """Collects the rows of one lane."""
+
+    def __init__(self, rng, **lane):
+        self.rng, self.lane, self.rows = rng, lane, []
+
+    def add(self, analysis, metric, value, *, noise=0.0, share=False, **labels):
+        value = value + noise * self.rng.standard_normal()
+        value = min(1.0, max(0.0, value)) if share else value
+        blank = {"condition": "", "subset": "all", "layer": None, "part": "", "strength": None}
+        self.rows.append(
+            {"run": "r0", "revision": "abc1234", "device": "cpu", "analysis": analysis}
+            | self.lane
+            | blank
+            | labels
+            | {"metric": metric, "value": float(value)}
+        )
+
+
+def analysis_rows(shape=None):
+    """Every analysis of every model of ``shape``, rows as mappings."""
+    shape = shape or Shape()
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in shape.seeds:
+        lane = _Rows(rng, method="pretrained", lr_name="", lr=1e-3, seed=seed, step=0)
+        _observations(lane, shape, power=0.08)
+        _soft_tokens(lane, shape, power=0.0)
+        rows += lane.rows
+        for method, rate, step in itertools.product(shape.methods, shape.rates, shape.steps):
+            lane = _Rows(rng, method=method, lr_name=rate, lr=ETA[rate], seed=seed, step=step)
+            done = math.log1p(step) / math.log1p(shape.steps[-1])
+            power = STRONG[method] * (1.0 if rate == "eta_M" else 0.6) * done
+            _observations(lane, shape, power=power)
+            if step:
+                _updates(lane, shape, power=power, step=step)
+            if step == shape.steps[-1]:
+                _interventions(lane, shape, power=power)
+                _soft_tokens(lane, shape, power=power)
+                _prefill(lane, shape, power=power)
+            rows += lane.rows
+        rows += _alignment(rng, shape, seed)
+    return rows
+
+
+def _observations(lane, shape, *, power):
+    for condition, layer in itertools.product(shape.conditions, range(shape.layers)):
+        depth = (layer + 1) / shape.layers
+        side = 1 - 2 * NEAR[condition]
+        for part, subset in itertools.product(("last", "response"), ("all", "successful")):
+            if subset == "successful" and condition == "safe":
+                continue
+            shift = 0.15 if subset == "successful" else 0.0
+            tau = (0.05 + power * depth) * side * (0.7 if part == "last" else 1.0) + shift * power
+            labels = {"condition": condition, "layer": layer, "part": part, "subset": subset}
+            lane.add("clusters", "relative_tau", tau, noise=0.04, **labels)
+            lane.add("clusters", "tau", 40 * tau, noise=1.0, **labels)
+    for layer, part in itertools.product(range(shape.layers), ("last", "response")):
+        gap = 0.05 + power * (layer + 1) / shape.layers
+        lane.add("clusters", "relative_gap", gap, noise=0.03, layer=layer, part=part)
+        lane.add("clusters", "effect_size", 6 * gap, noise=0.3, layer=layer, part=part)
+    for condition, subset in itertools.product(shape.conditions, ("all", "successful")):
+        if subset == "successful" and condition == "safe":
+            continue
+        norm = 10 ** (0.3 + 0.5 * power * (0.5 - NEAR[condition] * (0.8 if subset == "successful" else 1)))
+        labels = {"condition": condition, "subset": subset}
+        lane.add("sensitivity", "gradient_norm", norm, noise=0.05 * norm, **labels)
+        lane.add("sensitivity", "jacobian_norm", 8 * norm, noise=0.4 * norm, **labels)
+        if subset == "all" and condition in ("safe", "unsafe"):
+            bins = np.linspace(-1.5, 1.5, 25)
+            shares = np.exp(-((bins - math.log10(norm)) ** 2) / 0.08)
+            for centre, value in zip(bins, shares / shares.sum(), strict=True):
+                lane.add("sensitivity", "histogram", value, noise=0.01, share=True, strength=float(centre), **labels)
+    for condition in shape.conditions:
+        refused = power * NEAR[condition]
+        rates = {"complied": 1 - refused, "refused": refused, "other": 0.0, "exact_match": 1 - refused}
+        for metric, value in rates.items():
+            lane.add("verdicts", metric, value, noise=0.02, share=True, condition=condition)
+
+
+def _updates(lane, shape, *, power, step):
+    for part, layer in itertools.product(("up", "down"), range(shape.layers)):
+        labels = {"part": part, "layer": layer}
+        baseline = 0.82 if part == "up" else 0.6
+        excess = 0.12 * power - 0.03 * layer / shape.layers
+        lane.add("output_space", "baseline_norm", baseline, **labels)
+        lane.add("output_space", "excess", excess, noise=0.015, **labels)
+        lane.add("output_space", "null_norm_mean", baseline + excess, noise=0.015, **labels)
+        for index in range(4 + 2 * layer + lane.lane["seed"] % 2):
+            value = baseline + excess + 0.1 * math.tanh(1 - index / 3)
+            lane.add("output_space", "null_norm", value, noise=0.02, share=True, strength=float(index), **labels)
+        for condition, subset in itertools.product(shape.conditions, ("all", "successful")):
+            if subset == "successful" and condition == "safe":
+                continue
+            gain = (0.02 + 0.2 * power) * (0.2 + NEAR[condition] * (0.7 if subset == "successful" else 1.0))
+            gain *= 1 + layer / shape.layers
+            shown = {**labels, "condition": condition, "subset": subset}
+            lane.add("input_space", "gain", gain, noise=0.05 * gain, **shown)
+            lane.add("input_space", "ratio", 0.4 * gain, noise=0.02 * gain, **shown)
+
+
+def _rates(lane, analysis, condition, refused, *, good=1.0, **labels):
+    rates = {"complied": (1 - refused) * good, "refused": refused, "exact_match": (1 - refused) * good}
+    rates["other"] = 1 - rates["complied"] - rates["refused"]
+    for metric, value in rates.items():
+        lane.add(analysis, metric, value, noise=0.02, share=True, condition=condition, **labels)
+
+
+def _interventions(lane, shape, *, power):
+    others = [f"transfer:{method}" for method in shape.methods if method != lane.lane["method"]]
+    scaled = {"whole": 1.0, "mlp": 0.8, "up": 0.5, "down": 0.35}
+    fixed = dict(zip(PARTS, (0.8, 0.7, 0.2, 0.1, 0.9, 0.4, 0.5), strict=True)) | {"attention": 0.3}
+    # Nothing of any part is the pretrained model, which the whole update stands for.
+    done = [(part, a, scale * a) for part, scale in scaled.items() for a in shape.alphas if a or part == "whole"]
+    done += [(part, alpha, 1 + 0.6 * alpha) for part in others for alpha in (0.5, 1.0)]
+    done += [(part, 1.0, scale) for part, scale in fixed.items()]
+    done += [("rank", float(rank), 1 - 1 / (1 + rank)) for rank in (1, 2, 4, 8)]
+    done += [("layer", float(layer), 0.2 + 0.1 * layer) for layer in range(shape.layers)]
+    for (part, strength, scale), condition in itertools.product(done, shape.conditions):
+        refused = math.tanh(1.6 * power * scale * NEAR[condition])
+        good = 1 - 0.3 * max(0.0, scale - 1.2)
+        _rates(lane, "interventions", condition, refused, good=good, part=part, strength=strength)
+
+
+def _soft_tokens(lane, shape, *, power):
+    for count, steps in itertools.product((1, 4, 8), (0, 2, 5, 10)):
+        strength = float(count * steps)
+        success = 1 - power * math.exp(-strength / 25)
+        labels = {"condition": "unsafe", "part": f"{count} token{'s' * (count > 1)}", "strength": strength}
+        lane.add("soft_tokens", "complied", success, noise=0.02, share=True, **labels)
+        for layer in range(shape.layers):
+            depth = (layer + 1) / shape.layers
+            lane.add(
+                "soft_tokens", "relative_tau", power * depth * (2 * success - 1.3), noise=0.03, layer=layer, **labels
+            )
+            if power:
+                lane.add("soft_tokens", "gain", 0.2 * power * (1.4 - success), noise=0.01, layer=layer, **labels)
+
+
+def _prefill(lane, shape, *, power):
+    for condition, depth in itertools.product(shape.conditions[1:4], (0, 1, 2, 3, 5, 8)):
+        refused = power * math.exp(-depth / 2.5) * NEAR[condition]
+        _rates(lane, "prefill", condition, refused, good=0.9, strength=float(depth))
+    for condition in shape.conditions[1:4]:
+        for position in range(10):
+            share = 0.5 * power * math.exp(-position / 1.5)
+            labels = {"condition": condition, "strength": float(position)}
+            lane.add("prefill", "first_refusal", share, noise=0.01, share=True, **labels)
+        lane.add("prefill", "never_refuses", 1 - 0.9 * power, noise=0.02, share=True, condition=condition)
+
+
+def _alignment(rng, shape, seed):
+    rows = []
+    for a, b in itertools.combinations(shape.methods, 2):
+        start = _Rows(rng, method="pretrained", lr_name="", lr=1e-3, seed=seed, step=0)
+        start.add("alignment", "gradient_cosine", 0.3, noise=0.05, part=f"{a}~{b}")
+        rows += start.rows
+        for rate in shape.rates:
+            lane = _Rows(rng, method=a, lr_name=rate, lr=ETA[rate], seed=seed, step=shape.steps[-1])
+            lane.add("alignment", "cosine", 0.5 if "sft" in (a, b) else 0.7, noise=0.04, part=f"{a}~{b}")
+            for matrix, layer in itertools.product(("up", "down"), range(shape.layers)):
+                labels = {"part": f"{a}~{b}:{matrix}", "layer": layer}
+                lane.add("alignment", "matrix_cosine", 0.4 + 0.05 * layer, noise=0.03, **labels)
+                lane.add("alignment", "input_overlap", 0.3 + 0.06 * layer, noise=0.03, **labels)
+                lane.add("alignment", "output_overlap", 0.5 + 0.06 * layer, noise=0.03, **labels)
+                lane.add("alignment", "input_chance", 0.06 if matrix == "up" else 0.1, **labels)
+                lane.add("alignment", "output_chance", 0.1 if matrix == "up" else 0.06, **labels)
+            rows += lane.rows
+    return rows
+
+
+def slope_rows(shape=None):
+    """The slope of DPO's loss along training, as rows of the learning curves."""
+    shape = shape or Shape()
+    lane = {"run": "r0", "revision": "abc1234", "device": "cpu", "stage": "tune", "method": "dpo"}
+    return [
+        lane
+        | {"lr_name": rate, "lr": ETA[rate], "seed": seed, "step": step, "condition": "train"}
+        | {"metric": "rewards/slope", "value": 0.5 / (1 + step * ETA[rate] * (1 + 0.1 * seed))}
+        for rate in shape.rates
+        for seed in shape.seeds
+        for step in range(50, shape.steps[-1] + 1, 50)
+    ]

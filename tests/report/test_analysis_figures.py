@@ -1,0 +1,200 @@
+"""All figures of the analyses: what they draw, number by number where a curve can be read back out of the SVG."""
+
+import math
+import re
+import sys
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+
+from jaxsafety.report import analysis_figures, analysis_panels, plotting, sections, seed_tables
+
+NAMES = tuple(sections.SECTIONS)
+TEXTS = {
+    "clusters": ("last prompt token", "first answer tokens", "pretrained", "SFT eta_M 1e-3", "safe prompts"),
+    "output_space": ("excess: up", "layer 1: down", "random direction", "DPO eta_S 1e-4"),
+    "input_space": ("gain |a ΔW| / |a|", "ratio |a ΔW| / |a W|", "layer"),
+    "sensitivity": ("gradient norm", "Jacobian norm", "pretrained", "gradient norm (log)"),
+    "jailbreaks": ("JB-CO-Text", "successful attacks", "relative τ", "sensitivity"),
+    "soft_tokens": ("1 token", "8 tokens", "complied", "strength: soft tokens × steps"),
+    "prefill": ("refused", "first refusal", "answer position"),
+    "interventions": ("whole", "MLP", "up", "down", "Instruct", "Null", "JB-CO-Text", "factor α"),
+    "causal": ("only null", "all but random", "rank 8", "layer 1", "attention"),
+    "transfer": ("+ α SFT", "+ α DPO"),
+    "dynamics": ("Null", "cluster separation (relative gap)", "eta_M", "eta_S", "training step (log)"),
+    "alignment": ("SFT ~ DPO", "gradients, step 0", "chance", "outputs: up", "DPO eta_M 1e-3"),
+}
+# Student's t, 0.975 quantile at two degrees of freedom.
+T_2 = 4.30265
+# Coordinates are written with six decimals.
+UNITS = 1e-4
+_NUMBER = r"[-\d.]+"
+
+
+def one_model(frames, **labels):
+    """The frames with one SFT model alone, and of its rows those with these labels."""
+    rows = frames["analyze"].filter(pl.col("method") == "sft", pl.col("lr_name") == "eta_M")
+    return {"analyze": seed_tables.pick(rows, **labels)}
+
+
+def curves(svg, *, colour, width):
+    """Points ``[curve, point, 2]`` of the open paths of one colour and stroke width inside panels, not in legends."""
+    pattern = (
+        rf'<path d="([^"]*)" clip-path="[^>]*style="fill: none; stroke: {colour}; [^"]*stroke-width: {width};?[^"]*"'
+    )
+    paths = [re.findall(rf"[ML] ({_NUMBER}) ({_NUMBER})", path) for path in re.findall(pattern, svg)]
+    return np.array([path for path in paths if len(path) > 1], float)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_is_well_formed_and_fetches_nothing(analysis_svgs, name):
+    svg = analysis_svgs[name]
+    root = ET.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("role") == "img"
+    assert root.get("viewBox").startswith(f"0 0 {plotting.WIDTH} ")
+    assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", svg)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', svg))
+    assert "currentColor" in svg and plotting.INK not in svg and "#ffffff" not in svg
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_says_what_it_shows_as_text(analysis_svgs, name):
+    words = {"".join(element.itertext()).strip() for element in ET.fromstring(analysis_svgs[name]).iter()}
+    assert set(TEXTS[name]) <= words
+    sizes = {float(size) for size in re.findall(r"font-size: ([\d.]+)px", analysis_svgs[name])}
+    assert sizes and sizes <= {11.0, 12.0}
+
+
+def test_ids_are_unique_in_a_page_of_all_figures(analysis_svgs):
+    seen = set()
+    for svg in analysis_svgs.values():
+        ids = re.findall(r' id="([^"]*)"', svg)
+        assert set(re.findall(r"url\(#([^)]*)\)", svg)) | set(re.findall(r'href="#([^"]*)"', svg)) <= set(ids)
+        assert len(ids) == len(set(ids)) and seen.isdisjoint(ids)
+        seen |= set(ids)
+
+
+@pytest.mark.parametrize("name", ["output_space", "jailbreaks", "alignment"])
+def test_the_same_data_give_the_same_bytes(analysis_frames, analysis_svgs, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    shuffled = {key: frame.sample(fraction=1.0, shuffle=True, seed=3) for key, frame in analysis_frames.items()}
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30}):
+        assert sections.draw(name, shuffled) == analysis_svgs[name]
+
+
+def test_every_seed_is_faint_and_the_mean_bold_in_its_t_interval(analysis_frames):
+    frames = one_model(analysis_frames, analysis="clusters", metric="relative_tau", part="last", condition="safe")
+    svg = sections.draw("clusters", frames)
+    seeds = curves(svg, colour=plotting.BLUE, width="0.6")
+    (mean,) = curves(svg, colour=plotting.BLUE, width="1.6")
+    assert seeds.shape == (3, 2, 2)
+    assert re.search(r"stroke-opacity: 0\.4", svg)
+    np.testing.assert_allclose(seeds.mean(axis=0), mean, atol=UNITS)
+    half = T_2 * seeds[..., 1].std(axis=0, ddof=1) / math.sqrt(3)
+    ((band, down),) = re.findall(r'<use xlink:href="#([^"]*)" x="0" y="([^"]*)" style="[^"]*fill-opacity: 0.16', svg)
+    (path,) = re.findall(rf'<path id="{band}" d="([^"]*)"', svg)
+    edge = np.array(re.findall(rf"[ML] ({_NUMBER}) ({_NUMBER})", path), float) + np.array([0, float(down)])
+    for x, middle, reach in zip(mean[:, 0], mean[:, 1], half, strict=True):
+        ends = edge[np.isclose(edge[:, 0], x), 1]
+        assert ends.max() - ends.min() == pytest.approx(2 * reach, abs=1e-3)
+        assert (ends.max() + ends.min()) / 2 == pytest.approx(middle, abs=1e-3)
+
+
+def test_dead_seeds_are_left_out(analysis_frames):
+    frames = one_model(analysis_frames, analysis="clusters", metric="relative_tau", part="last", condition="safe")
+    dead = pl.when(pl.col("seed") > 0).then(None).otherwise(pl.col("value")).alias("value")
+    left = sections.draw("clusters", {"analyze": frames["analyze"].with_columns(dead)})
+    alone = sections.draw("clusters", {"analyze": frames["analyze"].filter(pl.col("seed") == 0)})
+    bold = [curves(svg, colour=plotting.BLUE, width="1.6")[0] for svg in (left, alone)]
+    np.testing.assert_allclose(*bold, atol=UNITS)
+
+
+def test_a_single_seed_has_no_band_and_no_faint_line(analysis_frames):
+    svg = sections.draw("clusters", {"analyze": analysis_frames["analyze"].filter(pl.col("seed") == 0)})
+    assert len(curves(svg, colour=plotting.BLUE, width="0.6")) == 0
+    assert "fill-opacity: 0.16" not in svg
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_draws_with_one_seed_one_method_and_one_condition_missing(analysis_frames, name):
+    rows = analysis_frames["analyze"].filter(
+        pl.col("seed") == 0,
+        pl.col("method").is_in(["pretrained", "sft"]),
+        pl.col("lr_name").is_in(["", "eta_M"]),
+        pl.col("condition") != "safe",
+    )
+    curves = analysis_frames["curves"].filter(pl.col("seed") == 0)
+    assert sections.draw(name, {"analyze": rows, "curves": curves}).startswith("<svg")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_draw_says_which_stage_is_missing(analysis_frames, name):
+    none = {"analyze": analysis_frames["analyze"].clear(), "curves": analysis_frames["curves"].clear()}
+    dead = {key: frame.with_columns(pl.lit(None, dtype=pl.Float64).alias("value")) for key, frame in
+            analysis_frames.items()}  # fmt: skip
+    for frames in (none, dead):
+        with pytest.raises(sections.NothingToDraw, match="run `jaxsafety analyze`"):
+            sections.draw(name, frames)
+
+
+def test_parts_that_were_not_measured_are_not_drawn(analysis_frames):
+    rows = analysis_frames["analyze"].filter(pl.col("part") != "response")
+    svg = sections.draw("clusters", {"analyze": rows})
+    assert "last prompt token" in svg and "first answer tokens" not in svg
+    only = analysis_frames["analyze"].filter(pl.col("part").is_in(["whole", "only_null"]))
+    assert "MLP" not in sections.draw("interventions", {"analyze": only})
+    assert "only null" in sections.draw("causal", {"analyze": only})
+
+
+def test_jailbreaks_show_means_over_layers(analysis_frames):
+    """One layer of the same values as the mean gives the same picture."""
+    picked = analysis_frames["analyze"].filter(pl.col("analysis") == "clusters", pl.col("metric") == "relative_tau")
+    layers = picked.with_columns(
+        pl.col("value").mean().over([name for name in picked.columns if name not in ("layer", "value")])
+    )
+    flat = layers.filter(pl.col("layer") == 0)
+    assert sections.draw("jailbreaks", {"analyze": picked}) == sections.draw("jailbreaks", {"analyze": flat})
+
+
+def test_norms_ascend_over_the_share_of_directions():
+    curve = analysis_figures.ascending(np.array([0.9, np.nan, 0.1, 0.5]))
+    assert curve[0] == 0.1 and curve[-1] == 0.9
+    assert curve[len(curve) // 2] == pytest.approx(0.5)
+    assert (np.diff(curve) >= 0).all()
+    assert (analysis_figures.ascending(np.array([0.7])) == 0.7).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.011, 0.47), (1.1, 1.9), (3e-6, 2e4), (0.2, 0.21), (1, 10)])
+def test_logarithmic_ticks_are_few_round_and_in_range(low, high):
+    axes = matplotlib.figure.Figure().subplots()
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    analysis_panels.log_ticks(axes.xaxis, most=4)
+    ticks = axes.get_xticks()
+    assert len(ticks) <= 4
+    assert all(low <= tick <= high for tick in ticks)
+    assert all(len(analysis_panels.short(tick)) <= 5 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.02, "0.02"), (3e-4, "3e-4"), (1e5, "1e5"), (30.0, "30"), (1.5, "1.5")]
+)
+def test_numbers_are_short(value, text):
+    assert analysis_panels.short(value) == text
+
+
+def test_legends_are_filled_row_by_row():
+    figure = matplotlib.figure.Figure(layout="constrained")
+    keys = [analysis_panels.key(str(number), {"color": plotting.BLUE}) for number in range(5)]
+    analysis_panels.legend(figure, keys, columns=2)
+    # Matplotlib fills column by column.
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "2", "4", "1", "3"]
+
+
+def test_panels_flow_in_columns_of_learning_rates(analysis_frames):
+    models = seed_tables.models_of(analysis_frames["analyze"].filter(pl.col("analysis") == "verdicts"))
+    slots = analysis_panels.flow_slots(models)
+    assert [slot.lr_name if slot else None for slot in slots] == ["", None, "eta_M", "eta_S", "eta_M", "eta_S"]

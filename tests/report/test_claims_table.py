@@ -1,0 +1,161 @@
+import math
+
+import pytest
+
+from jaxsafety.analysis import claims, evidence
+from jaxsafety.report import claims_table, results
+from tests.claim_rows import series, textbook
+
+RUN = {"run": "r0", "revision": "abc1234", "device": "cpu"}
+
+
+def changed(row):
+    """The textbook, but for: an opposite sign, an analysis missing, a dead lane, and what stays within the noise."""
+    if row["analysis"] == "output_space" and row["part"] == "down":
+        return row | {"value": -row["value"]}
+    if row["method"] == "unlearn" and row["lr_name"] == "eta_S" and row["seed"] == 1:
+        return row | {"value": math.nan}
+    if row["analysis"] == "alignment":
+        return row | {"value": 0.5 + (row["value"] if row["seed"] % 2 else -row["value"])}
+    return row
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [changed(row) for row in textbook() if row["analysis"] != "soft_tokens"]
+
+
+def write(directory, rows):
+    names = ("method", "lr_name", "lr", "seed", "step", "condition", "metric", "value")
+    table = [
+        RUN | {"stage": "evaluate"} | {name: row[name] for name in names}
+        for row in rows
+        if row["analysis"] == "evaluate"
+    ]
+    early = [row | {"stage": "tune", "value": 0.0} for row in table]
+    analyses = [RUN | row for row in rows if row["analysis"] != "evaluate"]
+    folder = directory / "results"
+    if table:
+        results.write_results(folder / "evaluate.parquet", results.rows_to_frame(table + early))
+    schema = results.ANALYSIS_SCHEMA
+    results.write_results(folder / "analyze.parquet", results.rows_to_frame(analyses, schema=schema), schema=schema)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run(rows, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("run"), rows)
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return claims_table.read(run)
+
+
+def test_a_run_is_judged_as_its_rows_are(rows, found):
+    nulls = [row | {"value": None} if math.isnan(row["value"]) else row for row in rows]
+    assert found == claims.judge(evidence.gather(nulls))
+    assert {judgement.verdict for judgement in found} == {"supported", "contradicted", "undecided"}
+
+
+def test_a_run_without_analyses_is_one_sentence(tmp_path):
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ValueError, match=r"^no analyses in .*: run `jaxsafety analyze` on it first$"):
+        claims_table.text(tmp_path)
+
+
+def test_a_damaged_file_is_named(run, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "analyze.parquet").write_bytes((run / "results" / "analyze.parquet").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"analyze\.parquet is not a readable Parquet file"):
+        claims_table.text(tmp_path)
+
+
+def test_a_run_without_an_accuracy_table_is_judged_by_its_analyses(rows, tmp_path):
+    some = claims_table.read(write(tmp_path, [row for row in rows if row["analysis"] != "evaluate"]))
+    by_name = {judgement.claim.name: judgement for judgement in some}
+    assert by_name["rate_refuses"].why == "no accuracy table in this run"
+    assert by_name["clusters_separate"].verdict == "supported"
+
+
+def test_text_is_ascii_within_80_columns_and_reads_one_row_a_claim(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = claims_table.text(run)
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    blocks = [[" ".join(line.split()) for line in block.splitlines()] for block in text.split("\n\n")]
+    assert [block[0].split()[0] for block in blocks[1 : len(claims.CLAIMS)]] == [
+        str(number) for number in range(2, len(claims.CLAIMS) + 1)
+    ]
+    assert blocks[7][0].startswith("8 contradicted The update of the second -0.1")
+    assert blocks[7][2].endswith("interval of 4 seeds below 0")
+    assert blocks[17][0] == "18 undecided The stronger a soft-token - (> 0)"
+    assert blocks[17][1] == "attack, the safer the no soft_tokens in this run"
+
+
+def test_supported_and_contradicted_rows_have_one_form(found):
+    lines = claims_table.render_markdown(found).splitlines()
+    up, down = (
+        next(line for line in lines if f"of the {which} MLP matrix writes" in line) for which in ("first", "second")
+    )
+    form = [cell.strip().replace("-", "+") for cell in up.split("|")]
+    other = [cell.strip().replace("-", "+") for cell in down.split("|")]
+    assert (form[7], other[7]) == ("supported", "contradicted")
+    assert (form[8], other[8]) == ("interval of 4 seeds above 0", "interval of 4 seeds below 0")
+    assert len(form) == len(other)
+
+
+def test_the_text_ends_with_counts_levels_and_how_each_was_measured(found):
+    text = claims_table.render_text(found)
+    assert f"{len(claims.CLAIMS)} claims: 25 supported, 1 contradicted, 2 undecided." in text
+    assert "Seeds, in this order: 0, 1, 2, 3; a dash is one without a finite value." in text
+    family = len(claims.CLAIMS) - 1
+    assert f"at {100 * (1 - 0.05 / family):.4g} %, which is 1 - 0.05 / {family}" in " ".join(text.split())
+    tail = " ".join(text[text.index("The number of a seed") :].split())
+    assert all(f"{number} {claim.statistic}" in tail for number, claim in enumerate(claims.CLAIMS, start=1))
+
+
+def test_records_are_numbers_and_text(found):
+    records = claims_table.records(found)
+    assert [record["name"] for record in records] == [claim.name for claim in claims.CLAIMS]
+    rates = next(record for record in records if record["name"] == "clusters_rate")
+    assert (rates["number"], rates["verdict"], rates["expected"], rates["where"]) == (
+        3, "supported", "> 0", "Sec. 4.1, Fig. 3"
+    )  # fmt: skip
+    assert rates["values"][1] is None
+    assert rates["seeds"].split(", ")[1] == "1: -"
+    assert rates["why"] == "interval of 3 seeds above 0; 1 of 4 seeds left out: no finite value"
+    assert rates["low"] < rates["mean"] < rates["high"]
+    assert rates["estimate"] == f"{rates['mean']:+.3f} [{rates['low']:+.3f}, {rates['high']:+.3f}]"
+    missing = next(record for record in records if record["name"] == "stronger_attacks")
+    assert (missing["estimate"], missing["seeds"], missing["mean"], missing["values"]) == ("-", "", None, {})
+    cost = next(record for record in records if record["name"] == "extrapolation_cost")
+    assert cost["expected"] == "> -0.05"
+
+
+def test_markdown_has_one_row_a_claim_and_escapes_pipes(found):
+    lines = claims_table.render_markdown(found).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0] == "|  | claim | where | expected | mean [interval] | seeds | verdict | why |"
+    assert len(table) == 2 + len(claims.CLAIMS)
+    assert {line.replace("\\|", "").count("|") for line in table} == {9}
+    assert lines[-1] == f"{len(claims.CLAIMS)}. {claims.CLAIMS[-1].statistic}"
+
+
+def test_one_seed_shows_its_values_and_withholds_intervals(rows, tmp_path):
+    text = claims_table.text(write(tmp_path, [row for row in rows if row["seed"] == 2]))
+    assert f"{len(claims.CLAIMS)} claims: 0 supported, 0 contradicted, {len(claims.CLAIMS)} undecided." in text
+    assert "1 seed: no interval" in text
+    assert "[+" not in text and "Bonferroni" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "+0.000"), (-0.0004, "-4e-04"), (0.0005, "+0.001"), (1.23456, "+1.235"), (-120.0, "-120.000")],
+)
+def test_numbers_keep_small_values_apart_from_zero(tmp_path, value, shown):
+    rows = series("output_space", "excess", [[value]], part="up")
+    records = claims_table.records(claims_table.read(write(tmp_path, rows)))
+    assert next(record for record in records if record["name"] == "null_space_up")["estimate"] == shown

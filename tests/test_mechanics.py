@@ -1,0 +1,212 @@
+"""The analyze stage on the miniature study: which rows it writes, that they are what they say, and that it resumes."""
+
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from jaxsafety import keys, lanes, mechanics, study, tree, world
+from jaxsafety.analysis import clusters, update_spaces
+from jaxsafety.models import gpt
+from jaxsafety.probes import features, variants
+from jaxsafety.report import results
+from jaxsafety.world.layout import last_prompt_index
+
+# float32 programs that XLA fuses in another order.
+RTOL, ATOL = 2e-4, 2e-5
+TUNED = [(method, rate) for method in ("sft", "dpo") for rate in ("eta_M", "eta_S")]
+
+
+@pytest.fixture(scope="module")
+def rows(finished_run):
+    return results.read_results([finished_run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def ready(mini_recipe, finished_run):
+    return study.prepare(mini_recipe, finished_run)
+
+
+@pytest.fixture(scope="module")
+def subjects(ready):
+    return mechanics.gather(ready)
+
+
+def value(rows, **labels):
+    (found,) = rows.filter(*(pl.col(name).eq_missing(label) for name, label in labels.items()))["value"]
+    return found
+
+
+def test_every_analysis_has_rows_of_every_model_seed_and_step(rows, mini_recipe):
+    assert set(rows["analysis"]) == set(results.ANALYSES)
+    assert set(rows["seed"]) == set(mini_recipe.seeds)
+    (snapshot,) = mini_recipe.tune.snapshot_steps
+    models = {*rows.select("method", "lr_name", "step").iter_rows()}
+    assert models == {("pretrained", "", 0)} | {(*model, step) for model in TUNED for step in (snapshot, 6)}
+    along = rows.filter(step=snapshot)
+    assert set(along["analysis"]) >= {"clusters", "output_space", "input_space", "sensitivity", "verdicts"}
+    assert not rows.select("analysis", "metric", "method", "lr_name", "step", "seed", "condition", "subset", "layer",
+                           "part", "strength").is_duplicated().any()  # fmt: skip
+
+
+def test_a_pretrained_model_has_no_update_to_speak_of(rows):
+    assert set(rows.filter(method="pretrained")["analysis"]).isdisjoint({"input_space", "output_space"})
+
+
+def test_shares_sum_to_one(rows):
+    for analysis in ("verdicts", "interventions", "soft_tokens", "prefill"):
+        verdicts = rows.filter(analysis=analysis).filter(pl.col("metric").is_in(["complied", "refused", "other"]))
+        labels = [name for name in rows.columns if name not in ("metric", "value")]
+        np.testing.assert_allclose(verdicts.group_by(labels).agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
+    prefill = rows.filter(analysis="prefill").filter(pl.col("metric").is_in(["first_refusal", "never_refuses"]))
+    total = prefill.group_by("method", "lr_name", "seed", "condition").agg(pl.col("value").sum())
+    np.testing.assert_allclose(total["value"], 1, rtol=RTOL)
+    histogram = rows.filter(metric="histogram").group_by("method", "lr_name", "seed", "step", "condition")
+    np.testing.assert_allclose(histogram.agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
+
+
+@pytest.fixture(scope="module")
+def by_hand(subjects, mini_recipe, ready):
+    """One model's activations on its seed's prompts by plain forward passes, and the weights: DPO eta_M, second seed."""
+    params, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
+    prompts = tree.lane(subjects.prompts, 1)
+    config = mini_recipe.model.build(ready.world)
+
+    def activations(trial):
+        at = last_prompt_index(trial.prompt.length)[:, None]
+        return gpt.forward_with_activations(
+            params, trial.complied.tokens, config=config, sites=("mlp.hook_in", "mlp.hook_post"), positions=at
+        )[1]
+
+    seen = [jax.tree.map(lambda leaf: leaf[:, :, 0], activations(tree.lane(prompts.trials, c))) for c in (0, 1)]
+    held = [activations(tree.lane(prompts.held_out, c))["mlp.hook_post"][:, :, 0] for c in (0, 1)]
+    return params, base, seen, held
+
+
+def test_cluster_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_recipe):
+    _, _, seen, held = by_hand
+    centroids = clusters.centroids(*held)
+    lane = {"method": "dpo", "lr_name": "eta_M", "seed": mini_recipe.seeds[1], "step": 6, "layer": 0, "part": "last"}
+    for c, condition in enumerate(("safe", "unsafe")):
+        expected = float(clusters.relative_tau(seen[c]["mlp.hook_post"], centroids).mean())
+        got = value(rows, analysis="clusters", metric="relative_tau", condition=condition, subset="all", **lane)
+        assert got == pytest.approx(expected, rel=RTOL, abs=ATOL)
+
+
+def test_input_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_recipe):
+    params, base, seen, _ = by_hand
+    before, after = (side["blocks"]["mlp"]["up"] for side in (base, params))
+    space = update_spaces.input_space(before, after - before, inputs=seen[1]["mlp.hook_in"])
+    lane = {"method": "dpo", "lr_name": "eta_M", "seed": mini_recipe.seeds[1], "step": 6, "layer": 0, "part": "up"}
+    got = value(rows, analysis="input_space", metric="gain", condition="unsafe", subset="all", **lane)
+    assert got == pytest.approx(float(space.gain.mean()), rel=RTOL)
+
+
+def test_the_response_is_the_mean_over_its_first_positions(subjects, by_hand, mini_recipe, ready):
+    params = by_hand[0]
+    prompts = tree.lane(subjects.prompts, 1)
+    seen = features.features(mini_recipe, ready.world, params, prompts.trials)
+    config = mini_recipe.model.build(ready.world)
+    for b in range(4):
+        trial = tree.lane(prompts.trials, 1, b)
+        every = gpt.forward_with_activations(
+            params, trial.complied.tokens[None], config=config, sites=("mlp.hook_post",)
+        )[1]["mlp.hook_post"][:, 0]
+        start, length = int(last_prompt_index(trial.prompt.length)), int(trial.prompt.length)
+        # Nine positions: eight letters at most, and the stop.
+        expected = np.asarray(every)[:, start : start + min(10, length + 1)].mean(1)
+        np.testing.assert_allclose(seen.response[:, 1, b], expected, rtol=RTOL, atol=ATOL)
+        np.testing.assert_allclose(seen.last[:, 1, b], every[:, start], rtol=RTOL, atol=ATOL)
+
+
+def test_the_ends_of_every_intervention_are_the_models(rows):
+    """No update is the pretrained model and the whole one the tuned, judged on the first prompts of the verdicts."""
+    labels = {"condition": "unsafe", "subset": "all", "layer": None}
+    for method, rate in TUNED:
+        for seed in set(rows["seed"]):
+            lane = {"method": method, "lr_name": rate, "seed": seed, "step": 6, **labels}
+            whole = value(rows, analysis="interventions", metric="refused", part="whole", strength=1.0, **lane)
+            assert whole == pytest.approx(value(rows, analysis="verdicts", metric="refused", part="", **lane))
+
+
+def test_parts_of_the_update_add_up(subjects, mini_recipe):
+    """Each branch builds the tree that its name says, from one traced program."""
+    tuned, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
+    parts = variants.parts(mini_recipe, layers=1)
+    build = jax.jit(partial(variants.intervened, mini_recipe), static_argnames=())
+
+    def built(part, strength=1.0):
+        branch = jnp.int32(parts.index(part))
+        made = build(tuned, tuned, base, branch=branch, strength=jnp.float32(strength), key=keys.root(5))
+        return tree.difference(made, base)
+
+    whole = tree.difference(tuned, base)
+    for space in ("null", "range", "random"):
+        total = jax.tree.map(jnp.add, built(f"only_{space}"), built(f"all_but_{space}"))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), total, whole)
+    both = jax.tree.map(jnp.add, built("only_null"), built("only_range"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), both, built("mlp_matrices"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("rank", 16.0), whole)
+    twice = jax.tree.map(lambda leaf: 2 * leaf, whole)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("transfer", 1.0), twice)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("whole", 0.0), tree.difference(base, base)
+    )
+
+
+def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, ready, subjects):
+    """The pretrained model's row is the cosine of the losses' gradients on the analysis' batch."""
+    s, seed = 1, mini_recipe.seeds[1]
+    base = tree.lane(subjects.base, s)
+    batch = world.tune_batch_at(
+        ready.world, key=keys.stream(keys.root(seed), "analysis"), step=0, batch_size=4, p_unsafe=0.5, mix="prompt"
+    )
+    flat = []
+    for method in mini_recipe.tune.methods.values():
+        point = jax.tree.map(lambda leaf: leaf[0], study._points(ready.tune_grid, method))
+        loss = lanes.objective(lanes.forward_of(mini_recipe, ready.world), method, reference=base, point=point)
+        gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
+        flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
+    expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))
+    got = value(rows, analysis="alignment", metric="gradient_cosine", method="pretrained", seed=seed, part="sft~dpo")
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_finished_pieces_are_kept_and_missing_ones_made_again(main, finished_run, mini_yaml, tmp_path, rows):
+    run = shutil.copytree(finished_run, tmp_path / "mini")
+    pieces = run / "results" / "analyze"
+    before = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
+    (run / "results" / "analyze.parquet").unlink()
+    (pieces / "prefill.parquet").unlink()
+    assert main("analyze", mini_yaml, "--out", run) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"prefill.parquet"}
+    again = results.read_results([run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+    assert again.drop("revision").equals(rows.drop("revision"))
+
+
+def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
+    """Two rows of the grid with one lane marked dead: its values are null, the rest is as it was."""
+    models = subjects.models
+    finite = models.finite.copy()
+    finite[3, 1] = False
+    frame = pl.concat(mechanics._measured(subjects, models._replace(finite=finite), step=6, label="test"))
+    dead = (pl.col("method") == "dpo") & (pl.col("lr_name") == "eta_M") & (pl.col("seed") == 5)
+    assert frame.filter(dead)["value"].is_null().all() and frame.filter(dead).height
+    living = frame.filter(~dead)
+    assert not living["value"].is_null().any()
+    labels = [name for name in rows.columns if name not in ("value", "revision")]
+    both = living.join(rows, on=labels, nulls_equal=True, suffix="_before")
+    assert both.height == living.height
+    np.testing.assert_allclose(both["value"], both["value_before"], rtol=RTOL, atol=ATOL)
+
+
+def test_a_run_that_was_not_tuned_says_what_comes_first(ready, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "mini")
+    shutil.rmtree(run / "checkpoints" / "dpo")
+    with pytest.raises(ValueError, match=r"no finished dpo in .*: run `jaxsafety tune` on it first"):
+        mechanics.write(study.prepare(ready.recipe, run))
