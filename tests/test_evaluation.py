@@ -69,8 +69,8 @@ def test_all_models_are_stacked_in_the_order_of_their_labels(ready, models):
 def test_a_row_is_the_rate_of_that_model_on_its_seeds_own_prompts(ready, models, finished_run, mini_recipe):
     h, s, seed = 3, 1, mini_recipe.seeds[1]
     params = jax.tree.map(lambda leaf: leaf[h, s], models.params)
-    draw = partial(lanes.table_prompts, mini_recipe, ready.world, condition="unsafe")
-    trials = jax.jit(lambda key: draw(key=key))(keys.root(seed))
+    draw = partial(lanes.prompts, mini_recipe, ready.world, condition="unsafe", late_probability=0.1)
+    trials = jax.jit(lambda key: draw(key=keys.stream(key, "evaluate")))(keys.root(seed))
     rates = jax.jit(partial(lanes.evaluate, mini_recipe, ready.world))(params, trials)
     rows = read(finished_run, "evaluate").filter(method="dpo", lr_name="eta_M", seed=seed, condition="unsafe")
     found = dict(rows.select("metric", "value").iter_rows())

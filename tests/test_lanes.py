@@ -91,9 +91,10 @@ def trials(mini_recipe, tiny_world):
     """The table's safe prompts, those of the learning curves, and plain draws of the steps they should come from."""
 
     def draw(key):
-        batch = partial(world.batch_at, tiny_world, "safe", key=keys.stream(key, "evaluate"), batch_size=4)
+        stream = keys.stream(key, "evaluate")
+        batch = partial(world.batch_at, tiny_world, "safe", key=stream, batch_size=4)
         return {
-            "table": lanes.table_prompts(mini_recipe, tiny_world, condition="safe", key=key),
+            "table": lanes.prompts(mini_recipe, tiny_world, condition="safe", key=stream, late_probability=0.1),
             "readout": lanes.readout_prompts(mini_recipe, tiny_world, key=key),
             "plain": [batch(step=step) for step in (0, 1, 1 << 20)],
         }

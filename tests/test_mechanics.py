@@ -71,7 +71,7 @@ def test_shares_sum_to_one(rows):
 
 @pytest.fixture(scope="module")
 def by_hand(subjects, mini_recipe, ready):
-    """One model's activations on its seed's prompts by plain forward passes, and the weights: DPO eta_M, second seed."""
+    """One model's activations on its seed's prompts by plain forward passes, and its weights: DPO eta_M, seed 5."""
     params, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
     prompts = tree.lane(subjects.prompts, 1)
     config = mini_recipe.model.build(ready.world)

@@ -1,7 +1,7 @@
 """LAPACK calls that cannot lock up a CPU.
 
-On a CPU jaxlib spreads a batch of decompositions over XLA's thread pool, and waits for it in a thread of that pool. Once
-every thread waits so - several devices at work, or two decompositions of one program - nothing runs any more: the
+On a CPU jaxlib spreads a batch of decompositions over XLA's thread pool, and waits for it in a thread of that pool.
+Once every thread waits so - several devices at work, or two decompositions of one program - nothing runs any more: the
 program hangs for good. A call for one matrix takes no thread from the pool, so here a CPU's batches are loops.
 
 SciPy's OpenBLAS, which does the work, has threads of its own: with several CPU devices set ``OPENBLAS_NUM_THREADS=1``

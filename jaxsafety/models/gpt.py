@@ -231,8 +231,8 @@ def forward_embeddings_with_activations(
 ) -> tuple[Float[Array, "b t v"], dict[str, Float[Array, "l b _ _"]]]:
     """Returns next-token logits and the activations asked for; nothing else is stored.
 
-    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has no name for, is what
-    the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid`` itself, and
+    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has no name for, is
+    what the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid`` itself, and
     ``hook_attn_out`` is added to the normalised stream, not to ``hook_resid_pre``.
 
     Args:

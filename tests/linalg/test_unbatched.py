@@ -48,7 +48,11 @@ import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 4)
 from jaxsafety import sweep
 from jaxsafety.linalg import svd
-program = jax.jit(sweep.over_lanes(lambda a, _, __: svd.decompose(a).values + svd.decompose(a + 1).values, "sharded", seeds=4))
+
+def lane(a, _, __):
+    return svd.decompose(a).values + svd.decompose(a + 1).values
+
+program = jax.jit(sweep.over_lanes(lane, "sharded", seeds=4))
 found = program(jax.random.normal(jax.random.key(0), (3, 4, 5, 64, 32)), jnp.zeros(4), jnp.zeros(3))
 assert jnp.isfinite(found).all()
 """
