@@ -14,7 +14,7 @@ import yaml
 import jaxsafety.report
 from jaxsafety import checkpoint, cli, recipe_file, runlog
 
-STAGES = ("run", "pretrain", "tune", "evaluate", "report")
+STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
 
 # Recipe text, and what the sentence must hold.
 BAD_RECIPES = {
@@ -32,6 +32,10 @@ BAD_RECIPES = {
     "same seed twice": ("seeds: [2, 2]", "seeds must be distinct, got [2, 2]"),
     "zero rate": ("tune: {learning_rates: {eta_M: 0}}", "tune.learning_rates.eta_M must be > 0 and finite, got 0.0"),
     "nan rate": ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be > 0 and finite, got nan"),
+    "energy": ("analyze: {energy: 1.5}", "analyze.energy must be in (0, 1], got 1.5"),
+    "ranks": ("analyze: {ranks: [4, 0]}", "analyze.ranks must be ascending numbers of at least 1, got [4, 0]"),
+    "analyze prompts": ("analyze: {prompts: 1024}", "analyze.prompts must be at most half of evaluate.prompts (1024)"),
+    "snapshots": ("tune: {snapshots: -1}", "tune.snapshots must be >= 0, got -1"),
     "empty": ("", "is empty: expected the fields of a recipe"),
     "not YAML": ("world: [", "is not YAML"),
     "not fields": ("- tiny", "must hold fields such as `world: tiny`, got a list"),
@@ -122,6 +126,7 @@ def test_an_output_directory_that_cannot_be_written_is_one_sentence(refuse, mini
     [
         ("tune", "run `jaxsafety pretrain` on it first"),
         ("evaluate", "run `jaxsafety pretrain` on it first"),
+        ("analyze", "run `jaxsafety pretrain` on it first"),
         ("report", "run `jaxsafety evaluate` on it first"),
     ],
 )
@@ -338,3 +343,31 @@ def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.endswith("did you mean 'steps'?\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "markdown")])
+def test_claims_print_every_statement_with_its_verdict(main, finished_run, capsys, words):
+    capsys.readouterr()
+    assert main("claims", finished_run, *words) == 0
+    out = capsys.readouterr().out
+    assert "undecided" in out and "JB-CO-Text" in out and "Fig. 4" in out
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_a_figure_is_drawn_alone(main, finished_run, tmp_path, suffix):
+    out = tmp_path / f"clusters.{suffix}"
+    assert main("figure", "clusters", finished_run, "--out", out) == 0
+    assert out.stat().st_size > 1000
+
+
+def test_a_bad_figure_or_run_is_one_sentence(refuse, run, tmp_path):
+    assert "unknown figure 'cluster'" in refuse("figure", "cluster", run) and "did you mean 'clusters'" in refuse(
+        "figure", "cluster", run
+    )
+    assert ".svg, .png, .pdf" in refuse("figure", "clusters", run, "--out", tmp_path / "clusters.bmp")
+    for words in (("claims",), ("figure", "clusters")):
+        assert "no run in" in refuse(*words, tmp_path / "nowhere")
+    (run / "results" / "analyze.parquet").unlink()
+    for words in (("claims",), ("figure", "clusters")):
+        assert "run `jaxsafety analyze` on it first" in refuse(*words, run)
+    assert not list(tmp_path.glob("clusters.*"))

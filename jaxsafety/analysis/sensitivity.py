@@ -102,7 +102,7 @@ def jacobian_norm(
 
         image, push = jax.linearize(logits, row)
         pull = jax.linear_transpose(push, row)
-        # The transpose has the same singular values, and vectors of v instead of t d numbers: a tenth of the time.
+        # The transpose has the same singular values, and vectors of v numbers, not t d: a tenth less time.
         return largest_singular_value(
             lambda cotangent: pull(cotangent)[0],
             jnp.zeros_like(image),
