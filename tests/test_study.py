@@ -31,7 +31,7 @@ def digests(directory, leg, step):
 
 
 def snapshot(directory):
-    """Content and time of every file but the lock, the manifest (timings), and the report with its tables, made anew."""
+    """Content and time of every file but the lock, the manifest (timings) and what the report makes anew."""
     files = (path for path in directory.rglob("*") if path.is_file())
     ignored = (".lock", "manifest.json", "report.html")
     kept = (path for path in files if path.name not in ignored and path.parent.name != "tables")
