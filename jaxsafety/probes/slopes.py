@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import keys
 from jaxsafety.analysis import sensitivity
@@ -16,10 +16,15 @@ from jaxsafety.world import Trial, World
 from jaxsafety.world.layout import last_prompt_index
 
 
-def before_last(trials: Trial) -> Bool[Array, "b t"]:
-    """Marks the prompt's positions before its last token, which the released sensitivities are taken over."""
-    index = jnp.arange(trials.complied.tokens.shape[1])
-    return index[None, :] < last_prompt_index(trials.prompt.length)[:, None]
+def _without_answer(world: World, trials: Trial) -> tuple[Int[Array, "b t"], Int[Array, " b"], Bool[Array, "b t"]]:
+    """Returns the prompts without their answers, where each one's last token is, and what stands before that.
+
+    The released sensitivities are taken over the embeddings before the last prompt token. What comes after it cannot
+    matter to a causal model, and would be half of the work.
+    """
+    tokens = trials.complied.tokens[:, : last_prompt_index(world.spec.max_text) + 1]
+    at = last_prompt_index(trials.prompt.length)
+    return tokens, at, jnp.arange(tokens.shape[1])[None, :] < at[:, None]
 
 
 def gradient_norms(recipe: Recipe, world: World, params: Params, trials: Trial) -> Float[Array, "c b"]:
@@ -28,9 +33,9 @@ def gradient_norms(recipe: Recipe, world: World, params: Params, trials: Trial) 
     forward = partial(gpt.forward_embeddings, params, config=config)
 
     def condition(trial: Trial) -> Float[Array, " b"]:
-        embeddings = gpt.embed(params, trial.complied.tokens, config=config)
-        at = last_prompt_index(trial.prompt.length)
-        return sensitivity.gradient_norm(forward, embeddings, position=at, prompt=before_last(trial))
+        tokens, at, prompt = _without_answer(world, trial)
+        embeddings = gpt.embed(params, tokens, config=config)
+        return sensitivity.gradient_norm(forward, embeddings, position=at, prompt=prompt)
 
     return jax.lax.map(condition, trials)
 
@@ -54,11 +59,11 @@ def sensitivity_quantities(
     forward = partial(gpt.forward_embeddings, params, config=config)
 
     def jacobian(trial: Trial) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
-        embeddings = gpt.embed(params, trial.complied.tokens, config=config)
+        tokens, at, prompt = _without_answer(world, trial)
+        embeddings = gpt.embed(params, tokens, config=config)
         found = sensitivity.jacobian_norm(
-            forward, embeddings, position=last_prompt_index(trial.prompt.length), prompt=before_last(trial),
-            key=keys.stream(key, "analysis"),
-        )  # fmt: skip
+            forward, embeddings, position=at, prompt=prompt, key=keys.stream(key, "analysis")
+        )
         return found.value, found.converged
 
     classes = jax.tree.map(lambda leaf: leaf[:2, :count], trials)
