@@ -167,4 +167,26 @@ class ProjectionCase:
 PROJECTION = ProjectionCase((12, 192, 768), vectors=256, outside=1e-4, condition=50.0, rounds=10)
 
 
-CaseName = Literal["sampler", "train_step", "first_step", "linalg"]
+@dataclass(frozen=True)
+class SensitivityCase:
+    """Sensitivities of a freshly initialised GPT on unsafe prompts.
+
+    Attributes:
+        world, preset: of the model.
+        prompts: prompts in one call.
+        rounds: timed calls.
+    """
+
+    world: WorldName
+    preset: Preset
+    prompts: int
+    rounds: int
+
+
+SENSITIVITY = (
+    SensitivityCase("tiny", "tiny", prompts=16, rounds=7),
+    SensitivityCase("paper", "paper", prompts=4, rounds=3),
+)
+
+
+CaseName = Literal["sampler", "train_step", "first_step", "linalg", "sensitivity"]

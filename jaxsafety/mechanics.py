@@ -220,7 +220,7 @@ def _soft_tokens(subjects: Subjects) -> Iterator[pl.DataFrame]:
     ):
         strengths = tuple(float(count * steps) for steps in analyze.soft_steps)
         places = _coordinates(subjects) | {"steps": Coordinate("strength", strengths)}
-        part = f"{count} token{'s' * (count > 1)}"
+        part = f"{count} token{'s' * (count != 1)}"
         yield _frame(
             subjects, found, models, step=run.recipe.tune.steps, coordinates=places, condition="unsafe", part=part
         )

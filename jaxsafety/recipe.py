@@ -220,14 +220,15 @@ class AnalyzeConfig:
             ones for the centroids; at most half of ``evaluate.prompts`` and a multiple of ``evaluate.batch_size``.
         response_positions: first positions of the answer that the ``response`` features average over (the paper: 10).
         energy: share of a squared spectrum that counts as a matrix's range, in (0, 1].
-        directions: leading directions of the update that projections are written for.
+        directions: leading directions of the update that projections are written for; half as many span the spaces that
+            are compared between methods.
         sensitivity_prompts: prompts per condition of the gradient norms, at most ``prompts``.
         jacobian_prompts: prompts per condition of the Jacobians' spectral norms, at most ``sensitivity_prompts``.
         gradient_prompts: preference pairs that the methods' gradients are compared on.
         intervention_prompts: prompts per condition that each intervention is judged on, at most ``prompts``.
         alphas: multiples of the update.
         ranks: ranks that the update is truncated to.
-        soft_tokens: numbers of soft tokens.
+        soft_tokens: numbers of soft tokens; 0 is the prompt as it is.
         soft_steps: attack steps after which the attack is judged, ascending; the last one is its length.
         attack_prompts: unsafe prompts that soft tokens attack, at most ``prompts``.
         prefill_depths: tokens of the complied answer that the prefill attack gives away.
@@ -243,7 +244,7 @@ class AnalyzeConfig:
     intervention_prompts: int = 32
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16)
-    soft_tokens: tuple[int, ...] = (1, 2, 4)
+    soft_tokens: tuple[int, ...] = (0, 1, 2, 4)
     soft_steps: tuple[int, ...] = (0, 5, 10, 20)
     attack_prompts: int = 32
     prefill_depths: tuple[int, ...] = (0, 1, 2, 4)
@@ -260,7 +261,7 @@ class AnalyzeConfig:
                 )
         if not 0 < self.energy <= 1:
             raise ValueError(f"analyze.energy must be in (0, 1], got {self.energy}")
-        for name, least in (("alphas", 0), ("ranks", 1), ("soft_tokens", 1), ("soft_steps", 0), ("prefill_depths", 0)):
+        for name, least in (("alphas", 0), ("ranks", 1), ("soft_tokens", 0), ("soft_steps", 0), ("prefill_depths", 0)):
             values = getattr(self, name)
             ascending = list(values) == sorted(set(values))
             if not values or not ascending or not all(math.isfinite(v) and v >= least for v in values):

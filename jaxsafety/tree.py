@@ -89,9 +89,11 @@ def difference(tuned: Params, base: Params) -> Params:
     """Returns ``tuned - base``, the update delta W (any matching leading axes).
 
     Raises:
-        ValueError: the trees differ in structure or shape.
+        ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
     """
     check_match(tuned, base)
+    check_finite(tuned, name="tuned")
+    check_finite(base, name="base")
     return jax.tree.map(jnp.subtract, tuned, base)
 
 
@@ -99,9 +101,11 @@ def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) ->
     """Returns ``base + alpha * delta``; alpha 0 is the base, 1 the tuned model, above 1 extrapolates.
 
     Raises:
-        ValueError: the trees differ in structure or shape.
+        ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
     """
     check_match(base, delta, names=("base", "delta"))
+    check_finite(base, name="base")
+    check_finite(delta, name="delta")
     return jax.tree.map(lambda b, d: b + alpha * d, base, delta)
 
 

@@ -88,6 +88,7 @@ def _textbook_of_tuned(model, power, noisy, one):
         rows += taus(name, noisy(*[-0.1] * 3), **model) + norms(one(1.0), condition=name, **model)
         rows += gains(noisy(*[0.4 * power] * 3), condition=name, **model)
         rows += taus(name, noisy(*[0.2] * 3), **SUCCESSFUL, **model)
+        rows += series("verdicts", "n_successful", [64.0] * len(SEEDS), condition=name, **model)
         rows += gains(noisy(*[0.2 * power] * 3), condition=name, **SUCCESSFUL, **model)
         rows += norms(one(1 + power), condition=name, **SUCCESSFUL, **model)
     for part in ("up", "down"):

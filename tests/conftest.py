@@ -3,6 +3,7 @@
 Array annotations of the package are checked by beartype here, and only here, so that users pay nothing.
 """
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -128,9 +129,18 @@ def mini_yaml(mini_recipe, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(mini_yaml, tmp_path_factory) -> Path:
-    """The run directory of the miniature study after all its stages; tests that change it work on a copy."""
-    directory = tmp_path_factory.mktemp("runs") / "mini"
-    with pytest.MonkeyPatch.context() as patch:
+    """The run directory of the miniature study after all its stages; tests that change it work on a copy.
+
+    Made once for all workers of a session: whoever comes first makes it, the others wait.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    directory = shared / "finished" / "mini"
+    directory.parent.mkdir(exist_ok=True)
+    with (directory.parent / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         patch.setattr(cli, "_configure_jax", lambda *_, **__: None)
-        assert cli.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
+        if not (directory / "report.html").exists():
+            assert cli.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
     return directory

@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bench_linalg, bench_sampler, bench_train_step, cases, harness, plain_sampler, run
+from benchmarks import (
+    bench_linalg,
+    bench_sampler,
+    bench_sensitivity,
+    bench_train_step,
+    cases,
+    harness,
+    plain_sampler,
+    run,
+)
 from benchmarks.harness import Program, Record
 from jaxsafety import world
 from jaxsafety.recipe import ModelConfig
@@ -265,3 +274,11 @@ def test_an_unknown_benchmark_is_refused_in_one_sentence(capsys):
         "unknown benchmark 'smapler': expected any of sampler, train_step, first_step, linalg"
         in capsys.readouterr().err
     )
+
+
+def test_matrix_free_sensitivities_agree_with_the_dense_jacobian(monkeypatch):
+    monkeypatch.setattr(cases, "SENSITIVITY", (cases.SensitivityCase("tiny", "tiny", prompts=2, rounds=1),))
+    dense, power, gradient = bench_sensitivity.run()
+    assert dense["value_error"] == 0.0 and dense["speedup"] == 1.0
+    # jacobian_norm stops at a relative residual of 1e-2, which its value's error is about the square of.
+    assert power["value_error"] < 1e-3 and gradient["value_error"] < 1e-4

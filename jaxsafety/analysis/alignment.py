@@ -60,6 +60,8 @@ def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = MLP_MAT
         Golub 1973.
     """
     tree.check_match(delta_a, delta_b, names=("delta_a", "delta_b"))
+    tree.check_finite(delta_a, name="delta_a")
+    tree.check_finite(delta_b, name="delta_b")
     stacks_a, stacks_b = (matrix_stacks(delta, pattern) for delta in (delta_a, delta_b))
     most = min(min(stack.shape[1:]) for stack in stacks_a.values())
     if not 1 <= rank <= most:

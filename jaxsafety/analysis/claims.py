@@ -83,6 +83,8 @@ def _verdict(claim: Claim, interval: Interval) -> tuple[Verdict, str]:
     _, low, high, n = interval
     if low is None:
         return "undecided", f"{n} seed{'s' * (n != 1)}: no interval"
+    if low == high and n == 2:
+        return "undecided", "two equal seeds: no interval"
     if low == high == claim.null:
         return "undecided", f"every seed is exactly {claim.null:g}"
     if low > claim.null or high < claim.null:

@@ -2,11 +2,13 @@
 
 A quantity maps evidence and a model to ``[s]`` values, a measure maps evidence to a :class:`Measurement`. Measures
 over methods take every method's model at its highest learning rate (the paper's eta_M) and average within a seed, so a
-seed counts only where all of them have a value. Features are those of the response positions, as in the paper;
-logarithms of ratios are natural, so that models whose updates differ in size weigh the same.
+seed counts only where all of them have a value. Features are those of the response positions, as in the paper, but for
+interventions and soft tokens, which are read at the last prompt token. Logarithms of ratios are natural, so that models
+whose updates differ in size weigh the same.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from jaxsafety.analysis.evidence import TABLE, Evidence, Model, Unmeasured, labe
 
 JAILBREAKS = {"jb_co_task": "JB-CO-Task", "jb_co_text": "JB-CO-Text", "jb_misgen": "JB-MisGen"}
 EXTRAPOLATION = 1.5
+# Successful prompts of a jailbreak below which their means say nothing.
+LEAST_ATTACKS = 8
 
 Seeds = Float[np.ndarray, " s"]
 Quantity = Callable[[Evidence, Model], Seeds]
@@ -67,16 +71,18 @@ def between_methods(evidence: Evidence, quantity: Quantity, *, first: str, secon
 
 
 def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str], Seeds]) -> Measurement:
-    """Mean of a quantity of successful attacks over the jailbreaks and strong models that have any in that seed.
+    """Mean of a quantity of successful attacks over the jailbreaks and strong models with enough of them in that seed.
 
     Raises:
-        Unmeasured: no jailbreak was analysed, or none succeeded.
+        Unmeasured: no jailbreak was analysed, or none succeeded often enough.
     """
     rows, kinds, reasons = [], [], []
     for model in evidence.strong:
         for condition, name in JAILBREAKS.items():
             try:
-                rows.append(quantity(evidence, model, condition))
+                values = quantity(evidence, model, condition)
+                successes = evidence.find("verdicts", "n_successful", model=model, condition=condition)[0]
+                rows.append(np.where(successes >= LEAST_ATTACKS, values, np.nan))
                 kinds.append(name)
             except Unmeasured as error:
                 reasons.append(error)
@@ -84,13 +90,13 @@ def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str
         raise reasons[0] if reasons else Unmeasured("no tuned model in this run")
     finite = np.isfinite(rows)
     if not finite.any():
-        raise Unmeasured("no successful jailbreak in any seed")
+        raise Unmeasured(f"no jailbreak with {LEAST_ATTACKS} successes in any seed")
     succeeded = {kind for kind, alive in zip(kinds, finite.any(axis=1), strict=True) if alive}
     without = [name for name in JAILBREAKS.values() if name not in succeeded]
     count = finite.sum(axis=0)
     total = np.where(finite, rows, 0.0).sum(axis=0)
     mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return Measurement(mean, f"no successful {' or '.join(without)}" if without else "")
+    return Measurement(mean, f"without {' and '.join(without)}: under {LEAST_ATTACKS} successes" if without else "")
 
 
 def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: float = 0.0) -> Measurement:
@@ -119,12 +125,12 @@ def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: flo
 
 
 def kinship(evidence: Evidence) -> Measurement:
-    """Cosine of the updates of DPO and unlearning minus the mean of theirs with the update of SFT.
+    """Cosine of the updates of DPO and unlearning minus the larger of theirs with the update of SFT.
 
     Raises:
         Unmeasured: the run lacks one of the methods, or has no alignment.
     """
-    with_sft = (_cosine(evidence, "sft", "dpo") + _cosine(evidence, "sft", "unlearn")) / 2
+    with_sft = np.maximum(_cosine(evidence, "sft", "dpo"), _cosine(evidence, "sft", "unlearn"))
     return Measurement(_cosine(evidence, "dpo", "unlearn") - with_sft)
 
 
@@ -207,13 +213,36 @@ def smallest_step(evidence: Evidence, model: Model) -> Seeds:
 def attack_slope(evidence: Evidence, model: Model) -> Seeds:
     """Least-squares slope of the attacked prompts' relative tau, mean over layers, against the rank of the strength.
 
+    Within one number of soft tokens, so that the strength is that of the optimisation; then the mean over the numbers.
+
     Raises:
-        Unmeasured: one strength.
+        Unmeasured: one strength, or no soft token.
     """
-    found = evidence.by_strength("soft_tokens", "relative_tau", model=model, condition="unsafe")
-    if len(found) < 2:
+    find = partial(evidence.by_strength, "soft_tokens", "relative_tau", model=model, condition="unsafe")
+    slopes = []
+    for part in evidence.parts("soft_tokens", model=model) if find() else ():
+        found = find(part=part)
+        if len(found) > 1:
+            slopes.append(_slope(np.array([tau.mean(axis=0) for tau in found.values()])))
+    if not slopes:
         raise Unmeasured("one strength of soft-token attacks")
-    return _slope(np.array([tau.mean(axis=0) for tau in found.values()]))
+    return np.mean(slopes, axis=0)
+
+
+def over_attacks(evidence: Evidence) -> Measurement:
+    """Mean of :func:`attack_slope` over the strong models, with a note if no attack made any of them comply.
+
+    Raises:
+        Unmeasured: no model has rows of it.
+    """
+    values, note = over_methods(evidence, attack_slope)
+    rates = []
+    for model in evidence.strong:
+        with suppress(Unmeasured):
+            by_strength = evidence.by_strength("soft_tokens", "complied", model=model, condition="unsafe")
+            rates.append(max(np.nanmax(rate, initial=0.0) for rate in by_strength.values()))
+    idle = "no attack succeeded" if rates and max(rates) == 0 else ""
+    return Measurement(values, "; ".join(part for part in (note, idle) if part))
 
 
 def part_beyond(evidence: Evidence, model: Model, *, part: str, other: str) -> Seeds:

@@ -115,6 +115,11 @@ class Evidence:
             raise Unmeasured(self._missing(key, model))
         return self._stacked(key)
 
+    def parts(self, analysis: str, *, model: Model) -> tuple[str, ...]:
+        """Returns the parts that an analysis of a model has rows of."""
+        keys = (key for key in self.series if key[0] == analysis and (key.method, key.lr_name) == model[:2])
+        return tuple(dict.fromkeys(key.part for key in keys))
+
     def by_strength(
         self, analysis: str, metric: str, *, model: Model, condition: str = "", part: str | None = None
     ) -> dict[float, Float[np.ndarray, "l s"]]:

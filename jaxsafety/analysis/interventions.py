@@ -186,6 +186,7 @@ def rank_part(delta: Params, *, rank: int | Int[Array, ""], pattern: str = MATRI
         ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices, or an
             update that is not finite.
     """
+    tree.check_finite(delta, name="delta")
     stacks = matrix_stacks(delta, pattern)
     most = max(min(stack.shape[1:]) for stack in stacks.values())
     _check_index("rank", rank, smallest=1, largest=most)
@@ -218,6 +219,8 @@ def layer_part(delta: Params, *, layer: int | Int[Array, ""]) -> Params:
 def _ranges(base: Params, delta: Params, *, pattern: str, energy: float) -> dict[str, Float[Array, "l n r"]]:
     """Returns each matched base matrix's leading output directions, zeros in the columns beyond."""
     tree.check_match(base, delta, names=("base", "delta"))
+    tree.check_finite(base, name="base")
+    tree.check_finite(delta, name="delta")
     bases = {}
     for path, stack in matrix_stacks(base, pattern).items():
         found = svd.decompose(stack)

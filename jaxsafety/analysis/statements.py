@@ -64,10 +64,12 @@ CLAIMS = (
     ),
     Claim(
         "clusters_deepen",
-        "The clusters lie farther apart the deeper the layer.",
+        "What tuning adds to the separation grows with depth.",
         where="Sec. 4.1, Fig. 3",
-        statistic=f"least-squares slope of the relative gap against the layer's index; {_METHODS}",
-        measure=partial(c.over_methods, quantity=c.separation_slope),
+        statistic=(
+            f"least-squares slope of the relative gap against the layer's index, tuned minus pretrained; {_METHODS}"
+        ),
+        measure=partial(c.over_methods, quantity=partial(c.change, quantity=c.separation_slope)),
     ),
     Claim(
         "clusters_rate",
@@ -126,21 +128,24 @@ CLAIMS = (
     ),
     Claim(
         "interpolation",
-        "From the untuned to the tuned weights, the clusters part smoothly.",
+        "From the untuned to the tuned weights, every step along the update parts the clusters further.",
         where="Sec. 4.2, text",
-        statistic=f"smallest change of the effect size from one alpha in [0, 1] to the next; {_LAYERS}",
+        statistic=(
+            "smallest change of the effect size, at the last prompt token, from one alpha in [0, 1] to the next; "
+            f"{_LAYERS}"
+        ),
         measure=partial(c.over_methods, quantity=c.smallest_step),
     ),
     Claim(
         "extrapolation_null",
-        "Going beyond the tuned weights (alpha > 1) makes the weakest model refuse more.",
+        "Going beyond the tuned weights (alpha = 1.5) makes the weakest model refuse more.",
         where="Sec. 4.2, text",
         statistic="Null at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table",
         measure=partial(c.extrapolation, condition="unsafe", metric="refused"),
     ),
     Claim(
         "extrapolation_cost",
-        "Going beyond the tuned weights (alpha > 1) costs the weakest model little on safe prompts.",
+        "Going beyond the tuned weights (alpha = 1.5) costs the weakest model little on safe prompts.",
         where="Sec. 4.2, text",
         statistic=(
             "Instruct at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table, in "
@@ -209,10 +214,10 @@ CLAIMS = (
         "The stronger a soft-token attack, the safer the prompt looks.",
         where="Sec. 5, Fig. 7",
         statistic=(
-            "least-squares slope of the relative tau of attacked unsafe prompts against the rank of the attack's "
-            f"strength; {_LAYERS}"
+            "least-squares slope of the relative tau of attacked unsafe prompts, at the last prompt token, against the "
+            f"rank of the number of attack steps; mean over numbers of soft tokens, {_LAYERS[8:]}"
         ),
-        measure=partial(c.over_methods, quantity=c.attack_slope),
+        measure=c.over_attacks,
     ),
     Claim(
         "rate_refuses",
@@ -292,7 +297,7 @@ CLAIMS = (
         "The updates of DPO and unlearning are more alike than either is to SFT's.",
         where=BEYOND,
         statistic=(
-            "cosine of the whole updates of DPO and unlearning at eta_M, minus the mean of their cosines with SFT's"
+            "cosine of the whole updates of DPO and unlearning at eta_M, minus the larger of their cosines with SFT's"
         ),
         measure=c.kinship,
     ),

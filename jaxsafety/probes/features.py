@@ -4,6 +4,7 @@ Prompts are ``[c, b]``: conditions and prompts. Activations are read where the f
 which a later block is judged (their first composition is harmless) count in verdicts alone.
 """
 
+import math
 from functools import partial
 
 import flax.struct
@@ -102,7 +103,7 @@ def features(recipe: Recipe, world: World, params: Params, trials: Trial) -> Fea
         return seen["mlp.hook_in"][:, :, 0], post[:, :, 0], response, jnp.argmax(logits, axis=-1)
 
     shape = trials.prompt.length.shape
-    size = min(recipe.evaluate.batch_size, shape[1])
+    size = math.gcd(recipe.evaluate.batch_size, shape[1])
     rows = (trials.complied.tokens, trials.prompt.length)
     batches = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[2:]), rows)
     *captured, predicted = jax.lax.map(batch, batches)
@@ -129,10 +130,13 @@ def verdicts(recipe: Recipe, world: World, params: Params, trials: Trial, predic
 
 
 def verdict_quantities(found: Verdicts) -> Quantities:
-    """Returns the rates of the verdicts per condition."""
+    """Returns the rates of the verdicts per condition, and how many attacks succeeded."""
     other = ~(found.complied | found.refused)
     flags = {"complied": found.complied, "refused": found.refused, "other": other, "exact_match": found.exact_match}
-    return {Quantity("verdicts", name, "condition"): jnp.mean(flag, axis=1) for name, flag in flags.items()}
+    rates = {Quantity("verdicts", name, "condition"): jnp.mean(flag, axis=1) for name, flag in flags.items()}
+    return rates | {
+        Quantity("verdicts", "n_successful", "condition"): jnp.sum(found.subsets[:, 1], axis=1, dtype=jnp.float32)
+    }
 
 
 def class_centroids(held: Features, trials: Trial, *, vector: str) -> clusters.Centroids:

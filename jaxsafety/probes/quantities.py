@@ -1,10 +1,8 @@
 """What a probe returns: named arrays whose axes have names, and what the places on those axes are called."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -82,8 +80,3 @@ def averaged(values: Array, weights: Array) -> Array:
     kept = jnp.sum(weights, axis=-1)
     total = jnp.sum(jnp.where(weights, values, 0.0), axis=-1)
     return jnp.where(kept > 0, total / jnp.maximum(kept, 1), jnp.nan)
-
-
-def by_subset(measure: Callable[[Array], Any], subsets: Array) -> Any:
-    """Maps ``measure(weights[b])`` over the leading axes of ``subsets[c, 2, b]``."""
-    return jax.vmap(jax.vmap(measure))(subsets)

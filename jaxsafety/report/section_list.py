@@ -132,7 +132,8 @@ SECTIONS = {
         "Scaling the update",
         "section 4.2",
         "α = 0 is the pretrained model, 1 the tuned one, and beyond 1 the update is overdone: where Null still rises "
-        "there and Instruct holds, the method had stopped short.",
+        "there and Instruct holds, the method had stopped short. Prompts whose first composition is harmless are not "
+        "among these, so that rates differ a little from the accuracy table's.",
         intervention_figures.interventions,
         _of("interventions") & _PART.is_in(list(intervention_figures.SCALED)),
         claims=(

@@ -60,8 +60,9 @@ def test_family_counts_only_claims_that_have_an_interval():
         ([1.0, 1.1, 0.9], {"null": 1.0}, "undecided", "interval of 3 seeds includes 1"),
         ([-0.01, -0.02, 0.0], {"null": -0.05}, "supported", "interval of 3 seeds above -0.05"),
         ([1.0, -1.0], {}, "undecided", "interval of 2 seeds includes 0"),
-        ([0.5, 0.5], {}, "supported", "interval of 2 seeds above 0"),
-        ([0.0, 0.0], {}, "undecided", "every seed is exactly 0"),
+        ([0.5, 0.5], {}, "undecided", "two equal seeds: no interval"),
+        ([0.5, 0.5, 0.5], {}, "supported", "interval of 3 seeds above 0"),
+        ([0.0, 0.0, 0.0], {}, "undecided", "every seed is exactly 0"),
         ([0.5], {}, "undecided", "1 seed: no interval"),
         ([0.5, math.nan, math.inf], {}, "undecided", "1 seed: no interval; 2 of 3 seeds left out: no finite value"),
         ([math.nan], {}, "undecided", "0 seeds: no interval; 1 of 1 seeds left out: no finite value"),
@@ -156,10 +157,10 @@ def test_jailbreaks_that_never_succeed_are_named(rows, absent):
 
     some = judged(without(("jb_misgen", "jb_co_task")))
     assert some["jailbreaks_nearer_safe"].verdict == "supported"
-    assert some["jailbreaks_nearer_safe"].why.endswith("; no successful JB-CO-Task or JB-MisGen")
+    assert some["jailbreaks_nearer_safe"].why.endswith("; without JB-CO-Task and JB-MisGen: under 8 successes")
     none = judged(without(JAILBREAKS))
     for name in ("jailbreaks_nearer_safe", "jailbreaks_evade_update", "jailbreaks_sensitivity"):
-        assert (none[name].verdict, none[name].why) == ("undecided", "no successful jailbreak in any seed")
+        assert (none[name].verdict, none[name].why) == ("undecided", "no jailbreak with 8 successes in any seed")
 
 
 def test_a_jailbreak_that_succeeds_in_some_seeds_counts_in_those(rows):

@@ -38,8 +38,10 @@ BY_HAND = {
     ),
     # Slopes .1 and .3 of SFT (the middle layer does not count), 0 and 0 of DPO.
     "clusters_deepen": (
-        gaps([[0.1, 0.0], [0.5, 0.3], [0.3, 0.6]]) + gaps([[0.4, 0.2]] * 3, **DPO),
-        [0.05, 0.15],
+        gaps([[0.0, 0.0], [0.1, 0.1], [0.2, 0.2]], **PRE)
+        + gaps([[0.1, 0.0], [0.5, 0.3], [0.3, 0.6]])
+        + gaps([[0.4, 0.2]] * 3, **DPO),
+        [-0.05, 0.05],
     ),
     "clusters_rate": (
         gaps([[0.5, 0.7]]) + gaps([[0.2, 0.1]], **WEAK) + gaps([[0.9, 0.9]], **DPO) + gaps([[0.8, 0.9]], **DPO_WEAK),
@@ -99,25 +101,30 @@ BY_HAND = {
         taus("unsafe", [[-0.5, -0.6], [-0.7, -0.8]])
         + taus("jb_co_task", [[None, None]] * 2, **SUCCESSFUL)
         + taus("jb_co_text", [[0.1, 0.0], [0.1, 0.2]], **SUCCESSFUL)
-        + taus("jb_misgen", [[None, 0.4], [None, 0.4]], **SUCCESSFUL),
+        + taus("jb_misgen", [[None, 0.4], [None, 0.4]], **SUCCESSFUL)
+        # Seven successes are too few to count.
+        + [row for name, n in (("co_task", [7, 7]), ("co_text", [8, 9]), ("misgen", [0, 50]))
+           for row in series("verdicts", "n_successful", n, condition=f"jb_{name}")],
         [0.7, 0.95],
     ),
     "jailbreaks_evade_update": (
-        gains([[4.0, 4.0]], condition="unsafe") + gains([[1.0, 8.0]], condition="jb_misgen", **SUCCESSFUL),
+        gains([[4.0, 4.0]], condition="unsafe") + gains([[1.0, 8.0]], condition="jb_misgen", **SUCCESSFUL)
+        + series("verdicts", "n_successful", [8, 8], condition="jb_misgen"),
         [-math.log(4), math.log(2)],
     ),
     # g = 2 between unsafe 1 and safe 8; g = 1 at unsafe 1 and 2 from safe 2.
     "jailbreaks_sensitivity": (
         norms([1.0, 1.0], condition="unsafe")
         + norms([8.0, 2.0], condition="safe")
-        + norms([2.0, 1.0], condition="jb_co_text", **SUCCESSFUL),
+        + norms([2.0, 1.0], condition="jb_co_text", **SUCCESSFUL)
+        + series("verdicts", "n_successful", [8, 8], condition="jb_co_text"),
         [math.log(2) - math.log(4), -math.log(2)],
     ),
-    # Strengths 10, 20, 80 count as 0, 1, 2; those of 20 are averaged over their numbers of tokens.
+    # Within a number of tokens the strengths count as 0, 1; 8 tokens have one strength and no slope.
     "stronger_attacks": (
         [
             row
-            for tokens, strength, tau in [(1, 10, -0.4), (1, 20, 0.0), (2, 20, 0.2), (8, 80, 0.2)]
+            for tokens, strength, tau in [(1, 10, -0.4), (1, 20, 0.0), (2, 20, 0.0), (2, 40, 0.2), (8, 80, 0.2)]
             for row in series(
                 "soft_tokens", "relative_tau", [[tau, -tau]], part=f"{tokens} tokens", strength=float(strength),
                 condition="unsafe",
@@ -163,7 +170,7 @@ BY_HAND = {
         + series("alignment", "cosine", [0.4, 0.8], part="sft~unlearn")
         + series("alignment", "gradient_cosine", [1.0, 1.0], part="sft~dpo", lr_name="", step=0)
         + [row for method in (SFT, DPO, UNLEARN) for row in table("refused", "unsafe", [0.5, 0.5], **method)],
-        [0.6, -0.2],
+        [0.5, -0.3],
     ),
 }  # fmt: skip
 
