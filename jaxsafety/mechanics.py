@@ -219,6 +219,9 @@ def _soft_tokens(subjects: Subjects) -> Iterator[pl.DataFrame]:
         analyze.soft_tokens, _runs(subjects, program, models.params, counts, label="analyze soft tokens"), strict=True
     ):
         strengths = tuple(float(count * steps) for steps in analyze.soft_steps)
+        if count == 0:
+            # The prompt as it is, however many steps.
+            found = {key: values[:, :, :1] for key, values in found.items()}
         places = _coordinates(subjects) | {"steps": Coordinate("strength", strengths)}
         part = f"{count} token{'s' * (count != 1)}"
         yield _frame(

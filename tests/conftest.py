@@ -98,7 +98,7 @@ def mini_recipe() -> Recipe:
             intervention_prompts=4,
             alphas=(0.0, 1.0),
             ranks=(1,),
-            soft_tokens=(1, 2),
+            soft_tokens=(0, 2),
             soft_steps=(0, 1),
             attack_prompts=4,
             prefill_depths=(0, 1),

@@ -210,3 +210,12 @@ def test_a_run_that_was_not_tuned_says_what_comes_first(ready, tmp_path, finishe
     shutil.rmtree(run / "checkpoints" / "dpo")
     with pytest.raises(ValueError, match=r"no finished dpo in .*: run `jaxsafety tune` on it first"):
         mechanics.write(study.prepare(ready.recipe, run))
+
+
+def test_no_soft_tokens_are_the_unsafe_prompts_without_their_stop(rows):
+    """Nothing is inserted, so refusals are those of the verdicts or more: the stop token is not judged."""
+    bare = rows.filter(analysis="soft_tokens", part="0 tokens", metric="refused")
+    assert set(bare["strength"]) == {0.0} and not bare.is_empty()
+    labels = ["method", "lr_name", "seed", "step"]
+    both = bare.join(rows.filter(analysis="verdicts", metric="refused", condition="unsafe"), on=labels)
+    assert both.height == bare.height and (both["value"] >= both["value_right"] - ATOL).all()
