@@ -7,6 +7,7 @@ References:
     Jain et al. (2024), arXiv 2407.10264, Figures 3 to 6.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,30 +15,44 @@ from typing import Any
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from jaxsafety.intervals import student_interval
 from jaxsafety.report import analysis_panels as panels
-from jaxsafety.report.plotting import CONDITION_STYLES, INK, Picture, model_marker, model_style
-from jaxsafety.report.seed_tables import models_of, of_model, pick
+from jaxsafety.report.analysis_panels import SIDES
+from jaxsafety.report.plotting import INK, Picture, model_marker, model_style
+from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
 from jaxsafety.report.tables import Model, model_label
 
-SIDES = {name: CONDITION_STYLES[name] for name in ("safe", "unsafe")}
 POSITIONS = {"last": "last prompt token", "response": "first answer tokens"}
 MATRICES = {"up": "up matrix", "down": "down matrix"}
+_ACTIONS = {("gain", "up"): "gain: up", ("gain", "down"): "gain: down", ("ratio", "up"): "ratio: up"}
 _ROW = 84
 _QUANTILES = np.linspace(0, 1, 33)
 _RANDOM = {"color": INK, "linestyle": (0, (1, 1.5))}
 
 
 def clusters(table: pl.DataFrame) -> Picture:
-    """Relative tau of safe and unsafe prompts against layer: a row per model, a column per position (Figure 3)."""
-    rows = pick(table, analysis="clusters", metric="relative_tau", subset="all", condition=tuple(SIDES))
-    rows = panels.needed(pick(rows, part=tuple(POSITIONS)), "clusters")
+    """Relative tau of safe and unsafe prompts, and how nearly each cluster is one direction, by layer (Figure 3)."""
+    rows = pick(table, analysis="clusters", subset="all", condition=tuple(SIDES))
+    shares = pick(rows, metric="leading_share")
+    return panels.stacked(
+        [
+            (_taus, pick(rows, metric="relative_tau", part=tuple(POSITIONS))),
+            (_leading_shares, pick(shares, part=features_of(shares))),
+        ],
+        what="clusters",
+        name="clusters of safe and unsafe activations, by layer",
+    )
+
+
+def _taus(rows: pl.DataFrame) -> Picture:
+    """A row per model, a column per position."""
     models, parts = models_of(rows), [part for part in POSITIONS if part in rows["part"]]
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         heads = [POSITIONS[part] for part in parts]
         grid = panels.model_grid(figure, models, heads, sharex=True, sharey=True)
         for (model, head), axes in grid.items():
@@ -47,9 +62,31 @@ def clusters(table: pl.DataFrame) -> Picture:
                 panels.draw_curve(axes, pick(shown, condition=condition), over="layer", style=style)
         panels.axis_titles(figure, x="layer", y="relative τ (nearer to safe: up)")
         panels.layer_ticks(grid.values())
-        panels.legend(figure, [panels.key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+        panels.side_legend(figure)
 
-    return Picture(draw, 82 + _ROW * len(models), "clusters of safe and unsafe activations, by layer")
+    return Picture(draw, 82 + _ROW * len(models), "relative tau of safe and unsafe activations")
+
+
+def _leading_shares(rows: pl.DataFrame) -> Picture:
+    """A panel per side, with a curve per method at its largest learning rate beside the pretrained model's."""
+    styles = _model_styles(_fastest(models_of(rows)))
+    conditions = [condition for condition in SIDES if condition in rows["condition"]]
+
+    def draw(figure: FigureBase) -> None:
+        grid = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+        for axes, condition in zip(grid, conditions, strict=True):
+            for model, style in styles.items():
+                panels.draw_curve(axes, pick(of_model(rows, model), condition=condition), over="layer", style=style)
+            axes.set_title(f"leading share: {condition}")
+            axes.grid(visible=True, axis="y")
+        grid[0].set_ylim(bottom=0)
+        grid[0].set_ylabel("s₁ / Σ s")
+        figure.supxlabel("layer", fontsize=12)
+        panels.layer_ticks(grid)
+        panels.legend(figure, _model_keys(styles), columns=2)
+
+    height = 150 + panels.legend_height(len(styles), columns=2)
+    return Picture(draw, height, "share of the leading singular value of safe and of unsafe activations")
 
 
 def output_space(table: pl.DataFrame) -> Picture:
@@ -62,9 +99,9 @@ def output_space(table: pl.DataFrame) -> Picture:
     rows = panels.needed(pick(table, analysis="output_space", part=tuple(MATRICES)), "output_space")
     models, parts = models_of(rows), [part for part in MATRICES if part in rows["part"]]
     layers = sorted(pick(rows, metric="null_norm")["layer"].unique())
-    styles = {model: {**model_style(model), "marker": model_marker(model)} for model in models}
+    styles = _model_styles(models)
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         top, below = figure.subfigures(2, 1, height_ratios=[150, max(1, _ROW * len(layers) + 30)])
         _excess(top, rows, parts=parts, styles=styles)
         grid = below.subplots(max(1, len(layers)), len(parts), sharex=True, sharey="col", squeeze=False)
@@ -75,8 +112,7 @@ def output_space(table: pl.DataFrame) -> Picture:
                 axes.set_title(f"layer {layer}: {part}")
                 axes.grid(visible=True, axis="y")
         panels.axis_titles(below, x="share of the update's leading directions", y="norm in the null space")
-        keys = [panels.key(model_label(model), style) for model, style in styles.items()]
-        panels.legend(figure, [*keys, panels.key("random direction", _RANDOM)], columns=2)
+        panels.legend(figure, [*_model_keys(styles), panels.key("random direction", _RANDOM)], columns=2)
 
     height = 190 + _ROW * len(layers) + panels.legend_height(len(models) + 1, columns=2)
     return Picture(draw, height, "output directions of the update in the null space of the base")
@@ -116,28 +152,74 @@ def ascending(values: np.ndarray) -> np.ndarray:
 
 
 def input_space(table: pl.DataFrame) -> Picture:
-    """How far the update acts on safe and unsafe activations: gain and ratio against layer (Figure 5)."""
-    heads = {"gain": "gain |a ΔW| / |a|", "ratio": "ratio |a ΔW| / |a W|"}
-    rows = pick(table, analysis="input_space", part="up", subset="all", condition=tuple(SIDES), metric=tuple(heads))
-    rows = panels.needed(rows, "input_space")
-    models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
+    """How far the update acts on safe and unsafe activations: gain, ratio and projections (Figure 5).
 
-    def draw(figure: Figure) -> None:
-        grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey="col")
-        for model in models:
-            for metric in metrics:
-                axes = grid[model, heads[metric]]
-                for condition, style in SIDES.items():
-                    shown = pick(of_model(rows, model), condition=condition, metric=metric)
-                    panels.draw_curve(axes, shown, over="layer", style=style)
-                axes.set_yscale("log")
-        panels.axis_titles(figure, x="layer", y="up matrix of the MLP (log)")
+    On top gain and ratio against layer; below, the deepest layer's projections on the update's input directions, each
+    times its singular value.
+    """
+    rows = pick(table, analysis="input_space", subset="all", condition=tuple(SIDES))
+    actions = pl.concat([pick(rows, metric=metric, part=part) for metric, part in _ACTIONS])
+    projections = pick(rows, metric="projection", part=tuple(MATRICES))
+    return panels.stacked(
+        [(_actions, actions), (_projections, pick(projections, layer=projections["layer"].max()))],
+        what="input_space",
+        name="action of the update on safe and unsafe activations, by layer and by direction",
+    )
+
+
+def _actions(rows: pl.DataFrame) -> Picture:
+    """A row per model, a column per metric and matrix."""
+    found = set(rows.select("metric", "part").iter_rows())
+    models, heads = models_of(rows), {labels: head for labels, head in _ACTIONS.items() if labels in found}
+
+    def draw(figure: FigureBase) -> None:
+        grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")
+        for model, ((metric, part), head) in itertools.product(models, heads.items()):
+            for condition, style in SIDES.items():
+                shown = pick(of_model(rows, model), condition=condition, metric=metric, part=part)
+                panels.draw_curve(grid[model, head], shown, over="layer", style=style)
+            panels.log_range(grid[model, head], pick(rows, metric=metric, part=part))
+        panels.axis_titles(figure, x="layer", y="gain and ratio (log)")
         for axes in grid.values():
-            panels.log_ticks(axes.yaxis, most=5)
+            panels.log_ticks(axes.yaxis, most=3)
         panels.layer_ticks(grid.values())
-        panels.legend(figure, [panels.key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+        panels.side_legend(figure)
 
-    return Picture(draw, 82 + _ROW * len(models), "action of the update on safe and unsafe activations, by layer")
+    return Picture(draw, 82 + _ROW * len(models), "gain and ratio of the update")
+
+
+def _projections(rows: pl.DataFrame) -> Picture:
+    """A row per method at its largest learning rate, a column per matrix; the rows are of one layer."""
+    models, layer = _fastest(models_of(rows)), rows["layer"][0]
+    heads = {part: f"{name}, layer {layer}" for part, name in MATRICES.items() if part in rows["part"]}
+
+    def draw(figure: FigureBase) -> None:
+        grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")
+        for model, (part, head) in itertools.product(models, heads.items()):
+            for condition, style in SIDES.items():
+                shown = pick(of_model(rows, model), condition=condition, part=part)
+                panels.draw_curve(grid[model, head], shown, over="strength", style=style)
+        # Only once all is drawn: a limit ends the scaling of the axes that are shared.
+        for axes in grid.values():
+            axes.set_ylim(bottom=0)
+        panels.axis_titles(figure, x="input direction of the update, strongest first", y="weighted projection")
+        panels.layer_ticks(grid.values())
+        panels.side_legend(figure)
+
+    return Picture(draw, 82 + _ROW * len(models), "weighted projections on the update's input directions")
+
+
+def _fastest(models: Sequence[Model]) -> list[Model]:
+    highest = {method: max(model.lr for model in models if model.method == method) for method, *_ in models}
+    return [model for model in models if model.lr == highest[model.method]]
+
+
+def _model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
+    return {model: {**model_style(model), "marker": model_marker(model)} for model in models}
+
+
+def _model_keys(styles: Mapping[Model, Any]) -> list[Line2D]:
+    return [panels.key(model_label(model), style) for model, style in styles.items()]
 
 
 def sensitivity(table: pl.DataFrame) -> Picture:
@@ -151,7 +233,7 @@ def sensitivity(table: pl.DataFrame) -> Picture:
     height = (_ROW + 4) * math.ceil(len(panels.flow_slots(shown_models)) / 2) + 34
     dots_height = 76 + 19 * len(models)
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         top, below = figure.subfigures(2, 1, height_ratios=[height, dots_height])
         if shown_models:
             _histograms(top, histogram, shown_models)
@@ -168,7 +250,7 @@ def sensitivity(table: pl.DataFrame) -> Picture:
             axes.grid(visible=True, axis="y")
             panels.log_ticks(axes.xaxis, most=4)
         grid[0].set_yticks(range(len(models)), [model_label(model) for model in models])
-        panels.legend(figure, [panels.key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+        panels.side_legend(figure)
 
     return Picture(draw, height + dots_height + 22, "sensitivity to the prompt, before and after tuning")
 

@@ -4,7 +4,7 @@ Everything is drawn from rows of a seed table: every seed faint, the mean bold, 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from jaxsafety.report.plotting import INK
+from jaxsafety.report.plotting import CONDITION_STYLES, INK, Picture
 from jaxsafety.report.tables import Model, model_label
+
+SIDES = {name: CONDITION_STYLES[name] for name in ("safe", "unsafe")}
 
 _BAND_ALPHA, _SEED_ALPHA = 0.16, 0.4
 _SEED_TICKS = {"linestyle": "none", "markersize": 6, "markeredgewidth": 0.7, "alpha": 0.6, "zorder": 2}
@@ -42,6 +44,32 @@ def needed(rows: pl.DataFrame, what: str) -> pl.DataFrame:
     if alive.is_empty():
         raise NothingToDraw(f"no finite rows of {what} to draw: run `jaxsafety analyze` on this run first")
     return alive
+
+
+def stacked(
+    blocks: Sequence[tuple[Callable[[pl.DataFrame], Picture], pl.DataFrame]], *, what: str, name: str
+) -> Picture:
+    """Blocks of panels one above the other as one picture; a block without a finite row is left out.
+
+    Args:
+        blocks: what makes a picture of rows, and its rows.
+        what: the analysis, for the error.
+        name: of the whole picture.
+
+    Raises:
+        NothingToDraw: no block has a finite row.
+    """
+    alive = [(block, rows.filter(pl.col("n") > 0)) for block, rows in blocks]
+    needed(pl.concat([rows for _, rows in alive], how="diagonal"), what)
+    pictures = [block(rows) for block, rows in alive if not rows.is_empty()]
+    heights = [picture.height for picture in pictures]
+
+    def draw(figure: FigureBase) -> None:
+        parts = figure.subfigures(len(pictures), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, picture in zip(parts, pictures, strict=True):
+            picture.draw(part)
+
+    return Picture(draw, sum(heights), name)
 
 
 def seed_values(rows: pl.DataFrame) -> np.ndarray:
@@ -168,6 +196,11 @@ def legend(figure: FigureBase, handles: Sequence[Artist], *, columns: int) -> No
     figure.legend(handles=by_column, loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.4)
 
 
+def side_legend(figure: FigureBase) -> None:
+    """The legend of ``SIDES``."""
+    legend(figure, [key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+
+
 def legend_height(entries: int, *, columns: int) -> int:
     """Units that a legend needs."""
     return _LEGEND_ROW * math.ceil(entries / columns) + 4
@@ -205,6 +238,15 @@ def few_ticks(axes: Axes) -> None:
 def reference(axes: Axes, value: float) -> None:
     """A thin line across at ``value``: zero, or what chance gives."""
     axes.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+
+
+def log_range(axes: Axes, rows: pl.DataFrame) -> None:
+    """A logarithmic vertical axis over the seeds' values: what of an interval lies beyond them, zero maybe, is cut."""
+    values = seed_values(rows)
+    values = values[values > 0]
+    axes.set_yscale("log")
+    if values.size:
+        axes.set_ylim(values.min() / 1.25, values.max() * 1.25)
 
 
 def log_ticks(axis: Axis, *, most: int) -> None:

@@ -7,14 +7,16 @@ References:
     Jain et al. (2024), arXiv 2407.10264, section 4.2 (interventions along the update).
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from jaxsafety.report import analysis_panels as panels
+from jaxsafety.report.analysis_panels import SIDES
 from jaxsafety.report.plotting import CONDITION_STYLES, Picture
 from jaxsafety.report.results import METHODS
 from jaxsafety.report.seed_tables import models_of, of_model, pick
@@ -40,12 +42,49 @@ _ROW, _DOT_ROW = 84, 15
 
 
 def interventions(table: pl.DataFrame) -> Picture:
-    """Instruct, Null and jailbreaks against the factor on the update: a row per model, a column per part of it."""
-    rows = panels.needed(_judged(pick(table, part=tuple(SCALED))), "interventions")
+    """Instruct, Null and jailbreaks, then relative tau and sensitivity, against the factor on the update."""
+    inside = pick(table, analysis="interventions", part="whole", subset="all", condition=tuple(SIDES))
+    taus = pick(inside, metric="relative_tau")
+    deepest = pick(taus, layer=taus["layer"].max())
+    return panels.stacked(
+        [
+            (_scaled, _judged(pick(table, part=tuple(SCALED)))),
+            (_inside, pl.concat([deepest, pick(inside, metric="gradient_norm")])),
+        ],
+        what="interventions",
+        name="scaling the update: behaviour, clusters and sensitivity against the factor",
+    )
+
+
+def _scaled(rows: pl.DataFrame) -> Picture:
+    """A row per model, a column per part of the update."""
     heads = {part: head for part, head in SCALED.items() if part in rows["part"]}
     # None of any part of the update is the pretrained model, measured once.
     start = pick(rows, part="whole", strength=0.0)
     return _against_alpha(rows, heads, start, "scaling the update: behaviour against the factor")
+
+
+def _inside(rows: pl.DataFrame) -> Picture:
+    """A row per model, a column for relative tau (of one layer) and one for sensitivity; of the whole update."""
+    heads = {"relative_tau": f"relative τ, layer {rows['layer'].max()}", "gradient_norm": "sensitivity (log)"}
+    models, heads = models_of(rows), {metric: head for metric, head in heads.items() if metric in rows["metric"]}
+
+    def draw(figure: FigureBase) -> None:
+        grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")
+        for model, (metric, head) in itertools.product(models, heads.items()):
+            for condition, style in SIDES.items():
+                shown = pick(of_model(rows, model), metric=metric, condition=condition)
+                panels.draw_curve(grid[model, head], shown, over="strength", style=style)
+            if metric == "relative_tau":
+                panels.reference(grid[model, head], 0.0)
+            else:
+                panels.log_range(grid[model, head], pick(rows, metric=metric))
+                panels.log_ticks(grid[model, head].yaxis, most=3)
+            panels.few_ticks(grid[model, head])
+        figure.supxlabel("factor α on the whole update", fontsize=12)
+        panels.side_legend(figure)
+
+    return Picture(draw, 82 + _ROW * len(models), "relative tau and sensitivity against the factor on the whole update")
 
 
 def transfer(table: pl.DataFrame) -> Picture:
@@ -70,7 +109,7 @@ def causal(table: pl.DataFrame) -> Picture:
     ]
     models, styles = models_of(rows), _styles(("Instruct", "Null"))
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         grid = panels.flow_grid(figure, models)
         for model, axes in grid.items():
             for side, (name, style) in enumerate(styles.items()):
@@ -102,7 +141,7 @@ def _against_alpha(rows: pl.DataFrame, heads: Mapping[str, str], start: pl.DataF
     models = models_of(rows)
     styles = {rate: style for rate, style in _styles(_RATES).items() if rate in rows["name"]}
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: FigureBase) -> None:
         grid = panels.model_grid(figure, models, list(heads.values()), sharey=True)
         for model in models:
             for part, head in heads.items():

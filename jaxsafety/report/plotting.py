@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from jaxsafety.report.tables import Model
 
@@ -82,13 +82,13 @@ class Picture:
     """A figure that is yet to be drawn.
 
     Attributes:
-        draw: puts everything on a fresh figure of ``WIDTH`` x ``height``.
+        draw: puts everything on a fresh figure, or part of one, of ``WIDTH`` x ``height``.
         height: units (1/72 inch in print).
         name: what it shows, for readers who cannot see it; its element ids are hashed with it, so a name of its own
             keeps a figure apart from the others of a page.
     """
 
-    draw: Callable[[Figure], None]
+    draw: Callable[[FigureBase], None]
     height: int
     name: str
 

@@ -48,7 +48,8 @@ SECTIONS = {
         "Clusters of safe and unsafe activations",
         "Figure 3",
         "τ is how much nearer an activation lies to the mean of safe prompts than to that of unsafe ones, here as a "
-        "share of the distance between the two means: the further the curves part, the cleaner the two clusters.",
+        "share of the distance between the two means: the further the curves part, the cleaner the two clusters; "
+        "below, the leading singular value's share of a cluster's spectrum is 1 where its activations lie on one line.",
         analysis_figures.clusters,
         _of("clusters"),
         claims=(
@@ -76,8 +77,10 @@ SECTIONS = {
     "input_space": Section(
         "The update on safe and on unsafe prompts",
         "Figure 5",
-        "Gain is how strongly the update answers to an activation of unit length, ratio the same beside the answer of "
-        "the pretrained weights: the further unsafe lies above safe, the more the update is about unsafe prompts.",
+        "Gain, |a ΔW| / |a|, is how strongly the update answers to an activation, ratio, |a ΔW| / |a W|, the same "
+        "beside the answer of the pretrained weights, and below, the gain in the deepest layer is spread over the "
+        "update's input directions, each weighted with its singular value: the further unsafe lies above safe, the "
+        "more the update is about unsafe prompts.",
         analysis_figures.input_space,
         _of("input_space"),
         claims=("acts_on_unsafe",),
@@ -132,8 +135,9 @@ SECTIONS = {
         "Scaling the update",
         "section 4.2",
         "α = 0 is the pretrained model, 1 the tuned one, and beyond 1 the update is overdone: where Null still rises "
-        "there and Instruct holds, the method had stopped short. Prompts whose first composition is harmless are not "
-        "among these, so that rates differ a little from the accuracy table's.",
+        "there and Instruct holds, the method had stopped short; below, τ of the last prompt token and the sensitivity "
+        "tell whether safe and unsafe part as the whole update grows (prompts whose first composition is harmless are "
+        "not among these, so that rates differ a little from the accuracy table's).",
         intervention_figures.interventions,
         _of("interventions") & _PART.is_in(list(intervention_figures.SCALED)),
         claims=(

@@ -91,6 +91,10 @@ def _observations(lane, shape, *, power):
         gap = 0.05 + power * (layer + 1) / shape.layers
         lane.add("clusters", "relative_gap", gap, noise=0.03, layer=layer, part=part)
         lane.add("clusters", "effect_size", 6 * gap, noise=0.3, layer=layer, part=part)
+        for condition in ("safe", "unsafe"):
+            share = 0.1 + 0.5 * power * NEAR[condition] * (layer + 1) / shape.layers
+            labels = {"condition": condition, "layer": layer, "part": part}
+            lane.add("clusters", "leading_share", share, noise=0.02, share=True, **labels)
     for condition, subset in itertools.product(shape.conditions, ("all", "successful")):
         if subset == "successful" and condition == "safe":
             continue
@@ -129,6 +133,9 @@ def _updates(lane, shape, *, power, step):
             shown = {**labels, "condition": condition, "subset": subset}
             lane.add("input_space", "gain", gain, noise=0.05 * gain, **shown)
             lane.add("input_space", "ratio", 0.4 * gain, noise=0.02 * gain, **shown)
+            for index in range(8 if subset == "all" else 0):
+                value = gain * 0.6**index
+                lane.add("input_space", "projection", value, noise=0.1 * value, strength=float(index), **shown)
 
 
 def _rates(lane, analysis, condition, refused, *, good=1.0, **labels):
@@ -152,6 +159,14 @@ def _interventions(lane, shape, *, power):
         refused = math.tanh(1.6 * power * scale * NEAR[condition])
         good = 1 - 0.3 * max(0.0, scale - 1.2)
         _rates(lane, "interventions", condition, refused, good=good, part=part, strength=strength)
+        labels = {"condition": condition, "part": part, "strength": strength}
+        side = 1 - 2 * NEAR[condition]
+        for layer in range(shape.layers):
+            tau = (0.05 + power * scale * (layer + 1) / shape.layers) * side
+            lane.add("interventions", "relative_tau", tau, noise=0.04, layer=layer, **labels)
+        if condition in ("safe", "unsafe"):
+            norm = 10 ** (0.3 + 0.25 * power * scale * side)
+            lane.add("interventions", "gradient_norm", norm, noise=0.05 * norm, **labels)
 
 
 def _soft_tokens(lane, shape, *, power):

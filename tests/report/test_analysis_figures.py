@@ -14,14 +14,23 @@ from jaxsafety.report import analysis_figures, analysis_panels, plotting, sectio
 
 NAMES = tuple(sections.SECTIONS)
 TEXTS = {
-    "clusters": ("last prompt token", "first answer tokens", "pretrained", "SFT eta_M 1e-3", "safe prompts"),
+    "clusters": (
+        *("last prompt token", "first answer tokens", "pretrained", "SFT eta_M 1e-3", "safe prompts"),
+        *("leading share: safe", "leading share: unsafe", "s₁ / Σ s"),
+    ),
     "output_space": ("excess: up", "layer 1: down", "random direction", "DPO eta_S 1e-4"),
-    "input_space": ("gain |a ΔW| / |a|", "ratio |a ΔW| / |a W|", "layer"),
+    "input_space": (
+        *("gain: up", "gain: down", "ratio: up", "layer", "up matrix, layer 1", "down matrix, layer 1"),
+        *("input direction of the update, strongest first", "weighted projection"),
+    ),
     "sensitivity": ("gradient norm", "Jacobian norm", "pretrained", "gradient norm (log)"),
     "jailbreaks": ("JB-CO-Text", "successful attacks", "relative τ", "sensitivity"),
     "soft_tokens": ("1 token", "8 tokens", "complied", "strength: soft tokens × steps"),
     "prefill": ("refused", "first refusal", "answer position"),
-    "interventions": ("whole", "MLP", "up", "down", "Instruct", "Null", "JB-CO-Text", "factor α"),
+    "interventions": (
+        *("whole", "MLP", "up", "down", "Instruct", "Null", "JB-CO-Text", "factor α"),
+        *("relative τ, layer 1", "sensitivity (log)", "factor α on the whole update", "unsafe prompts"),
+    ),
     "causal": ("only null", "all but random", "rank 8", "layer 1", "attention"),
     "transfer": ("+ α SFT", "+ α DPO"),
     "dynamics": ("Null", "cluster separation (relative gap)", "eta_M", "eta_S", "training step (log)"),
@@ -43,7 +52,8 @@ def one_model(frames, **labels):
 def curves(svg, *, colour, width):
     """Points ``[curve, point, 2]`` of the open paths of one colour and stroke width inside panels, not in legends."""
     pattern = (
-        rf'<path d="([^"]*)" clip-path="[^>]*style="fill: none; stroke: {colour}; [^"]*stroke-width: {width};?[^"]*"'
+        rf'<path d="([^"]*)" clip-path="[^>]*style="fill: none; (?:stroke-dash[^;]*; )*stroke: {colour}; '
+        rf'[^"]*stroke-width: {width};?[^"]*"'
     )
     paths = [re.findall(rf"[ML] ({_NUMBER}) ({_NUMBER})", path) for path in re.findall(pattern, svg)]
     return np.array([path for path in paths if len(path) > 1], float)
@@ -149,6 +159,94 @@ def test_parts_that_were_not_measured_are_not_drawn(analysis_frames):
     assert "only null" in sections.draw("causal", {"analyze": only})
 
 
+def assert_heights(drawn, values):
+    """The heights of the curves of one scale are their values, but for place and unit; an SVG counts downwards."""
+    heights, values = np.concatenate(drawn)[:, 1], np.concatenate(values)
+    slope, offset = np.polyfit(values, heights, 1)
+    assert slope < 0
+    np.testing.assert_allclose(heights, slope * values + offset, atol=UNITS)
+
+
+def assert_sides(frames, name, rows, *, scale=np.array):
+    """The only two bold curves of the figure are these rows' means for safe and for unsafe prompts."""
+    svg = sections.draw(name, frames)
+    drawn = [curves(svg, colour=colour, width="1.6") for colour in (plotting.BLUE, plotting.ORANGE)]
+    assert [len(side) for side in drawn] == [1, 1]
+    means = [seed_tables.pick(rows, condition=side)["mean"].to_numpy() for side in ("safe", "unsafe")]
+    assert_heights([side[0] for side in drawn], [scale(mean) for mean in means])
+
+
+def test_leading_shares_stand_side_by_side_for_every_model(analysis_frames):
+    shares = seed_tables.pick(analysis_frames["analyze"], analysis="clusters", metric="leading_share", part="response")
+    svg, table = (make("clusters", {"analyze": shares}) for make in (sections.draw, sections.table))
+    table = table.filter(pl.col("lr_name") != "eta_S")
+    drawn, values = [], []
+    for method, colour in (("pretrained", "currentColor"), ("sft", plotting.BLUE), ("dpo", plotting.ORANGE)):
+        safe, unsafe = curves(svg, colour=colour, width="1.6")
+        assert safe[:, 0].max() < unsafe[:, 0].min()
+        drawn += [safe, unsafe]
+        picked = [seed_tables.pick(table, method=method, condition=side) for side in ("safe", "unsafe")]
+        values += [side["mean"].to_numpy() for side in picked]
+    assert_heights(drawn, values)
+
+
+@pytest.mark.parametrize(("metric", "part"), [("gain", "up"), ("gain", "down"), ("ratio", "up")])
+def test_gains_are_logarithms_over_layers(analysis_frames, metric, part):
+    frames = one_model(analysis_frames, analysis="input_space", metric=metric, part=part, subset="all")
+    assert_sides(frames, "input_space", sections.table("input_space", frames), scale=np.log)
+
+
+@pytest.mark.parametrize("part", ["up", "down"])
+def test_projections_are_those_of_the_deepest_layer(analysis_frames, part):
+    frames = one_model(analysis_frames, analysis="input_space", metric="projection", part=part)
+    deepest = seed_tables.pick(sections.table("input_space", frames), layer=1)
+    assert seed_tables.pick(deepest, condition="safe")["strength"].to_list() == list(range(8))
+    assert_sides(frames, "input_space", deepest)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("input_space", "projection"), ("clusters", "leading_share")])
+def test_panels_with_little_place_show_the_largest_learning_rates(analysis_frames, name, metric):
+    svg = sections.draw(name, {"analyze": seed_tables.pick(analysis_frames["analyze"], analysis=name, metric=metric)})
+    assert "SFT eta_M" in svg and "DPO eta_M" in svg and "eta_S" not in svg
+
+
+@pytest.mark.parametrize(("metric", "scale"), [("relative_tau", np.array), ("gradient_norm", np.log)])
+def test_scaling_shows_clusters_and_sensitivity_of_the_whole_update(analysis_frames, metric, scale):
+    frames = one_model(analysis_frames, analysis="interventions", metric=metric)
+    whole = seed_tables.pick(sections.table("interventions", frames), part="whole")
+    deepest = whole.filter(pl.col("layer").is_null() | (pl.col("layer") == 1))
+    assert seed_tables.pick(deepest, condition="safe")["strength"].to_list() == [0.0, 1.0, 1.5]
+    assert_sides(frames, "interventions", deepest, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "absent"),
+    [
+        ("clusters", ("leading_share",), "leading share: safe"),
+        ("clusters", ("relative_tau",), "last prompt token"),
+        ("input_space", ("projection",), "weighted projection"),
+        ("input_space", ("gain", "ratio"), "gain: up"),
+        ("interventions", ("relative_tau", "gradient_norm"), "relative τ, layer 1"),
+        ("interventions", ("refused", "complied", "exact_match"), "Instruct"),
+    ],
+)
+def test_blocks_that_were_not_measured_leave_the_others(analysis_frames, name, metrics, absent):
+    rows = analysis_frames["analyze"].filter(~pl.col("metric").is_in(metrics))
+    svg = sections.draw(name, {"analyze": rows})
+    kept = [text for text in TEXTS[name] if text in svg]
+    assert absent not in svg and 0 < len(kept) < len(TEXTS[name])
+
+
+@pytest.mark.parametrize("name", ["clusters", "input_space", "interventions"])
+def test_no_seed_lies_outside_its_panel(analysis_frames, name):
+    figure = matplotlib.figure.Figure(layout="constrained")
+    sections.SECTIONS[name].picture(sections.table(name, analysis_frames)).draw(figure)
+    drawn = [(axes.get_ylim(), line.get_ydata()) for axes in figure.axes for line in axes.lines]
+    assert drawn
+    for (low, high), heights in drawn:
+        assert low <= np.nanmin(heights) and np.nanmax(heights) <= high
+
+
 def test_jailbreaks_show_means_over_layers(analysis_frames):
     """One layer of the same values as the mean gives the same picture."""
     picked = analysis_frames["analyze"].filter(pl.col("analysis") == "clusters", pl.col("metric") == "relative_tau")
@@ -165,6 +263,14 @@ def test_norms_ascend_over_the_share_of_directions():
     assert curve[len(curve) // 2] == pytest.approx(0.5)
     assert (np.diff(curve) >= 0).all()
     assert (analysis_figures.ascending(np.array([0.7])) == 0.7).all()
+
+
+def test_logarithmic_ranges_are_those_of_the_seeds():
+    axes = matplotlib.figure.Figure().subplots()
+    row = {"low": -3.0, "mean": 2.0, "high": 90.0, "seed_0": 1.0, "seed_1": 4.0, "seed_2": None, "seed_3": 0.0}
+    analysis_panels.log_range(axes, pl.DataFrame([row]))
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylim() == pytest.approx((0.8, 5.0))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.011, 0.47), (1.1, 1.9), (3e-6, 2e4), (0.2, 0.21), (1, 10)])

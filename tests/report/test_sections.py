@@ -53,6 +53,21 @@ def test_a_table_holds_what_was_measured(analysis_frames):
     assert table["mean"].mean() == pytest.approx(rows["value"].mean())
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "count"),
+    [
+        ("clusters", {"metric": "leading_share", "part": "response", "condition": "unsafe"}, 2),
+        ("input_space", {"metric": "projection", "part": "down", "condition": "safe"}, 2 * 8),
+        ("input_space", {"metric": "gain", "part": "down", "condition": "safe"}, 2),
+        ("interventions", {"metric": "relative_tau", "part": "whole", "condition": "unsafe"}, 3 * 2),
+        ("interventions", {"metric": "gradient_norm", "part": "whole", "condition": "safe"}, 3),
+    ],
+)
+def test_tables_hold_what_stands_below_the_first_panels(analysis_frames, name, labels, count):
+    rows = seed_tables.pick(sections.table(name, analysis_frames), method="sft", lr_name="eta_M", **labels)
+    assert rows.height == count and (rows["n"] == 3).all()
+
+
 def test_jailbreaks_have_means_over_layers_beside_the_layers(analysis_frames):
     table = seed_tables.pick(sections.table("jailbreaks", analysis_frames), metric="gain", part="up", method="sft")
     table = seed_tables.pick(table, lr_name="eta_M", condition="unsafe", subset="all")
