@@ -44,13 +44,15 @@ class Subjects:
         run: the study.
         models: the pretrained model, then the finished tuned ones.
         prompts: ``[s, ...]`` what they are measured on.
-        measure: the compiled program that measures a stack of models, the final ones and every snapshot.
+        measure: the program that measures a stack of models, the final ones and every snapshot; compiled once.
+        intervene: the program that builds an intervention on a stack of tuned models and judges it; compiled once.
     """
 
     run: Study
     models: Models
     prompts: Prompts
     measure: Callable[..., Quantities]
+    intervene: Callable[..., Quantities]
 
     @property
     def base(self) -> Params:
@@ -75,7 +77,14 @@ def gather(run: Study) -> Subjects:
         ValueError: a stage has not been finished.
     """
     models = evaluation.gather(run)
-    return Subjects(run, models, _prompts(run), _program(run, partial(_measure, run), rows=len(models.labels)))
+    rows = len(models.labels)
+    return Subjects(
+        run,
+        models,
+        _prompts(run),
+        measure=_program(run, partial(_measure, run), rows=rows),
+        intervene=_program(run, partial(_intervened, run), rows=rows - 1),
+    )
 
 
 def _program(run: Study, lane: Callable[..., Quantities], *, rows: int) -> Callable[..., Quantities]:
@@ -164,6 +173,8 @@ def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
     # The pretrained row keeps the program's shape, and has been written already.
     for frame in _measured(subjects, models, step=step, label=f"analyze step {step}"):
         yield frame.filter(pl.col("method") != PRETRAINED)
+    points = variants.along_training(subjects.run.recipe)
+    yield from _points(subjects, _tuned(models), points, step=step, label=f"analyze step {step}, interventions")
 
 
 def _measured(subjects: Subjects, models: Models, *, step: int, label: str) -> Iterator[pl.DataFrame]:
@@ -230,30 +241,34 @@ def _soft_tokens(subjects: Subjects) -> Iterator[pl.DataFrame]:
 
 
 def _interventions(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    """The grid of interventions, then every other method's update added to a tuned model, by one program."""
-    run, tuned = subjects.run, _tuned(subjects)
-    program = _program(run, partial(_intervened, run), rows=len(tuned.labels))
+    """The grid of interventions, then every other method's update added to a tuned model."""
+    run, tuned = subjects.run, _tuned(subjects.models)
     points = variants.grid(run.recipe, layers=subjects.layers)
-    runs = _runs(
-        subjects, program, (tuned.params, tuned.params), _shared(subjects, points), label="analyze interventions"
-    )
-    for point, found in zip(points, runs, strict=True):
-        yield _frame(
-            subjects, found, tuned, step=run.recipe.tune.steps, part=point.part, strength=point.strength
-        )  # fmt: skip
+    yield from _points(subjects, tuned, points, step=run.recipe.tune.steps, label="analyze interventions")
     methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
     for offset in range(1, len(methods)):
         # Same learning rate, same seed, another method.
         rolled = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
         finite = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0)
         points, label = variants.transfers(run.recipe), f"analyze transfers {offset}/{len(methods) - 1}"
-        runs = _runs(subjects, program, (tuned.params, rolled), _shared(subjects, points), label=label)
+        shared = _shared(subjects, points)
+        runs = _runs(subjects, subjects.intervene, (tuned.params, rolled), shared, label=label)
         for point, found in zip(points, runs, strict=True):
             for row in range(len(tuned.labels)):
                 one = {key: value[row : row + 1] for key, value in found.items()}
                 model = Models(tuned.labels[row : row + 1], None, finite[row : row + 1])
                 part = f"transfer:{methods[(row // rates + offset) % len(methods)]}"
                 yield _frame(subjects, one, model, step=run.recipe.tune.steps, part=part, strength=point.strength)
+
+
+def _points(
+    subjects: Subjects, tuned: Models, points: tuple[variants.Intervention, ...], *, step: int, label: str
+) -> Iterator[pl.DataFrame]:
+    """Interventions on a stack of tuned models."""
+    pair = (tuned.params, tuned.params)
+    runs = _runs(subjects, subjects.intervene, pair, _shared(subjects, points), label=label)
+    for point, found in zip(points, runs, strict=True):
+        yield _frame(subjects, found, tuned, step=step, part=point.part, strength=point.strength)
 
 
 def _shared(subjects: Subjects, points: tuple[variants.Intervention, ...]) -> list[tuple[Any, ...]]:
@@ -276,7 +291,7 @@ def _intervened(
 
 
 def _alignment(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    run, tuned = subjects.run, _tuned(subjects)
+    run, tuned = subjects.run, _tuned(subjects.models)
     methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
     yield pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
     rows = [
@@ -302,8 +317,7 @@ def _alignment(subjects: Subjects) -> Iterator[pl.DataFrame]:
         yield _frame(subjects, one, model, step=run.recipe.tune.steps, coordinates=places, part=name)
 
 
-def _tuned(subjects: Subjects) -> Models:
-    models = subjects.models
+def _tuned(models: Models) -> Models:
     return Models(models.labels[1:], jax.tree.map(lambda leaf: leaf[1:], models.params), models.finite[1:])
 
 

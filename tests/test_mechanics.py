@@ -13,6 +13,7 @@ from jaxsafety import keys, lanes, mechanics, study, tree, world
 from jaxsafety.analysis import clusters, update_spaces
 from jaxsafety.models import gpt
 from jaxsafety.probes import features, variants
+from jaxsafety.probes.quantities import purpose_key
 from jaxsafety.report import results
 from jaxsafety.world.layout import last_prompt_index
 
@@ -48,7 +49,8 @@ def test_every_analysis_has_rows_of_every_model_seed_and_step(rows, mini_recipe)
     models = {*rows.select("method", "lr_name", "step").iter_rows()}
     assert models == {("pretrained", "", 0)} | {(*model, step) for model in TUNED for step in (snapshot, 6)}
     along = rows.filter(step=snapshot)
-    assert set(along["analysis"]) >= {"clusters", "output_space", "input_space", "sensitivity", "verdicts"}
+    measured = {"clusters", "output_space", "input_space", "sensitivity", "verdicts", "interventions"}
+    assert set(along["analysis"]) >= measured
     assert not rows.select("analysis", "metric", "method", "lr_name", "step", "seed", "condition", "subset", "layer",
                            "part", "strength").is_duplicated().any()  # fmt: skip
 
@@ -163,7 +165,7 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     s, seed = 1, mini_recipe.seeds[1]
     base = tree.lane(subjects.base, s)
     batch = world.tune_batch_at(
-        ready.world, key=keys.stream(keys.root(seed), "analysis"), step=0, batch_size=4, p_unsafe=0.5, mix="prompt"
+        ready.world, key=purpose_key(keys.root(seed), "gradients"), step=0, batch_size=4, p_unsafe=0.5, mix="prompt"
     )
     flat = []
     for method in mini_recipe.tune.methods.values():

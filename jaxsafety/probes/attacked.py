@@ -77,13 +77,15 @@ def _judge_attacked(
     prompt = jnp.arange(ok.shape[1])[None, :] < (at + count)[:, None]
     forward = partial(gpt.forward_embeddings, params, config=config)
     norms = sensitivity.gradient_norm(forward, inputs, position=at + count, prompt=prompt)
+    # All prompts that fit, and those of them that the attack succeeded on.
+    subsets = jnp.stack([fits, fits & complied])
     rates = {"complied": complied, "refused": refused, "other": ~(complied | refused)}
     named = {Quantity("soft_tokens", name, "steps"): averaged(flag * 1.0, fits) for name, flag in rates.items()}
     return named | {
         Quantity("soft_tokens", "n_prompts", "steps"): jnp.sum(fits, dtype=jnp.float32),
-        Quantity("soft_tokens", "relative_tau", "steps layer"): averaged(relative, fits[None]),
-        Quantity("soft_tokens", "gain", "steps layer"): averaged(acted.gain, fits[None]),
-        Quantity("soft_tokens", "gradient_norm", "steps"): averaged(norms, fits),
+        Quantity("soft_tokens", "relative_tau", "steps subset layer"): averaged(relative[None], subsets[:, None]),
+        Quantity("soft_tokens", "gain", "steps subset layer"): averaged(acted.gain[None], subsets[:, None]),
+        Quantity("soft_tokens", "gradient_norm", "steps subset"): averaged(norms[None], subsets),
         Quantity("soft_tokens", "nll_nats", "steps"): averaged(nll, fits),
         Quantity("soft_tokens", "norm", "steps"): averaged(_mean_norm(soft, count), fits),
     }

@@ -207,7 +207,7 @@ def input_quantities(recipe: Recipe, params: Params, base: Params, seen: Feature
         by_condition = partial(_by_condition, conditions=conditions, prompts=prompts)
         weights = found.subsets[:, :, None, :]
         projected = jnp.abs(by_condition(space.projections)).transpose(0, 1, 3, 2)
-        everyone = found.subsets[:, 0, None, None, :]
+        subsets = found.subsets[:, :, None, None, :]
         per_matrix.append(
             {
                 Quantity("input_space", "gain", "condition subset layer"): averaged(
@@ -216,7 +216,9 @@ def input_quantities(recipe: Recipe, params: Params, base: Params, seen: Feature
                 Quantity("input_space", "ratio", "condition subset layer"): averaged(
                     by_condition(space.ratio)[:, None], weights
                 ),
-                Quantity("input_space", "projection", "condition layer direction"): averaged(projected, everyone),
+                Quantity("input_space", "projection", "condition subset layer direction"): averaged(
+                    projected[:, None], subsets
+                ),
             }
         )
     return {key._replace(axes=f"matrix {key.axes}"): values for key, values in tree.stack(per_matrix).items()}

@@ -6,10 +6,10 @@ from itertools import combinations
 import jax
 import jax.numpy as jnp
 
-from jaxsafety import keys, lanes, world
+from jaxsafety import lanes, world
 from jaxsafety.analysis import alignment
 from jaxsafety.models import gpt
-from jaxsafety.probes.quantities import Quantities, Quantity, model_of
+from jaxsafety.probes.quantities import Quantities, Quantity, model_of, purpose_key
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import HParams, Key, Params
 from jaxsafety.world import World
@@ -26,7 +26,7 @@ def pairs(recipe: Recipe) -> tuple[tuple[str, str], ...]:
 def gradient_quantities(recipe: Recipe, world_: World, params: Params, base: Params, *, key: Key) -> Quantities:
     """Returns the cosine of every two methods' gradients at ``params``, with ``base`` as DPO's reference."""
     batch = world.tune_batch_at(
-        world_, key=keys.stream(key, "analysis"), step=0, batch_size=recipe.analyze.gradient_prompts,
+        world_, key=purpose_key(key, "gradients"), step=0, batch_size=recipe.analyze.gradient_prompts,
         p_unsafe=_P_UNSAFE, mix="prompt",
     )  # fmt: skip
     forward = partial(gpt.forward, config=model_of(recipe, world_))

@@ -1,13 +1,15 @@
 """What a probe returns: named arrays whose axes have names, and what the places on those axes are called."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsafety import keys
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.recipe import Recipe
+from jaxsafety.types import Key
 from jaxsafety.world import World
 
 
@@ -26,6 +28,10 @@ class Quantity(NamedTuple):
 
 
 Quantities = dict[Quantity, Any]
+
+# Append only: a position is part of the key.
+Purpose = Literal["gradients", "subspaces", "baseline", "jacobian"]
+_FIRST_PURPOSE = 1 << 20
 
 SUBSETS = ("all", "successful")
 # MLP activations: at the last prompt token; averaged over the first response positions; the same, first d neurons only.
@@ -73,6 +79,14 @@ def coordinates(recipe: Recipe, *, layers: int, places: int) -> dict[str, Coordi
         "depth": Coordinate("strength", tuple(map(float, config.prefill_depths))),
         "place": Coordinate("strength", tuple(map(float, range(places)))),
     }
+
+
+def purpose_key(key: Key, purpose: Purpose) -> Key:
+    """Returns the key of one use of randomness in the analyses, from a seed's root key.
+
+    Prompts come from steps of the analysis stream; these lie where no step does.
+    """
+    return keys.at_step(keys.stream(key, "analysis"), _FIRST_PURPOSE + get_args(Purpose).index(purpose))
 
 
 def averaged(values: Array, weights: Array) -> Array:

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsafety import keys
 from jaxsafety.analysis import sensitivity
 from jaxsafety.models import gpt
-from jaxsafety.probes.quantities import Quantities, Quantity, averaged, model_of
+from jaxsafety.probes.quantities import Quantities, Quantity, averaged, model_of, purpose_key
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import Key, Params
 from jaxsafety.world import Trial, World
@@ -62,7 +61,7 @@ def sensitivity_quantities(
         tokens, at, prompt = _without_answer(world, trial)
         embeddings = gpt.embed(params, tokens, config=config)
         found = sensitivity.jacobian_norm(
-            forward, embeddings, position=at, prompt=prompt, key=keys.stream(key, "analysis")
+            forward, embeddings, position=at, prompt=prompt, key=purpose_key(key, "jacobian")
         )
         return found.value, found.converged
 

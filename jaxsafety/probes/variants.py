@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsafety import keys, tree
+from jaxsafety import tree
 from jaxsafety.analysis import clusters, interventions
 from jaxsafety.probes.features import Prompts, class_centroids, features, first_prompts, verdict_quantities, verdicts
-from jaxsafety.probes.quantities import Quantities, Quantity, averaged
+from jaxsafety.probes.quantities import Quantities, Quantity, averaged, purpose_key
 from jaxsafety.probes.slopes import gradient_norms
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import Key, Params
@@ -56,6 +56,12 @@ def grid(recipe: Recipe, *, layers: int) -> tuple[Intervention, ...]:
     )
 
 
+def along_training(recipe: Recipe) -> tuple[Intervention, ...]:
+    """Returns the few interventions that every snapshot is put through: beyond it, and its null-space part."""
+    beyond = max(recipe.analyze.alphas)
+    return (Intervention("whole", beyond), Intervention("only_null", 1.0), Intervention("all_but_null", 1.0))
+
+
 def transfers(recipe: Recipe) -> tuple[Intervention, ...]:
     """Returns the interventions that add another model's update to a tuned model."""
     return tuple(Intervention("transfer", alpha) for alpha in recipe.analyze.alphas if alpha in (0.5, 1.0)) or (
@@ -93,7 +99,7 @@ def intervened(
 def _branches(
     recipe: Recipe, tuned: Params, delta: Params, other: Params, base: Params, strength: Float[Array, ""], key: Key
 ) -> dict[str, Callable[[], Params]]:
-    energy, draw = recipe.analyze.energy, keys.stream(key, "analysis")
+    energy, draw = recipe.analyze.energy, purpose_key(key, "subspaces")
 
     def added(part: Callable[[], Params]) -> Callable[[], Params]:
         return lambda: tree.interpolate(base, part(), 1.0)

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from jaxsafety import keys, tree
+from jaxsafety import tree
 from jaxsafety.analysis import alignment, update_spaces
 from jaxsafety.linalg import subspace, svd
-from jaxsafety.probes.quantities import MATRICES, Quantities, Quantity
+from jaxsafety.probes.quantities import MATRICES, Quantities, Quantity, purpose_key
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import Key, Params
 
@@ -30,7 +30,7 @@ def _output_of(recipe, after, before, *, key):
     values = svd.decompose(delta).values
     base = svd.decompose(before)
     mask = subspace.leading(space.rank_base, base.values.shape[-1])
-    drawn = subspace.sample_random_energy(base.outputs, key=keys.stream(key, "analysis"), samples=_SAMPLES, mask=mask)
+    drawn = subspace.sample_random_energy(base.outputs, key=purpose_key(key, "baseline"), samples=_SAMPLES, mask=mask)
     mean = jnp.nanmean(space.null_norm, axis=-1)
     count = min(recipe.analyze.directions, *before.shape[1:])
     per_layer = {

@@ -159,7 +159,7 @@ def input_space(table: pl.DataFrame) -> Picture:
     """
     rows = pick(table, analysis="input_space", subset="all", condition=tuple(SIDES))
     actions = pl.concat([pick(rows, metric=metric, part=part) for metric, part in _ACTIONS])
-    projections = pick(rows, metric="projection", part=tuple(MATRICES))
+    projections = pick(rows, metric="projection", subset="all", part=tuple(MATRICES))
     return panels.stacked(
         [(_actions, actions), (_projections, pick(projections, layer=projections["layer"].max()))],
         what="input_space",

@@ -106,7 +106,9 @@ def soft_tokens(table: pl.DataFrame) -> Picture:
     Relative tau and gain are means over layers.
     """
     heads = {"complied": "complied", "relative_tau": "relative τ", "gain": "gain"}
-    rows = panels.needed(pick(table, layer=None, analysis="soft_tokens", metric=tuple(heads)), "soft_tokens")
+    rows = panels.needed(
+        pick(table, layer=None, analysis="soft_tokens", subset="all", metric=tuple(heads)), "soft_tokens"
+    )
     models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
     counts = sorted(rows["part"].unique(), key=lambda part: int(part.split()[0]))
     styles = {part: _TOKEN_STYLES[place % len(_TOKEN_STYLES)] for place, part in enumerate(counts)}

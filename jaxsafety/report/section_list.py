@@ -179,6 +179,7 @@ SECTIONS = {
         "does not prove, what brings about what; dotted is the pretrained model.",
         training_figures.dynamics,
         _of("verdicts", "exact_match", "refused")
+        | (_of("interventions", "refused", "exact_match") & _PART.is_in(["only_null", "all_but_null"]))
         | _of("clusters", "relative_gap")
         | _of("output_space", "excess")
         | _of("input_space", "gain")

@@ -30,6 +30,13 @@ class _Panel(NamedTuple):
 _DYNAMICS = (
     _Panel("Instruct", {"analysis": "verdicts", "metric": "exact_match"}, ("safe",), "share"),
     _Panel("Null", {"analysis": "verdicts", "metric": "refused"}, ("unsafe",), "share"),
+    *(
+        _Panel(title, {"analysis": "interventions", "metric": "refused", "part": part}, ("unsafe",), "share")
+        for title, part in (
+            ("Null: null-space part alone", "only_null"),
+            ("Null: without the null-space part", "all_but_null"),
+        )
+    ),
     _Panel("cluster separation (relative gap)", {"analysis": "clusters", "metric": "relative_gap"}),
     _Panel("null-space excess, up matrix", {"analysis": "output_space", "metric": "excess", "part": "up"}),
     _Panel(
