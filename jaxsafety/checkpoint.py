@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ def save(directory: Path, tree: Any, *, step: int, keep: int = 2) -> None:
 
     Raises:
         ValueError: ``step`` or ``keep`` is out of range.
-        OSError: the directory cannot be written or the disk is full; nothing unfinished is left behind.
+        OSError: the directory cannot be written or the disk is full. What was written is deleted; what TensorStore's
+            threads still write after that stays in ``.unfinished``, until the next save deletes it.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"a checkpoint needs step >= 0 and keep >= 1, got step {step} and keep {keep}")
@@ -162,18 +164,18 @@ def _seal(record: dict[str, Any]) -> str:
 
 @contextmanager
 def _scratch(directory: Path) -> Iterator[Path]:
-    """An empty directory beside the checkpoints; whatever is in it is deleted, now or by the next save."""
-    scratch = directory / _UNFINISHED
-    _remove(scratch)
-    scratch.mkdir(parents=True)
+    """A new empty directory in ``directory/.unfinished``, of which everything is deleted, now or by the next save."""
+    unfinished = directory / _UNFINISHED
+    _remove(unfinished)
+    unfinished.mkdir(parents=True, exist_ok=True)
     try:
-        yield scratch
+        # A name of its own: TensorStore's threads outlive a failed save, and must not write into a later one.
+        yield Path(tempfile.mkdtemp(dir=unfinished))
     finally:
-        _remove(scratch)
+        _remove(unfinished)
 
 
 def _remove(path: Path) -> None:
-    # After a failed save, some of TensorStore's threads may still be creating files in there.
     for wait_s in _RETRIES_S:
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():

@@ -271,10 +271,13 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, limit, reserve):
     result = _run(_FULL_DISK, tmp_path, limit, reserve)
     message, entries, steps = result.stdout.splitlines()
     assert message.startswith(f"cannot save checkpoint {tmp_path / '00000002'} (File too large): free some space")
-    assert entries == "['00000001']"
     assert steps == "[1, 2]"
     if reserve == "reserve":
+        assert entries == "['00000001']"
         assert result.stderr == ""
+    else:  # TensorStore's threads outlive the failed save: what they write late is the next save's to delete
+        assert entries in ("['00000001']", "['.unfinished', '00000001']")
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["00000001", "00000002"]
 
 
 _SAVE_FOREVER = """
