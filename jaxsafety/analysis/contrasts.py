@@ -73,19 +73,23 @@ def between_methods(evidence: Evidence, quantity: Quantity, *, first: str, secon
 def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str], Seeds]) -> Measurement:
     """Mean of a quantity of successful attacks over the jailbreaks and strong models with enough of them in that seed.
 
+    The note has the same of the pretrained model, where it has any: what the prompts alone bring with them.
+
     Raises:
         Unmeasured: no jailbreak was analysed, or none succeeded often enough.
     """
-    rows, kinds, reasons = [], [], []
+    rows, before, kinds, reasons = [], [], [], []
     for model in evidence.strong:
         for condition, name in JAILBREAKS.items():
             try:
                 values = quantity(evidence, model, condition)
                 successes = evidence.find("verdicts", "n_successful", model=model, condition=condition)[0]
-                rows.append(np.where(successes >= LEAST_ATTACKS, values, np.nan))
-                kinds.append(name)
             except Unmeasured as error:
                 reasons.append(error)
+                continue
+            rows.append(np.where(successes >= LEAST_ATTACKS, values, np.nan))
+            before.append(_untuned(evidence, quantity, condition, like=rows[-1]))
+            kinds.append(name)
     if not rows:
         raise reasons[0] if reasons else Unmeasured("no tuned model in this run")
     finite = np.isfinite(rows)
@@ -93,10 +97,11 @@ def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str
         raise Unmeasured(f"no jailbreak with {LEAST_ATTACKS} successes in any seed")
     succeeded = {kind for kind, alive in zip(kinds, finite.any(axis=1), strict=True) if alive}
     without = [name for name in JAILBREAKS.values() if name not in succeeded]
+    notes = [f"before tuning {np.nanmean(before):+.3f}"] if np.isfinite(before).any() else []
+    notes += [f"without {' and '.join(without)}: under {LEAST_ATTACKS} successes"] if without else []
     count = finite.sum(axis=0)
     total = np.where(finite, rows, 0.0).sum(axis=0)
-    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return Measurement(mean, f"without {' and '.join(without)}: under {LEAST_ATTACKS} successes" if without else "")
+    return Measurement(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0), "; ".join(notes))
 
 
 def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: float = 0.0) -> Measurement:
@@ -289,6 +294,16 @@ def _mean(computed: Iterable[tuple[Model, Callable[[], Seeds]]]) -> Measurement:
         raise reasons[0] if reasons else Unmeasured("no tuned model in this run")
     living = [values for values in rows if np.isfinite(values).any()] or rows
     return Measurement(np.mean(living, axis=0), f"without {'; '.join(without)}" if without else "")
+
+
+def _untuned(
+    evidence: Evidence, quantity: Callable[[Evidence, Model, str], Seeds], condition: str, *, like: Seeds
+) -> np.ndarray:
+    """A jailbreak's quantity in the pretrained model, where ``like`` has values."""
+    try:
+        return np.where(np.isfinite(like), quantity(evidence, evidence.pretrained, condition), np.nan)
+    except Unmeasured:
+        return np.full_like(like, np.nan)
 
 
 def _difference(evidence: Evidence, quantity: Quantity, first: Model, second: Model) -> np.ndarray:

@@ -215,7 +215,7 @@ CLAIMS = (
         where="Sec. 5, Fig. 7",
         statistic=(
             "least-squares slope of the relative tau of attacked unsafe prompts, at the last prompt token, against the "
-            f"rank of the number of attack steps; mean over numbers of soft tokens, {_LAYERS[8:]}"
+            "rank of the number of attack steps; mean over numbers of soft tokens, layers and methods at eta_M"
         ),
         measure=c.over_attacks,
     ),

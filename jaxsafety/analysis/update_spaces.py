@@ -162,33 +162,6 @@ def input_space(
     )
 
 
-def input_alignment(
-    base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9
-) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
-    """Share of an update's energy that reads the base's leading input directions, ``|P dW|_F^2 / |dW|_F^2``.
-
-    Args:
-        base: ``[l, m, n]`` weights before the update.
-        delta: ``[l, m, n]`` the update.
-        energy: share of the base's squared spectrum that P holds, in (0, 1].
-
-    Returns:
-        The share ``[l]`` in [0, 1] (NaN for a zero update) and what a random update has, ``rank / m``.
-
-    Raises:
-        ValueError: energy out of range, different shapes, or values that are not finite.
-
-    Fidelity: not in the paper: the input side of its figure 4.
-    """
-    base, delta = _checked(base=base, delta=delta)
-    before = svd.decompose(base)
-    rank = _rank(base, before, energy=energy)
-    used = subspace.leading(rank, before.values.shape[-1])
-    share = _weighted(subspace.projection_energy(delta.mT, before.inputs, mask=used), _row_energies(delta.mT))
-    chance, _ = subspace.random_energy(jnp.maximum(rank, 0), dimension=base.shape[1])
-    return tuple(jnp.where(rank < 0, jnp.nan, value) for value in (share, chance))
-
-
 def changed_norm(base: Float[Array, "l m n"], delta: Float[Array, "l m n"]) -> Float[Array, " l"]:
     """Size of an update beside what it changes, ``|dW|_F / |W|_F``: ``[l]``, NaN for a zero base.
 

@@ -33,6 +33,7 @@ Quantities = dict[Quantity, Any]
 Purpose = Literal["gradients", "subspaces", "baseline", "jacobian"]
 _FIRST_PURPOSE = 1 << 20
 
+# All prompts of a condition, or those that this model complied with.
 SUBSETS = ("all", "successful")
 # MLP activations: at the last prompt token; averaged over the first response positions; the same, first d neurons only.
 VECTORS = ("last", "response", "response_d")

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from jaxsafety import runlog
+from jaxsafety.probes.quantities import SUBSETS
 from jaxsafety.suggest import check_name
 
 SCHEMA: dict[str, Any] = {
@@ -62,8 +63,6 @@ ANALYSES = (
     "prefill",
     "alignment",
 )
-# All prompts of a condition, or those that this model complied with.
-SUBSETS = ("all", "successful")
 METHODS = {"pretrained": "pretrained", "sft": "SFT", "dpo": "DPO", "unlearn": "unlearn"}
 
 _VOCABULARY = {"stage": STAGES, "analysis": ANALYSES, "subset": SUBSETS}

@@ -7,7 +7,7 @@ from jaxsafety.analysis import claims, evidence
 from jaxsafety.analysis.contrasts import Measurement
 from jaxsafety.analysis.statements import CLAIMS, Claim
 from jaxsafety.intervals import student_interval, t_quantile
-from tests.claim_rows import JAILBREAKS, gaps, table, textbook
+from tests.claim_rows import JAILBREAKS, PRE, SUCCESSFUL, gaps, table, taus, textbook
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,13 @@ def test_a_jailbreak_that_succeeds_in_some_seeds_counts_in_those(rows):
     found = judged([row for row in rows if not missing(row)])
     assert found["jailbreaks_nearer_safe"].values[0] is None
     assert found["jailbreaks_nearer_safe"].interval.n == 3
+
+
+def test_what_jailbreaks_bring_with_them_is_said(rows):
+    before = taus("unsafe", [[-0.1] * 4], **PRE) + taus("jb_co_text", [[0.1, 0.2, 0.3, None]], **PRE, **SUCCESSFUL)
+    # .2, .3 and .4 of the one jailbreak that the pretrained model was measured on, and in those seeds.
+    layered = [row | {"layer": layer} for row in before for layer in range(3)]
+    assert judged(rows + layered)["jailbreaks_nearer_safe"].why == "interval of 4 seeds above 0; before tuning +0.300"
 
 
 def test_the_weakest_model_is_named(rows):

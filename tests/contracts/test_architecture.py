@@ -26,7 +26,18 @@ LAYERS = {
     | {"attacks", "attacks.prefill", "attacks.soft_tokens"}
     | {"probes", *(f"probes.{name}" for name in ("attacked", "features", "gradients", "quantities", "slopes"))}
     | {"probes.variants", "probes.weights"},
-    3: {"sweep", "loop", "study", "evaluation", "mechanics", "checkpoint", "runlog", "progress", "recipe_file"}
+    3: {
+        "sweep",
+        "loop",
+        "study",
+        "evaluation",
+        "mechanics",
+        "subjects",
+        "checkpoint",
+        "runlog",
+        "progress",
+        "recipe_file",
+    }
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
@@ -39,7 +50,7 @@ PURE = sorted(module for module, layer in LAYER_OF.items() if layer <= 2)
 # Package outside this one: the modules that may import it (a prefix names a whole folder).
 CONFINED = {
     "orbax": ("checkpoint",),
-    "polars": ("report", "mechanics"),
+    "polars": ("report", "mechanics", "subjects"),
     "scipy": ("intervals",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
