@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from jaxsafety.intervals import student_interval
 from jaxsafety.report import analysis_panels as panels
 from jaxsafety.report.analysis_panels import SIDES
-from jaxsafety.report.plotting import INK, Picture, model_marker, model_style
+from jaxsafety.report.plotting import INK, Picture, model_styles
 from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
 from jaxsafety.report.tables import Model, model_label
 
@@ -69,7 +69,7 @@ def _taus(rows: pl.DataFrame) -> Picture:
 
 def _leading_shares(rows: pl.DataFrame) -> Picture:
     """A panel per side, with a curve per method at its largest learning rate beside the pretrained model's."""
-    styles = _model_styles(_fastest(models_of(rows)))
+    styles = model_styles(_fastest(models_of(rows)))
     conditions = [condition for condition in SIDES if condition in rows["condition"]]
 
     def draw(figure: FigureBase) -> None:
@@ -99,7 +99,7 @@ def output_space(table: pl.DataFrame) -> Picture:
     rows = panels.needed(pick(table, analysis="output_space", part=tuple(MATRICES)), "output_space")
     models, parts = models_of(rows), [part for part in MATRICES if part in rows["part"]]
     layers = sorted(pick(rows, metric="null_norm")["layer"].unique())
-    styles = _model_styles(models)
+    styles = model_styles(models)
 
     def draw(figure: FigureBase) -> None:
         top, below = figure.subfigures(2, 1, height_ratios=[150, max(1, _ROW * len(layers) + 30)])
@@ -212,10 +212,6 @@ def _projections(rows: pl.DataFrame) -> Picture:
 def _fastest(models: Sequence[Model]) -> list[Model]:
     highest = {method: max(model.lr for model in models if model.method == method) for method, *_ in models}
     return [model for model in models if model.lr == highest[model.method]]
-
-
-def _model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
-    return {model: {**model_style(model), "marker": model_marker(model)} for model in models}
 
 
 def _model_keys(styles: Mapping[Model, Any]) -> list[Line2D]:

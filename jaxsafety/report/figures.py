@@ -1,6 +1,7 @@
 """Figures of the training and of the verdicts, as SVG strings: learning curves and stacked verdict bars."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_style, svg
+from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_styles, svg
 from jaxsafety.report.results import check_schema
 from jaxsafety.report.tables import CONDITIONS, VERDICTS, Model, VerdictRow, model_label, model_order
 
@@ -42,13 +43,15 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
         pl.col("value").mean().alias("mean"), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
     )
     models = sorted({Model(*key) for key in curves.select("method", "lr_name", "lr").iter_rows()}, key=model_order)
+    # Hundreds of points a line: markers would hide it.
+    styles = {model: style | {"marker": ""} for model, style in model_styles(models).items()}
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (condition, metric) in zip(grid, panels, strict=True):
             shown = curves.filter((pl.col("condition") == condition) & (pl.col("metric") == metric))
             for model in models:
-                _draw_curve(axes, model, shown.filter(_is(model)).sort("step"))
+                _draw_curve(axes, shown.filter(_is(model)).sort("step"), style=styles[model])
             axes.set_title(_CURVES[condition, metric])
             axes.grid(visible=True, axis="y")
             axes.margins(x=0.01)
@@ -59,7 +62,7 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
         if len(models) > 1:
             # Legends fill by column: one learning rate each.
             by_rate = sorted(models, key=lambda model: (model_order(model)[1:], model_order(model)))
-            lines = [Line2D([], [], label=model_label(model), **model_style(model)) for model in by_rate]
+            lines = [Line2D([], [], label=model_label(model), **styles[model]) for model in by_rate]
             figure.legend(handles=lines, loc="outside upper left", ncols=2, handlelength=2.2)
 
     legend_height = 18 * ((len(models) + 1) // 2) if len(models) > 1 else 0
@@ -92,11 +95,10 @@ def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
     return svg(Picture(draw, 70 + rows * (34 + 17 * len(models)), "answers judged complied, refused or other"))
 
 
-def _draw_curve(axes: Axes, model: Model, curve: pl.DataFrame) -> None:
+def _draw_curve(axes: Axes, curve: pl.DataFrame, *, style: Mapping[str, Any]) -> None:
     # The last point is where evaluation starts from, so thinning counts back from it.
     stride = -(-curve.height // _MOST_POINTS) or 1
     curve = curve.reverse().gather_every(stride).reverse()
-    style = model_style(model)
     axes.fill_between(curve["step"], curve["low"], curve["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.plot(curve["step"], curve["mean"], **style)
 

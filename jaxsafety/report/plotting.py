@@ -9,9 +9,10 @@ dash or a marker tells too.
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import Any, Literal
 
 import matplotlib
@@ -34,8 +35,9 @@ CONDITION_STYLES = {
 }
 WIDTH = 380
 
-_METHOD_COLOURS = {"pretrained": INK, "sft": BLUE, "dpo": ORANGE, "unlearn": GREEN}
-_METHOD_MARKERS = {"pretrained": "D", "sft": "o", "dpo": "s", "unlearn": "^"}
+_METHOD_LOOKS = {"pretrained": (INK, "D"), "sft": (BLUE, "o"), "dpo": (ORANGE, "s"), "unlearn": (GREEN, "^")}
+# Of methods with other names, in the order of a figure's models.
+_OTHER_LOOKS = ((PINK, "v"), (BROWN, "P"), (GREY, "X"), (BLUE, "<"), (ORANGE, ">"), (GREEN, "*"))
 _DASHES = {"eta_S": (0, (4, 2))}
 _RASTER_DPI = 216
 _STYLE = {
@@ -103,14 +105,18 @@ def image(picture: Picture, *, kind: Literal["png", "pdf"]) -> bytes:
     return _rendered(picture, kind)
 
 
-def model_style(model: Model) -> dict[str, Any]:
-    """Line style of a model: one colour per method, solid for eta_M and dashed for eta_S."""
-    return {"color": _METHOD_COLOURS.get(model.method, PINK), "linestyle": _DASHES.get(model.lr_name, "solid")}
-
-
-def model_marker(model: Model) -> str:
-    """Marker of a model: one shape per method."""
-    return _METHOD_MARKERS.get(model.method, "v")
+def model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
+    """Line styles of a figure's models: a colour and a marker per method, solid for eta_M and dashed for eta_S."""
+    others = [method for method in dict.fromkeys(model.method for model in models) if method not in _METHOD_LOOKS]
+    looks = _METHOD_LOOKS | dict(zip(others, cycle(_OTHER_LOOKS), strict=False))
+    return {
+        model: {
+            "color": looks[model.method][0],
+            "marker": looks[model.method][1],
+            "linestyle": _DASHES.get(model.lr_name, "solid"),
+        }
+        for model in models
+    }
 
 
 def _rendered(picture: Picture, kind: str) -> bytes:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from jaxsafety.report import analysis_panels as panels
-from jaxsafety.report.plotting import BROWN, GREY, INK, PINK, Picture, model_marker, model_style
+from jaxsafety.report.plotting import BROWN, GREY, INK, PINK, Picture, model_styles
 from jaxsafety.report.results import METHODS
 from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
 from jaxsafety.report.tables import Model, method_label, model_label
@@ -98,6 +98,7 @@ def _panel_rows(table: pl.DataFrame, panel: _Panel, features: str) -> pl.DataFra
 
 
 def _draw_dynamics(axes: Axes, rows: pl.DataFrame, models: Sequence[Model]) -> None:
+    styles = model_styles(models)
     for condition in rows["condition"].unique(maintain_order=True):
         shown = pick(rows, condition=condition)
         for mean in pick(shown, method="pretrained")["mean"].drop_nulls():
@@ -106,16 +107,12 @@ def _draw_dynamics(axes: Axes, rows: pl.DataFrame, models: Sequence[Model]) -> N
             # Step 0 is the pretrained model, and not on a logarithmic axis.
             curve = of_model(shown, model).filter(pl.col("step") > 0)
             dashes = _CONDITION_DASHES.get(condition, "solid") if rows["condition"].n_unique() > 1 else "solid"
-            panels.draw_curve(axes, curve, over="step", style=_method_style(model) | {"linestyle": dashes})
+            panels.draw_curve(axes, curve, over="step", style=styles[model] | {"linestyle": dashes})
     axes.grid(visible=True, axis="y")
 
 
-def _method_style(model: Model) -> dict[str, Any]:
-    return {"color": model_style(model)["color"], "marker": model_marker(model)}
-
-
 def _dynamics_keys(models: Sequence[Model]) -> list[Any]:
-    methods = {method_label(model): _method_style(model) for model in models}
+    methods = {method_label(model): style | {"linestyle": "solid"} for model, style in model_styles(models).items()}
     dashes = {name: {"color": INK, "linestyle": dash} for name, dash in _CONDITION_DASHES.items()}
     return [panels.key(name, style) for name, style in (methods | dashes | {"pretrained": _CHANCE}).items()]
 
@@ -202,11 +199,11 @@ def _draw_chance(axes: Axes, rows: pl.DataFrame, metric: str) -> None:
 
 def _draw_slope(figure: FigureBase, slope: pl.DataFrame) -> None:
     axes = figure.subplots()
-    for model in models_of(slope):
+    for model, style in model_styles(models_of(slope)).items():
         curve = of_model(slope, model).sort("step")
         # The last point is the finished model, so thinning counts back from it.
         curve = curve.reverse().gather_every(-(-curve.height // _MOST_POINTS)).reverse()
-        panels.draw_curve(axes, curve, over="step", style={**model_style(model), "label": model_label(model)})
+        panels.draw_curve(axes, curve, over="step", style=style | {"label": model_label(model)})
     axes.set_title("slope of DPO's loss: mean σ(−margin)")
     axes.set_xlabel("training step")
     axes.set_ylim(bottom=0)

@@ -53,11 +53,19 @@ def test_what_colours_tell_dashes_and_markers_tell_too():
         assert one["color"] != other["color"]
         assert one["linestyle"] != other["linestyle"]
         assert one["marker"] != other["marker"]
-    models = [Model(method, "eta_M", 1e-3) for method in METHODS]
-    assert len({plotting.model_marker(model) for model in models}) == len(models)
-    slow = plotting.model_style(Model("sft", "eta_S", 1e-4))
-    assert slow["color"] == plotting.model_style(models[1])["color"]
-    assert slow["linestyle"] != plotting.model_style(models[1])["linestyle"]
+
+
+def test_models_differ_by_colour_and_marker_and_rates_by_dashes():
+    named = [Model(method, "eta_M", 1e-3) for method in METHODS]
+    own = [Model(name, "eta_M", 1e-3) for name in ("dpo_released", "dpo_textbook", "unlearn_released")]
+    styles = plotting.model_styles([*named, Model("sft", "eta_S", 1e-4), *own])
+    for models in (named, own):
+        for one, other in itertools.combinations(models, 2):
+            assert styles[one]["color"] != styles[other]["color"]
+    assert len({styles[model]["marker"] for model in named + own}) == len(named + own)
+    fast, slow = styles[named[1]], styles[Model("sft", "eta_S", 1e-4)]
+    assert (slow["color"], slow["marker"]) == (fast["color"], fast["marker"])
+    assert slow["linestyle"] != fast["linestyle"]
 
 
 def test_svg_is_one_element_of_the_right_size_with_its_name(picture):
