@@ -224,7 +224,8 @@ class AnalyzeConfig:
             are compared between methods.
         sensitivity_prompts: prompts per condition of the gradient norms, at most ``prompts``.
         jacobian_prompts: prompts per condition of the Jacobians' spectral norms, at most ``sensitivity_prompts``.
-        gradient_prompts: preference pairs that the methods' gradients are compared on.
+        gradient_prompts: safe prompts, and as many unsafe ones, that the methods' gradients are compared on; at most
+            ``prompts``.
         intervention_prompts: prompts per condition that each intervention is judged on, at most ``prompts``.
         alphas: multiples of the update.
         ranks: ranks that the update is truncated to.
@@ -240,7 +241,7 @@ class AnalyzeConfig:
     directions: int = 16
     sensitivity_prompts: int = 64
     jacobian_prompts: int = 8
-    gradient_prompts: int = 128
+    gradient_prompts: int = 64
     intervention_prompts: int = 32
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -250,8 +251,8 @@ class AnalyzeConfig:
     prefill_depths: tuple[int, ...] = (0, 1, 2, 4)
 
     def __post_init__(self):
-        sizes = ("prompts", "response_positions", "directions", "gradient_prompts")
-        subsets = ("sensitivity_prompts", "intervention_prompts", "attack_prompts")
+        sizes = ("prompts", "response_positions", "directions")
+        subsets = ("sensitivity_prompts", "gradient_prompts", "intervention_prompts", "attack_prompts")
         _require_positive(self, *sizes, *subsets, "jacobian_prompts")
         for name, limit in (*((name, "prompts") for name in subsets), ("jacobian_prompts", "sensitivity_prompts")):
             if getattr(self, name) > getattr(self, limit):

@@ -94,7 +94,7 @@ def mini_recipe() -> Recipe:
             prompts=4,
             sensitivity_prompts=2,
             jacobian_prompts=1,
-            gradient_prompts=4,
+            gradient_prompts=2,
             intervention_prompts=4,
             alphas=(0.0, 1.0),
             ranks=(1,),

@@ -13,7 +13,6 @@ from jaxsafety import keys, lanes, mechanics, study, tree, world
 from jaxsafety.analysis import clusters, update_spaces
 from jaxsafety.models import gpt
 from jaxsafety.probes import features, variants
-from jaxsafety.probes.quantities import purpose_key
 from jaxsafety.report import results
 from jaxsafety.world.layout import last_prompt_index
 
@@ -164,9 +163,10 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     """The pretrained model's row is the cosine of the losses' gradients on the analysis' batch."""
     s, seed = 1, mini_recipe.seeds[1]
     base = tree.lane(subjects.base, s)
-    batch = world.tune_batch_at(
-        ready.world, key=purpose_key(keys.root(seed), "gradients"), step=0, batch_size=4, p_unsafe=0.5, mix="prompt"
-    )
+    # Two safe and two unsafe prompts.
+    trials = jax.tree.map(lambda leaf: jnp.concatenate([leaf[s, 0, :2], leaf[s, 1, :2]]), subjects.prompts.trials)
+    batch = world.preferences(trials)
+    assert trials.unsafe.tolist() == [False, False, True, True]
     flat = []
     for method in mini_recipe.tune.methods.values():
         point = jax.tree.map(lambda leaf: leaf[0], study._points(ready.tune_grid, method))

@@ -30,7 +30,7 @@ class Quantity(NamedTuple):
 Quantities = dict[Quantity, Any]
 
 # Append only: a position is part of the key.
-Purpose = Literal["gradients", "subspaces", "baseline", "jacobian"]
+Purpose = Literal["subspaces", "baseline", "jacobian"]
 _FIRST_PURPOSE = 1 << 20
 
 # All prompts of a condition, or those that this model complied with.
