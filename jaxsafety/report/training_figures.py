@@ -206,7 +206,7 @@ def _draw_slope(figure: FigureBase, slope: pl.DataFrame) -> None:
         panels.draw_curve(axes, curve, over="step", style=style | {"label": model_label(model)})
     axes.set_title("slope of DPO's loss: mean σ(−margin)")
     axes.set_xlabel("training step")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1)
     axes.grid(visible=True, axis="y")
     axes.legend(loc="best")
 
