@@ -48,6 +48,8 @@ _CONDITION_DASHES = {"safe": "solid", "unsafe": (0, (4, 2))}
 _OVERLAPS = {"matrix_cosine": "cosine", "output_overlap": "outputs", "input_overlap": "inputs"}
 _PAIR_STYLES = ({"color": PINK, "marker": "o"}, {"color": BROWN, "marker": "s"}, {"color": GREY, "marker": "^"})
 _RATE_DASHES = ("solid", (0, (4, 2)), (0, (1.2, 1.2)))
+# Letters of a pair that leave room for a second column of the legend.
+_SHORT = 20
 _START = "gradients, step 0"
 _CHANCE = {"color": INK, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
 _ROW = 84
@@ -126,6 +128,7 @@ def alignment(table: pl.DataFrame) -> Picture:
     styles = {pair: _PAIR_STYLES[place % len(_PAIR_STYLES)] for place, pair in enumerate(pairs)}
     rates = list(dict.fromkeys(model.lr_name for model in sorted(models_of(rows), key=lambda model: -model.lr)))
     dashes = dict(zip([rate for rate in rates if rate], _RATE_DASHES, strict=False))
+    columns = 2 if max(map(len, map(_pair_label, pairs)), default=0) <= _SHORT else 1
     overlaps = [metric for metric in _OVERLAPS if metric in rows["metric"]]
     heights = [
         (60 + 34 * len(pairs)) * bool(pairs), (44 + _ROW * len(overlaps)) * bool(overlaps), 130 * (slope.height > 0)
@@ -145,10 +148,12 @@ def alignment(table: pl.DataFrame) -> Picture:
         if overlaps:
             keys.append(panels.key("chance", _CHANCE))
         if keys:
-            panels.legend(figure, keys, columns=2)
+            panels.legend(figure, keys, columns=columns)
 
     entries = len(pairs) + len(dashes) + bool(overlaps)
-    return Picture(draw, sum(heights) + panels.legend_height(entries, columns=2), "alignment of the methods' updates")
+    return Picture(
+        draw, sum(heights) + panels.legend_height(entries, columns=columns), "alignment of the methods' updates"
+    )
 
 
 def _draw_cosines(figure: FigureBase, rows: pl.DataFrame, styles: dict[str, Any], dashes: dict[str, Any]) -> None:
@@ -208,7 +213,8 @@ def _draw_slope(figure: FigureBase, slope: pl.DataFrame) -> None:
     axes.set_xlabel("training step")
     axes.set_ylim(0, 1)
     axes.grid(visible=True, axis="y")
-    axes.legend(loc="best")
+    # It starts at 1/2 and falls: above is room.
+    axes.legend(loc="upper right", borderaxespad=0, labelspacing=0.2)
 
 
 def _pair_label(pair: str) -> str:
