@@ -4,16 +4,19 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow test-faults bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/jaxsafety run experiments/quick.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not faults" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/test_kills.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

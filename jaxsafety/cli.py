@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxsafety import signals
+
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
     "pretrain": "pretrain every seed",
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not any(sign in str(error) for sign in ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")):
             raise
         return _fail(error, code=2)
+    except signals.Stopped as stop:
+        return _fail(f"{stop}: the same command continues", code=128 + stop.number)
     except KeyboardInterrupt:
         again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
         return _fail(f"interrupted{again}", code=130)
@@ -102,7 +106,8 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     _say_idle_devices(len(recipe.seeds))
     if options.verb != "run":
         study.check_ready(ready, options.verb)
-    with runlog.open_run(ready.directory, as_dict(recipe), resolved_yaml=resolved):
+    run = runlog.open_run(ready.directory, as_dict(recipe), resolved_yaml=resolved)
+    with signals.deferred(_say_stopping), run:
         runlog.keep_files(ready.directory / "grammars", study.own_grammars(recipe))
         for stage in tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,):
             if stage == "report":
@@ -112,7 +117,16 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             elif not study.is_finished(ready, stage):
                 with _recorded(ready, stage):
                     _run_stage(stage, ready)
+            signals.check(f"after {stage}")
     return 0
+
+
+def _say_stopping(name: str) -> None:
+    # A progress bar hides the cursor, and a second signal leaves no time to show it again.
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    print(
+        f"{cursor}jaxsafety: {name}: stopping as soon as what runs is saved; once more stops at once", file=sys.stderr
+    )
 
 
 def _run_stage(stage: str, ready: object) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsafety import decode, keys, lanes, loop, progress, runlog, study, world
+from jaxsafety import decode, keys, lanes, loop, progress, runlog, signals, study, world
 from jaxsafety.loop import Grid
 from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
@@ -94,9 +95,11 @@ def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarra
 
 
 def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
-    """Yields the learning curves of ``metrics.jsonl`` as result rows."""
+    """Yields the learning curves of ``metrics.jsonl`` as result rows, legs in the order of the recipe."""
     labels = ("stage", "method", "lr_name", "lr", "seed", "step")
-    for row in runlog.read_metrics(run.directory):
+    # A leg that was trained again, after damage to its checkpoints, stands last in the file.
+    legs = [PRETRAINED, *run.recipe.tune.methods]
+    for row in sorted(runlog.read_metrics(run.directory), key=lambda row: (legs.index(row["method"]), row["step"])):
         shared = {name: row[name] for name in labels}
         for name in [name for name in row if name not in shared]:
             condition, _, metric = name.partition("/")
@@ -156,11 +159,24 @@ def run_labels(run: Study) -> dict[str, str]:
 def write(run: Study) -> None:
     """Writes ``study.RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
 
+    Files that are there are kept and not made again.
+
     Raises:
         ValueError: a stage before has not been finished.
+        Stopped: a signal has asked to stop; the files before are saved.
     """
-    curves, examples, evaluated = (run.directory / "results" / name for name in study.RESULT_FILES)
     models, shared = gather(run), run_labels(run)
-    results.write_results(curves, results.rows_to_frame(shared | row for row in curve_rows(run)))
-    runlog.atomic_write(examples, json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
-    results.write_results(evaluated, results.rows_to_frame(shared | row for row in judge_all(run, models)))
+    folder = run.directory / "results"
+
+    def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+        results.write_results(path, results.rows_to_frame(shared | row for row in rows))
+
+    def write_examples(path: Path) -> None:
+        runlog.atomic_write(path, json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
+
+    writers = (lambda path: write_rows(path, curve_rows(run)), write_examples,
+               lambda path: write_rows(path, judge_all(run, models)))  # fmt: skip
+    for name, write_file in zip(study.RESULT_FILES, writers, strict=True):
+        if not (folder / name).exists():
+            signals.check(f"before {name}")
+            write_file(folder / name)

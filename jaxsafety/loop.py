@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsafety import checkpoint, progress, runlog, sweep
+from jaxsafety import checkpoint, progress, runlog, signals, sweep
 from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
 
 
@@ -152,6 +152,7 @@ def train(
 
     Raises:
         FloatingPointError: every lane's loss has become non-finite.
+        Stopped: a signal has asked to stop; the chunks before are saved.
     """
     advance = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
     read = program(readout[0], grid=grid)
@@ -160,6 +161,7 @@ def train(
     label = f"{leg.stage} {leg.method}"
     with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
         while done < leg.steps:
+            signals.check(f"after step {done} of {label}")
             end = leg.chunk_end(done)
             state, metrics = advance(state, per_seed, points, np.int32(end - done))
             done = end

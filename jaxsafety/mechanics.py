@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety import evaluation, study
+from jaxsafety import evaluation, signals, study
 from jaxsafety.evaluation import Models
 from jaxsafety.probes import attacked, gradients, quantities, variants, weights
 from jaxsafety.probes.features import Prompts
@@ -51,6 +51,7 @@ def write(run: Study) -> None:
 
     Raises:
         ValueError: a stage before has not been finished.
+        Stopped: a signal has asked to stop; the pieces before are saved.
     """
     folder = run.directory / "results"
     study.check_tuned(run)
@@ -58,6 +59,7 @@ def write(run: Study) -> None:
     if todo:
         subjects = gather(run)
         for name, piece in todo.items():
+            signals.check(f"before the analysis {name}")
             frame = pl.concat(piece(subjects))
             results.write_results(_path(folder, name), frame, schema=results.ANALYSIS_SCHEMA)
     found = [_path(folder, name) for name in pieces(run)]

@@ -309,7 +309,10 @@ def _revision(file: Path) -> str | None:
     for question in questions:
         command = ["git", "-C", str(file.parent), *question]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True).stdout
+            # Ctrl-C on the terminal, which ends a run at the next chunk, is not meant for git.
+            answer = subprocess.run(
+                command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True, start_new_session=True
+            ).stdout
         except (OSError, subprocess.SubprocessError):
             return None
     return answer.strip()

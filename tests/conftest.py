@@ -6,6 +6,7 @@ Array annotations of the package are checked by beartype here, and only here, so
 import fcntl
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 # Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
@@ -144,3 +145,28 @@ def finished_run(mini_yaml, tmp_path_factory) -> Path:
         if not (directory / "report.html").exists():
             assert cli.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
     return directory
+
+
+@pytest.fixture
+def fault(record_property):
+    """Counts a fault that was injected, by its kind; the summary tells how many of them runs survived."""
+    tried: dict[str, int] = {}
+    record_property("faults", tried)
+
+    def count(kind: str) -> None:
+        tried[kind] = tried.get(kind, 0) + 1
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the faults tried, survived and lost: all of a test that failed count as lost."""
+    counts = {"passed": Counter(), "failed": Counter()}
+    for outcome, count in counts.items():
+        for report in terminalreporter.stats.get(outcome, []):
+            count.update(dict(report.user_properties).get("faults", {}))
+    survived, lost = (sum(count.values()) for count in counts.values())
+    if survived + lost:
+        tried = counts["passed"] + counts["failed"]
+        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(tried.items()))
+        terminalreporter.write_line(f"faults: {survived + lost} tried, {survived} survived, {lost} lost ({kinds})")

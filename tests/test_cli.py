@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -211,6 +212,24 @@ def test_an_interrupt_says_how_to_continue(main, mini_yaml, tmp_path, capsys, mo
     monkeypatch.setattr(cli, "_run_stage", interrupted)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err == "jaxsafety: interrupted; the same command continues from the last checkpoint\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_between_stages_with_the_conventional_code(
+    main, mini_yaml, tmp_path, capsys, monkeypatch, number, code
+):
+    stages = []
+
+    def asked(stage, _):
+        stages.append(stage)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(cli, "_run_stage", asked)
+    assert main("run", mini_yaml, "--out", tmp_path / "out") == code
+    assert stages == ["pretrain"]
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"jaxsafety: stopped by {number.name} after pretrain: the same command continues"
+    assert {"seconds", "devices"} <= runlog.read_manifest(tmp_path / "out")["pretrain"].keys()
 
 
 def test_the_printed_configuration_is_a_recipe_that_repeats_the_study(main, mini_yaml, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import signal
 from functools import partial
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety import evaluation, keys, lanes, runlog, study
+from jaxsafety import evaluation, keys, lanes, runlog, signals, study
 from jaxsafety.report import results
 
 # float32 means of eight prompts.
@@ -125,6 +127,45 @@ def test_the_verdict_of_an_example_is_that_of_the_answer(ready):
             wrong = side.tokens.copy()
             wrong[np.flatnonzero(side.mask)[0] + 1] = ready.world.special["bos"]
             assert evaluation._given(ready.world, trial, label, wrong)["verdict"] == "other"
+
+
+@pytest.fixture
+def unevaluated(ready, finished_run, tmp_path):
+    """A copy of the finished run without its results."""
+    directory = shutil.copytree(finished_run, tmp_path / "mini", ignore=shutil.ignore_patterns("results"))
+    return dataclasses.replace(ready, directory=directory)
+
+
+def test_a_signal_ends_the_stage_after_the_file_that_it_came_in(unevaluated, monkeypatch):
+    made = []
+
+    def examples(*_):
+        made.append("examples")
+        signal.raise_signal(signal.SIGTERM)
+        return []
+
+    def judged(*_):
+        made.append("evaluate")
+        return iter(())
+
+    monkeypatch.setattr(evaluation, "example_answers", examples)
+    monkeypatch.setattr(evaluation, "judge_all", judged)
+    with pytest.raises(signals.Stopped, match=r"before evaluate\.parquet"), signals.deferred(lambda _: None):
+        evaluation.write(unevaluated)
+    assert not study.is_finished(unevaluated, "evaluate")
+    evaluation.write(unevaluated)
+    assert made == ["examples", "evaluate"] and study.is_finished(unevaluated, "evaluate")
+
+
+def test_curves_stand_in_the_order_of_the_recipe_whichever_leg_was_trained_last(unevaluated):
+    rows = list(evaluation.curve_rows(unevaluated))
+    path = unevaluated.directory / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(
+        "".join([line for line in lines if '"sft"' not in line] + [line for line in lines if '"sft"' in line])
+    )
+    assert path.read_text() != "".join(lines)
+    assert list(evaluation.curve_rows(unevaluated)) == rows
 
 
 def test_an_evaluation_is_finished_when_all_its_files_are_there(ready, finished_run):

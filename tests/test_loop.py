@@ -1,13 +1,14 @@
 """Chunks of a toy lane: checkpoints, metrics, exact resumption, dead lanes, and one compilation per program."""
 
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import checkpoint, keys, loop, runlog
+from jaxsafety import checkpoint, keys, loop, runlog, signals
 from jaxsafety.loop import Grid, Leg
 from jaxsafety.types import HParams, TrainState
 
@@ -147,6 +148,25 @@ def test_a_run_killed_between_snapshot_and_checkpoint_ends_as_the_uninterrupted_
     for step in (3, 5):
         snaps = [loop.load_snapshot(which, jax.eval_shape(start), grid=GRID, step=step) for which in (leg, again)]
         assert bits(snaps[0]) == bits(snaps[1])
+
+
+def test_a_signal_ends_the_run_after_the_chunk_that_it_came_in(tmp_path, monkeypatch):
+    whole, _ = train(tmp_path / "whole")
+    save = checkpoint.save
+
+    def interrupted(*arguments, step, **options):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        save(*arguments, step=step, **options)
+
+    with monkeypatch.context() as patch, signals.deferred(lambda _: None):
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(signals.Stopped, match=r"^stopped by SIGTERM after step 4 of tune toy$"):
+            train(tmp_path / "torn")
+    assert checkpoint.latest(tmp_path / "torn" / "checkpoints" / "toy") == 4
+    resumed, _ = train(tmp_path / "torn", start=another_start)
+    assert bits(resumed) == bits(whole)
+    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
 def test_starting_again_keeps_the_rows_of_other_methods(tmp_path):

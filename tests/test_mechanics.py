@@ -1,6 +1,7 @@
 """The analyze stage on the miniature study: which rows it writes, that they are what they say, and that it resumes."""
 
 import shutil
+import signal
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety import keys, lanes, mechanics, study, tree, world
+from jaxsafety import keys, lanes, mechanics, signals, study, tree, world
 from jaxsafety.analysis import clusters, update_spaces
 from jaxsafety.models import gpt
 from jaxsafety.probes import features, variants
@@ -212,6 +213,26 @@ def test_a_run_that_was_not_tuned_says_what_comes_first(ready, tmp_path, finishe
     shutil.rmtree(run / "checkpoints" / "dpo")
     with pytest.raises(ValueError, match=r"no finished dpo in .*: run `jaxsafety tune` on it first"):
         mechanics.write(study.prepare(ready.recipe, run))
+
+
+def test_a_signal_ends_the_stage_after_the_piece_that_it_came_in(ready, tmp_path, finished_run, monkeypatch):
+    run, made = shutil.copytree(finished_run, tmp_path / "mini"), []
+    shutil.rmtree(run / "results")
+
+    def piece(name, _):
+        made.append(name)
+        if name == "models":
+            signal.raise_signal(signal.SIGTERM)
+        yield pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
+
+    monkeypatch.setattr(mechanics, "gather", lambda _: None)
+    monkeypatch.setattr(mechanics, "pieces", lambda _: {name: partial(piece, name) for name in ("models", "prefill")})
+    again = study.prepare(ready.recipe, run)
+    with pytest.raises(signals.Stopped, match="before the analysis prefill"), signals.deferred(lambda _: None):
+        mechanics.write(again)
+    assert not study.is_finished(again, "analyze")
+    mechanics.write(again)
+    assert made == ["models", "prefill"] and study.is_finished(again, "analyze")
 
 
 def test_no_soft_tokens_are_the_unsafe_prompts_without_their_stop(rows):

@@ -35,6 +35,7 @@ LAYERS = {
         "subjects",
         "checkpoint",
         "runlog",
+        "signals",
         "progress",
         "recipe_file",
     }
