@@ -204,8 +204,8 @@ def _torch_entries(setting: Setting, window: int, expected: Expected, *, gflop: 
 
     config, batch = setting.at(window)
     pretrain = setting.recipe.pretrain
-    tensors = [torch.from_numpy(np.array(x)) for x in (batch.tokens.astype(jnp.int64), batch.targets, batch.mask)]
-    tensors[1] = tensors[1].long()
+    tensors = [torch.from_numpy(np.array(x)) for x in (batch.tokens, batch.targets, batch.mask)]
+    tensors[:2] = [x.long() for x in tensors[:2]]
     for name, attention, autocast in (
         (EAGER, "plain", False),
         ("torch, float32, fused attention", "fused", False),
