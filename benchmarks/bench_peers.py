@@ -29,8 +29,8 @@ from jaxsafety.world import World
 COLUMNS = {
     "name": "program", "case": "case", "window": "window", "items_per_s": "sequences/s", "median_ms": "median ms",
     "p10_ms": "p10", "p90_ms": "p90", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s",
-    "speedup": "vs eager", "speedup_p10": "p10", "speedup_p90": "p90", "padded_speedup": "vs eager, first window",
-    "logit_error": "logit error", "loss_error": "loss error", "later_error": "loss error, later",
+    "speedup": "speed-up", "speedup_p10": "p10", "speedup_p90": "p90", "over": "over", "padded_speedup": "vs eager, 159",
+    "logit_error": "logit error", "loss_error": "loss error", "later_error": "later",
     "gradient_error": "gradient error",
 }  # fmt: skip
 
@@ -89,8 +89,10 @@ def run() -> Iterator[dict[str, Any]]:
     """Yields the rows of every case: training steps, then DPO's loss."""
     from benchmarks import bench_dpo
 
-    if not has("torch"):
-        print("torch is not installed, its rows are left out: pip install 'jaxsafety[peers]'", file=sys.stderr)
+    for package in ("torch", "trl"):
+        if not has(package):
+            text = f"{package} is not installed, its rows are left out: pip install 'jaxsafety[peers]'"
+            print(text, file=sys.stderr)
     for case in cases.PEERS:
         yield from train_rows(case)
     for case in cases.DPO:
@@ -121,7 +123,7 @@ def train_rows(case: PeerCase) -> Iterator[dict[str, Any]]:
 def _speedups(record: Record, *, over: Record, first: Record) -> dict[str, float]:
     ratio = harness.speedup(record, over=over)
     return {
-        "speedup": ratio.median, "speedup_p10": ratio.p10, "speedup_p90": ratio.p90,
+        "over": over.name, "speedup": ratio.median, "speedup_p10": ratio.p10, "speedup_p90": ratio.p90,
         "padded_speedup": harness.speedup(record, over=first).median,
     }  # fmt: skip
 

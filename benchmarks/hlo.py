@@ -1,7 +1,7 @@
 """Where a compiled program's time goes: its operations by kind, from XLA's text and a profiler's trace.
 
-An operation under a named scope that the caller gives is of that kind. The rest are products (of activations with
-weights, of attention), what touches attention's ``[t, t]`` scores, and everything else.
+The caller names scopes of its own kinds and runs the model under ``MODEL``, whose operations are products (of
+activations with weights, of attention), what touches attention's ``[t, t]`` scores, and everything else.
 """
 
 import re
@@ -16,6 +16,7 @@ import jax
 
 Interval = tuple[float, float, str]
 
+MODEL = "model"
 WEIGHTS, ATTENTION, SOFTMAX, REST = "weight products", "attention products", "attention softmax", "other model"
 
 # They contain other operations, which are counted themselves.
@@ -25,20 +26,27 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _SHAPE = re.compile(r"\[([\d,]*)\]")
 
 
-def kinds(text: str, *, tokens: int, scopes: Sequence[str]) -> dict[str, str]:
+def kinds(text: str, *, tokens: int, scopes: Sequence[str], default: str) -> dict[str, str]:
     """Returns the kind of every operation of a compiled program that does work itself, by name.
 
     Args:
         text: ``compiled.as_text()``.
         tokens: ``t``, which must be no other size of the program.
         scopes: named scopes that are kinds of their own.
+        default: kind of what is under neither those scopes nor the scope ``MODEL``.
     """
     bodies = _bodies(text)
     found = {}
     for lines in bodies.values():
         for name, shape, opcode, rest in lines:
-            if opcode not in _CONTAINERS:
-                found[name] = _kind(shape, opcode, rest, bodies, tokens=tokens, scopes=scopes)
+            if opcode in _CONTAINERS:
+                continue
+            inside = _inside(rest, bodies)
+            path = _path([rest, *(one[3] for one in inside)])
+            scope = next((scope for scope in scopes if scope in path), None)
+            # What XLA itself inserted has no path: copies, almost all of the model's activations.
+            in_model = not path or MODEL in path
+            found[name] = scope or (_model_kind(shape, opcode, inside, rest, tokens=tokens) if in_model else default)
     return found
 
 
@@ -72,13 +80,17 @@ def _sizes(shape: str) -> list[int]:
     return [int(size) for size in listed[1].split(",") if size] if listed else []
 
 
-def _kind(shape: str, opcode: str, rest: str, bodies: Mapping[str, Any], *, tokens: int, scopes: Sequence[str]) -> str:
-    path = re.search(r'op_name="([^"]*)"', rest)
-    for scope in scopes:
-        if path and scope in path[1]:
-            return scope
+def _inside(rest: str, bodies: Mapping[str, Any]) -> Sequence[tuple[str, str, str, str]]:
     called = re.search(r"calls=%?([\w.-]+)", rest)
-    inside = bodies.get(called[1], []) if called else []
+    return bodies.get(called[1], []) if called else []
+
+
+def _path(attributes: Sequence[str]) -> str:
+    named = (re.search(r'op_name="([^"]*)"', one) for one in attributes)
+    return next((path[1] for path in named if path), "")
+
+
+def _model_kind(shape: str, opcode: str, inside: Sequence[tuple[str, str, str, str]], rest: str, *, tokens: int) -> str:
     touched = [shape, *(inner_shape for _, inner_shape, _, _ in inside)]
     scores = any(_sizes(one)[-2:] == [tokens, tokens] for one in touched)
     if "dot" in (opcode, *(inner_opcode for _, _, inner_opcode, _ in inside)):
