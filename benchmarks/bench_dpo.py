@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import bench_peers, harness
 from benchmarks.cases import DPOCase
 from benchmarks.harness import Program
-from jaxsafety import keys, losses
+from jaxsafety import losses
 
 # Sums of the same float32 log-probabilities in another order.
 _TOLERANCE = 1e-5

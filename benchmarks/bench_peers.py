@@ -29,8 +29,8 @@ from jaxsafety.world import World
 COLUMNS = {
     "name": "program", "case": "case", "window": "window", "items_per_s": "sequences/s", "median_ms": "median ms",
     "p10_ms": "p10", "p90_ms": "p90", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s",
-    "speedup": "speed-up", "speedup_p10": "p10", "speedup_p90": "p90", "over": "over", "padded_speedup": "vs eager, 159",
-    "logit_error": "logit error", "loss_error": "loss error", "later_error": "later",
+    "speedup": "speed-up", "speedup_p10": "p10", "speedup_p90": "p90", "over": "over",
+    "padded_speedup": "vs eager, 159", "logit_error": "logit error", "loss_error": "loss error", "later_error": "later",
     "gradient_error": "gradient error",
 }  # fmt: skip
 

@@ -211,9 +211,9 @@ def _peer(batch_size: int, *, rounds: int) -> PeerCase:
 
 
 # Of the paper's batch of 512, what a step of a second or two holds on two cores.
-PEERS = (_peer(16, rounds=7), _peer(64, rounds=5))
+PEERS = (_peer(16, rounds=7), _peer(64, rounds=3))
 # Steps whose losses are compared before anything is timed: a whole schedule, warm-up and cosine.
-PEER_STEPS = 8
+PEER_STEPS = 4
 
 
 @dataclass(frozen=True)
