@@ -185,8 +185,8 @@ SMALL = cases.TrainCase("x", "tiny", "tiny", "sinusoidal", "adamw", 2, steps=1, 
 
 @pytest.fixture
 def small_training(monkeypatch):
-    """Training cases of a model that compiles in a moment, on random sequences of 8."""
-    small = ModelConfig(positions="sinusoidal", layers=1, heads=2, width=8)
+    """Training cases of a small model, on random sequences of 8. XLA has no count of a scan over a single layer."""
+    small = ModelConfig(positions="sinusoidal", layers=2, heads=2, width=8)
     recipe_of = bench_train_step.recipe_of
     monkeypatch.setattr(bench_train_step, "recipe_of", lambda case: dataclasses.replace(recipe_of(case), model=small))
     monkeypatch.setattr(world, "pretrain_batch_at", random_batch)
