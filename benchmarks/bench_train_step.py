@@ -62,11 +62,11 @@ def strategies(seeds: int) -> tuple[Strategy, ...]:
 def _rows(
     case: TrainCase, recipe: Recipe, built: World, *, seeds: int, gflop: float | None
 ) -> Iterator[dict[str, Any]]:
-    start = _start(recipe, built, seeds=seeds)
+    start = start_state(recipe, built, seeds=seeds)
     items = seeds * case.steps
     work = None if gflop is None else gflop * items
     names = strategies(seeds)
-    programs = [_program(recipe, built, start, strategy=s, items=items, gflop=work) for s in names]
+    programs = [lane_program(recipe, built, start, strategy=s, items=items, gflop=work) for s in names]
     results = harness.race(programs, rounds=case.rounds)
     baseline, (_, expected) = results[0]
     for strategy, (record, (_, metrics)) in zip(names, results, strict=True):
@@ -79,9 +79,10 @@ def _rows(
         }  # fmt: skip
 
 
-def _program(
+def lane_program(
     recipe: Recipe, built: World, start: TrainState, *, strategy: Strategy, items: int, gflop: float | None
 ) -> Program:
+    """Compiles a chunk of the recipe's pretraining for the seeds of ``start``; ``items`` and ``gflop`` of one call."""
     seeds = start.step.shape[1]
     states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
     roots = jax.device_put(_roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
@@ -95,7 +96,9 @@ def _program(
     )
 
 
-def _start(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
+def start_state(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
+    """Returns the states ``[1, s]`` before the first step."""
+
     def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
         return train.init_state(lanes.init_params(recipe, built, key=key), lanes.pretrain_optimizer(recipe, point))
 

@@ -1,6 +1,6 @@
 """What is measured: names, shapes and rounds. How is in the ``bench_*`` modules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from jaxsafety.models.gpt import Positions, Preset
@@ -189,4 +189,74 @@ SENSITIVITY = (
 )
 
 
-CaseName = Literal["sampler", "train_step", "first_step", "linalg", "sensitivity"]
+@dataclass(frozen=True)
+class PeerCase:
+    """Training steps beside the plain PyTorch model's.
+
+    Attributes:
+        train: model, batch and rounds; of ours, its seed counts also run with the batch drawn inside.
+        windows: inputs per sequence, padded on the right; the first is the baseline across windows, the last the
+            world's own.
+    """
+
+    train: TrainCase
+    windows: tuple[int, ...]
+
+
+def _peer(batch_size: int, *, rounds: int) -> PeerCase:
+    name = f"paper, batch {batch_size}"
+    train = TrainCase(name, "paper", "paper", "sinusoidal", "adamw", batch_size, 1, seed_counts=(1, 2), rounds=rounds)
+    # The paper pads to 160 tokens, 159 inputs; its longest sequence has 114.
+    return PeerCase(train, windows=(159, 114))
+
+
+# Of the paper's batch of 512, what a step of a second or two holds on two cores.
+PEERS = (_peer(16, rounds=7), _peer(64, rounds=3))
+# Steps whose losses are compared before anything is timed: a whole schedule, warm-up and cosine.
+PEER_STEPS = 4
+
+
+@dataclass(frozen=True)
+class DPOCase:
+    """DPO's loss and its gradient by the policy's logits, from logits.
+
+    Attributes:
+        name: of the case.
+        pairs: preferred and dispreferred answers.
+        tokens: of each sequence, the prompt being its first third.
+        vocab_size: ``v``.
+        beta: both weights.
+        rounds: timed calls.
+    """
+
+    name: str
+    pairs: int
+    tokens: int
+    vocab_size: int
+    beta: float
+    rounds: int
+
+
+DPO = (
+    DPOCase("paper logits", pairs=32, tokens=115, vocab_size=59, beta=0.1, rounds=20),
+    DPOCase("Llama-2 logits", pairs=2, tokens=128, vocab_size=32_000, beta=0.1, rounds=10),
+)
+
+
+@dataclass(frozen=True)
+class GemmCase:
+    """A float32 matrix product ``[m, k] @ [k, n]``, the machine's ceiling for the floor of ``profile``."""
+
+    m: int
+    k: int
+    n: int
+
+
+# The largest rate of these is the ceiling: a square one, and the paper's up projection on a batch of 16.
+GEMMS = (GemmCase(2048, 2048, 2048), GemmCase(16 * 114, 192, 768))
+GEMM_ROUNDS = 10
+
+PROFILE = (TRAIN[0], replace(TRAIN[1], steps=2))
+
+
+CaseName = Literal["sampler", "train_step", "peers", "profile", "first_step", "linalg", "sensitivity"]

@@ -5,16 +5,20 @@ Inputs are the caller's: random keys and drawn parameters, never zeros. Times ar
 until its results are ready.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxsafety import runlog
+
+_PEERS = ("torch", "trl")  # of the extra ``peers``
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,13 @@ def device() -> str:
 def versions() -> dict[str, str]:
     """Returns the versions that a time depends on."""
     env = environment()
-    return {"python": env["python"], "jaxsafety": env["jaxsafety"], **env["packages"]}
+    return {"python": env["python"], "jaxsafety": env["jaxsafety"], **env["packages"], **_peer_versions()}
+
+
+@cache
+def _peer_versions() -> dict[str, str]:
+    installed = (name for name in _PEERS if importlib.util.find_spec(name))
+    return {name: metadata.version(name) for name in installed}
 
 
 def _record(program: Program, times_ms: Sequence[float]) -> Record:

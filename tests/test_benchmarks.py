@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    bench_dpo,
     bench_linalg,
+    bench_peers,
+    bench_profile,
     bench_sampler,
     bench_sensitivity,
     bench_train_step,
     cases,
     harness,
+    hlo,
     plain_sampler,
     run,
 )
@@ -176,6 +180,135 @@ def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
     assert bench_train_step.strategies(1) == ("map", "vmap")
 
 
+SMALL = cases.TrainCase("x", "tiny", "tiny", "sinusoidal", "adamw", 2, steps=1, seed_counts=(2,), rounds=1)
+
+
+@pytest.fixture
+def small_training(monkeypatch):
+    """Training cases of a small model, on random sequences of 8. XLA has no count of a scan over a single layer."""
+    small = ModelConfig(positions="sinusoidal", layers=2, heads=2, width=8)
+    recipe_of = bench_train_step.recipe_of
+    monkeypatch.setattr(bench_train_step, "recipe_of", lambda case: dataclasses.replace(recipe_of(case), model=small))
+    monkeypatch.setattr(world, "pretrain_batch_at", random_batch)
+    return cases.PeerCase(SMALL, windows=(12, 8))
+
+
+def without(*packages):
+    return lambda package: package not in packages
+
+
+def test_padding_a_window_changes_no_result(small_training, monkeypatch):
+    monkeypatch.setattr(bench_peers, "has", without("torch"))
+    rows = list(bench_peers.train_rows(small_training))
+    assert [row["name"] for row in rows] == [
+        "jax", "jax", "jax, drawn inside, 2 seeds, sharded",
+    ]  # fmt: skip
+    assert [row["window"] for row in rows] == [12, 8, 8] and [row["items"] for row in rows] == [2, 2, 4]
+    assert all(row[error] < 1e-5 for row in rows[:2] for error in ("logit_error", "loss_error", "later_error"))
+    assert "speedup" not in rows[0]
+
+
+def test_the_plain_model_and_its_step_compute_the_same(small_training):
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsafety[peers]'")
+    given_batches = dataclasses.replace(small_training, train=dataclasses.replace(SMALL, seed_counts=()))
+    rows = list(bench_peers.train_rows(given_batches))
+    exact = [row for row in rows if row["name"] in (bench_peers.EAGER, "torch, float32, fused attention")]
+    assert len(exact) == 4 and all(row["logit_error"] < 1e-5 and row["loss_error"] < 1e-6 for row in exact)
+    assert all(row["later_error"] < 1e-5 for row in exact)
+    assert all(row["over"] == bench_peers.EAGER for row in rows) and rows[0]["speedup"] == 1.0
+
+
+def test_the_plain_model_refuses_another_block(small_training):
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsafety[peers]'")
+    from benchmarks import plain_gpt
+
+    setting = bench_peers._setting(small_training)
+    with pytest.raises(ValueError, match="paper's block and sinusoidal positions, got block 'pre_ln'"):
+        plain_gpt.from_params(setting.params, config=dataclasses.replace(setting.config, block="pre_ln"))
+
+
+@pytest.mark.parametrize("error", [1e-3, float("nan")])
+def test_a_peer_that_computes_something_else_is_refused(error):
+    bench_peers.require("peer", {"logit_error": 1e-6, "loss_error": 1e-7, "later_error": 1e-7})
+    with pytest.raises(RuntimeError, match="peer computes something else: loss_error"):
+        bench_peers.require("peer", {"logit_error": 0.0, "loss_error": error})
+
+
+PAIRS = cases.DPOCase("x", pairs=3, tokens=9, vocab_size=7, beta=0.3, rounds=1)
+
+
+def test_dpo_from_logits_is_the_loss_of_the_margins(monkeypatch):
+    monkeypatch.setattr(bench_peers, "has", without("torch", "trl"))
+    (row,) = bench_dpo.rows(PAIRS)
+    assert row["name"] == "dpo, jax" and row["loss_error"] == 0.0
+    pairs = bench_dpo.draw(PAIRS)
+    arrays = map(jnp.asarray, (pairs.policy, pairs.reference, pairs.tokens, pairs.answer))
+    value = bench_dpo.loss(*arrays, beta=PAIRS.beta)
+    logps = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (pairs.policy, pairs.reference)]
+    chosen = [np.take_along_axis(x[:, :-1], pairs.tokens[:, 1:, None], -1)[..., 0] for x in logps]
+    margins = ((chosen[0] - chosen[1]) * pairs.answer[:, 1:]).sum(-1)
+    expected = np.log1p(np.exp(-PAIRS.beta * (margins[:3] - margins[3:]))).mean()
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["trl", ""])
+@pytest.mark.filterwarnings("ignore")  # of TRL's own imports
+def test_dpo_has_the_value_and_gradient_of_trl(missing, monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsafety[peers]'")
+    if not missing:
+        pytest.importorskip("trl", reason="trl is not installed: pip install 'jaxsafety[peers]'")
+    monkeypatch.setattr(bench_peers, "has", without(missing))
+    rows = list(bench_dpo.rows(PAIRS))
+    names = ["dpo, TRL", "dpo, torch, textbook", "dpo, jax"]
+    assert [row["name"] for row in rows] == names[bool(missing) :]
+    assert all(row["loss_error"] < 1e-5 and row["gradient_error"] < 1e-5 for row in rows)
+
+
+def test_time_is_shared_by_what_runs_at_once():
+    shares = hlo.shares([(0.0, 4.0, "a"), (1.0, 3.0, "b"), (6.0, 7.0, "b"), (6.0, 7.0, "b")])
+    assert shares == pytest.approx({"a": 3.0, "b": 2.0})
+
+
+def test_operations_are_told_apart_by_scope_and_shape(key):
+    tokens, width = 5, 3
+
+    def program(x, weights):
+        with jax.named_scope("sampler"):
+            drawn = jnp.cumsum(x, axis=0)
+        with jax.named_scope(hlo.MODEL):
+            scores = jnp.exp(jnp.einsum("btk,buk->btu", x, x))
+            out = jnp.tanh(jnp.einsum("btu,buk->btk", scores, x).reshape(-1, width) @ weights)
+        return jnp.sort(out, axis=0), drawn
+
+    compiled = jax.jit(program).lower(jax.random.normal(key, (2, tokens, width)), jnp.ones((width, 8))).compile()
+    kind_of = hlo.kinds(compiled.as_text(), tokens=tokens, scopes=("sampler",), default="rest")
+    assert {hlo.WEIGHTS, hlo.ATTENTION, hlo.SOFTMAX, hlo.REST, "sampler", "rest"} == set(kind_of.values())
+    work = hlo.dot_gflop(compiled.as_text(), kind_of)
+    assert work[hlo.WEIGHTS] == pytest.approx(2e-9 * 2 * tokens * width * 8)
+    assert work[hlo.ATTENTION] == pytest.approx(2 * 2e-9 * 2 * tokens * tokens * width)
+
+
+def test_a_trace_holds_the_operations_that_ran(matrices):
+    compiled = jax.jit(jnp.matmul).lower(*matrices).compile()
+    ran, took = hlo.trace(lambda: compiled(*matrices))
+    known = hlo.kinds(compiled.as_text(), tokens=0, scopes=(), default="rest")
+    assert ran and {name for _, _, name in ran} <= known.keys()
+    assert all(start <= end for start, end, _ in ran) and 0 < max(e for _, e, _ in ran) - ran[0][0] <= took
+
+
+def test_a_profile_lists_parts_kinds_and_the_floor(small_training, monkeypatch):
+    monkeypatch.setattr(cases, "PROFILE", (dataclasses.replace(SMALL, steps=2),))
+    monkeypatch.setattr(cases, "GEMMS", (cases.GemmCase(M, K, N),))
+    rows = {row["name"]: row for row in bench_profile.run()}
+    parts = ("sampler", "forward", "forward, backward", "step, batch given", "chunk, batch drawn inside")
+    assert list(rows)[1:6] == list(parts) and rows["chunk, batch drawn inside"]["share"] == 1.0
+    kinds = [row for name, row in rows.items() if name.startswith("in the chunk")]
+    assert kinds.pop()["share"] == 1.0
+    # Medians of few rounds need not sum; one round does.
+    assert sum(row["share"] for row in kinds) == pytest.approx(1.0)
+    assert rows["floor of the step"]["gflop"] == rows["forward, backward"]["gflop"]
+
+
 @pytest.fixture
 def small_linalg(monkeypatch):
     """The linear algebra cases at shapes that compile in a moment, on a machine without torch."""
@@ -271,7 +404,7 @@ def test_an_unknown_benchmark_is_refused_in_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         run.main(["smapler"])
     assert (
-        "unknown benchmark 'smapler': expected any of sampler, train_step, first_step, linalg"
+        "unknown benchmark 'smapler': expected any of sampler, train_step, peers, profile, first_step, linalg"
         in capsys.readouterr().err
     )
 
