@@ -64,7 +64,7 @@ def test_other_threads_change_nothing():
     assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
-# Hashing holds the main thread in C, as a compilation does, and lets other threads run: no Python handler runs meanwhile.
+# Hashing holds the main thread in C but lets others run, as a compilation does: no Python handler runs meanwhile.
 BUSY = """
 import hashlib
 from jaxsafety import signals
