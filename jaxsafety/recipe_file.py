@@ -15,6 +15,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jaxsafety.recipe import Recipe, as_dict
 from jaxsafety.suggest import nearest
 
+_MAX_NODES = 10_000
+
 
 def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
@@ -36,6 +38,8 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
         values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=str(path))) from error
+    except OverflowError as error:
+        raise ValueError(f"{path}: a number is too large: {error}") from error
     settings = {f.name: getattr(values, f.name) for f in fields(Recipe)}
     grammars = {c: str((path.parent / grammar).resolve()) for c, grammar in settings["grammars"].items()}
     settings["grammars"] = grammars
@@ -54,11 +58,14 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"no recipe file at {path}")
     try:
         text = path.read_text()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _check_keys(root, where=str(path))
+    try:
         content = yaml.safe_load(text)
-        _check_keys(yaml.compose(text), where=str(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise ValueError(f"{path} is not YAML: {problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none is a ValueError
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         raise ValueError(f"{path} is empty: expected the fields of a recipe, such as `world: tiny`")
     if not isinstance(content, dict):
@@ -66,16 +73,30 @@ def _yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_keys(node: yaml.Node | None, *, where: str) -> None:
-    """Refuses a key that stands twice in one mapping: YAML would let the last one win."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    names = [key.value for key, _ in node.value]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{where} names {name!r} twice in one place")
-    for _, value in node.value:
-        _check_keys(value, where=where)
+def _check_keys(root: yaml.Node | None, *, where: str) -> None:
+    """Refuses a key that stands twice in one mapping, where YAML would let the last one win, or is no text.
+
+    Aliases may repeat a part, but not without end: a recipe of a few lines could name more fields than fit in memory.
+    """
+    pending, seen = [root], 0
+    while pending:
+        node, seen = pending.pop(), seen + 1
+        if seen > _MAX_NODES:
+            raise ValueError(f"{where} holds more than {_MAX_NODES} values, or repeats itself without end")
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value]
+            for key, _ in node.value:
+                if key.tag != "tag:yaml.org,2002:str":
+                    raise ValueError(f"{where} has a key that is no text: put {_shown(key)} in quotes or rename it")
+                if names.count(key.value) > 1:
+                    raise ValueError(f"{where} names {key.value!r} twice in one place")
+            pending += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += node.value
+
+
+def _shown(key: yaml.Node) -> str:
+    return repr(key.value) if isinstance(key, yaml.ScalarNode) else "it"
 
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
