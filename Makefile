@@ -16,7 +16,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/test_kills.py
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/test_kills.py tests/test_faults.py tests/test_fuzz.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -73,11 +73,11 @@ for _ in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-# The wall clock leaps to and fro at every question, by years.
+# The wall clock leaps to and fro at every question, by months.
 LEAPING = """
 import random, time
 _time, _leap = time.time, random.Random(0)
-time.time = lambda: max(_time() + _leap.uniform(-1e9, 1e9), 1.0)
+time.time = lambda: max(_time() + _leap.uniform(-1e7, 1e7), 1.0)
 time.time_ns = lambda: int(time.time() * 1e9)
 """
 
