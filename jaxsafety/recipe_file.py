@@ -35,7 +35,9 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     _check_sections(content, where=str(path))
     words = ["--config", str(path), *overrides]
     try:
-        values = parser.instantiate(parser.parse_args(words))
+        parsed = parser.parse_args(words)
+        _check_nulls(Recipe, parsed.as_dict(), where=str(path))
+        values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=str(path))) from error
     except OverflowError as error:
@@ -104,6 +106,20 @@ def _check_sections(content: dict[str, Any], *, where: str) -> None:
     for name, kind in get_type_hints(Recipe).items():
         if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
+
+
+def _check_nulls(config: type, values: dict[str, Any], *, where: str, prefix: str = "") -> None:
+    """Refuses a field left empty that must have a value, which jsonargparse would pass on as None."""
+    for name, kind in get_type_hints(config).items():
+        value, inner = values.get(name), [part for part in get_args(kind) if is_dataclass(part)]
+        if name in values and value is None and type(None) not in get_args(kind):
+            raise ValueError(f"{where}: {prefix}{name} is empty: give it a value or leave the field out")
+        if is_dataclass(kind) and isinstance(value, dict):
+            _check_nulls(kind, value, where=where, prefix=f"{prefix}{name}.")
+        if inner and isinstance(value, dict):
+            for label, item in value.items():
+                if isinstance(item, dict):
+                    _check_nulls(inner[0], item, where=where, prefix=f"{prefix}{name}.{label}.")
 
 
 def _sentence(message: str, *, where: str) -> str:

@@ -151,7 +151,9 @@ def progress(directory):
     folders = sorted((directory / "checkpoints").glob("*")) if directory.exists() else []
     found = {folder.name: checkpoint.latest(folder) or 0 for folder in folders}
     found["snapshots"] = len(list((directory / "snapshots").glob("*/[0-9]*")))
-    return found | {"results": len(list((directory / "results").rglob("*.[pj]*")))}
+    # By suffix: what is still being written ends in .tmp.
+    written = (path.suffix for path in (directory / "results").rglob("*"))
+    return found | {"results": sum(suffix in (".parquet", ".json") for suffix in written)}
 
 
 def behind(before, after):

@@ -1,6 +1,7 @@
 """Recipes on disk: exact round trips, overrides, and one sentence for every bad file."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -180,3 +181,22 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
 def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
     (tmp_path / "own.yaml").write_text("grammars: {safe: mine.pcfg}\n")
     assert recipe_file.read(tmp_path / "own.yaml").grammars == {"safe": str(tmp_path / "mine.pcfg")}
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("pretrain: {steps: }", "pretrain.steps"),
+        ("pretrain: {mixture: {end: null}}", "pretrain.mixture.end"),
+        ("pretrain: {optim: {warmup: ~}}", "pretrain.optim.warmup"),
+        ("tune: {methods: {mine: {objective: null}}}", "tune.methods.mine.objective"),
+        ("world: tiny\ngrammars:", "grammars"),
+    ],
+)
+def test_a_field_left_empty_is_named(write, text, field):
+    with pytest.raises(ValueError, match=rf"mine.yaml: {re.escape(field)} is empty: give it a value or leave"):
+        recipe_file.read(write(text))
+
+
+def test_a_field_that_may_be_empty_may_be(write):
+    assert recipe_file.read(write("model: {layers: null}")).model.layers is None
