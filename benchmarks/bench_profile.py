@@ -87,7 +87,7 @@ def _kind_rows(
     work = hlo.dot_gflop(text, kind_of)
     samples = defaultdict(list)
     for _ in range(case.rounds):
-        ran, took = hlo.trace(call)
+        ran, took = hlo.trace(call, text=text)
         spent = hlo.shares([(start, end, kind_of[name]) for start, end, name in ran if name in kind_of])
         for kind in (*_MODEL_KINDS, OPTIMISER, SAMPLER):
             samples[kind].append(spent.get(kind, 0.0) / case.steps)

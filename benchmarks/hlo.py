@@ -102,12 +102,17 @@ def _is_batched(rest: str, inside: Iterable[tuple[str, str, str, str]]) -> bool:
     return any("lhs_batch_dims={0" in one for one in (rest, *(inner_rest for _, _, _, inner_rest in inside)))
 
 
-def trace(call: Callable[[], Any]) -> tuple[list[tuple[float, float, str]], float]:
+def trace(call: Callable[[], Any], *, text: str) -> tuple[list[tuple[float, float, str]], float]:
     """Runs a program under jax's profiler.
 
+    Args:
+        call: runs the program.
+        text: its ``compiled.as_text()``; what other programs do meanwhile, such as make its inputs, is left out.
+
     Returns:
-        Start and end in milliseconds, and name, of every operation that ran; and how long the call took.
+        Start and end in milliseconds, and name, of every operation of it that ran; and how long the call took.
     """
+    module = re.match(r"HloModule ([\w.-]+)", text).group(1)
     with tempfile.TemporaryDirectory() as folder:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
@@ -125,7 +130,7 @@ def trace(call: Callable[[], Any]) -> tuple[list[tuple[float, float, str]], floa
     ran = [
         (start, max(start + took, ends.get(stats.get("_p"), 0.0)), stats["hlo_op"])
         for _, start, took, stats in events
-        if "hlo_op" in stats
+        if stats.get("hlo_module") == module
     ]
     return ran, next(took for name, _, took, _ in events if name == "whole call")
 

@@ -288,9 +288,10 @@ def test_operations_are_told_apart_by_scope_and_shape(key):
     assert work[hlo.ATTENTION] == pytest.approx(2 * 2e-9 * 2 * tokens * tokens * width)
 
 
-def test_a_trace_holds_the_operations_that_ran(matrices):
+def test_a_trace_holds_the_operations_of_that_program(matrices):
     compiled = jax.jit(jnp.matmul).lower(*matrices).compile()
-    ran, took = hlo.trace(lambda: compiled(*matrices))
+    meanwhile = jax.jit(jnp.sin)
+    ran, took = hlo.trace(lambda: (compiled(*matrices), meanwhile(matrices[0])), text=compiled.as_text())
     known = hlo.kinds(compiled.as_text(), tokens=0, scopes=(), default="rest")
     assert ran and {name for _, _, name in ran} <= known.keys()
     assert all(start <= end for start, end, _ in ran) and 0 < max(e for _, e, _ in ran) - ran[0][0] <= took
