@@ -14,6 +14,7 @@ from jaxsafety import decode, keys, lanes, loop, progress, runlog, study, world
 from jaxsafety.loop import Grid
 from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
+from jaxsafety.run_files import RESULT_FILES
 from jaxsafety.study import Study
 from jaxsafety.types import Params
 from jaxsafety.world import Trial, World, text
@@ -154,12 +155,12 @@ def run_labels(run: Study) -> dict[str, str]:
 
 
 def write(run: Study) -> None:
-    """Writes ``study.RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
+    """Writes ``RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
 
     Raises:
         ValueError: a stage before has not been finished.
     """
-    curves, examples, evaluated = (run.directory / "results" / name for name in study.RESULT_FILES)
+    curves, examples, evaluated = (run.directory / "results" / name for name in RESULT_FILES)
     models, shared = gather(run), run_labels(run)
     results.write_results(curves, results.rows_to_frame(shared | row for row in curve_rows(run)))
     runlog.atomic_write(examples, json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))

@@ -46,7 +46,7 @@ def start():
 one = jnp.ones(1)
 with runlog.open_run(directory, {"toy": 1}, resolved_yaml="toy: 1\\n"):
     loop.train(chunk, start, readout=(read, jnp.zeros(2)), per_seed=jax.vmap(keys.root)(jnp.asarray(grid.seeds)),
-               points=HParams(0.1 * one, one, one, one, one), grid=grid, leg=leg)
+               points=HParams(0.1 * one, one, one, one, one), grid=grid, legs=[leg])
 """
 
 

@@ -37,6 +37,7 @@ LAYERS = {
         "runlog",
         "progress",
         "recipe_file",
+        "run_files",
     }
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
