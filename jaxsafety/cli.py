@@ -8,8 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
@@ -62,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
         stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+        stage.add_argument("--dry_run", action="store_true", help="print cells, programs, memory and time, and stop")
+        stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
         stage.set_defaults(handler=_stage)
+    status = verbs.add_parser("status", help="show how far a run or every cell of a grid is", allow_abbrev=False)
+    status.add_argument("run", type=Path, help="run directory")
+    status.set_defaults(handler=_status)
     claims = verbs.add_parser("claims", help="judge the paper's statements by a run's analyses", allow_abbrev=False)
     claims.add_argument("run", type=Path, help="run directory")
     claims.add_argument("--format", choices=("text", "markdown"), default="text")
@@ -85,34 +91,81 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from jaxsafety import recipe_file, runlog
+    from jaxsafety import cells, recipe_file, runlog
     from jaxsafety.recipe import as_dict
 
     recipe = recipe_file.read(options.recipe, overrides=overrides)
+    if options.shard and not recipe.grid:
+        raise ValueError(f"--shard {options.shard} divides the cells of a grid, and {options.recipe} has no `grid:`")
+    chosen = cells.expand(recipe)
+    chosen = cells.shard(chosen, options.shard) if options.shard else chosen
     resolved = recipe_file.to_yaml(recipe)
     if options.print_config:
         sys.stdout.write(resolved)
         return 0
     if options.verb in ("run", "evaluate", "analyze", "report"):
         import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
-    _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
+    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=len(recipe.seeds))
     from jaxsafety import study
 
-    ready = study.prepare(recipe, options.out or Path("runs") / recipe.name)
+    directory = options.out or Path("runs") / recipe.name
+    if options.dry_run or recipe.grid:
+        return _grid(options, recipe, chosen, directory)
+    ready = study.prepare(recipe, directory)
     _say_idle_devices(len(recipe.seeds))
     if options.verb != "run":
         study.check_ready(ready, options.verb)
     with runlog.open_run(ready.directory, as_dict(recipe), resolved_yaml=resolved):
         runlog.keep_files(ready.directory / "grammars", study.own_grammars(recipe))
-        for stage in tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,):
-            if stage == "report":
-                from jaxsafety.report import study_report
-
-                sys.stdout.write(study_report.write(ready.directory))
-            elif not study.is_finished(ready, stage):
-                with _recorded(ready, stage):
-                    _run_stage(stage, ready)
+        for stage in _stages_of(options.verb):
+            _advance(ready, stage)
     return 0
+
+
+def _stages_of(verb: str) -> tuple[str, ...]:
+    return tuple(_STAGES)[1:] if verb == "run" else (verb,)
+
+
+def _advance(ready: object, stage: str) -> None:
+    from jaxsafety import study
+
+    if stage == "report":
+        from jaxsafety.report import study_report
+
+        sys.stdout.write(study_report.write(ready.directory))
+    elif not study.is_finished(ready, stage):
+        with _recorded(ready, stage):
+            _run_stage(stage, ready)
+
+
+def _grid(options: argparse.Namespace, recipe: object, chosen: Sequence[object], directory: Path) -> int:
+    """Runs the chosen cells of a grid, or says what running a recipe would do."""
+    from jaxsafety import campaign, cells, forecast
+
+    if options.dry_run:
+        every = campaign.plan(recipe, cells.expand(recipe), directory)
+        names = {cell.name for cell in chosen}
+        sys.stdout.write(forecast.render(every, [job for job in every if job.cell.name in names]))
+        return 0
+    jobs = campaign.plan(recipe, chosen, directory)
+    _say_idle_devices(len(recipe.seeds))
+    campaign.record(recipe, directory)
+    outcome = campaign.run(jobs, campaign.Stages(_stages_of(options.verb), _advance, _recorded_together))
+    for name in outcome.in_use:
+        print(f"jaxsafety: cell {name} is running in another process", file=sys.stderr)
+    print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
+    for name, reason in outcome.failed.items():
+        print(f"jaxsafety: cell {name} failed, {reason}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+@contextmanager
+def _recorded_together(ready: Sequence[object], stage: str):
+    """Records a stage that several studies run as one program; each has its share of the seconds."""
+    with ExitStack() as records:
+        for one in ready:
+            records.enter_context(_recorded(one, stage, together=len(ready)))
+        yield
 
 
 def _run_stage(stage: str, ready: object) -> None:
@@ -133,7 +186,7 @@ def _run_stage(stage: str, ready: object) -> None:
 
 
 @contextmanager
-def _recorded(ready: object, stage: str):
+def _recorded(ready: object, stage: str, *, together: int = 1):
     """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
     import time
 
@@ -148,7 +201,9 @@ def _recorded(ready: object, stage: str):
     finally:
         # On a full disk the error that ended the stage is the one to be told.
         with suppress(OSError):
-            runlog.write_manifest(directory, {stage: {"seconds": round(before + time.monotonic() - started, 1)}})
+            runlog.write_manifest(
+                directory, {stage: {"seconds": round(before + (time.monotonic() - started) / together, 1)}}
+            )
 
 
 def _say_idle_devices(seeds: int) -> None:
@@ -198,9 +253,21 @@ def _figure(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _check_run(directory: Path) -> None:
+def _status(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety import status
+
+    _check_run(options.run, of="any")
+    sys.stdout.write(status.render(status.read(options.run)))
+    return 0
+
+
+def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
     if not (directory / "config.yaml").exists():
         raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
+    if of == "one" and (directory / "cells").is_dir():
+        raise ValueError(
+            f"{directory} is a grid: name one of its cells, such as {min((directory / 'cells').iterdir())}"
+        )
 
 
 def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:

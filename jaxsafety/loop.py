@@ -84,8 +84,8 @@ def is_finished(leg: Leg) -> bool:
 def in_step(legs: Sequence[Leg]) -> list[tuple[Leg, ...]]:
     """Splits legs into parts that can train side by side: every part has a step that all its legs can go on from.
 
-    A kill between two saves leaves legs a chunk apart, which the second-newest checkpoint bridges; legs that are further
-    apart, because they were not always trained together, come apart.
+    A kill between two saves leaves legs a chunk apart, which the second-newest checkpoint bridges; legs further apart,
+    which were not always trained together, are not joined.
     """
     parts, left = [], list(legs)
     while left:

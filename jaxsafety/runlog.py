@@ -11,17 +11,23 @@ import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SHOWN = 5  # differing fields named in one message
 _GIT_TIMEOUT_S = 5.0
+_LOCK_RETRIES_S = (0.02, 0.05, 0.1)  # longer than a look at the lock takes
+
+
+class RunInUseError(ValueError):
+    """Another process holds the run directory."""
 
 
 @contextmanager
@@ -39,7 +45,8 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
         ``directory``.
 
     Raises:
-        ValueError: another process holds the directory, or it records a different configuration.
+        RunInUseError: another process holds the directory.
+        ValueError: it records a different configuration.
         OSError: the directory cannot be created or written.
     """
     try:
@@ -49,13 +56,13 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
         raise OSError(f"cannot write to the run directory {directory} ({error.strerror}): choose another") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
             lock.truncate(0)
             os.write(lock.fileno(), str(os.getpid()).encode())
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise ValueError(
+            raise RunInUseError(
                 f"the run directory {directory} is in use by another process ({holder}): wait for it to end or "
                 "choose another directory"
             ) from error
@@ -63,6 +70,27 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
             raise OSError(f"cannot lock the run directory {directory} ({error.strerror}): choose another") from error
         _record_config(directory / "config.yaml", config, resolved_yaml)
         yield directory
+
+
+def _take(lock: IO[str]) -> None:
+    for wait_s in _LOCK_RETRIES_S:
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(wait_s)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a process holds the run directory's lock, which is looked at for a moment only."""
+    path = directory / ".lock"
+    if not path.exists():
+        return False
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def keep_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The stages of a recipe: pretrain -> tune -> evaluate -> report, each from run directory to run directory.
 
 Every stage can be killed and started again; a finished one is not repeated. The learning rates of a method and all its
-seeds are one program; methods differ in their loss and are separate programs. Studies that differ only in traced scalars
+seeds are one program; methods differ in their loss and are separate programs. Studies that differ in traced scalars alone
 can train together: their points follow each other along h.
 """
 
@@ -126,11 +126,16 @@ def _tune_start(base: TrainState, *studies: Study) -> TrainState:
     return loop.program(init, grid=grid)(lane_dummies(grid), base, _rates(grid))
 
 
-def stacked_shapes(studies: Sequence[Study]) -> tuple[TrainState, TrainState]:
-    """Returns shapes ``[h, s, ...]`` of the states that pretraining and one method's tuning of studies together hold."""
-    pretraining = jax.eval_shape(partial(_pretrain_start, *studies))
-    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), pretraining)
-    return pretraining, jax.eval_shape(lambda base: _tune_start(base, *studies), base)
+def pretrain_shapes(studies: Sequence[Study]) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what the pretraining of studies together holds, without computing it."""
+    return jax.eval_shape(partial(_pretrain_start, *studies))
+
+
+def tune_shapes(studies: Sequence[Study]) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what one method's tuning of studies together holds, without computing it."""
+    one = pretrain_shapes(studies[:1])
+    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
+    return jax.eval_shape(lambda base: _tune_start(base, *studies), base)
 
 
 def lane_dummies(grid: Grid) -> Array:
@@ -261,10 +266,19 @@ def tune(study: Study) -> dict[str, TrainState]:
 
 
 def _tune_one(study: Study, label: str, base: TrainState) -> TrainState:
-    leg = study.tune_leg(label)
-    if loop.is_finished(leg):
-        return loop.load(leg, jax.eval_shape(partial(_tune_start, base, study)), grid=study.tune_grid)
+    if loop.is_finished(study.tune_leg(label)):
+        return tuned_method(study, label)
     return tune_together((study,), label, base)
+
+
+def tuned_method(study: Study, label: str) -> TrainState:
+    """Returns the finished states ``[h, s, ...]`` of one method.
+
+    Raises:
+        ValueError: corrupt or missing checkpoint.
+        FloatingPointError: every lane of it has diverged.
+    """
+    return loop.load(study.tune_leg(label), tune_shapes((study,)), grid=study.tune_grid)
 
 
 def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> TrainState:

@@ -38,6 +38,10 @@ LAYERS = {
         "progress",
         "recipe_file",
         "run_files",
+        "cells",
+        "campaign",
+        "forecast",
+        "status",
     }
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
@@ -57,7 +61,7 @@ CONFINED = {
     "jinja2": ("report",),
     "rich": ("progress", "report"),
     "jsonargparse": ("recipe_file",),
-    "yaml": ("recipe_file", "runlog"),
+    "yaml": ("recipe_file", "runlog", "status"),
     "nltk": ("world.pcfg_rules",),
     "optax": ("optim", "train", "lanes"),
     "argparse": ("cli",),
@@ -202,7 +206,9 @@ def test_importing_starts_no_backend():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["jaxsafety", "jaxsafety.suggest", "jaxsafety.cli", "jaxsafety.runlog"])
+@pytest.mark.parametrize(
+    "module", ["jaxsafety", "jaxsafety.suggest", "jaxsafety.cli", "jaxsafety.runlog", "jaxsafety.status"]
+)
 def test_these_do_not_even_import_jax(module):
     done = run(f"import sys, {module}\nassert 'jax' not in sys.modules")
     assert done.returncode == 0, done.stderr
