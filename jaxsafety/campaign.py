@@ -83,7 +83,8 @@ def plan(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> list[Job]:
     if not recipe.grid:
         ready = study.prepare(recipe, directory)
         return [Job(cell, ready, ready) for cell in chosen]
-    shared = cells.pretraining(recipe, chosen)
+    # Of all cells, so that every process calls a pretraining the same.
+    shared = cells.pretraining(recipe, cells.expand(recipe))
     sources: dict[str, Study] = {}
     jobs = []
     for cell in chosen:
@@ -208,7 +209,7 @@ def _finish(job: Job, stages: Stages, outcome: Outcome) -> None:
 
 
 def _adopt(job: Job) -> None:
-    """Gives a cell the finished pretraining it shares: the curves and the record as copies, the parameters as a link."""
+    """Gives a cell the finished pretraining it shares: curves and record as copies, parameters as a link."""
     link, source = job.ready.pretrain_leg.checkpoints, job.source
     if link.exists():
         return

@@ -46,8 +46,8 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
     """Returns the cells of a recipe, the last field of its grid running fastest; a recipe without a grid is one cell.
 
     Raises:
-        ValueError: an unknown field (the nearest is named), a section, a field that a grid cannot run over; no values or
-            a value twice; a value, or a combination of values, that is no recipe.
+        ValueError: an unknown field (the nearest is named), a section, a field that a grid cannot run over; no values
+            or a value twice; a value, or a combination of values, that is no recipe.
     """
     if not recipe.grid:
         return (Cell("", recipe, {}),)
@@ -191,7 +191,7 @@ def _name(values: dict[str, Any], texts: dict[tuple[str, str], str]) -> str:
 def _texts(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """What names call a value of a field: the shortest tail of the field that no other has, and the value."""
     every = {field: list({repr(cell[field]): cell[field] for cell in cells}.values()) for field in cells[0]}
-    tails = {field: ["."] + field.split(".") for field in every}
+    tails = {field: [".", *field.split(".")] for field in every}
     texts = {}
     for field, values in every.items():
         others = [other for other in every if other != field]

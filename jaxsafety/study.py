@@ -1,8 +1,8 @@
 """The stages of a recipe: pretrain -> tune -> evaluate -> report, each from run directory to run directory.
 
 Every stage can be killed and started again; a finished one is not repeated. The learning rates of a method and all its
-seeds are one program; methods differ in their loss and are separate programs. Studies that differ in traced scalars alone
-can train together: their points follow each other along h.
+seeds are one program; methods differ in their loss and are separate programs. Studies that differ in traced scalars
+alone can train together: their points follow each other along h.
 """
 
 from collections.abc import Callable, Sequence
@@ -132,7 +132,7 @@ def pretrain_shapes(studies: Sequence[Study]) -> TrainState:
 
 
 def tune_shapes(studies: Sequence[Study]) -> TrainState:
-    """Returns the shapes ``[h, s, ...]`` of what one method's tuning of studies together holds, without computing it."""
+    """Returns the shapes ``[h, s, ...]`` of what tuning one method of studies together holds, without computing it."""
     one = pretrain_shapes(studies[:1])
     base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
     return jax.eval_shape(lambda base: _tune_start(base, *studies), base)
