@@ -168,6 +168,8 @@ def _run_group(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
                 runlog.write_manifest(job.ready.directory, {"failed": None})
                 if study.is_finished(job.source, "pretrain"):
                     _adopt(job)
+                if len(stages.names) == 1:
+                    study.check_ready(job.ready, stages.names[0])
                 mine.append(job)
         if "tune" in stages.names:
             _tune(mine, stages, outcome)
@@ -198,8 +200,6 @@ def _finish(job: Job, stages: Stages, outcome: Outcome) -> None:
         if job.cell.name in outcome.failed:
             return
         with _kept([job], name, outcome):
-            if len(stages.names) == 1:
-                study.check_ready(job.ready, name)
             if name == "pretrain":
                 study.pretrained(job.ready)
             else:

@@ -194,7 +194,7 @@ def train(
     return state
 
 
-def _keep(state: TrainState, metrics: Metrics, *, grid: Grid, legs: Sequence[Leg], step: int) -> None:
+def _keep(state: TrainState, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int) -> None:
     """Writes what a chunk's end leaves, every leg its own rows."""
     count, host = len(grid.points) // len(legs), jax.device_get(state)
     for i, leg in enumerate(legs):

@@ -19,7 +19,7 @@ def grid_yaml(mini_recipe, tmp_path_factory):
     """Two cells of one program: one learning rate that learns, and one that diverges at once."""
     content = as_dict(mini_recipe)
     content |= {"strategy": "map", "grid": {"tune.learning_rates.only": [1e-3, 1e38]}}
-    content["tune"]["learning_rates"] = {"only": 1.0}
+    content["tune"] |= {"learning_rates": {"only": 1.0}, "methods": {"dpo": content["tune"]["methods"]["dpo"]}}
     path = tmp_path_factory.mktemp("grid") / "grid.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -54,8 +54,8 @@ def test_a_cell_that_diverges_fails_alone_with_its_reason(tuned):
     assert failed["stage"] == "tune" and "diverged: lower its learning rate" in failed["reason"]
     good = directory / "cells" / GOOD
     assert runlog.read_manifest(good)["failed"] is None
-    assert [checkpoint.latest(good / "checkpoints" / leg) for leg in ("pretrained", "sft", "dpo")] == [6, 6, 6]
-    assert checkpoint.steps(good / "snapshots" / "sft") == [2]
+    assert [checkpoint.latest(good / "checkpoints" / leg) for leg in ("pretrained", "dpo")] == [6, 6]
+    assert checkpoint.steps(good / "snapshots" / "dpo") == [2]
 
 
 def test_a_lane_of_a_grid_is_the_run_of_its_own_recipe(tuned, main, tmp_path):
@@ -63,7 +63,7 @@ def test_a_lane_of_a_grid_is_the_run_of_its_own_recipe(tuned, main, tmp_path):
     for verb in ("pretrain", "tune"):
         assert main(verb, cell / "config.yaml", "--out", tmp_path / "alone") == 0
     assert (tmp_path / "alone" / "metrics.jsonl").read_bytes() == (cell / "metrics.jsonl").read_bytes()
-    for leg in ("pretrained", "sft", "dpo"):
+    for leg in ("pretrained", "dpo"):
         assert leaves(tmp_path / "alone", leg) == leaves(cell, leg)
 
 
@@ -76,12 +76,12 @@ def test_the_cells_read_one_pretraining_through_relative_links(tuned):
 def test_finished_cells_are_skipped_and_a_torn_one_continues_alone(copy, main, grid_yaml, tuned, capsys):
     good, torn = copy / "cells" / GOOD, copy / "cells" / GOOD / "checkpoints" / "dpo"
     before = leaves(good, "dpo")
-    kept = (good / "checkpoints" / "sft" / "00000006" / "digests.json").stat().st_mtime_ns
+    kept = (torn / "00000004" / "digests.json").stat().st_mtime_ns
     shutil.rmtree(torn / "00000006")
     assert main("tune", grid_yaml, "--out", copy) == 1
     assert "1 cells finished, 0 had been before" in capsys.readouterr().out
     assert leaves(good, "dpo") == before
-    assert (good / "checkpoints" / "sft" / "00000006" / "digests.json").stat().st_mtime_ns == kept
+    assert (torn / "00000004" / "digests.json").stat().st_mtime_ns == kept
     assert (good / "metrics.jsonl").read_bytes() == (tuned[0] / "cells" / GOOD / "metrics.jsonl").read_bytes()
     assert main("pretrain", grid_yaml, "--out", copy) == 0
     assert "0 cells finished, 2 had been before" in capsys.readouterr().out
@@ -107,9 +107,9 @@ def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
 def test_status_is_a_table_of_steps_stages_and_reasons(main, tuned, capsys):
     assert main("status", tuned[0]) == 0
     head, good, bad, summary = capsys.readouterr().out.splitlines()
-    assert head.split() == ["cell", "pretrained", "sft", "dpo", "evaluate", "analyze", "report", "state"]
-    assert good.split() == [GOOD, "6/6", "6/6", "6/6", "-", "-", "-", "waiting"]
-    assert bad.startswith(BAD) and "failed: tune: every lane of tune sft diverged" in bad
+    assert head.split() == ["cell", "pretrained", "dpo", "evaluate", "analyze", "report", "state"]
+    assert good.split() == [GOOD, "6/6", "6/6", "-", "-", "-", "waiting"]
+    assert bad.startswith(BAD) and "failed: tune: every lane of tune dpo diverged" in bad
     assert summary == "2 cells: 0 done, 0 running, 1 failed, 1 waiting"
 
 
@@ -127,8 +127,8 @@ def test_a_dry_run_touches_no_disk_and_knows_only_what_was_measured(main, grid_y
     assert main("run", grid_yaml, "--dry_run", "--out", tmp_path / "nowhere") == 0
     out = capsys.readouterr().out
     assert not (tmp_path / "nowhere").exists()
-    assert "programs to compile for training: 1 of pretraining, 2 of tuning" in out
-    assert "seed-steps left: 12 of pretraining, 48 of tuning" in out
+    assert "programs to compile for training: 1 of pretraining, 1 of tuning" in out
+    assert "seed-steps left: 12 of pretraining, 24 of tuning" in out
     assert "unknown: no earlier run to go by for 3 of 3 trainings" in out
     shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / "dpo")
     assert main("run", grid_yaml, "--dry_run", "--out", copy, "--shard", "1/2") == 0
