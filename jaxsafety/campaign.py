@@ -120,7 +120,9 @@ def run(jobs: Sequence[Job], stages: Stages) -> Outcome:
     outcome = Outcome()
     todo = []
     for job in jobs:
-        if all(study.is_finished(job.ready, name) for name in stages.names):
+        # A cell that trained to its end with every lane dead has its checkpoints, and has failed.
+        failed_in = (runlog.read_manifest(job.ready.directory).get("failed") or {}).get("stage")
+        if failed_in not in stages.names and all(study.is_finished(job.ready, name) for name in stages.names):
             outcome.skipped.append(job.cell.name)
         else:
             todo.append(job)
