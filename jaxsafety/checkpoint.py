@@ -25,6 +25,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jaxsafety.run_files import steps
+
 _UNFINISHED = ".unfinished"
 _DIGESTS = "digests.json"
 _METADATA_BYTES = 2**20  # room for Orbax's own files beside the arrays
@@ -74,14 +76,6 @@ def save(directory: Path, tree: Any, *, step: int, keep: int = 2) -> None:
             f"cannot save checkpoint {final} ({_reason(error)}): free some space there or choose another directory; "
             "earlier checkpoints are intact"
         ) from error
-
-
-def steps(directory: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in ``directory``, ascending; empty if there is no directory."""
-    if not directory.is_dir():
-        return []
-    names = (entry.name for entry in directory.iterdir() if entry.is_dir())
-    return sorted(int(name) for name in names if re.fullmatch(r"\d{8}|[1-9]\d{8,}", name))
 
 
 def latest(directory: Path) -> int | None:

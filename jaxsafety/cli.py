@@ -8,8 +8,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from jaxsafety import signals
 
@@ -66,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
         stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+        stage.add_argument("--dry_run", action="store_true", help="print cells, programs, memory and time, and stop")
+        stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
         stage.set_defaults(handler=_stage)
+    status = verbs.add_parser("status", help="show how far a run or every cell of a grid is", allow_abbrev=False)
+    status.add_argument("run", type=Path, help="run directory")
+    status.set_defaults(handler=_status)
     claims = verbs.add_parser("claims", help="judge the paper's statements by a run's analyses", allow_abbrev=False)
     claims.add_argument("run", type=Path, help="run directory")
     claims.add_argument("--format", choices=("text", "markdown"), default="text")
@@ -89,94 +94,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from jaxsafety import recipe_file, runlog
-    from jaxsafety.recipe import as_dict
+    from jaxsafety import cells, recipe_file
 
     recipe = recipe_file.read(options.recipe, overrides=overrides)
-    resolved = recipe_file.to_yaml(recipe)
+    if options.shard and not recipe.grid:
+        raise ValueError(f"--shard {options.shard} divides the cells of a grid, and {options.recipe} has no `grid:`")
+    chosen = cells.expand(recipe)
+    chosen = cells.shard(chosen, options.shard) if options.shard else chosen
     if options.print_config:
-        sys.stdout.write(resolved)
+        sys.stdout.write(recipe_file.to_yaml(recipe))
         return 0
     if options.verb in ("run", "evaluate", "analyze", "report"):
         import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
-    _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
-    from jaxsafety import study
+    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=len(recipe.seeds))
+    from jaxsafety import launch
 
-    ready = study.prepare(recipe, options.out or Path("runs") / recipe.name)
-    _say_idle_devices(len(recipe.seeds))
-    if options.verb != "run":
-        study.check_ready(ready, options.verb)
-    run = runlog.open_run(ready.directory, as_dict(recipe), resolved_yaml=resolved)
-    with signals.deferred(_say_stopping), run:
-        runlog.keep_files(ready.directory / "grammars", study.own_grammars(recipe))
-        for stage in tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,):
-            if stage == "report":
-                from jaxsafety.report import study_report
-
-                sys.stdout.write(study_report.write(ready.directory))
-            elif not study.is_finished(ready, stage):
-                with _recorded(ready, stage):
-                    _run_stage(stage, ready)
-            signals.check(f"after {stage}")
-    return 0
-
-
-def _say_stopping(name: str) -> None:
-    # A progress bar hides the cursor, and a second signal leaves no time to show it again.
-    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    print(
-        f"{cursor}jaxsafety: {name}: stopping as soon as what runs is saved; once more stops at once", file=sys.stderr
-    )
-
-
-def _run_stage(stage: str, ready: object) -> None:
-    from jaxsafety import study
-
-    if stage == "pretrain":
-        study.pretrain(ready)
-    elif stage == "tune":
-        study.tune(ready)
-    elif stage == "evaluate":
-        from jaxsafety import evaluation
-
-        evaluation.write(ready)
-    else:
-        from jaxsafety import mechanics
-
-        mechanics.write(ready)
-
-
-@contextmanager
-def _recorded(ready: object, stage: str):
-    """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
-    import time
-
-    from jaxsafety import runlog
-
-    directory, started = ready.directory, time.monotonic()
-    before = runlog.read_manifest(directory).get(stage, {}).get("seconds", 0.0)
-    about = {"strategy": ready.strategy, **runlog.environment()}
-    runlog.write_manifest(directory, {stage: about})
-    try:
-        yield
-    finally:
-        # On a full disk the error that ended the stage is the one to be told.
-        with suppress(OSError):
-            runlog.write_manifest(directory, {stage: {"seconds": round(before + time.monotonic() - started, 1)}})
-
-
-def _say_idle_devices(seeds: int) -> None:
-    import jax
-
-    from jaxsafety import sweep
-
-    there = len(jax.devices())
-    used = sweep.shard_count(seeds, there)
-    # A CPU's idle cores still share the work inside an operation.
-    if used < there and jax.default_backend() != "cpu":
-        print(
-            f"jaxsafety: {seeds} seeds split evenly over {used} of {there} devices; the rest is idle", file=sys.stderr
-        )
+    directory = options.out or Path("runs") / recipe.name
+    if options.dry_run:
+        return launch.forecast(recipe, chosen, directory)
+    stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
+    return launch.run_grid(recipe, chosen, directory, stages) if recipe.grid else launch.run(recipe, directory, stages)
 
 
 def _configure_jax(cache: str, *, seeds: int) -> None:
@@ -212,9 +149,21 @@ def _figure(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _check_run(directory: Path) -> None:
+def _status(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety import status
+
+    _check_run(options.run, of="any")
+    sys.stdout.write(status.render(status.read(options.run)))
+    return 0
+
+
+def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
     if not (directory / "config.yaml").exists():
         raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
+    if of == "one" and (directory / "cells").is_dir():
+        raise ValueError(
+            f"{directory} is a grid: name one of its cells, such as {min((directory / 'cells').iterdir())}"
+        )
 
 
 def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:

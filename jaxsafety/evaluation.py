@@ -15,6 +15,7 @@ from jaxsafety import decode, keys, lanes, loop, progress, runlog, signals, stud
 from jaxsafety.loop import Grid
 from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
+from jaxsafety.run_files import RESULT_FILES
 from jaxsafety.study import Study
 from jaxsafety.types import Params
 from jaxsafety.world import Trial, World, text
@@ -157,7 +158,7 @@ def run_labels(run: Study) -> dict[str, str]:
 
 
 def write(run: Study) -> None:
-    """Writes ``study.RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
+    """Writes ``RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
 
     Files that are there are kept and not made again.
 
@@ -176,7 +177,7 @@ def write(run: Study) -> None:
 
     writers = (lambda path: write_rows(path, curve_rows(run)), write_examples,
                lambda path: write_rows(path, judge_all(run, models)))  # fmt: skip
-    for name, write_file in zip(study.RESULT_FILES, writers, strict=True):
+    for name, write_file in zip(RESULT_FILES, writers, strict=True):
         if not (folder / name).exists():
             signals.check(f"before {name}")
             write_file(folder / name)

@@ -1,16 +1,19 @@
 """The one place that jits: runs the lanes of a grid chunk by chunk, with checkpoints, metrics and progress.
 
 A chunk is one dispatch: many steps, batches drawn inside, no host synchronisation. At its end the stacked state is
-saved, so a run killed at any moment continues from the last chunk, bit for bit.
+saved, so a run killed at any moment continues from the last chunk, bit for bit. A program may train the lanes of
+several run directories side by side; each keeps its own rows of the state.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsafety import checkpoint, progress, runlog, signals, sweep
@@ -78,6 +81,25 @@ def is_finished(leg: Leg) -> bool:
     return checkpoint.latest(leg.checkpoints) == leg.steps
 
 
+def in_step(legs: Sequence[Leg]) -> list[tuple[Leg, ...]]:
+    """Splits legs into parts that can train side by side: every part has a step that all its legs can go on from.
+
+    A kill between two saves leaves legs a chunk apart, which the second-newest checkpoint bridges; legs further apart,
+    which were not always trained together, are not joined.
+    """
+    parts, left = [], list(legs)
+    while left:
+        step = _common_step(left)
+        part = tuple(leg for leg in left if step in (checkpoint.steps(leg.checkpoints) or [0]))
+        parts.append(part)
+        left = [leg for leg in left if leg not in part]
+    return parts
+
+
+def _common_step(legs: Sequence[Leg]) -> int:
+    return min(checkpoint.latest(leg.checkpoints) or 0 for leg in legs)
+
+
 def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
     """Returns the finished leg's states ``[h, s, ...]``, placed as the grid's strategy wants them.
 
@@ -133,9 +155,9 @@ def train(
     per_seed: Any,
     points: HParams,
     grid: Grid,
-    leg: Leg,
+    legs: Sequence[Leg],
 ) -> TrainState:
-    """Trains all lanes of a leg to its last step, from its newest checkpoint if there is one.
+    """Trains all lanes of one or more legs to their last step, from the newest step that all have a checkpoint of.
 
     Args:
         chunk: one lane's chunk, of as many steps as its last argument says.
@@ -145,7 +167,7 @@ def train(
         per_seed: what the chunk takes per seed, ``[s, ...]``.
         points: hyper-parameters ``[h]``.
         grid: the lanes.
-        leg: where, how long.
+        legs: where, how long: alike but for their directories, whose rows follow each other along h, as many of each.
 
     Returns:
         The final stacked state.
@@ -154,11 +176,13 @@ def train(
         FloatingPointError: every lane's loss has become non-finite.
         Stopped: a signal has asked to stop; the chunks before are saved.
     """
+    leg = legs[0]
     advance = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
     read = program(readout[0], grid=grid)
-    state, done = _resume(start, grid=grid, leg=leg)
-    runlog.truncate_metrics(leg.directory, stage=leg.stage, method=leg.method, after_step=done)
-    label = f"{leg.stage} {leg.method}"
+    state, done = _resume(start, grid=grid, legs=legs)
+    for one in legs:
+        runlog.truncate_metrics(one.directory, stage=leg.stage, method=leg.method, after_step=done)
+    label = f"{leg.stage} {leg.method}" + f" of {len(legs)} cells" * (len(legs) > 1)
     with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
         while done < leg.steps:
             signals.check(f"after step {done} of {label}")
@@ -166,20 +190,42 @@ def train(
             state, metrics = advance(state, per_seed, points, np.int32(end - done))
             done = end
             host = jax.device_get(metrics | read(state.params, readout[1], points))
-            runlog.append_metrics(leg.directory, _rows(host, grid=grid, leg=leg, step=done))
-            if done in leg.snapshots:
-                # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
-                checkpoint.save(leg.snapshot_folder, _snapshot(state), step=done, keep=len(leg.snapshots))
-            checkpoint.save(leg.checkpoints, state, step=done)
+            _keep(state, host, grid=grid, legs=legs, step=done)
             update(done, _headline(host))
             _check_alive(host["finite"], leg)
     return state
 
 
-def _resume(start: Callable[[], TrainState], *, grid: Grid, leg: Leg) -> tuple[TrainState, int]:
-    if checkpoint.latest(leg.checkpoints) is None:
+def _keep(state: TrainState, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int) -> None:
+    """Writes what a chunk's end leaves, every leg its own rows."""
+    count, host = len(grid.points) // len(legs), jax.device_get(state)
+    for i, leg in enumerate(legs):
+        rows = slice(i * count, (i + 1) * count)
+        own, numbers = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (host, metrics))
+        points = replace(grid, points=grid.points[rows])
+        runlog.append_metrics(leg.directory, _rows(numbers, grid=points, leg=leg, step=step))
+        if step in leg.snapshots:
+            # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
+            checkpoint.save(leg.snapshot_folder, _snapshot(own), step=step, keep=len(leg.snapshots))
+        checkpoint.save(leg.checkpoints, own, step=step)
+
+
+def _resume(start: Callable[[], TrainState], *, grid: Grid, legs: Sequence[Leg]) -> tuple[TrainState, int]:
+    step = _common_step(legs)
+    if not step:
         return start(), 0
-    return checkpoint.load(leg.checkpoints, _placed(jax.eval_shape(start), grid))
+    like = _placed(jax.eval_shape(start), grid)
+    one = jax.tree.map(partial(_share, count=len(legs)), like)
+    found = [checkpoint.load(leg.checkpoints, one, step=step)[0] for leg in legs]
+    if len(found) == 1:
+        return found[0], step
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+    return jax.device_put(joined, jax.tree.map(lambda leaf: leaf.sharding, like)), step
+
+
+def _share(leaf: jax.ShapeDtypeStruct, *, count: int) -> jax.ShapeDtypeStruct:
+    rows, *rest = leaf.shape
+    return jax.ShapeDtypeStruct((rows // count, *rest), leaf.dtype, sharding=leaf.sharding)
 
 
 def _rows(metrics: Mapping[str, np.ndarray], *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:

@@ -22,6 +22,7 @@ from jaxsafety.probes.features import Prompts
 from jaxsafety.probes.quantities import Coordinate, Quantities, Quantity
 from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
+from jaxsafety.run_files import ANALYSIS_FILE
 from jaxsafety.study import Study
 from jaxsafety.subjects import Subjects, coordinates, gather, program, run_each, run_once, to_frame, without_base
 from jaxsafety.types import Key, Params
@@ -64,7 +65,7 @@ def write(run: Study) -> None:
             results.write_results(_path(folder, name), frame, schema=results.ANALYSIS_SCHEMA)
     found = [_path(folder, name) for name in pieces(run)]
     everything = results.read_results(found, schema=results.ANALYSIS_SCHEMA)
-    results.write_results(folder / study.ANALYSIS_FILE, everything, schema=results.ANALYSIS_SCHEMA)
+    results.write_results(folder / ANALYSIS_FILE, everything, schema=results.ANALYSIS_SCHEMA)
 
 
 def _path(folder: Path, piece: str) -> Path:

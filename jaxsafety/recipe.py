@@ -282,6 +282,7 @@ class Recipe:
         seeds: every seed has its own initialisation, data and evaluation draws.
         strategy: how seeds share the devices (see :mod:`jaxsafety.sweep`).
         model, pretrain, tune, evaluate, analyze: the stages.
+        grid: dotted field to the values it takes; every combination is a study of its own (see :mod:`jaxsafety.cells`).
     """
 
     name: str = "study"
@@ -294,6 +295,7 @@ class Recipe:
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.seeds:

@@ -4,7 +4,7 @@ Parsing, typing and unknown-key detection are jsonargparse's; this module turns 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -28,26 +28,45 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
     """
-    parser = ArgumentParser(prog="jaxsafety", exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Recipe)
     content = _yaml(path)
     _check_sections(content, where=str(path))
-    words = ["--config", str(path), *overrides]
-    try:
-        parsed = parser.parse_args(words)
-        _check_nulls(Recipe, parsed.as_dict(), where=str(path))
-        values = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise ValueError(_sentence(str(error), where=str(path))) from error
-    except OverflowError as error:
-        raise ValueError(f"{path}: a number is too large: {error}") from error
-    settings = {f.name: getattr(values, f.name) for f in fields(Recipe)}
-    grammars = {c: str((path.parent / grammar).resolve()) for c, grammar in settings["grammars"].items()}
-    settings["grammars"] = grammars
+    settings = _parsed(str(path), lambda parser: parser.parse_args(["--config", str(path), *overrides]))
+    settings["grammars"] = {c: _beside(path, grammar) for c, grammar in settings["grammars"].items()}
+    settings["grid"] = {
+        name: tuple(_beside(path, str(value)) for value in values) if name.startswith("grammars.") else values
+        for name, values in settings["grid"].items()
+    }
     if "name" not in content and settings["name"] == Recipe.name:
         settings["name"] = path.stem
     return Recipe(**settings)
+
+
+def _beside(path: Path, grammar: str) -> str:
+    return str((path.parent / grammar).resolve())
+
+
+def parse(content: dict[str, Any], *, where: str) -> Recipe:
+    """Returns the recipe of plain data such as ``as_dict`` makes, checked as a file's would be.
+
+    Raises:
+        ValueError: as :func:`read`; ``where`` stands for the file's path.
+    """
+    return Recipe(**_parsed(where, lambda parser: parser.parse_object(content)))
+
+
+def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str, Any]:
+    parser = ArgumentParser(prog="jaxsafety", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Recipe)
+    try:
+        parsed = values_of(parser)
+        _check_nulls(Recipe, parsed.as_dict(), where=where)
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise ValueError(_sentence(str(error), where=where)) from error
+    except OverflowError as error:
+        raise ValueError(f"{where}: a number is too large: {error}") from error
+    return {f.name: getattr(values, f.name) for f in fields(Recipe)}
 
 
 def to_yaml(recipe: Recipe) -> str:

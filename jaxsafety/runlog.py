@@ -11,17 +11,28 @@ import math
 import os
 import platform
 import subprocess
+import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
+
+from jaxsafety import signals
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SHOWN = 5  # differing fields named in one message
 _GIT_TIMEOUT_S = 5.0
+# Errors whose message is a sentence for the user.
+_TOLD = (ValueError, OSError, ImportError, FloatingPointError)
+_LOCK_RETRIES_S = (0.02, 0.05, 0.1)  # longer than a look at the lock takes
+
+
+class RunInUseError(ValueError):
+    """Another process holds the run directory."""
 
 
 @contextmanager
@@ -39,7 +50,8 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
         ``directory``.
 
     Raises:
-        ValueError: another process holds the directory, or it records a different configuration.
+        RunInUseError: another process holds the directory.
+        ValueError: it records a different configuration.
         OSError: the directory cannot be created or written.
     """
     try:
@@ -49,13 +61,13 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
         raise OSError(f"cannot write to the run directory {directory} ({error.strerror}): choose another") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
             lock.truncate(0)
             os.write(lock.fileno(), str(os.getpid()).encode())
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise ValueError(
+            raise RunInUseError(
                 f"the run directory {directory} is in use by another process ({holder}): wait for it to end or "
                 "choose another directory"
             ) from error
@@ -63,6 +75,27 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
             raise OSError(f"cannot lock the run directory {directory} ({error.strerror}): choose another") from error
         _record_config(directory / "config.yaml", config, resolved_yaml)
         yield directory
+
+
+def _take(lock: IO[str]) -> None:
+    for wait_s in _LOCK_RETRIES_S:
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(wait_s)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a process holds the run directory's lock, which is looked at for a moment only."""
+    path = directory / ".lock"
+    if not path.exists():
+        return False
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def keep_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -103,6 +136,33 @@ def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
     """
     merged = _merge(read_manifest(directory), _plain(fields))
     atomic_write(directory / "manifest.json", json.dumps(merged, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def failure_kept(directory: Path, stage: str) -> Iterator[None]:
+    """Keeps in the manifest, as ``failed``, why a stage ended in an error, which then goes on its way.
+
+    A signal is no failure.
+    """
+    try:
+        yield
+    except signals.Stopped:
+        raise
+    except Exception as error:
+        about = {"stage": stage, "reason": reason(error)}
+        if not isinstance(error, _TOLD):
+            about["traceback"] = traceback.format_exc()
+        # What made the stage fail may keep the manifest from being written too.
+        with suppress(OSError, ValueError):
+            directory.mkdir(parents=True, exist_ok=True)
+            write_manifest(directory, {"failed": about})
+        raise
+
+
+def reason(error: Exception) -> str:
+    """Returns an error's message on one line, with its type where it is no sentence for the user."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, _TOLD) else f"{type(error).__name__}: {text}"
 
 
 def environment() -> dict[str, Any]:

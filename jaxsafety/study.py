@@ -1,11 +1,12 @@
 """The stages of a recipe: pretrain -> tune -> evaluate -> report, each from run directory to run directory.
 
 Every stage can be killed and started again; a finished one is not repeated. The learning rates of a method and all its
-seeds are one program; methods differ in their loss and are separate programs.
+seeds are one program; methods differ in their loss and are separate programs. Studies that differ in traced scalars
+alone can train together: their points follow each other along h.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsafety import keys, lanes, loop, sweep, train, world
+from jaxsafety import keys, lanes, loop, run_files, sweep, train, world
 from jaxsafety.keys import Stream
 from jaxsafety.loop import Grid, Leg
 from jaxsafety.recipe import PRETRAINED, MethodConfig, Recipe
 from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
 from jaxsafety.world import Trial, World
-
-RESULT_FILES = ("curves.parquet", "examples.json", "evaluate.parquet")
-ANALYSIS_FILE = "analyze.parquet"
 
 
 @dataclass(frozen=True)
@@ -79,45 +77,65 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
     return Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
 
 
-def _points(grid: Grid, method: MethodConfig) -> HParams:
-    count = len(grid.points)
+def _points(rows: Sequence[tuple[float, MethodConfig]]) -> HParams:
+    """The traced scalars ``[h]`` of (peak learning rate, method) rows."""
 
-    def full(value: float) -> Array:
-        return jnp.full((count,), value, jnp.float32)
+    def column(name: str) -> Array:
+        return jnp.asarray([getattr(method, name) for _, method in rows], jnp.float32)
 
     return HParams(
-        peak_lr=jnp.asarray([lr for _, lr in grid.points], jnp.float32),
-        weight_chosen=full(method.weight_chosen),
-        weight_rejected=full(method.weight_rejected),
-        p_unsafe=full(method.p_unsafe),
-        ascent_bound=full(method.ascent_bound),
+        peak_lr=jnp.asarray([lr for lr, _ in rows], jnp.float32),
+        weight_chosen=column("weight_chosen"),
+        weight_rejected=column("weight_rejected"),
+        p_unsafe=column("p_unsafe"),
+        ascent_bound=column("ascent_bound"),
     )
 
 
-def _pretrain_start(study: Study) -> TrainState:
-    """The stacked states ``[1, s]`` before pretraining."""
-    points = _points(study.pretrain_grid, MethodConfig())
+def _rates(grid: Grid) -> HParams:
+    """The points of a grid where its learning rates are all that counts."""
+    return _points([(lr, MethodConfig()) for _, lr in grid.points])
+
+
+def _side_by_side(grids: Sequence[Grid]) -> Grid:
+    return replace(grids[0], points=tuple(point for grid in grids for point in grid.points))
+
+
+def _pretrain_start(*studies: Study) -> TrainState:
+    """The stacked states ``[h, s]`` before pretraining, one row a study."""
+    study, grid = studies[0], _side_by_side([study.pretrain_grid for study in studies])
 
     def init(_: Any, key: Array, point: HParams) -> TrainState:
         params = lanes.init_params(study.recipe, study.world, key=key)
         return train.init_state(params, lanes.pretrain_optimizer(study.recipe, point))
 
-    grid = study.pretrain_grid
-    return loop.program(init, grid=grid)(lane_dummies(grid), study.roots, points)
+    return loop.program(init, grid=grid)(lane_dummies(grid), study.roots, _rates(grid))
 
 
-def _tune_start(study: Study, base: TrainState) -> TrainState:
+def _tune_start(base: TrainState, *studies: Study) -> TrainState:
     """The stacked states ``[h, s]`` before tuning, every learning rate from the same pretrained ``base[s]``.
 
     A seed that diverged in pretraining stays frozen: what is tuned from it is no result.
     """
+    study, grid = studies[0], _side_by_side([study.tune_grid for study in studies])
 
     def init(_: Any, pretrained: TrainState, point: HParams) -> TrainState:
         state = train.init_state(pretrained.params, lanes.tune_optimizer(study.recipe, point))
         return state.replace(finite=pretrained.finite)
 
-    grid = study.tune_grid
-    return loop.program(init, grid=grid)(lane_dummies(grid), base, _points(grid, MethodConfig()))
+    return loop.program(init, grid=grid)(lane_dummies(grid), base, _rates(grid))
+
+
+def pretrain_shapes(studies: Sequence[Study]) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what the pretraining of studies together holds, without computing it."""
+    return jax.eval_shape(partial(_pretrain_start, *studies))
+
+
+def tune_shapes(studies: Sequence[Study]) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what tuning one method of studies together holds, without computing it."""
+    one = pretrain_shapes(studies[:1])
+    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
+    return jax.eval_shape(lambda base: _tune_start(base, *studies), base)
 
 
 def lane_dummies(grid: Grid) -> Array:
@@ -156,19 +174,41 @@ def _readout(study: Study) -> tuple[Callable[[Params, Any, Any], Metrics], Any]:
 
 def pretrain(study: Study) -> TrainState:
     """Pretrains every seed; returns the final states ``[1, s, ...]``."""
-    start = partial(_pretrain_start, study)
-    grid, leg = study.pretrain_grid, study.pretrain_leg
-    if loop.is_finished(leg):
-        return loop.load(leg, jax.eval_shape(start), grid=grid)
+    if loop.is_finished(study.pretrain_leg):
+        like = jax.eval_shape(partial(_pretrain_start, study))
+        return loop.load(study.pretrain_leg, like, grid=study.pretrain_grid)
+    return pretrain_together((study,))
+
+
+def pretrain_together(studies: Sequence[Study]) -> TrainState:
+    """Pretrains studies whose pretraining differs in the learning rate alone, as one program.
+
+    Args:
+        studies: unfinished ones, of one part of :func:`in_step`.
+
+    Returns:
+        The final states ``[h, s, ...]``, one row a study.
+
+    Raises:
+        FloatingPointError: every lane of every study has diverged.
+    """
+    study, grid = studies[0], _side_by_side([study.pretrain_grid for study in studies])
     return loop.train(
         lanes.pretrain_chunk(study.recipe, study.world),
-        start,
+        partial(_pretrain_start, *studies),
         readout=_readout(study),
         per_seed=study.roots,
-        points=_points(grid, MethodConfig()),
+        points=_rates(grid),
         grid=grid,
-        leg=leg,
+        legs=[study.pretrain_leg for study in studies],
     )
+
+
+def in_step(studies: Sequence[Study], leg_of: Callable[[Study], Leg]) -> list[tuple[Study, ...]]:
+    """Splits the studies whose leg is unfinished into parts that can train together; see :func:`loop.in_step`."""
+    by_leg = {leg_of(study): study for study in studies}
+    parts = loop.in_step([leg for leg in by_leg if not loop.is_finished(leg)])
+    return [tuple(by_leg[leg] for leg in part) for part in parts]
 
 
 def pretrained(study: Study) -> TrainState:
@@ -182,14 +222,12 @@ def pretrained(study: Study) -> TrainState:
 
 
 def is_finished(study: Study, stage: str) -> bool:
-    """Whether a stage that trains or evaluates has nothing left to do in the run directory."""
+    """Whether a stage has nothing left to do in the run directory."""
     if stage == "pretrain":
         return loop.is_finished(study.pretrain_leg)
     if stage == "tune":
         return all(loop.is_finished(study.tune_leg(label)) for label in study.recipe.tune.methods)
-    if stage == "analyze":
-        return (study.directory / "results" / ANALYSIS_FILE).exists()
-    return all((study.directory / "results" / name).exists() for name in RESULT_FILES)
+    return run_files.finished_files(study.directory, stage)
 
 
 def check_ready(study: Study, stage: str) -> None:
@@ -228,19 +266,45 @@ def tune(study: Study) -> dict[str, TrainState]:
 
 
 def _tune_one(study: Study, label: str, base: TrainState) -> TrainState:
-    method = study.recipe.tune.methods[label]
-    start: Callable[[], TrainState] = partial(_tune_start, study, base)
-    grid, leg = study.tune_grid, study.tune_leg(label)
-    if loop.is_finished(leg):
-        return loop.load(leg, jax.eval_shape(start), grid=grid)
+    if loop.is_finished(study.tune_leg(label)):
+        return tuned_method(study, label)
+    return tune_together((study,), label, base)
+
+
+def tuned_method(study: Study, label: str) -> TrainState:
+    """Returns the finished states ``[h, s, ...]`` of one method.
+
+    Raises:
+        ValueError: corrupt or missing checkpoint.
+        FloatingPointError: every lane of it has diverged.
+    """
+    return loop.load(study.tune_leg(label), tune_shapes((study,)), grid=study.tune_grid)
+
+
+def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> TrainState:
+    """Tunes one method of studies that differ in traced scalars alone, as one program from one pretraining.
+
+    Args:
+        studies: unfinished ones, of one part of :func:`in_step`.
+        label: the method's label, the same in all of them.
+        base: the pretrained states ``[s, ...]``.
+
+    Returns:
+        The final states ``[h, s, ...]``: the learning rates of the first study, then those of the next.
+
+    Raises:
+        FloatingPointError: every lane of every study has diverged.
+    """
+    study, grid = studies[0], _side_by_side([study.tune_grid for study in studies])
+    methods = [(lr, one.recipe.tune.methods[label]) for one in studies for _, lr in one.tune_grid.points]
     return loop.train(
-        lanes.tune_chunk(study.recipe, study.world, method),
-        start,
+        lanes.tune_chunk(study.recipe, study.world, study.recipe.tune.methods[label]),
+        partial(_tune_start, base, *studies),
         readout=_readout(study),
         per_seed=(study.roots, base.params),
-        points=_points(grid, method),
+        points=_points(methods),
         grid=grid,
-        leg=leg,
+        legs=[study.tune_leg(label) for study in studies],
     )
 
 
@@ -251,7 +315,7 @@ def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
         ValueError: there is no such snapshot, or it is damaged.
     """
     base = jax.tree.map(lambda leaf: leaf[0], pretrained(study))
-    like = jax.eval_shape(partial(_tune_start, study, base))
+    like = jax.eval_shape(partial(_tune_start, base, study))
     legs = {label: study.tune_leg(label) for label in study.recipe.tune.methods}
     return {label: loop.load_snapshot(leg, like, grid=study.tune_grid, step=step) for label, leg in legs.items()}
 

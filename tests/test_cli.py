@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import jaxsafety.report
-from jaxsafety import checkpoint, cli, recipe_file, runlog
+from jaxsafety import checkpoint, cli, recipe_file, runlog, study
 
 STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
 
@@ -209,7 +209,7 @@ def test_an_interrupt_says_how_to_continue(main, mini_yaml, tmp_path, capsys, mo
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_stage", interrupted)
+    monkeypatch.setattr(study, "pretrain", interrupted)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err == "jaxsafety: interrupted; the same command continues from the last checkpoint\n"
 
@@ -220,11 +220,11 @@ def test_a_signal_ends_a_run_between_stages_with_the_conventional_code(
 ):
     stages = []
 
-    def asked(stage, _):
-        stages.append(stage)
+    def asked(_):
+        stages.append("pretrain")
         signal.raise_signal(number)
 
-    monkeypatch.setattr(cli, "_run_stage", asked)
+    monkeypatch.setattr(study, "pretrain", asked)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == code
     assert stages == ["pretrain"]
     *_, last = capsys.readouterr().err.splitlines()

@@ -72,7 +72,7 @@ def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bou
     directory.mkdir(exist_ok=True)
     leg = Leg(directory, "tune", method, steps, CHUNK, snapshots)
     inputs = {"readout": (read, jnp.asarray(OFFSETS)), "per_seed": roots(), "points": points(bounds)}
-    return loop.train(chunk, start, **inputs, grid=GRID, leg=leg), leg
+    return loop.train(chunk, start, **inputs, grid=GRID, legs=[leg]), leg
 
 
 def bits(tree):

@@ -122,7 +122,7 @@ def test_a_sharded_pretraining_chunk_has_no_collectives(mini_recipe, tmp_path):
     assert ready.strategy == "sharded"
     grid = ready.pretrain_grid
     program = sweep.over_lanes(lanes.pretrain_chunk(mini_recipe, ready.world), ready.strategy, seeds=len(grid.seeds))
-    points = study._points(grid, study.MethodConfig())
+    points = study._rates(grid)
     states = jax.eval_shape(partial(study._pretrain_start, ready))
     compiled = jax.jit(program, donate_argnums=0).lower(states, ready.roots, points, jnp.int32(2)).compile()
     assert not re.search(COLLECTIVES, compiled.as_text())

@@ -38,12 +38,17 @@ LAYERS = {
         "signals",
         "progress",
         "recipe_file",
+        "run_files",
+        "cells",
+        "campaign",
+        "forecast",
+        "status",
     }
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
     | {"report.section_list", "report.sections"},
-    4: {"cli"},
+    4: {"cli", "launch"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 PURE = sorted(module for module, layer in LAYER_OF.items() if layer <= 2)
@@ -57,7 +62,7 @@ CONFINED = {
     "jinja2": ("report",),
     "rich": ("progress", "report"),
     "jsonargparse": ("recipe_file",),
-    "yaml": ("recipe_file", "runlog"),
+    "yaml": ("recipe_file", "runlog", "status"),
     "nltk": ("world.pcfg_rules",),
     "optax": ("optim", "train", "lanes"),
     "argparse": ("cli",),
@@ -167,7 +172,7 @@ def test_only_the_loop_jits():
     assert users | named == {"loop"}
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - {"cli"}))
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"cli", "launch"}))
 def test_the_library_reads_no_environment_and_prints_nothing(module):
     found = set(calls(TREES[module])) & {
         "print",
@@ -202,7 +207,9 @@ def test_importing_starts_no_backend():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["jaxsafety", "jaxsafety.suggest", "jaxsafety.cli", "jaxsafety.runlog"])
+@pytest.mark.parametrize(
+    "module", ["jaxsafety", "jaxsafety.suggest", "jaxsafety.cli", "jaxsafety.runlog", "jaxsafety.status"]
+)
 def test_these_do_not_even_import_jax(module):
     done = run(f"import sys, {module}\nassert 'jax' not in sys.modules")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,134 @@
+"""Runs the stages of a recipe, or of the cells of its grid, as the console script does: locked, stoppable, on record.
+
+Once jax is configured, everything between the command line and the stages is here.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import jax
+
+from jaxsafety import campaign, cells, evaluation, mechanics, recipe_file, runlog, signals, study, sweep
+from jaxsafety import forecast as forecasts
+from jaxsafety.cells import Cell
+from jaxsafety.recipe import Recipe, as_dict
+from jaxsafety.study import Study
+
+
+def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
+    """Runs stages of a recipe without a grid that are not finished; returns the exit code.
+
+    Raises:
+        ValueError: bad grammar, model or strategy; a stage before is not finished; the directory is another run's.
+        OSError: it cannot be written.
+        FloatingPointError: every lane of a stage has diverged.
+        Stopped: a signal has asked to stop.
+    """
+    ready = study.prepare(recipe, directory)
+    _say_idle_devices(recipe)
+    if len(stages) == 1:
+        study.check_ready(ready, stages[0])
+    lock = runlog.open_run(directory, as_dict(recipe), resolved_yaml=recipe_file.to_yaml(recipe))
+    with signals.deferred(_say_stopping), lock:
+        runlog.keep_files(directory / "grammars", study.own_grammars(recipe))
+        runlog.write_manifest(directory, {"failed": None})
+        for stage in stages:
+            with runlog.failure_kept(directory, stage):
+                _advance(ready, stage)
+    return 0
+
+
+def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str]) -> int:
+    """Runs stages of chosen cells that are not finished; one that fails stops no other, and makes the exit code 1.
+
+    Raises:
+        ValueError: bad grammar, model or strategy of a cell; the directory is another grid's.
+        OSError: it cannot be written.
+        Stopped: a signal has asked to stop.
+    """
+    jobs = campaign.plan(recipe, chosen, directory)
+    _say_idle_devices(recipe)
+    with signals.deferred(_say_stopping):
+        campaign.record(recipe, directory)
+        outcome = campaign.run(jobs, campaign.Stages(tuple(stages), _advance, _recorded_together))
+    for name in outcome.in_use:
+        print(f"jaxsafety: cell {name} is running in another process", file=sys.stderr)
+    print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
+    for name, reason in outcome.failed.items():
+        print(f"jaxsafety: cell {name} failed, {reason}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> int:
+    """Prints what running the chosen cells would do; touches no disk. Returns the exit code."""
+    every = campaign.plan(recipe, cells.expand(recipe), directory)
+    names = {cell.name for cell in chosen}
+    sys.stdout.write(forecasts.render(every, [job for job in every if job.cell.name in names]))
+    return 0
+
+
+def _advance(ready: Study, stage: str) -> None:
+    """Runs one stage of one study to its end, if it is not finished."""
+    if stage == "report":
+        from jaxsafety.report import study_report
+
+        sys.stdout.write(study_report.write(ready.directory))
+    elif not study.is_finished(ready, stage):
+        with _recorded(ready, stage):
+            _work(stage)(ready)
+    signals.check(f"after {stage}")
+
+
+def _work(stage: str):
+    return {
+        "pretrain": study.pretrain,
+        "tune": study.tune,
+        "evaluate": evaluation.write,
+        "analyze": mechanics.write,
+    }[stage]
+
+
+@contextmanager
+def _recorded(ready: Study, stage: str, *, together: int = 1) -> Iterator[None]:
+    """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
+    directory, started = ready.directory, time.monotonic()
+    before = runlog.read_manifest(directory).get(stage, {}).get("seconds", 0.0)
+    about = {"strategy": ready.strategy, **runlog.environment()}
+    runlog.write_manifest(directory, {stage: about})
+    try:
+        yield
+    finally:
+        # On a full disk the error that ended the stage is the one to be told.
+        with suppress(OSError):
+            seconds = before + (time.monotonic() - started) / together
+            runlog.write_manifest(directory, {stage: {"seconds": round(seconds, 1)}})
+
+
+@contextmanager
+def _recorded_together(studies: Sequence[Study], stage: str) -> Iterator[None]:
+    """Records a stage that several studies run as one program; each has its share of the seconds."""
+    with ExitStack() as records:
+        for ready in studies:
+            records.enter_context(_recorded(ready, stage, together=len(studies)))
+        yield
+
+
+def _say_stopping(name: str) -> None:
+    # A progress bar hides the cursor, and a second signal leaves no time to show it again.
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    print(
+        f"{cursor}jaxsafety: {name}: stopping as soon as what runs is saved; once more stops at once", file=sys.stderr
+    )
+
+
+def _say_idle_devices(recipe: Recipe) -> None:
+    seeds, there = len(recipe.seeds), len(jax.devices())
+    used = sweep.shard_count(seeds, there)
+    # A CPU's idle cores still share the work inside an operation.
+    if used < there and jax.default_backend() != "cpu":
+        print(
+            f"jaxsafety: {seeds} seeds split evenly over {used} of {there} devices; the rest is idle", file=sys.stderr
+        )

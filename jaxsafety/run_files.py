@@ -1,0 +1,28 @@
+"""Where a run directory keeps what its stages leave; read by those who only look, so nothing here imports jax."""
+
+import re
+from pathlib import Path
+
+RESULT_FILES = ("curves.parquet", "examples.json", "evaluate.parquet")
+ANALYSIS_FILE = "analyze.parquet"
+REPORT_FILE = "report.html"
+
+# Below the directory of a grid.
+CELLS = "cells"
+PRETRAINED = "pretrained"
+
+
+def steps(directory: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in ``directory``, ascending; empty if there is no directory."""
+    if not directory.is_dir():
+        return []
+    names = (entry.name for entry in directory.iterdir() if entry.is_dir())
+    return sorted(int(name) for name in names if re.fullmatch(r"\d{8}|[1-9]\d{8,}", name))
+
+
+def finished_files(directory: Path, stage: str) -> bool:
+    """Whether a stage that leaves files other than checkpoints has left them all: evaluate, analyze or report."""
+    if stage == "report":
+        return (directory / REPORT_FILE).exists()
+    names = (ANALYSIS_FILE,) if stage == "analyze" else RESULT_FILES
+    return all((directory / "results" / name).exists() for name in names)

@@ -1,0 +1,101 @@
+"""How far a run, or every cell of a grid, is: a table from what lies in the directory. Imports no jax.
+
+A cell is *running* while a process holds its lock, *failed* with the reason in its manifest, *done* once all stages
+have left their files, else *waiting*, however far it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxsafety import run_files, runlog
+
+_FILE_STAGES = ("evaluate", "analyze", "report")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One run directory.
+
+    Attributes:
+        name: of the cell, or of the run.
+        steps: method to (done, total) training steps, the pretraining first.
+        stages: evaluate, analyze, report to whether they are done.
+        state: ``done``, ``running``, ``failed`` or ``waiting``.
+        reason: why it failed, else empty.
+    """
+
+    name: str
+    steps: dict[str, tuple[int, int]]
+    stages: dict[str, bool]
+    state: str
+    reason: str
+
+
+def read(directory: Path) -> list[Progress]:
+    """Returns the progress of a run, or of every cell of a grid in the grid's order.
+
+    Raises:
+        ValueError: ``config.yaml`` or a manifest is damaged.
+    """
+    config = _config(directory)
+    listed = runlog.read_manifest(directory).get(run_files.CELLS)
+    if not listed:
+        return [_progress(directory, directory.name, config, {}, directory)]
+    found = []
+    for name, about in listed.items():
+        source = directory / run_files.PRETRAINED / about["pretraining"]
+        found.append(_progress(directory / run_files.CELLS / name, name, config, about["values"], source))
+    return found
+
+
+def render(rows: list[Progress]) -> str:
+    """Returns the table as text: steps done of total per method, stages, state; a summary where there are several."""
+    header = ["run" if len(rows) == 1 else "cell", *rows[0].steps, *_FILE_STAGES, "state"]
+    table = [header, *(list(_cells(row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    if len(rows) > 1:
+        states = [row.state for row in rows]
+        counts = (f"{states.count(state)} {state}" for state in ("done", "running", "failed", "waiting"))
+        lines.append(f"{len(rows)} cells: {', '.join(counts)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Progress) -> Iterator[str]:
+    yield row.name
+    yield from (f"{done}/{total}" for done, total in row.steps.values())
+    yield from ("done" if done else "-" for done in row.stages.values())
+    yield f"{row.state}: {row.reason}" if row.reason else row.state
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+        return {name: content[name] for name in ("pretrain", "tune")}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a run") from error
+
+
+def _progress(directory: Path, name: str, config: dict[str, Any], values: dict[str, Any], source: Path) -> Progress:
+    totals = {stage: values.get(f"{stage}.steps", config[stage]["steps"]) for stage in ("pretrain", "tune")}
+    steps = {run_files.PRETRAINED: (_done(source, run_files.PRETRAINED), totals["pretrain"])}
+    steps |= {method: (_done(directory, method), totals["tune"]) for method in config["tune"]["methods"]}
+    stages = {stage: run_files.finished_files(directory, stage) for stage in _FILE_STAGES}
+    failure = runlog.read_manifest(directory).get("failed")
+    if runlog.is_in_use(directory):
+        state, failure = "running", None
+    elif failure:
+        state = "failed"
+    else:
+        whole = all(done == total for done, total in steps.values()) and all(stages.values())
+        state = "done" if whole else "waiting"
+    return Progress(name, steps, stages, state, f"{failure['stage']}: {failure['reason']}" if failure else "")
+
+
+def _done(directory: Path, method: str) -> int:
+    return max(run_files.steps(directory / "checkpoints" / method), default=0)
