@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxsafety import signals
+from jaxsafety import cluster, signals
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
@@ -33,22 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb not in _STAGES:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    code, lost = _run(options, rest)
+    if options.verb in _STAGES:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        cluster.leave(code, lost=lost)
+    return code
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> tuple[int, bool]:
+    """Runs a verb; returns the exit code, and whether another process of the run is known to have died."""
     try:
-        return options.handler(options, rest)
+        return options.handler(options, rest), False
+    except cluster.LostError as error:
+        return _fail(error, code=1), True
     except (ValueError, OSError, ImportError) as error:
-        return _fail(error, code=2)
+        return _fail(error, code=2), False
     except FloatingPointError as error:
-        return _fail(error, code=1)
+        return _fail(error, code=1), False
     except RuntimeError as error:
         # jax's errors of the machine rather than the program: a backend that is not there, memory that ran out.
         if not any(sign in str(error) for sign in ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")):
             raise
-        return _fail(error, code=2)
+        return _fail(error, code=2), False
     except signals.Stopped as stop:
-        return _fail(f"{stop}: the same command continues", code=128 + stop.number)
+        return _fail(f"{stop}: the same command continues", code=128 + stop.number), False
     except KeyboardInterrupt:
         again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
-        return _fail(f"interrupted{again}", code=130)
+        return _fail(f"interrupted{again}", code=130), False
 
 
 def _fail(problem: object, *, code: int) -> int:
@@ -68,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
         stage.add_argument("--dry_run", action="store_true", help="print cells, programs, memory and time, and stop")
         stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
+        stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
+        stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
+        stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
         stage.set_defaults(handler=_stage)
     status = verbs.add_parser("status", help="show how far a run or every cell of a grid is", allow_abbrev=False)
     status.add_argument("run", type=Path, help="run directory")
@@ -106,7 +121,11 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if options.verb in ("run", "evaluate", "analyze", "report"):
         import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
-    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=len(recipe.seeds))
+    place = _place(options)
+    seeds = len(recipe.seeds) // (place.processes or 1) if place else len(recipe.seeds)
+    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=max(seeds, 1))
+    if place:
+        cluster.join(place)
     from jaxsafety import launch
 
     directory = options.out or Path("runs") / recipe.name
@@ -114,6 +133,14 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
     return launch.run_grid(recipe, chosen, directory, stages) if recipe.grid else launch.run(recipe, directory, stages)
+
+
+def _place(options: argparse.Namespace) -> cluster.Place | None:
+    """Where this process stands in its run, None by itself: as a part of a grid, or to say only what would be done."""
+    flags = cluster.from_flags(options.coordinator, options.processes, options.process)
+    if options.shard or options.dry_run:
+        return None
+    return flags or cluster.from_environment(os.environ)
 
 
 def _configure_jax(cache: str, *, seeds: int) -> None:

@@ -1,7 +1,7 @@
 """The evaluation stage: every model of a study judged on every condition, as tidy rows, and readable examples."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsafety import decode, keys, lanes, loop, progress, runlog, signals, study, world
+from jaxsafety import decode, hosts, keys, lanes, loop, progress, runlog, study, world
 from jaxsafety.loop import Grid
 from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
@@ -53,7 +53,7 @@ def gather(run: Study) -> Models:
     points = [run.pretrain_grid.points] + [run.tune_grid.points] * (len(states) - 1)
     labels = [Label(method, *point) for method, grid in zip(states, points, strict=True) for point in grid]
     params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(state.params for state in states.values()))
-    finite = np.concatenate([np.asarray(state.finite) for state in states.values()])
+    finite = np.concatenate([hosts.fetch(state.finite) for state in states.values()])
     return Models(tuple(labels), params, finite)
 
 
@@ -66,7 +66,7 @@ def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
     found = study.snapshots(run, step=step)
     first = jax.tree.map(lambda leaf: leaf[:1], models.params)
     params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, *(params for params, _ in found.values()))
-    finite = np.concatenate([models.finite[:1], *(np.asarray(alive) for _, alive in found.values())])
+    finite = np.concatenate([models.finite[:1], *(hosts.fetch(alive) for _, alive in found.values())])
     return models._replace(params=params, finite=finite)
 
 
@@ -79,7 +79,7 @@ def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
         for i, condition in enumerate(conditions):
             late = world.batches.LATE_IN_EVALUATION
             trials = study.draw_prompts(run, condition, stream="evaluate", late_probability=late)
-            rates = jax.device_get(judge(models.params, trials, jnp.zeros(len(models.labels))))
+            rates = hosts.fetch(judge(models.params, trials, jnp.zeros(len(models.labels))))
             yield from _rows(run, models, condition, rates)
             update(i + 1, {name: float(np.mean(rates[name])) for name in ("complied", "refused", "other")})
 
@@ -115,7 +115,7 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
     key = keys.stream(run.roots[0], "evaluate")
     drawn = [world.batch_at(run.world, name, key=key, step=0, batch_size=1) for name in conditions]
     trials = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
-    first_seed = jax.tree.map(lambda leaf: leaf[:, :1], models.params)
+    first_seed = hosts.fetch(jax.tree.map(lambda leaf: leaf[:, :1], models.params))
     lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
     batch = jax.tree.map(lambda leaf: leaf[None], trials)
     decoded = loop.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.labels)))
@@ -169,15 +169,21 @@ def write(run: Study) -> None:
     models, shared = gather(run), run_labels(run)
     folder = run.directory / "results"
 
-    def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         results.write_results(path, results.rows_to_frame(shared | row for row in rows))
 
-    def write_examples(path: Path) -> None:
-        runlog.atomic_write(path, json.dumps(example_answers(run, models), ensure_ascii=False, indent=1))
+    def curves(path: Path) -> None:
+        hosts.decide(lambda: write_rows(path, curve_rows(run)))
 
-    writers = (lambda path: write_rows(path, curve_rows(run)), write_examples,
-               lambda path: write_rows(path, judge_all(run, models)))  # fmt: skip
-    for name, write_file in zip(RESULT_FILES, writers, strict=True):
-        if not (folder / name).exists():
-            signals.check(f"before {name}")
+    def examples(path: Path) -> None:
+        content = json.dumps(example_answers(run, models), ensure_ascii=False, indent=1)
+        hosts.decide(lambda: runlog.atomic_write(path, content))
+
+    def evaluated(path: Path) -> None:
+        rows = list(judge_all(run, models))
+        hosts.decide(lambda: write_rows(path, rows))
+
+    for name, write_file in zip(RESULT_FILES, (curves, examples, evaluated), strict=True):
+        if not hosts.decide((folder / name).exists):
+            hosts.check(f"before {name}")
             write_file(folder / name)

@@ -6,12 +6,12 @@ Once jax is configured, everything between the command line and the stages is he
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import jax
 
-from jaxsafety import campaign, cells, evaluation, mechanics, recipe_file, runlog, signals, study, sweep
+from jaxsafety import campaign, cells, evaluation, hosts, mechanics, recipe_file, runlog, signals, study, sweep
 from jaxsafety import forecast as forecasts
 from jaxsafety.cells import Cell
 from jaxsafety.recipe import Recipe, as_dict
@@ -31,14 +31,19 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
     _say_idle_devices(recipe)
     if len(stages) == 1:
         study.check_ready(ready, stages[0])
-    lock = runlog.open_run(directory, as_dict(recipe), resolved_yaml=recipe_file.to_yaml(recipe))
-    with signals.deferred(_say_stopping), lock:
-        runlog.keep_files(directory / "grammars", study.own_grammars(recipe))
-        runlog.write_manifest(directory, {"failed": None})
+    with signals.deferred(_say_stopping), ExitStack() as lock:
+        hosts.decide(lambda: _open(ready, lock))
         for stage in stages:
-            with runlog.failure_kept(directory, stage):
+            with runlog.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
                 _advance(ready, stage)
     return 0
+
+
+def _open(ready: Study, lock: ExitStack) -> None:
+    recipe, directory = ready.recipe, ready.directory
+    lock.enter_context(runlog.open_run(directory, as_dict(recipe), resolved_yaml=recipe_file.to_yaml(recipe)))
+    runlog.keep_files(directory / "grammars", study.own_grammars(recipe))
+    runlog.write_manifest(directory, {"failed": None})
 
 
 def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str]) -> int:
@@ -49,6 +54,11 @@ def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Se
         OSError: it cannot be written.
         Stopped: a signal has asked to stop.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a grid runs in processes by themselves, and this one is one of {jax.process_count()}: give each a part "
+            "of the cells with --shard i/n, which joins none"
+        )
     jobs = campaign.plan(recipe, chosen, directory)
     _say_idle_devices(recipe)
     with signals.deferred(_say_stopping):
@@ -75,11 +85,12 @@ def _advance(ready: Study, stage: str) -> None:
     if stage == "report":
         from jaxsafety.report import study_report
 
-        sys.stdout.write(study_report.write(ready.directory))
+        table = hosts.decide(lambda: study_report.write(ready.directory))
+        sys.stdout.write(table if hosts.is_first() else "")
     elif not study.is_finished(ready, stage):
         with _recorded(ready, stage):
             _work(stage)(ready)
-    signals.check(f"after {stage}")
+    hosts.check(f"after {stage}")
 
 
 def _work(stage: str):
@@ -95,8 +106,11 @@ def _work(stage: str):
 def _recorded(ready: Study, stage: str, *, together: int = 1) -> Iterator[None]:
     """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
     directory, started = ready.directory, time.monotonic()
+    if not hosts.is_first():
+        yield
+        return
     before = runlog.read_manifest(directory).get(stage, {}).get("seconds", 0.0)
-    about = {"strategy": ready.strategy, **runlog.environment()}
+    about = {"strategy": ready.strategy, "processes": jax.process_count(), **runlog.environment()}
     runlog.write_manifest(directory, {stage: about})
     try:
         yield
@@ -126,9 +140,9 @@ def _say_stopping(name: str) -> None:
 
 def _say_idle_devices(recipe: Recipe) -> None:
     seeds, there = len(recipe.seeds), len(jax.devices())
-    used = sweep.shard_count(seeds, there)
+    used = len(sweep.devices_of(seeds))
     # A CPU's idle cores still share the work inside an operation.
-    if used < there and jax.default_backend() != "cpu":
+    if used < there and jax.default_backend() != "cpu" and hosts.is_first():
         print(
             f"jaxsafety: {seeds} seeds split evenly over {used} of {there} devices; the rest is idle", file=sys.stderr
         )

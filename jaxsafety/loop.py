@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsafety import checkpoint, progress, runlog, signals, sweep
+from jaxsafety import checkpoint, hosts, progress, runlog, sweep
 from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
 
 
@@ -78,7 +78,7 @@ def program(run: Callable[..., Any], *, grid: Grid) -> Callable[..., Any]:
 
 def is_finished(leg: Leg) -> bool:
     """Whether the leg's last checkpoint is at its last step."""
-    return checkpoint.latest(leg.checkpoints) == leg.steps
+    return hosts.decide(lambda: checkpoint.latest(leg.checkpoints) == leg.steps)
 
 
 def in_step(legs: Sequence[Leg]) -> list[tuple[Leg, ...]]:
@@ -112,8 +112,8 @@ def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
         ValueError: corrupt, missing or misshapen checkpoint.
         FloatingPointError: every lane of it has diverged.
     """
-    state = checkpoint.load(leg.checkpoints, _placed(like, grid))[0]
-    _check_alive(state.finite, leg)
+    state = _load(leg.checkpoints, _placed(like, grid))
+    _check_alive(hosts.fetch(state.finite), leg)
     return state
 
 
@@ -129,8 +129,12 @@ def load_snapshot(leg: Leg, like: TrainState, *, grid: Grid, step: int) -> tuple
     Raises:
         ValueError: corrupt, missing or misshapen snapshot.
     """
-    found = checkpoint.load(leg.snapshot_folder, _placed(_snapshot(like), grid), step=step)[0]
+    found = _load(leg.snapshot_folder, _placed(_snapshot(like), grid), step=step)
     return found["params"], found["finite"]
+
+
+def _load(folder: Path, placed: Any, *, step: int | None = None) -> Any:
+    return hosts.load(lambda like: checkpoint.load(folder, like, step=step)[0], placed)
 
 
 def _snapshot(state: TrainState) -> dict[str, Any]:
@@ -180,16 +184,15 @@ def train(
     advance = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
     read = program(readout[0], grid=grid)
     state, done = _resume(start, grid=grid, legs=legs)
-    for one in legs:
-        runlog.truncate_metrics(one.directory, stage=leg.stage, method=leg.method, after_step=done)
+    hosts.decide(lambda: _forget(legs, after_step=done))
     label = f"{leg.stage} {leg.method}" + f" of {len(legs)} cells" * (len(legs) > 1)
     with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
         while done < leg.steps:
-            signals.check(f"after step {done} of {label}")
+            hosts.check(f"after step {done} of {label}")
             end = leg.chunk_end(done)
             state, metrics = advance(state, per_seed, points, np.int32(end - done))
             done = end
-            host = jax.device_get(metrics | read(state.params, readout[1], points))
+            host = hosts.fetch(metrics | read(state.params, readout[1], points))
             _keep(state, host, grid=grid, legs=legs, step=done)
             update(done, _headline(host))
             _check_alive(host["finite"], leg)
@@ -198,25 +201,35 @@ def train(
 
 def _keep(state: TrainState, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int) -> None:
     """Writes what a chunk's end leaves, every leg its own rows."""
-    count, host = len(grid.points) // len(legs), jax.device_get(state)
-    for i, leg in enumerate(legs):
-        rows = slice(i * count, (i + 1) * count)
-        own, numbers = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (host, metrics))
-        points = replace(grid, points=grid.points[rows])
-        runlog.append_metrics(leg.directory, _rows(numbers, grid=points, leg=leg, step=step))
-        if step in leg.snapshots:
-            # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
-            checkpoint.save(leg.snapshot_folder, _snapshot(own), step=step, keep=len(leg.snapshots))
-        checkpoint.save(leg.checkpoints, own, step=step)
+    count, host = len(grid.points) // len(legs), hosts.fetch(state)
+
+    def write() -> None:
+        for i, leg in enumerate(legs):
+            rows = slice(i * count, (i + 1) * count)
+            own, numbers = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (host, metrics))
+            points = replace(grid, points=grid.points[rows])
+            runlog.append_metrics(leg.directory, _rows(numbers, grid=points, leg=leg, step=step))
+            if step in leg.snapshots:
+                # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
+                checkpoint.save(leg.snapshot_folder, _snapshot(own), step=step, keep=len(leg.snapshots))
+            checkpoint.save(leg.checkpoints, own, step=step)
+
+    hosts.decide(write)
+
+
+def _forget(legs: Sequence[Leg], *, after_step: int) -> None:
+    """Drops the metrics of steps that will be taken again."""
+    for leg in legs:
+        runlog.truncate_metrics(leg.directory, stage=leg.stage, method=leg.method, after_step=after_step)
 
 
 def _resume(start: Callable[[], TrainState], *, grid: Grid, legs: Sequence[Leg]) -> tuple[TrainState, int]:
-    step = _common_step(legs)
+    step = hosts.decide(lambda: _common_step(legs))
     if not step:
         return start(), 0
     like = _placed(jax.eval_shape(start), grid)
     one = jax.tree.map(partial(_share, count=len(legs)), like)
-    found = [checkpoint.load(leg.checkpoints, one, step=step)[0] for leg in legs]
+    found = [_load(leg.checkpoints, one, step=step) for leg in legs]
     if len(found) == 1:
         return found[0], step
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)

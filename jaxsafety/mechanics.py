@@ -4,7 +4,7 @@ The stage is a list of pieces, each a compiled program over the lanes ``[h, s]``
 ``results/analyze/`` and is not repeated. Snapshots are measured by the very program that measures the final models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety import evaluation, signals, study
+from jaxsafety import evaluation, hosts, study
 from jaxsafety.evaluation import Models
 from jaxsafety.probes import attacked, gradients, quantities, variants, weights
 from jaxsafety.probes.features import Prompts
@@ -56,16 +56,24 @@ def write(run: Study) -> None:
     """
     folder = run.directory / "results"
     study.check_tuned(run)
-    todo = {name: piece for name, piece in pieces(run).items() if not _path(folder, name).exists()}
+    found = pieces(run)
+    todo = hosts.decide(lambda: [name for name in found if not _path(folder, name).exists()])
     if todo:
         subjects = gather(run)
-        for name, piece in todo.items():
-            signals.check(f"before the analysis {name}")
-            frame = pl.concat(piece(subjects))
-            results.write_results(_path(folder, name), frame, schema=results.ANALYSIS_SCHEMA)
-    found = [_path(folder, name) for name in pieces(run)]
-    everything = results.read_results(found, schema=results.ANALYSIS_SCHEMA)
-    results.write_results(folder / ANALYSIS_FILE, everything, schema=results.ANALYSIS_SCHEMA)
+        for name in todo:
+            hosts.check(f"before the analysis {name}")
+            _write(_path(folder, name), pl.concat(found[name](subjects)))
+    hosts.decide(lambda: _collect(folder, tuple(found)))
+
+
+def _write(path: Path, frame: pl.DataFrame) -> None:
+    hosts.decide(lambda: results.write_results(path, frame, schema=results.ANALYSIS_SCHEMA))
+
+
+def _collect(folder: Path, names: Sequence[str]) -> None:
+    schema = results.ANALYSIS_SCHEMA
+    everything = results.read_results([_path(folder, name) for name in names], schema=schema)
+    results.write_results(folder / ANALYSIS_FILE, everything, schema=schema)
 
 
 def _path(folder: Path, piece: str) -> Path:

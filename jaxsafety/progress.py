@@ -36,9 +36,11 @@ def track(
     Yields:
         ``update(step, metrics)``, to be called as often as wanted with host numbers, e.g. ``{"loss": 0.3}``.
     """
+    import jax
     from rich.console import Console
 
-    console = Console(stderr=True) if console is None else console
+    # Of several processes one speaks.
+    console = Console(stderr=True, quiet=jax.process_index() > 0) if console is None else console
     anchors = [(start, time.monotonic())]
 
     def status(step: int, metrics: Mapping[str, float]) -> str:

@@ -67,8 +67,13 @@ def check(where: str) -> None:
     Raises:
         Stopped: a signal has asked to.
     """
-    if _asked:
-        raise Stopped(_asked[0], where)
+    if number := asked():
+        raise Stopped(number, where)
+
+
+def asked() -> int:
+    """Returns the number of the first signal that has asked to stop, 0 if none has."""
+    return _asked[0] if _asked else 0
 
 
 def _watch(reader: int, tell: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsafety import keys, lanes, loop, run_files, sweep, train, world
+from jaxsafety import hosts, keys, lanes, loop, run_files, sweep, train, world
 from jaxsafety.keys import Stream
 from jaxsafety.loop import Grid, Leg
 from jaxsafety.recipe import PRETRAINED, MethodConfig, Recipe
@@ -227,7 +227,7 @@ def is_finished(study: Study, stage: str) -> bool:
         return loop.is_finished(study.pretrain_leg)
     if stage == "tune":
         return all(loop.is_finished(study.tune_leg(label)) for label in study.recipe.tune.methods)
-    return run_files.finished_files(study.directory, stage)
+    return hosts.decide(lambda: run_files.finished_files(study.directory, stage))
 
 
 def check_ready(study: Study, stage: str) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety import evaluation, loop, progress, study, tree
+from jaxsafety import evaluation, hosts, loop, progress, study, tree
 from jaxsafety.evaluation import Models
 from jaxsafety.loop import Grid
 from jaxsafety.probes import features, gradients, quantities, slopes, variants, weights
@@ -100,7 +100,7 @@ def run_each(
     points = jnp.zeros(jax.tree.leaves(lanes)[0].shape[0])
     with progress.track(len(shared), label=label, seeds=len(subjects.run.recipe.seeds)) as update:
         for i, arguments in enumerate(shared):
-            yield jax.device_get(program(lanes, subjects.per_seed, points, *arguments))
+            yield hosts.fetch(program(lanes, subjects.per_seed, points, *arguments))
             update(i + 1, {})
 
 

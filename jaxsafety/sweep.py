@@ -21,12 +21,18 @@ def resolve(strategy: Strategy, *, seeds: int) -> Strategy:
     """Returns the strategy that ``auto`` means here: sharded where several devices help, else vmap, or map on CPU.
 
     Raises:
-        ValueError: unknown strategy.
+        ValueError: unknown strategy; several processes, and a strategy or number of seeds that they cannot share.
     """
     check_name("strategy", strategy, get_args(Strategy))
+    if (processes := jax.process_count()) > 1:
+        if strategy not in ("auto", "sharded"):
+            raise ValueError(f"strategy must be sharded or auto on {processes} processes, got {strategy!r}")
+        if seeds % processes:
+            raise ValueError(f"seeds must be a multiple of the {processes} processes, got {seeds}: add or drop some")
+        return "sharded"
     if strategy != "auto":
         return strategy
-    if shard_count(seeds, len(jax.devices())) > 1:
+    if len(devices_of(seeds)) > 1:
         return "sharded"
     return "map" if jax.default_backend() == "cpu" else "vmap"
 
@@ -36,14 +42,22 @@ def shard_count(seeds: int, devices: int) -> int:
     return max(n for n in range(1, min(seeds, devices) + 1) if seeds % n == 0)
 
 
+def devices_of(seeds: int) -> list[jax.Device]:
+    """Returns the devices that seeds are split over evenly, as many of every process, in the order of the shares."""
+    processes = range(jax.process_count())
+    own = [[device for device in jax.devices() if device.process_index == process] for process in processes]
+    count = shard_count(seeds // len(own), min(map(len, own)))
+    return [device for devices in own for device in devices[:count]]
+
+
 def seed_sharding(strategy: Strategy, *, seeds: int, axis: int) -> jax.sharding.Sharding:
     """Returns how an array whose ``axis`` runs over seeds is placed under a resolved strategy."""
     return NamedSharding(_mesh(strategy, seeds), P(*[None] * axis, "seeds"))
 
 
 def _mesh(strategy: Strategy, seeds: int) -> Mesh:
-    count = shard_count(seeds, len(jax.devices())) if strategy == "sharded" else 1
-    return Mesh(np.asarray(jax.devices()[:count]), ("seeds",), axis_types=(AxisType.Auto,))
+    devices = devices_of(seeds) if strategy == "sharded" else jax.local_devices()[:1]
+    return Mesh(np.asarray(devices), ("seeds",), axis_types=(AxisType.Auto,))
 
 
 def over_lanes(run: Callable[..., Any], strategy: Strategy, *, seeds: int) -> Callable[..., Any]:

@@ -34,6 +34,8 @@ LAYERS = {
         "mechanics",
         "subjects",
         "checkpoint",
+        "cluster",
+        "hosts",
         "runlog",
         "signals",
         "progress",
@@ -66,7 +68,7 @@ CONFINED = {
     "nltk": ("world.pcfg_rules",),
     "optax": ("optim", "train", "lanes"),
     "argparse": ("cli",),
-    "subprocess": ("runlog",),
+    "subprocess": ("runlog", "cluster"),
 }
 
 
