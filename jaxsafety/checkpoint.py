@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.experimental.v1._src.synchronization import multihost
 
 from jaxsafety.run_files import steps
 
@@ -189,7 +190,7 @@ def _reserve(scratch: Path, size: int) -> None:
 
 def _write(path: Path, leaves: dict[str, np.ndarray]) -> None:
     # Orbax refuses empty arrays and relative paths.
-    with _quiet(), _patient():
+    with _quiet(), _alone():
         ocp.save(path.absolute(), {name: leaf for name, leaf in leaves.items() if leaf.size})
     types = {name: _type(leaf) for name, leaf in leaves.items()}
     digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
@@ -200,13 +201,25 @@ def _write(path: Path, leaves: dict[str, np.ndarray]) -> None:
             _sync(Path(root, name))
 
 
-def _patient() -> ocp.Context:
-    """Orbax without its limits of time: it takes them by the wall clock, a leap of which would fail a save."""
-    context = ocp.Context()
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Lets Orbax work for this process, which waits for no other and has no limits of time.
+
+    It takes those by the wall clock, a leap of which would fail a save. Of several processes one saves; Orbax would ask
+    the others for the path even so (its ``active_processes`` does not reach that question), and they would not answer.
+    """
+    context, here, count = ocp.Context(), jax.process_index(), multihost.process_count
     context.asynchronous.timeout_secs = None
     # Made in the background, directories are waited for five minutes at most, by the same clock.
     context.asynchronous.create_directories_asynchronously = False
-    return context
+    context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{here}"
+    multihost.process_count = lambda: 1
+    try:
+        with context:
+            yield
+    finally:
+        multihost.process_count = count
 
 
 def _sync(path: Path) -> None:
@@ -228,7 +241,7 @@ def _read(path: Path, expected: dict[str, Any]) -> dict[str, np.ndarray]:
             state = "missing" if name not in files else "altered" if name in record["files"] else "foreign"
             raise _DamagedError(f"file {name} is {state}")
     wanted = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in expected.items()}
-    with _quiet():
+    with _quiet(), _alone():
         found = wanted | ocp.load(path.absolute(), {name: leaf for name, leaf in wanted.items() if leaf.size})
     for name, leaf in found.items():
         if _leaf_digest(leaf) != record["leaves"][name]:

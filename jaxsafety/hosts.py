@@ -139,7 +139,7 @@ def _connected() -> Iterator[None]:
     """Turns what a collective raises into a sentence."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # as one or the other, by what failed
         reason = str(error).partition("\n")[0]
         raise LostError(
             f"process {jax.process_index()} has lost another process of this run ({reason}): nothing that was saved is "

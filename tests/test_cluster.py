@@ -1,0 +1,61 @@
+"""Where a process stands among those of its run: from flags, and from what launchers set."""
+
+import sys
+
+import pytest
+
+from jaxsafety import cluster
+from jaxsafety.cluster import Place
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "4"}, Place("slurm", 4, 1)),
+        # A batch script without srun, and a task of an array job.
+        (SLURM | {"SLURM_PROCID": "0"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, Place("ompi", 2, 1)),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, Place("k8s", None, None)),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "many", "SLURM_PROCID": "0"}, None),
+    ],
+)
+def test_a_launcher_tells_where_a_process_stands(environment, place):
+    assert cluster.from_environment(environment) == place
+
+
+def test_flags_tell_it_where_no_launcher_does():
+    assert cluster.from_flags(None, None, None) is None
+    assert cluster.from_flags("node1:5000", 2, 1) == Place("flags", 2, 1, "node1:5000")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("node1:5000", 2, None), "--coordinator, --processes, --process go together, and --process is missing"),
+        ((None, 2, None), "--coordinator and --process is missing"),
+        (("node1", 2, 0), "--coordinator must be HOST:PORT of process 0, such as node1:5000, got 'node1'"),
+        (("node1:0", 2, 0), "must be HOST:PORT"),
+        (("node1:70000", 2, 0), "must be HOST:PORT"),
+        (("node1:5000", 2, 2), r"--process must be in \[0, --processes\), got 2 of 2"),
+        (("node1:5000", 0, 0), "got 0 of 0"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, message):
+    with pytest.raises(ValueError, match=message):
+        cluster.from_flags(*flags)
+
+
+def test_a_pod_without_the_kubernetes_package_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(ImportError, match=r'pip install "jax\[k8s\]", or name --coordinator'):
+        cluster.join(Place("k8s", None, None))
+
+
+def test_a_process_by_itself_just_goes_on():
+    cluster.leave(3, lost=False)
