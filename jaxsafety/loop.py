@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsafety import checkpoint, hosts, progress, runlog, sweep
+from jaxsafety import checkpoint, hosts, memory, progress, runlog, sweep
 from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
 
 
@@ -71,9 +71,51 @@ class Leg:
         return min([regular, *(step for step in self.snapshots if step > done)])
 
 
-def program(run: Callable[..., Any], *, grid: Grid) -> Callable[..., Any]:
-    """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.sweep.over_lanes`."""
-    return jax.jit(sweep.over_lanes(run, grid.strategy, seeds=len(grid.seeds)))
+def program(run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.sweep.over_lanes`.
+
+    Batched lanes that do not fit into a device's memory together run in batches of as many seeds as do, which is said
+    once; the first call decides.
+    """
+    seeds = len(grid.seeds)
+
+    def build(at_once: int | None) -> Callable[..., Any]:
+        mapped = sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once)
+        return jax.jit(mapped, donate_argnums=donate)
+
+    shares = sweep.shares(grid.strategy, seeds=seeds)
+    if not shares:
+        return build(None)
+    fitted: list[Callable[..., Any]] = []
+
+    def call(*arguments: Any) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+            return build(None)(*arguments)
+        if not fitted:
+            fitted.append(_fit(build, shares, arguments))
+        return fitted[0](*arguments)
+
+    return call
+
+
+def _fit(
+    build: Callable[[int | None], Callable[..., Any]], shares: Sequence[int], arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """The program that batches the most lanes which fit; the one of single lanes if none does, for XLA to refuse."""
+    room, whole = memory.free(), 0
+    for at_once in (None, *shares):
+        fn = build(at_once)
+        # The call that follows finds this trace and this executable.
+        needed = memory.need(fn.lower(*arguments).compile())
+        whole = whole or needed
+        if needed <= room:
+            break
+    if at_once is not None:
+        progress.say(
+            f"all lanes together need {whole / 2**30:.3g} GiB of a device that has {room / 2**30:.3g} free: "
+            f"running {at_once} seed{'s' * (at_once != 1)} at a time, {needed / 2**30:.3g} GiB"
+        )
+    return fn
 
 
 def is_finished(leg: Leg) -> bool:
@@ -181,8 +223,9 @@ def train(
         Stopped: a signal has asked to stop; the chunks before are saved.
     """
     leg = legs[0]
-    advance = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=len(grid.seeds)), donate_argnums=0)
+    advance = program(chunk, grid=grid, donate=(0,))
     read = program(readout[0], grid=grid)
+    per_seed, points = _place(per_seed, points, grid=grid)
     state, done = _resume(start, grid=grid, legs=legs)
     hosts.decide(lambda: _forget(legs, after_step=done))
     label = f"{leg.stage} {leg.method}" + f" of {len(legs)} cells" * (len(legs) > 1)
@@ -190,13 +233,24 @@ def train(
         while done < leg.steps:
             hosts.check(f"after step {done} of {label}")
             end = leg.chunk_end(done)
-            state, metrics = advance(state, per_seed, points, np.int32(end - done))
+            state, metrics = advance(state, per_seed, points, _steps(end - done, grid=grid))
             done = end
             host = hosts.fetch(metrics | read(state.params, readout[1], points))
             _keep(state, host, grid=grid, legs=legs, step=done)
             update(done, _headline(host))
             _check_alive(host["finite"], leg)
     return state
+
+
+def _place(per_seed: Any, points: HParams, *, grid: Grid) -> tuple[Any, HParams]:
+    """Puts what every chunk takes where the program wants it, once: a chunk moves nothing between devices or hosts."""
+    seeds, everywhere = (sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=axis) for axis in (0, None))
+    return jax.jit(lambda *trees: trees, out_shardings=(seeds, everywhere))(per_seed, points)
+
+
+def _steps(count: int, *, grid: Grid) -> jax.Array:
+    everywhere = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=None)
+    return jax.make_array_from_callback((), everywhere, lambda _: np.int32(count))
 
 
 def _keep(state: TrainState, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int) -> None:

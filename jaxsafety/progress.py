@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 _PLAIN_INTERVAL_S = 5.0
 
 
+def say(text: str, *, console: "Console | None" = None) -> None:
+    """Shows a line of its own among the progress of stages, on standard error if no console is given."""
+    console = _console() if console is None else console
+    console.print(f"jaxsafety: {text}", soft_wrap=True, markup=False, highlight=False)
+
+
 @contextmanager
 def track(
     total_steps: int,
@@ -36,11 +42,7 @@ def track(
     Yields:
         ``update(step, metrics)``, to be called as often as wanted with host numbers, e.g. ``{"loss": 0.3}``.
     """
-    import jax
-    from rich.console import Console
-
-    # Of several processes one speaks.
-    console = Console(stderr=True, quiet=jax.process_index() > 0) if console is None else console
+    console = _console() if console is None else console
     anchors = [(start, time.monotonic())]
 
     def status(step: int, metrics: Mapping[str, float]) -> str:
@@ -55,6 +57,14 @@ def track(
     show = _live if console.is_interactive else _plain_lines
     with show(console, label, start, total_steps) as render:
         yield lambda step, metrics: render(step, status(step, metrics))
+
+
+def _console() -> "Console":
+    import jax
+    from rich.console import Console
+
+    # Of several processes one speaks.
+    return Console(stderr=True, quiet=jax.process_index() > 0)
 
 
 @contextmanager

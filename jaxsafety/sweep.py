@@ -50,9 +50,20 @@ def devices_of(seeds: int) -> list[jax.Device]:
     return [device for devices in own for device in devices[:count]]
 
 
-def seed_sharding(strategy: Strategy, *, seeds: int, axis: int) -> jax.sharding.Sharding:
-    """Returns how an array whose ``axis`` runs over seeds is placed under a resolved strategy."""
-    return NamedSharding(_mesh(strategy, seeds), P(*[None] * axis, "seeds"))
+def seed_sharding(strategy: Strategy, *, seeds: int, axis: int | None) -> jax.sharding.Sharding:
+    """Returns how an array is placed under a resolved strategy whose ``axis`` runs over seeds, or none of its axes."""
+    return NamedSharding(_mesh(strategy, seeds), P() if axis is None else P(*[None] * axis, "seeds"))
+
+
+def shares(strategy: Strategy, *, seeds: int) -> tuple[int, ...]:
+    """Returns how many seeds a program may batch on a device under a resolved strategy, the most first.
+
+    All that lie there, then ever fewer, down to one; each divides the one before. Nothing where lanes run one by one.
+    """
+    if not _is_batched(strategy):
+        return ()
+    here = seeds // len(_mesh(strategy, seeds).devices)
+    return tuple(n for n in range(here, 0, -1) if here % n == 0)
 
 
 def _mesh(strategy: Strategy, seeds: int) -> Mesh:
@@ -60,20 +71,24 @@ def _mesh(strategy: Strategy, seeds: int) -> Mesh:
     return Mesh(np.asarray(devices), ("seeds",), axis_types=(AxisType.Auto,))
 
 
-def over_lanes(run: Callable[..., Any], strategy: Strategy, *, seeds: int) -> Callable[..., Any]:
+def over_lanes(
+    run: Callable[..., Any], strategy: Strategy, *, seeds: int, at_once: int | None = None
+) -> Callable[..., Any]:
     """Maps a single run over the grid.
 
     Args:
         run: pure ``(lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one seed.
         strategy: a resolved strategy.
         seeds: number of seeds, s.
+        at_once: batch only so many seeds of one point, one of :func:`shares`, and run these batches one after the
+            other; None for all lanes that the strategy batches.
 
     Returns:
         The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...], *shared) -> outputs[h, s, ...]``. What is
         shared is the same for all lanes and not mapped, so that a loop bound or a branch index stays one.
     """
-    batched = strategy == "vmap" or (strategy == "sharded" and jax.default_backend() != "cpu")
-    mapped = _vmap_lanes(run) if batched else _loop_lanes(run)
+    whole = _is_batched(strategy) and at_once is None
+    mapped = _vmap_lanes(run) if whole else _loop_lanes(run, at_once=at_once)
     if strategy == "sharded":
         mapped = jax.shard_map(
             mapped,
@@ -85,6 +100,10 @@ def over_lanes(run: Callable[..., Any], strategy: Strategy, *, seeds: int) -> Ca
     return lambda lanes, per_seed, points, *shared: mapped(lanes, per_seed, points, shared)
 
 
+def _is_batched(strategy: Strategy) -> bool:
+    return strategy == "vmap" or (strategy == "sharded" and jax.default_backend() != "cpu")
+
+
 def _vmap_lanes(run: Callable[..., Any]) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
     def one(lane: Any, per_seed: Any, point: Any, shared: tuple[Any, ...]) -> Any:
         return run(lane, per_seed, point, *shared)
@@ -92,10 +111,10 @@ def _vmap_lanes(run: Callable[..., Any]) -> Callable[[Any, Any, Any, tuple[Any, 
     return jax.vmap(jax.vmap(one, in_axes=(0, 0, None, None)), in_axes=(0, None, 0, None))
 
 
-def _loop_lanes(run: Callable[..., Any]) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
+def _loop_lanes(run: Callable[..., Any], *, at_once: int | None) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
     def over_grid(lanes: Any, per_seed: Any, points: Any, shared: tuple[Any, ...]) -> Any:
         def over_seeds(row: Any, point: Any) -> Any:
-            return jax.lax.map(lambda xs: run(*xs, point, *shared), (row, per_seed))
+            return jax.lax.map(lambda xs: run(*xs, point, *shared), (row, per_seed), batch_size=at_once)
 
         return jax.lax.map(lambda xs: over_seeds(*xs), (lanes, points))
 

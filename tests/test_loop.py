@@ -2,13 +2,14 @@
 
 import shutil
 import signal
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import checkpoint, keys, loop, runlog, signals
+from jaxsafety import checkpoint, keys, loop, memory, runlog, signals, sweep
 from jaxsafety.loop import Grid, Leg
 from jaxsafety.types import HParams, TrainState
 
@@ -219,3 +220,63 @@ def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, cap
         compiled[steps] = sum("Compiling" in record.getMessage() for record in caplog.records)
         assert len(traces) == 1
     assert compiled[4] == compiled[8] >= 2
+
+
+@pytest.mark.parametrize("strategy", ["map", "vmap", "sharded"])
+def test_a_chunk_moves_nothing_between_hosts_and_devices(tmp_path, monkeypatch, strategy):
+    """Every dispatch after the first, which compiles, runs where each transfer that is not asked for raises."""
+    calls, program = [], loop.program
+
+    def guarded(run, **named):
+        inner = program(run, **named)
+
+        def call(*arguments):
+            if not named.get("donate"):
+                return inner(*arguments)
+            calls.append(None)
+            with jax.transfer_guard("disallow" if len(calls) > 1 else "allow"):
+                return inner(*arguments)
+
+        return call
+
+    monkeypatch.setattr(loop, "program", guarded)
+    monkeypatch.setattr(f"{__name__}.GRID", replace(GRID, strategy=strategy))
+    train(tmp_path / "run")
+    assert len(calls) == STEPS // CHUNK
+    # The guard would have seen a step count that comes from the host.
+    monkeypatch.setattr(loop, "_steps", lambda count, grid: np.int32(count))
+    calls.clear()
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        train(tmp_path / "again")
+
+
+@pytest.mark.parametrize(("room_gib", "at_once"), [(1.0, None), (0.75, 2), (0.375, 1), (0.0, 1)])
+def test_lanes_that_do_not_fit_together_run_by_parts_which_is_said(monkeypatch, capsys, room_gib, at_once):
+    """Needs are made up: 3/8 GiB a lane that is batched, on one point of two seeds by two points."""
+    grid, built = replace(GRID, strategy="vmap"), []
+
+    def over_lanes(run, strategy, *, seeds, at_once):
+        built.append(at_once)
+        return lambda lanes, per_seed, points: lanes
+
+    monkeypatch.setattr(sweep, "over_lanes", over_lanes)
+    monkeypatch.setattr(memory, "free", lambda: int(room_gib * 2**30))
+    monkeypatch.setattr(memory, "need", lambda _: int({None: 0.9, 2: 0.7, 1: 0.375}[built[-1]] * 2**30))
+    fn = loop.program(lambda *_: None, grid=grid)
+    for _ in range(2):
+        fn(jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(2))
+    assert built == {None: [None], 2: [None, 2], 1: [None, 2, 1]}[at_once]
+    said = capsys.readouterr().err
+    if at_once is None:
+        assert not said
+    else:
+        assert said.startswith("jaxsafety: all lanes together need 0.9 GiB of a device that has")
+        assert f"running {at_once} seed{'s' * (at_once > 1)} at a time" in said and said.count("\n") == 1
+
+
+def test_the_need_of_a_program_is_its_plan_without_its_arguments():
+    lanes = jnp.zeros((4, 1000))
+    compiled = jax.jit(lambda x: (x @ x.T, x + 1)).lower(lanes).compile()
+    assert 4 * (16 + 4000) <= memory.need(compiled) < 4 * (16 + 4000) * 2
+    assert memory.need(jax.jit(lambda x: x + 1, donate_argnums=0).lower(lanes).compile()) < 1000
+    assert memory.free() > 2**20

@@ -36,6 +36,7 @@ LAYERS = {
         "checkpoint",
         "cluster",
         "hosts",
+        "memory",
         "runlog",
         "signals",
         "progress",
