@@ -195,7 +195,7 @@ def _reserve(scratch: Path, size: int) -> None:
 
 def _write(path: Path, leaves: dict[str, np.ndarray]) -> None:
     # Orbax refuses empty arrays and relative paths.
-    with _quiet():
+    with _quiet(), _patient():
         ocp.save(path.absolute(), {name: leaf for name, leaf in leaves.items() if leaf.size})
     types = {name: _type(leaf) for name, leaf in leaves.items()}
     digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
@@ -204,6 +204,15 @@ def _write(path: Path, leaves: dict[str, np.ndarray]) -> None:
     for root, _, files in os.walk(path):
         for name in [*files, "."]:
             _sync(Path(root, name))
+
+
+def _patient() -> ocp.Context:
+    """Orbax without its limits of time: it takes them by the wall clock, a leap of which would fail a save."""
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = None
+    # Made in the background, directories are waited for five minutes at most, by the same clock.
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def _sync(path: Path) -> None:

@@ -146,6 +146,14 @@ def test_another_structure_is_refused_naming_both_sides(tmp_path, like, message)
         checkpoint.load(tmp_path, like)
 
 
+def test_leaps_of_the_wall_clock_do_not_fail_a_save(tmp_path, monkeypatch):
+    clock, leaps = time.time, random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: max(clock() + leaps.uniform(-1e9, 3e9), 1.0))
+    for step in range(5):
+        checkpoint.save(tmp_path, _state(fill=step), step=step)
+        assert _same_bits(checkpoint.load(tmp_path, _state())[0], _state(fill=step))
+
+
 def test_bad_arguments_are_refused(tmp_path):
     tree = {"a": jnp.zeros((2,))}
     for arguments in ({"step": -1}, {"step": 1, "keep": 0}):

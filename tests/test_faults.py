@@ -90,25 +90,17 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(whole, tmp_
 
 @pytest.mark.faults
 def test_the_wall_clock_may_leap(whole, tmp_path, fault):
-    """Between two starts every file is years older or younger; a leap in a save may end the process, not the run.
-
-    Orbax limits the time of a save by the wall clock.
-    """
+    """In every save the clock leaps by months, and between two starts every file is years older or younger."""
     torn, rng = tmp_path / "torn", random.Random(0)
     process = launch(TOY, torn, STEPS)
     send(process, lambda process: wait_until(lambda: (checkpoint.latest(folder(torn)) or 0) >= 8, process))
     process.communicate()
-    before = progress(torn)
-    process = launch(LEAPING + TOY, torn, STEPS)
-    _, err = process.communicate(timeout=300)  # the threads of Orbax add tracebacks of their own to the sentence
-    assert process.returncode == 2 and "refused: cannot save checkpoint" in err
-    assert not behind(before, progress(torn))
-    fault("clock jump in a save")
     for path in torn.rglob("*"):
         seconds = time.time() + rng.uniform(-1e9, 1e9)
         subprocess.run(["touch", "-h", "-d", f"@{seconds:.0f}", path], check=True)
     fault("clock jump between starts")
-    finish(TOY, torn, STEPS)
+    finish(LEAPING + TOY, torn, STEPS)
+    fault("clock jumps in saves")
     assert_same_toy(torn, whole)
 
 
