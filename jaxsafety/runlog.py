@@ -10,18 +10,20 @@ import json
 import math
 import os
 import platform
+import secrets
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SHOWN = 5  # differing fields named in one message
 _GIT_TIMEOUT_S = 5.0
+_TEMPORARY = ".jaxsafety-{}.tmp"
 
 
 @contextmanager
@@ -187,18 +189,45 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written; the old content is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _temporary(path.parent) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            Path(file.name).replace(path)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): free some space or choose another place") from error
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[BinaryIO]:
+    """A new file in ``folder`` for what replaces another; deletes those that killed processes left there.
+
+    Its writer holds the kernel's lock of it, which ends with the process: neither process numbers, which come again and
+    differ between hosts, nor ages need to tell who is dead. The name is drawn, as one that comes again could be deleted
+    in the hands of its next writer.
+    """
+    for leftover in folder.glob(_TEMPORARY.format("*")):
+        with suppress(OSError), leftover.open("rb+") as dead:
+            fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+    file = _create(folder)
+    try:
+        with file:
+            yield file
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        Path(file.name).unlink(missing_ok=True)
+
+
+def _create(folder: Path) -> BinaryIO:
+    while True:
+        path = folder / _TEMPORARY.format(secrets.token_hex(8))
+        file = path.open("xb")
+        with suppress(OSError):  # where there are no locks, nobody can take one to delete
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # deleted by another process before it was locked
 
 
 def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:

@@ -1,5 +1,6 @@
 """The run directory survives kills, full disks and second processes, and says what is wrong in one sentence."""
 
+import errno
 import json
 import math
 import shutil
@@ -134,6 +135,58 @@ def test_atomic_write_replaces_or_leaves_the_old_content(tmp_path):
         with pytest.raises(OSError, match=rf"cannot write {target} \("):
             runlog.atomic_write(target, "x")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken"]
+
+
+_KILLED_IN_A_WRITE = """
+import os, signal, sys
+from pathlib import Path
+from jaxsafety import runlog
+
+runlog.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+runlog.atomic_write(Path(sys.argv[1]), "new")
+"""
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def test_what_a_kill_leaves_of_a_write_goes_with_the_next_one(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / ".foreign.tmp").touch()
+    for _ in range(2):
+        command = [sys.executable, "-c", _KILLED_IN_A_WRITE, str(tmp_path / "a")]
+        assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    leftovers = set(_names(tmp_path)) - {"a", ".foreign.tmp"}
+    assert len(leftovers) == 1 and (tmp_path / "a").read_text() == "old"
+    runlog.atomic_write(tmp_path / "b", "b")
+    assert _names(tmp_path) == [".foreign.tmp", "a", "b"]
+
+
+@pytest.mark.parametrize("moment", ["flock", "fsync"])
+def test_a_file_that_is_being_written_is_not_a_leftover(tmp_path, monkeypatch, moment):
+    """Another process writes to the directory, before and after the new file is locked."""
+    module, name = {"flock": (runlog.fcntl, "flock"), "fsync": (runlog.os, "fsync")}[moment]
+    call, others = getattr(module, name), iter(["b", "c"])
+
+    def meanwhile(*arguments):
+        if other := next(others, None):
+            runlog.atomic_write(tmp_path / other, other)
+        return call(*arguments)
+
+    monkeypatch.setattr(module, name, meanwhile)
+    runlog.atomic_write(tmp_path / "a", "a")
+    assert [(name, (tmp_path / name).read_text()) for name in _names(tmp_path)] == [("a", "a"), ("b", "b"), ("c", "c")]
+
+
+def test_a_file_system_without_locks_can_be_written_to(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runlog.fcntl, "flock", flock)
+    (tmp_path / ".jaxsafety-0.tmp").touch()  # whose, nobody can tell
+    runlog.atomic_write(tmp_path / "a", "a")
+    assert _names(tmp_path) == [".jaxsafety-0.tmp", "a"] and (tmp_path / "a").read_text() == "a"
 
 
 _FULL_DISK = """
