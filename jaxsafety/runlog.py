@@ -23,6 +23,7 @@ import yaml
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SHOWN = 5  # differing fields named in one message
 _GIT_TIMEOUT_S = 5.0
+_NO_CONFIG = "remove it if the run was made with this very recipe, else choose another output directory (--out)"
 _TEMPORARY = ".jaxsafety-{}.tmp"
 
 
@@ -78,9 +79,10 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
         if not kept.exists():
             folder.mkdir(exist_ok=True)
             atomic_write(kept, content)
-        elif kept.read_text() != content:
+        elif kept.read_bytes() != content.encode():
             raise ValueError(
-                f"the file behind {kept} has changed since this run began: choose another directory (--out)"
+                f"the file behind {kept} has changed since this run began: choose another directory (--out); "
+                "or if that copy is damaged, remove it"
             )
 
 
@@ -92,9 +94,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / "manifest.json"
     try:
-        return json.loads(path.read_bytes()) if path.exists() else {}
+        manifest = json.loads(path.read_bytes()) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: move it away to start a new one") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} is not a manifest: move it away to start a new one")
+    return manifest
 
 
 def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
@@ -143,6 +148,8 @@ def append_metrics(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             for row in rows:
                 file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
                 file.flush()
+            # On the disk before the checkpoint of the same step is, or the power failing between loses rows for good.
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): free some space there and resume") from error
 
@@ -237,9 +244,9 @@ def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) ->
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: choose another output directory (--out)") from error
+        raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a configuration: choose another output directory (--out)")
+        raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
     recorded, new = _fields(content), _fields(config)
     # An absent field is a null one: dumpers may leave those out.
     differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]

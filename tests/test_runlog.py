@@ -87,7 +87,7 @@ def test_at_most_five_differences_are_named(tmp_path):
 @pytest.mark.parametrize("recorded", ["- a\n- b\n", "a: [", ""])
 def test_a_config_file_that_is_none_is_refused(tmp_path, recorded):
     (tmp_path / "config.yaml").write_text(recorded)
-    with pytest.raises(ValueError, match=r"config\.yaml is not (YAML|a configuration): choose"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not (YAML|a configuration): remove it if .*, else choose"):
         _open(tmp_path, _CONFIG)
 
 
@@ -233,9 +233,10 @@ def test_manifest_fields_are_merged(tmp_path):
         "seeds": [2],
         "path": "a",
     }
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
-        runlog.write_manifest(tmp_path, {})
+    for content, what in (("{", "JSON"), ("[]", "a manifest")):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"manifest\.json is not {what}: move it away"):
+            runlog.write_manifest(tmp_path, {})
 
 
 def test_environment_is_plain_data_with_every_version():
@@ -336,3 +337,13 @@ def test_an_edited_input_file_is_noticed(tmp_path):
     with pytest.raises(ValueError, match=r"safe\.pcfg has changed since this run began: choose another directory"):
         runlog.keep_files(tmp_path / "grammars", {"safe.pcfg": "v -> 'b' [1.0]"})
     assert (tmp_path / "grammars" / "safe.pcfg").read_text() == "v -> 'a' [1.0]"
+
+
+def test_a_damaged_copy_of_an_input_file_may_be_removed(tmp_path):
+    kept = tmp_path / "safe.pcfg"
+    kept.write_bytes(b"v -> '\xff")
+    with pytest.raises(ValueError, match=r"safe\.pcfg has changed .*; or if that copy is damaged, remove it$"):
+        runlog.keep_files(tmp_path, {"safe.pcfg": "v -> 'a' [1.0]"})
+    kept.unlink()
+    runlog.keep_files(tmp_path, {"safe.pcfg": "v -> 'a' [1.0]"})
+    assert kept.read_text() == "v -> 'a' [1.0]"
