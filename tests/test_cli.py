@@ -396,7 +396,8 @@ def test_samples_as_json_lines_are_preference_rows(samples):
     [
         (["--world", "tinny"], "unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?"),
         (["--condition", "jb"], "unknown condition 'jb': expected one of safe, unsafe"),
-        (["-n", "0"], "-n must be at least 1, got 0"),
+        (["-n", "0"], "-n must be in [1, 2**20], got 0"),
+        (["-n", str(10**30)], f"-n must be in [1, 2**20], got {10**30}"),
         (["--seed", "-1"], "--seed must be in [0, 2**32), got -1"),
     ],
 )
