@@ -163,7 +163,7 @@ def rows(path):
     return results.read_results([path], schema=schema).drop("revision")
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda path: cut(path / "digests.json"), shutil.rmtree], ids=["cut", "gone"])
 def test_the_advice_for_a_damaged_snapshot_brings_it_back(refuse, main, mini_yaml, run, finished_run, damage):
     snapshot, results = run / "snapshots" / "sft" / "00000002", run / "results"
