@@ -97,24 +97,23 @@ def load(directory: Path, like: Any, *, step: int | None = None) -> tuple[Any, i
         The tree, with the structure of ``like`` and ``jax.Array`` leaves, and its step.
 
     Raises:
-        ValueError: no such checkpoint; it does not fit ``like`` (both sides are named); or its files are damaged
-            (the newest intact earlier checkpoint is named).
+        ValueError: no such checkpoint; it does not fit ``like`` (both sides are named); or its files are damaged (for
+            the newest, the sentence says how to go on from an intact one).
     """
     known = steps(directory)
     if not known or (step is not None and step not in known):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise ValueError(f"no {wanted} in {directory}: the steps there are {', '.join(map(str, known)) or 'none'}")
-    step = known[-1] if step is None else step
+    chosen = known[-1] if step is None else step
     expected = _by_path(like)
     try:
-        host = _read(_path(directory, step), expected)
+        host = _read(_path(directory, chosen), expected)
     except _DamagedError as error:
-        earlier = [other for other in known if other < step]
-        raise ValueError(
-            f"checkpoint {_path(directory, step)} is damaged ({error}): {_advice(directory, earlier, expected)}"
-        ) from error
+        # No other step replaces one that was asked for: what to do, its caller knows.
+        advice = f": {_advice(directory, known[:-1], expected)}" if step is None else ""
+        raise ValueError(f"checkpoint {_path(directory, chosen)} is damaged ({error}){advice}") from error
     leaves = [jax.device_put(host[name], _placement(leaf)) for name, leaf in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), step
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), chosen
 
 
 def _path(directory: Path, step: int) -> Path:
@@ -279,7 +278,7 @@ def _advice(directory: Path, earlier: list[int], expected: dict[str, Any]) -> st
         except (_DamagedError, ValueError):
             continue
         return f"remove it to continue from step {step} ({_path(directory, step)}), which is intact"
-    return "remove it to start this stage again, as no earlier checkpoint is intact"
+    return f"remove {directory}, which holds no intact one, to train {directory.name} again from the start"
 
 
 def _reason(error: Exception) -> str:

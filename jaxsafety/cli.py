@@ -194,8 +194,8 @@ def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
 
 
 def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:
-    if options.n < 1:
-        raise ValueError(f"-n must be at least 1, got {options.n}")
+    if not 1 <= options.n <= 2**20:
+        raise ValueError(f"-n must be in [1, 2**20], got {options.n}")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed must be in [0, 2**32), got {options.seed}")
     from jaxsafety import keys, world

@@ -96,17 +96,19 @@ def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarra
 
 
 def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
-    """Yields the learning curves of ``metrics.jsonl`` as result rows, legs in the order of the recipe."""
-    labels = ("stage", "method", "lr_name", "lr", "seed", "step")
-    # A leg that was trained again, after damage to its checkpoints, stands last in the file.
-    legs = [PRETRAINED, *run.recipe.tune.methods]
-    for row in sorted(runlog.read_metrics(run.directory), key=lambda row: (legs.index(row["method"]), row["step"])):
-        shared = {name: row[name] for name in labels}
-        for name in [name for name in row if name not in shared]:
-            condition, _, metric = name.partition("/")
-            if condition not in world.CONDITIONS:
-                condition, metric = "train", name
-            yield shared | {"condition": condition, "metric": metric, "value": row[name]}
+    """Yields the learning curves of ``metrics.jsonl`` as result rows, legs in the order of the recipe.
+
+    Raises:
+        ValueError: a row of the file is missing or damaged.
+    """
+    tuned = ((run.tune_leg(label), run.tune_grid) for label in run.recipe.tune.methods)
+    for leg, grid in ((run.pretrain_leg, run.pretrain_grid), *tuned):
+        for labels, values in loop.curves(leg, grid=grid):
+            for name, value in values.items():
+                condition, _, metric = name.partition("/")
+                if condition not in world.CONDITIONS:
+                    condition, metric = "train", name
+                yield labels | {"condition": condition, "metric": metric, "value": value}
 
 
 def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ several run directories side by side; each keeps its own rows of the state.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -171,7 +171,10 @@ def load_snapshot(leg: Leg, like: TrainState, *, grid: Grid, step: int) -> tuple
     Raises:
         ValueError: corrupt, missing or misshapen snapshot.
     """
-    found = _load(leg.snapshot_folder, _placed(_snapshot(like), grid), step=step)
+    try:
+        found = _load(leg.snapshot_folder, _placed(_snapshot(like), grid), step=step)
+    except ValueError as error:
+        raise ValueError(f"{error}: {_train_again(leg)}, which saves the same snapshots") from error
     return found["params"], found["finite"]
 
 
@@ -181,6 +184,34 @@ def _load(folder: Path, placed: Any, *, step: int | None = None) -> Any:
 
 def _snapshot(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "finite": state.finite}
+
+
+def _train_again(leg: Leg) -> str:
+    return f"remove {leg.checkpoints} and run `jaxsafety {leg.stage}` to train {leg.method} again from the start"
+
+
+def curves(leg: Leg, *, grid: Grid) -> Iterator[tuple[dict[str, Any], dict[str, float | None]]]:
+    """Yields the rows of ``metrics.jsonl`` that a finished leg wrote, as labels and values by metric.
+
+    They are in the order of an undisturbed run, also where the leg was trained again after another.
+
+    Raises:
+        ValueError: a row is missing, as after a damage to the file, or a line is not JSON.
+    """
+    names = ("stage", "method", "lr_name", "lr", "seed", "step")
+    written = {tuple(map(row.get, names)): row for row in runlog.read_metrics(leg.directory)}
+    done = 0
+    while done < leg.steps:
+        done = leg.chunk_end(done)
+        for labels in _labels(grid=grid, leg=leg, step=done):
+            row = written.get(tuple(labels.values()))
+            if row is None:
+                shown = ", ".join(f"{name} {labels[name]}" for name in ("lr", "seed", "step"))
+                raise ValueError(
+                    f"{leg.directory / 'metrics.jsonl'} lacks a row of {leg.method} ({shown}): {_train_again(leg)}, "
+                    "which writes the same rows"
+                )
+            yield labels, {name: value for name, value in row.items() if name not in labels}
 
 
 def _check_alive(finite: Any, leg: Leg) -> None:
@@ -296,14 +327,20 @@ def _share(leaf: jax.ShapeDtypeStruct, *, count: int) -> jax.ShapeDtypeStruct:
 
 
 def _rows(metrics: Mapping[str, np.ndarray], *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:
-    for h, (lr_name, lr) in enumerate(grid.points):
-        for s, seed in enumerate(grid.seeds):
-            # Of a lane that has diverged nothing is a result, not even what its last finite parameters answer.
-            alive = metrics["finite"][h, s] == 1
-            values = {name: float(value[h, s]) if alive else math.nan for name, value in metrics.items()}
-            values["finite"] = float(metrics["finite"][h, s])
-            labels = {"stage": leg.stage, "method": leg.method, "lr_name": lr_name, "lr": lr, "seed": seed}
-            yield labels | {"step": step} | values
+    for lane, labels in enumerate(_labels(grid=grid, leg=leg, step=step)):
+        h, s = divmod(lane, len(grid.seeds))
+        # Of a lane that has diverged nothing is a result, not even what its last finite parameters answer.
+        alive = metrics["finite"][h, s] == 1
+        values = {name: float(value[h, s]) if alive else math.nan for name, value in metrics.items()}
+        values["finite"] = float(metrics["finite"][h, s])
+        yield labels | values
+
+
+def _labels(*, grid: Grid, leg: Leg, step: int) -> Iterator[dict[str, Any]]:
+    """Yields what says which lane at which step a row is of, lane by lane."""
+    for lr_name, lr in grid.points:
+        for seed in grid.seeds:
+            yield {"stage": leg.stage, "method": leg.method, "lr_name": lr_name, "lr": lr, "seed": seed, "step": step}
 
 
 def _headline(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

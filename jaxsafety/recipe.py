@@ -23,12 +23,28 @@ Objective = Literal["sft", "dpo", "unlearn"]
 # What results and checkpoints call the model before tuning.
 PRETRAINED = "pretrained"
 
+# The state counts its steps in int32.
+_MOST_STEPS = 2**31 - 1
+# Of anything else; the prompts of the learning curves come from a step of their stream that no table may reach.
+_MOST = 2**20
+# Layers times width squared, a twelfth of the weights in the blocks: beyond, they would be 200 GB a model.
+_MOST_MATRIX = 2**32
+
 
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{_section(config)}.{name} must be > 0 and finite, got {value}")
+
+
+def _require_limits(config: Any) -> None:
+    """Refuses integers that no machine could count or hold, which would end in a traceback, or in no end."""
+    for name in (one.name for one in fields(config)):
+        value, most = getattr(config, name), _MOST_STEPS if name.endswith("steps") else _MOST
+        numbers = value if isinstance(value, tuple) else (value,)
+        if largest := max((n for n in numbers if isinstance(n, int) and n > most), default=None):
+            raise ValueError(f"{_section(config)}.{name} must be at most {most}, got {largest}")
 
 
 def _require_plain(what: str, name: str) -> None:
@@ -66,9 +82,13 @@ class ModelConfig:
     width: int | None = None
 
     def build(self, world: World) -> GPTConfig:
-        """Returns the model's static configuration for the vocabulary and window of ``world``."""
+        """Returns the model's static configuration for the vocabulary and window of ``world``.
+
+        Raises:
+            ValueError: a size that cannot be built, or a model that no memory holds.
+        """
         sizes = {name: getattr(self, name) for name in ("layers", "heads", "width") if getattr(self, name) is not None}
-        return gpt.preset(
+        config = gpt.preset(
             self.preset,
             vocab_size=world.vocab_size,
             max_tokens=world.max_tokens,
@@ -76,6 +96,9 @@ class ModelConfig:
             positions=self.positions,
             **sizes,
         )
+        if (size := config.layers * config.width**2) > _MOST_MATRIX:
+            raise ValueError(f"model.layers times model.width squared must be at most {_MOST_MATRIX}, got {size}")
+        return config
 
 
 @dataclass(frozen=True)
@@ -305,6 +328,8 @@ class Recipe:
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
             raise ValueError(f"seeds must be >= 0 and < 2^32, got {list(self.seeds)}")
         _require_plain("name", self.name)
+        for config in (self.model, self.pretrain, self.tune, self.evaluate, self.analyze):
+            _require_limits(config)
         prompts, drawn, batch = self.analyze.prompts, self.evaluate.prompts, self.evaluate.batch_size
         if 2 * prompts > drawn or prompts % batch:
             raise ValueError(

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import subprocess
 import time
 import traceback
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import yaml
 
@@ -29,6 +30,9 @@ _GIT_TIMEOUT_S = 5.0
 # Errors whose message is a sentence for the user.
 _TOLD = (ValueError, OSError, ImportError, FloatingPointError)
 _LOCK_RETRIES_S = (0.02, 0.05, 0.1)  # longer than a look at the lock takes
+
+_NO_CONFIG = "remove it if the run was made with this very recipe, else choose another output directory (--out)"
+_TEMPORARY = ".jaxsafety-{}.tmp"
 
 
 class RunInUseError(ValueError):
@@ -109,9 +113,10 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
         if not kept.exists():
             folder.mkdir(exist_ok=True)
             atomic_write(kept, content)
-        elif kept.read_text() != content:
+        elif kept.read_bytes() != content.encode():
             raise ValueError(
-                f"the file behind {kept} has changed since this run began: choose another directory (--out)"
+                f"the file behind {kept} has changed since this run began: choose another directory (--out); "
+                "or if that copy is damaged, remove it"
             )
 
 
@@ -123,9 +128,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / "manifest.json"
     try:
-        return json.loads(path.read_bytes()) if path.exists() else {}
+        manifest = json.loads(path.read_bytes()) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: move it away to start a new one") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} is not a manifest: move it away to start a new one")
+    return manifest
 
 
 def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
@@ -201,6 +209,8 @@ def append_metrics(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             for row in rows:
                 file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
                 file.flush()
+            # On the disk before the checkpoint of the same step is, or the power failing between loses rows for good.
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): free some space there and resume") from error
 
@@ -247,18 +257,45 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written; the old content is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _temporary(path.parent) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            Path(file.name).replace(path)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): free some space or choose another place") from error
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[BinaryIO]:
+    """A new file in ``folder`` for what replaces another; deletes those that killed processes left there.
+
+    Its writer holds the kernel's lock of it, which ends with the process: neither process numbers, which come again and
+    differ between hosts, nor ages need to tell who is dead. The name is drawn, as one that comes again could be deleted
+    in the hands of its next writer.
+    """
+    for leftover in folder.glob(_TEMPORARY.format("*")):
+        with suppress(OSError), leftover.open("rb+") as dead:
+            fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+    file = _create(folder)
+    try:
+        with file:
+            yield file
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        Path(file.name).unlink(missing_ok=True)
+
+
+def _create(folder: Path) -> BinaryIO:
+    while True:
+        path = folder / _TEMPORARY.format(secrets.token_hex(8))
+        file = path.open("xb")
+        with suppress(OSError):  # where there are no locks, nobody can take one to delete
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # deleted by another process before it was locked
 
 
 def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:
@@ -268,9 +305,9 @@ def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) ->
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: choose another output directory (--out)") from error
+        raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a configuration: choose another output directory (--out)")
+        raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
     recorded, new = _fields(content), _fields(config)
     # An absent field is a null one: dumpers may leave those out.
     differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]

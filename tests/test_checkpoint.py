@@ -233,12 +233,16 @@ def test_an_intact_earlier_checkpoint_is_offered(tmp_path):
     state = _state()
     for step in (100, 150, 200):
         checkpoint.save(tmp_path, state, step=step, keep=3)
-    for step, offered in ((200, "continue from step 150"), (150, "start this stage again")):
-        (tmp_path / f"{step:08d}" / "digests.json").unlink()
-        if step == 150:
-            (tmp_path / "00000100" / "digests.json").write_text("{}")
-        with pytest.raises(ValueError, match=f"{step:08d} is damaged .*: remove it to {offered}"):
-            checkpoint.load(tmp_path, state, step=step)
+    (tmp_path / "00000200" / "digests.json").unlink()
+    with pytest.raises(ValueError, match=r"00000200 is damaged .*: remove it to continue from step 150 "):
+        checkpoint.load(tmp_path, state)
+    for step in (100, 150):
+        (tmp_path / f"{step:08d}" / "digests.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"00000200 is damaged .*: remove {tmp_path}, .* again from the start$"):
+        checkpoint.load(tmp_path, state)
+    # No other step replaces the one that was asked for.
+    with pytest.raises(ValueError, match=r"00000150 is damaged \(file digests.json is unreadable\)$"):
+        checkpoint.load(tmp_path, state, step=150)
     assert checkpoint.steps(tmp_path) == [100, 150, 200]
 
 

@@ -148,6 +148,85 @@ def test_a_truncated_checkpoint_is_named_and_the_good_one_before_it_offered(refu
     assert "remove it to continue from step 4" in message and "which is intact" in message
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def digests(path):
+    return json.loads((path / "digests.json").read_text())["leaves"]
+
+
+def rows(path):
+    from jaxsafety.report import results
+
+    schema = results.ANALYSIS_SCHEMA if path.name == "analyze.parquet" else results.SCHEMA
+    return results.read_results([path], schema=schema).drop("revision")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [lambda path: cut(path / "digests.json"), shutil.rmtree], ids=["cut", "gone"])
+def test_the_advice_for_a_damaged_snapshot_brings_it_back(refuse, main, mini_yaml, run, finished_run, damage):
+    snapshot, results = run / "snapshots" / "sft" / "00000002", run / "results"
+    damage(snapshot)
+    (results / "analyze" / "step_00000002.parquet").unlink()
+    (results / "analyze.parquet").unlink()
+    message = refuse("analyze", mini_yaml, "--out", run)
+    assert str(snapshot.parent) in message
+    assert message.partition(": remove ")[2] == (
+        f"{run / 'checkpoints' / 'sft'} and run `jaxsafety tune` to train sft again from the start, "
+        "which saves the same snapshots"
+    )
+    shutil.rmtree(run / "checkpoints" / "sft")
+    for verb in ("tune", "analyze"):
+        assert main(verb, mini_yaml, "--out", run) == 0
+    assert digests(snapshot) == digests(finished_run / "snapshots" / "sft" / "00000002")
+    assert digests(newest(run, "sft")) == digests(newest(finished_run, "sft"))
+    assert rows(results / "analyze.parquet").equals(rows(finished_run / "results" / "analyze.parquet"))
+
+
+def test_the_advice_for_two_damaged_checkpoints_trains_from_the_start(refuse, main, mini_yaml, run, finished_run):
+    folder = run / "checkpoints" / "pretrained"
+    for step in (4, 6):
+        cut(folder / f"{step:08d}" / "digests.json")
+    (run / "results" / "examples.json").unlink()
+    assert f"remove {folder}, which holds no intact one, to train" in refuse("evaluate", mini_yaml, "--out", run)
+    shutil.rmtree(folder)
+    assert main("pretrain", mini_yaml, "--out", run) == 0
+    assert digests(newest(run)) == digests(newest(finished_run))
+
+
+def test_the_advice_for_lost_rows_of_the_metrics_brings_them_back(refuse, main, mini_yaml, run, finished_run):
+    name = "results/curves.parquet"
+    (run / name).unlink()
+    path = run / "metrics.jsonl"
+    path.write_text(
+        "".join(
+            line
+            for line in path.read_text().splitlines(keepends=True)
+            if '"dpo"' not in line or '"step": 4' not in line
+        )
+    )
+    message = refuse("evaluate", mini_yaml, "--out", run)
+    assert f"{path} lacks a row of dpo (lr 0.001, seed 3, step 4): remove {run / 'checkpoints' / 'dpo'} and" in message
+    shutil.rmtree(run / "checkpoints" / "dpo")
+    for verb in ("tune", "evaluate"):
+        assert main(verb, mini_yaml, "--out", run) == 0
+    assert path.read_bytes() == (finished_run / "metrics.jsonl").read_bytes()
+    assert rows(run / name).equals(rows(finished_run / name))
+
+
+@pytest.mark.parametrize("name", ["curves.parquet", "analyze.parquet", "examples.json"])
+def test_the_advice_for_a_damaged_result_brings_it_back(refuse, main, mini_yaml, run, finished_run, name):
+    path = run / "results" / name
+    cut(path)
+    assert f"{path} is not" in (message := refuse("report", mini_yaml, "--out", run))
+    assert message.endswith(": remove it and run its stage again, which writes it anew")
+    path.unlink()
+    assert main("analyze" if name == "analyze.parquet" else "evaluate", mini_yaml, "--out", run) == 0
+    whole = finished_run / "results" / name
+    assert path.read_bytes() == whole.read_bytes() if path.suffix == ".json" else rows(path).equals(rows(whole))
+
+
 def test_a_checkpoint_of_another_model_is_refused_naming_both_sides(refuse, mini_yaml, run):
     shutil.rmtree(run / "results")
     shutil.rmtree(newest(run))
@@ -317,7 +396,8 @@ def test_samples_as_json_lines_are_preference_rows(samples):
     [
         (["--world", "tinny"], "unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?"),
         (["--condition", "jb"], "unknown condition 'jb': expected one of safe, unsafe"),
-        (["-n", "0"], "-n must be at least 1, got 0"),
+        (["-n", "0"], "-n must be in [1, 2**20], got 0"),
+        (["-n", str(10**30)], f"-n must be in [1, 2**20], got {10**30}"),
         (["--seed", "-1"], "--seed must be in [0, 2**32), got -1"),
     ],
 )

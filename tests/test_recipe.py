@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, replace
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -76,6 +77,35 @@ def test_what_cannot_run_is_refused_in_one_sentence(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def integers():
+    """Section and name of every field that holds an integer, or several."""
+    for section in ("model", "pretrain", "tune", "evaluate", "analyze"):
+        for name, kind in get_type_hints(type(getattr(Recipe(), section))).items():
+            if kind in (int, int | None, tuple[int, ...]):
+                yield section, name, kind
+
+
+@pytest.mark.parametrize(("section", "name", "kind"), list(integers()))
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
+def test_a_number_that_no_machine_can_hold_is_refused(section, name, kind, number):
+    with pytest.raises(ValueError, match=f"^{section}.* must be .*{number}") as caught:
+        config = replace(getattr(Recipe(), section), **{name: (number,) if kind == tuple[int, ...] else number})
+        replace(Recipe(), **{section: config})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_largest_numbers(tiny_world):
+    kept = Recipe(pretrain=PretrainConfig(steps=2**31 - 2, chunk_steps=2, batch_size=2**20))
+    assert kept.pretrain.steps == 2**31 - 2
+    with pytest.raises(ValueError, match=rf"^pretrain.steps must be at most {2**31 - 1}, got {2**31}$"):
+        Recipe(pretrain=PretrainConfig(steps=2**31, chunk_steps=2))
+    with pytest.raises(ValueError, match=rf"^pretrain.batch_size must be at most {2**20}, got {2**20 + 1}$"):
+        Recipe(pretrain=PretrainConfig(batch_size=2**20 + 1))
+    assert ModelConfig(layers=4, width=2**15).build(tiny_world).width == 2**15
+    with pytest.raises(ValueError, match=r"^model.layers times model.width squared must be at most"):
+        ModelConfig(layers=4, width=2**16).build(tiny_world)
 
 
 def test_unbounded_ascent_is_allowed():

@@ -1,5 +1,6 @@
 """The run directory survives kills, full disks and second processes, and says what is wrong in one sentence."""
 
+import errno
 import json
 import math
 import shutil
@@ -86,7 +87,7 @@ def test_at_most_five_differences_are_named(tmp_path):
 @pytest.mark.parametrize("recorded", ["- a\n- b\n", "a: [", ""])
 def test_a_config_file_that_is_none_is_refused(tmp_path, recorded):
     (tmp_path / "config.yaml").write_text(recorded)
-    with pytest.raises(ValueError, match=r"config\.yaml is not (YAML|a configuration): choose"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not (YAML|a configuration): remove it if .*, else choose"):
         _open(tmp_path, _CONFIG)
 
 
@@ -136,6 +137,58 @@ def test_atomic_write_replaces_or_leaves_the_old_content(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken"]
 
 
+_KILLED_IN_A_WRITE = """
+import os, signal, sys
+from pathlib import Path
+from jaxsafety import runlog
+
+runlog.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+runlog.atomic_write(Path(sys.argv[1]), "new")
+"""
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def test_what_a_kill_leaves_of_a_write_goes_with_the_next_one(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / ".foreign.tmp").touch()
+    for _ in range(2):
+        command = [sys.executable, "-c", _KILLED_IN_A_WRITE, str(tmp_path / "a")]
+        assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    leftovers = set(_names(tmp_path)) - {"a", ".foreign.tmp"}
+    assert len(leftovers) == 1 and (tmp_path / "a").read_text() == "old"
+    runlog.atomic_write(tmp_path / "b", "b")
+    assert _names(tmp_path) == [".foreign.tmp", "a", "b"]
+
+
+@pytest.mark.parametrize("moment", ["flock", "fsync"])
+def test_a_file_that_is_being_written_is_not_a_leftover(tmp_path, monkeypatch, moment):
+    """Another process writes to the directory, before and after the new file is locked."""
+    module, name = {"flock": (runlog.fcntl, "flock"), "fsync": (runlog.os, "fsync")}[moment]
+    call, others = getattr(module, name), iter(["b", "c"])
+
+    def meanwhile(*arguments):
+        if other := next(others, None):
+            runlog.atomic_write(tmp_path / other, other)
+        return call(*arguments)
+
+    monkeypatch.setattr(module, name, meanwhile)
+    runlog.atomic_write(tmp_path / "a", "a")
+    assert [(name, (tmp_path / name).read_text()) for name in _names(tmp_path)] == [("a", "a"), ("b", "b"), ("c", "c")]
+
+
+def test_a_file_system_without_locks_can_be_written_to(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runlog.fcntl, "flock", flock)
+    (tmp_path / ".jaxsafety-0.tmp").touch()  # whose, nobody can tell
+    runlog.atomic_write(tmp_path / "a", "a")
+    assert _names(tmp_path) == [".jaxsafety-0.tmp", "a"] and (tmp_path / "a").read_text() == "a"
+
+
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
@@ -180,9 +233,10 @@ def test_manifest_fields_are_merged(tmp_path):
         "seeds": [2],
         "path": "a",
     }
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
-        runlog.write_manifest(tmp_path, {})
+    for content, what in (("{", "JSON"), ("[]", "a manifest")):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"manifest\.json is not {what}: move it away"):
+            runlog.write_manifest(tmp_path, {})
 
 
 def test_environment_is_plain_data_with_every_version():
@@ -283,3 +337,13 @@ def test_an_edited_input_file_is_noticed(tmp_path):
     with pytest.raises(ValueError, match=r"safe\.pcfg has changed since this run began: choose another directory"):
         runlog.keep_files(tmp_path / "grammars", {"safe.pcfg": "v -> 'b' [1.0]"})
     assert (tmp_path / "grammars" / "safe.pcfg").read_text() == "v -> 'a' [1.0]"
+
+
+def test_a_damaged_copy_of_an_input_file_may_be_removed(tmp_path):
+    kept = tmp_path / "safe.pcfg"
+    kept.write_bytes(b"v -> '\xff")
+    with pytest.raises(ValueError, match=r"safe\.pcfg has changed .*; or if that copy is damaged, remove it$"):
+        runlog.keep_files(tmp_path, {"safe.pcfg": "v -> 'a' [1.0]"})
+    kept.unlink()
+    runlog.keep_files(tmp_path, {"safe.pcfg": "v -> 'a' [1.0]"})
+    assert kept.read_text() == "v -> 'a' [1.0]"

@@ -109,7 +109,8 @@ def read_results(paths: Iterable[str | Path], *, schema: Mapping[str, Any] = SCH
         try:
             frame = pl.read_parquet(io.BytesIO(data))
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise ValueError(f"{path} is not a readable Parquet file: write it again with write_results") from error
+            again = "remove it and run its stage again, which writes it anew"
+            raise ValueError(f"{path} is not a readable Parquet file: {again}") from error
         check_schema(frame, str(path), schema=schema)
         frames.append(frame.select(list(schema)))
     return pl.concat(frames)

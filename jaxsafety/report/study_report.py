@@ -42,13 +42,20 @@ def write(directory: Path) -> str:
         table=table,
         verdicts=verdicts,
         figures=drawn,
-        examples=json.loads((folder / "examples.json").read_text()),
+        examples=_examples(folder / "examples.json"),
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest,
         notes=_NOTES,
         **(_analysed(directory) if (folder / "analyze.parquet").exists() else {}),
     )
     return f"{tables.render_text(table)}\nreport: {report}\n"
+
+
+def _examples(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: remove it and run its stage again, which writes it anew") from error
 
 
 def _analysed(directory: Path) -> dict[str, Any]:
