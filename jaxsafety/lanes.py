@@ -5,6 +5,7 @@ maps these over ``[h, s]``.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,8 +29,14 @@ _READOUT_STEP = 1 << 20
 
 
 def forward_of(recipe: Recipe, world: World) -> Forward:
-    """Returns the model's forward pass with its static configuration bound."""
+    """Returns the model's forward pass with its static configuration bound, in float32: what measures a model."""
     return partial(gpt.forward, config=recipe.model.build(world))
+
+
+def training_forward_of(recipe: Recipe, world: World) -> Forward:
+    """Returns the forward pass that losses and their gradients are taken of, in ``model.compute_dtype``."""
+    config = replace(recipe.model.build(world), compute_dtype=recipe.model.compute_dtype)
+    return partial(gpt.forward, config=config)
 
 
 def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
@@ -50,7 +57,7 @@ def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformati
 def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
     """Returns ``(state, root key, point, steps) -> (state, means over the steps)`` of pretraining."""
     config = recipe.pretrain
-    forward = forward_of(recipe, world_)
+    forward = training_forward_of(recipe, world_)
 
     def chunk(state: TrainState, key: Key, point: HParams, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
         draw = partial(
@@ -66,7 +73,7 @@ def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
 def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
     """Returns ``(state, (root key, reference params), point, steps) -> (state, means over the steps)`` of a method."""
     config = recipe.tune
-    forward = forward_of(recipe, world_)
+    forward = training_forward_of(recipe, world_)
 
     def chunk(
         state: TrainState, per_seed: tuple[Key, Params], point: HParams, steps: Int[Array, ""]

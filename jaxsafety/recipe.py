@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from jaxsafety.losses import Reduction
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
+from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.optim import OptimConfig
 from jaxsafety.suggest import check_name
 from jaxsafety.types import Strategy
@@ -72,6 +73,10 @@ class ModelConfig:
         block: ``paper`` (skip branches start from the normalised input) or ``pre_ln``.
         positions: ``sinusoidal``, ``learned`` or ``rope``.
         layers, heads, width: sizes.
+        compute_dtype: ``float32``, or ``bfloat16`` for the matrix products of training, forward and backward, DPO's
+            reference included; their sums, parameters, norms, softmax, losses, gradients and optimiser stay float32.
+            What is read from a model (learning curves' rates, evaluation, analyses) is computed in float32 from its
+            float32 parameters, whatever it was trained in.
     """
 
     preset: Preset = "tiny"
@@ -80,9 +85,15 @@ class ModelConfig:
     layers: int | None = None
     heads: int | None = None
     width: int | None = None
+    compute_dtype: ComputeDtype = "float32"
+
+    def __post_init__(self):
+        check_name("compute_dtype of a model", self.compute_dtype, get_args(ComputeDtype))
 
     def build(self, world: World) -> GPTConfig:
-        """Returns the model's static configuration for the vocabulary and window of ``world``.
+        """Returns the model's static configuration for the vocabulary and window of ``world``, in float32.
+
+        Training alone replaces ``compute_dtype``, so that nothing can be measured in another by oversight.
 
         Raises:
             ValueError: a size that cannot be built, or a model that no memory holds.

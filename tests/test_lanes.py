@@ -1,5 +1,8 @@
 """A lane of a recipe: which stream each draw comes from, what a chunk does, what evaluation averages."""
 
+import math
+import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, lanes, objectives, train, world
-from jaxsafety.recipe import MethodConfig
+from jaxsafety.probes import quantities
+from jaxsafety.recipe import MethodConfig, OptimConfig
 from jaxsafety.types import HParams
 
 # Two float32 programs that average the same numbers in another order.
@@ -84,6 +88,69 @@ def test_a_method_is_its_objective_with_its_reduction_and_weights(mini_recipe, t
         "unlearn": lambda: objectives.unlearn(forward, hparams=point, reduction="mean"),
     }[name]()(params, batch)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.fixture(scope="module")
+def half_recipe(mini_recipe):
+    """The miniature study, trained in bfloat16."""
+    return replace(mini_recipe, model=replace(mini_recipe.model, compute_dtype="bfloat16"))
+
+
+def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
+    """A chunk of pretraining, or of tuning by a method, and what it takes for two steps."""
+    if name == "pretrain":
+        state = train.init_state(params, lanes.pretrain_optimizer(recipe, point))
+        return lanes.pretrain_chunk(recipe, tiny_world), (state, key, point, jnp.int32(2))
+    state = train.init_state(params, lanes.tune_optimizer(recipe, point))
+    return lanes.tune_chunk(recipe, tiny_world, MethodConfig(name)), (state, (key, params), point, jnp.int32(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "platform"),
+    [("pretrain", 3, "cpu"), ("pretrain", 3, "cuda"), ("pretrain", 3, "tpu"), ("dpo", 4, "cpu"), ("unlearn", 3, "cpu")],
+)
+def test_every_product_of_a_bfloat16_step_is_of_bfloat16_factors_and_float32_sums(
+    half_recipe, tiny_world, key, params, point, name, passes, platform
+):
+    chunk, arguments = chunk_and_arguments(half_recipe, tiny_world, name, params, key, point)
+    text = jax.jit(chunk).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    found = re.findall(r"stablehlo.dot_general .*", text)
+    # Of one layer and the logits: forwards once, backwards twice, and forwards for DPO's reference.
+    assert len(found) == passes * 9
+    algorithm = "lhs_precision_type = bf16, rhs_precision_type = bf16, accumulation_type = f32"
+    assert all(algorithm in line and line.endswith("xf32>") for line in found)
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("pretrain", "muon"), ("dpo", "adamw")])
+def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(
+    half_recipe, mini_recipe, tiny_world, key, params, point, name, algorithm
+):
+    def shapes(recipe):
+        recipe = replace(recipe, pretrain=replace(recipe.pretrain, optim=OptimConfig(algorithm=algorithm)))
+        chunk, arguments = chunk_and_arguments(recipe, tiny_world, name, params, key, point)
+        return jax.eval_shape(chunk, *arguments)
+
+    state, metrics = shapes(half_recipe)
+    assert (state, metrics) == shapes(mini_recipe)
+    floats = [x.dtype for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert all(dtype == jnp.float32 for dtype in floats) and len(floats) > len(metrics)
+
+
+def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe, mini_recipe, tiny_world):
+    assert lanes.training_forward_of(half_recipe, tiny_world).keywords["config"].compute_dtype == "bfloat16"
+    # The same static configuration is the same program.
+    assert lanes.forward_of(half_recipe, tiny_world).keywords == lanes.forward_of(mini_recipe, tiny_world).keywords
+    assert quantities.model_of(half_recipe, tiny_world) == quantities.model_of(mini_recipe, tiny_world)
+
+
+def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, point):
+    forward = lanes.training_forward_of(half_recipe, tiny_world)
+    draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
+    loss = lanes.objective(forward, MethodConfig("dpo"), reference=params, point=point)
+    value, metrics = jax.jit(lambda key: loss(params, draw(key=key)))(key)
+    # A reference in float32 would leave margins of the size of bfloat16's rounding.
+    assert float(value) == pytest.approx(math.log(2), rel=1e-6)
+    np.testing.assert_allclose(metrics["rewards/margins"], 0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

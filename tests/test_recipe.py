@@ -55,6 +55,10 @@ def test_learning_rates_are_positive_numbers(rate):
         (lambda: EvaluateConfig(conditions=()), "must name distinct conditions"),
         (lambda: EvaluateConfig(conditions=("safe", "safe")), "must name distinct conditions"),
         (lambda: EvaluateConfig(conditions=("jb_misgn",)), "unknown condition 'jb_misgn'.*did you mean 'jb_misgen'"),
+        (
+            lambda: ModelConfig(compute_dtype="bf16"),
+            "unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
+        ),
         (lambda: MethodConfig("ppo"), "unknown method objective 'ppo': expected one of sft, dpo, unlearn"),
         (lambda: MethodConfig(p_unsafe=1.1), r"p_unsafe of a method must be in \[0, 1\], got 1.1"),
         (lambda: MethodConfig(p_unsafe=math.nan), r"p_unsafe of a method must be in \[0, 1\], got nan"),

@@ -119,6 +119,7 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ("tune: {learning_rates: {eta_M: fast}}", "Expected a float. Got value: fast"),
         ("world: tinny", "world: expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
         ("strategy: vmp", "expected one of auto, vmap, map, sharded, got 'vmp'; did you mean 'vmap'?"),
+        ("model: {compute_dtype: bf16}", "expected one of float32, bfloat16, got 'bf16'; did you mean 'bfloat16'?"),
         ("tune: {methods: {a: {objective: dbo}}}", "expected one of sft, dpo, unlearn, got 'dbo'; did you mean 'dpo'?"),
         ("evaluate: {conditions: [jb_misgn]}", "got 'jb_misgn'; did you mean 'jb_misgen'?"),
         ("pretrain: {steps: -50}", "pretrain.steps must be > 0 and finite, got -50"),

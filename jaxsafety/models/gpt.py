@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxsafety.models import layers as nn
+from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.suggest import check_name
 from jaxsafety.types import Key, Params
 
@@ -55,6 +56,9 @@ class GPTConfig:
         block: ``"paper"`` normalises the residual stream itself, ``"pre_ln"`` is GPT-2's block.
         positions: ``"sinusoidal"`` and ``"learned"`` are added to the embeddings, ``"rope"`` rotates queries and keys.
         unroll: layers per iteration of the scan; unrolling all of them is fastest on CPU, 1 compiles fastest.
+        compute_dtype: what the factors of products with weights and of attention are rounded to, forward and backward.
+            Their sums, and everything else (parameters, embeddings, residual stream, norms, GELU, softmax, logits,
+            gradients), are float32 whatever it is. ``"bfloat16"`` has no forward-mode derivatives.
 
     Raises:
         ValueError: a size below 1, an unknown name, or a width that the heads or positions cannot split.
@@ -69,6 +73,7 @@ class GPTConfig:
     block: Block = "paper"
     positions: Positions = "sinusoidal"
     unroll: int = 6
+    compute_dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -79,6 +84,7 @@ class GPTConfig:
                 raise ValueError(f"{name}: got {size!r}, expected an integer of at least 1")
         check_name("block", self.block, get_args(Block))
         check_name("positions", self.positions, get_args(Positions))
+        check_name("compute_dtype", self.compute_dtype, get_args(ComputeDtype))
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, expected a divisor of width {self.width}")
         if self.positions == "rope" and (self.width // self.heads) % 2:
@@ -278,31 +284,35 @@ def _run(params, embeddings, *, config, sites=(), layers=(), positions=None):
         x, seen = jax.lax.scan(body, x, weights, unroll=min(config.unroll, len(run)))
         captured += [seen] if wanted else []
     x = nn.layer_norm(x, **params["norm"])
-    logits = nn.project(x, params["unembed"]).reshape(batch, tokens, -1)
+    logits = nn.project(x, params["unembed"], dtype=config.compute_dtype).reshape(batch, tokens, -1)
     return logits, {site: jnp.concatenate([seen[site] for seen in captured]) for site in sites}
 
 
 def _block(x, weights, *, config, tokens, rope):
     normed = nn.layer_norm(x, **weights["norm_attn"])
-    attn_out = _attention(normed, weights["attn"], heads=config.heads, tokens=tokens, rope=rope)
+    attn_out = _attention(normed, weights["attn"], config=config, tokens=tokens, rope=rope)
     mid = (normed if config.block == "paper" else x) + attn_out
     mlp = weights["mlp"]
     mlp_in = mid if config.block == "paper" else nn.layer_norm(mid, **weights["norm_mlp"])
-    pre = nn.linear(mlp_in, mlp["up"], bias=mlp["up_bias"])
+    pre = nn.linear(mlp_in, mlp["up"], bias=mlp["up_bias"], dtype=config.compute_dtype)
     post = nn.gelu(pre)
-    mlp_out = nn.linear(post, mlp["down"], bias=mlp["down_bias"])
+    mlp_out = nn.linear(post, mlp["down"], bias=mlp["down_bias"], dtype=config.compute_dtype)
     out = mid + mlp_out
     seen = (x, attn_out, mid, mlp_in, pre, post, mlp_out, out)
     return out, dict(zip(get_args(Site), seen, strict=True))
 
 
-def _attention(x, weights, *, heads, tokens, rope):
-    split = (-1, tokens, heads, x.shape[1] // heads)
-    q, k, v = (nn.linear(x, weights[n], bias=weights[f"{n}_bias"]).reshape(split) for n in "qkv")
+def _attention(x, weights, *, config, tokens, rope):
+    split = (-1, tokens, config.heads, config.width // config.heads)
+
+    def linear(x, name):
+        return nn.linear(x, weights[name], bias=weights[f"{name}_bias"], dtype=config.compute_dtype)
+
+    q, k, v = (linear(x, name).reshape(split) for name in "qkv")
     if rope is not None:
         q, k = nn.rotate(q, rope), nn.rotate(k, rope)
-    mixed = nn.causal_attention(q, keys=k, values=v).reshape(x.shape)
-    return nn.linear(mixed, weights["o"], bias=weights["o_bias"])
+    mixed = nn.causal_attention(q, keys=k, values=v, dtype=config.compute_dtype).reshape(x.shape)
+    return linear(mixed, "o")
 
 
 def _additive_positions(params, tokens, *, config):

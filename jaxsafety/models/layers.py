@@ -1,41 +1,112 @@
 """Building blocks of a decoder: linear maps, LayerNorm, GELU, causal attention, sinusoidal and rotary positions.
 
 Activations around a linear are rows ``[b*t, d]``: with three axes XLA fuses the residual stream into transposing
-copies, which costs a small model a fifth of its gradient step on CPU. Products of activations with weights run in the
-weights' dtype and accumulate in float32; everything else is float32.
+copies, which costs a small model a fifth of its gradient step on CPU. Products of activations with weights and of
+attention multiply in a compute dtype and accumulate in float32; everything else is float32.
 """
 
 import math
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+ComputeDtype = Literal["float32", "bfloat16"]
+
 LAYER_NORM_EPS = 1e-5
 """PyTorch's default, which the paper's model keeps."""
 
 
-def project(x: Float[Array, "rows i"], kernel: Float[Array, "i o"]) -> Float[Array, "rows o"]:
-    """Returns ``x @ kernel``, multiplied in the kernel's dtype, accumulated and returned in float32.
+def product(
+    spec: str, left: Float[Array, "..."], right: Float[Array, "..."], *, dtype: ComputeDtype
+) -> Float[Array, "..."]:
+    """Returns the einsum of two float32 arrays, multiplied in ``dtype``, accumulated and returned in float32.
+
+    Args:
+        spec: einsum of two operands, such as ``"ri,io->ro"``; each letter stands in two of its three terms or in all.
+        left, right: operands.
+        dtype: what the factors are rounded to, in the forward pass and in the backward pass.
+    """
+    return jnp.einsum(spec, left, right) if dtype == "float32" else bfloat16_product(spec, left, right)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def bfloat16_product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the einsum of two float32 arrays rounded to bfloat16, accumulated and returned in float32.
+
+    The backward pass does the same: its two products round the cotangent as well, and the gradients are what float32
+    has accumulated. jax's own rule for bfloat16 operands multiplies them with a float32 cotangent, off an accelerator's
+    matrix units, and rounds the gradients of float32 weights to bfloat16. Forward-mode derivatives are refused.
+
+    Args:
+        spec: as in :func:`product`.
+        left, right: float32 operands.
+
+    References:
+        Micikevicius et al. (2018), Mixed Precision Training, section 3.3, arXiv:1710.03740; Kalamkar et al. (2019), A
+        Study of BFLOAT16 for Deep Learning Training, arXiv:1905.12322.
+    """
+    return _bfloat16_forward(spec, left, right)[0]
+
+
+def _bfloat16_forward(spec, left, right):
+    factors = (_round_to_bfloat16(left), _round_to_bfloat16(right))
+    return _multiply_rounded(spec, *factors), factors
+
+
+def _bfloat16_backward(spec, factors, cotangent):
+    operands, result = spec.split("->")
+    first, second = operands.split(",")
+    left, right = factors
+    cotangent = _round_to_bfloat16(cotangent)
+    return (
+        _multiply_rounded(f"{result},{second}->{first}", cotangent, right),
+        _multiply_rounded(f"{result},{first}->{second}", cotangent, left),
+    )
+
+
+bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
+def _round_to_bfloat16(x):
+    # The array stays float32: XLA's CPU backend has no kernel for some products of bfloat16 arrays (attention's
+    # backward pass fails with jax 0.10.2), and may drop a conversion there and back, which it never does with this.
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _multiply_rounded(spec, left, right):
+    # Accelerators multiply in bfloat16, a CPU in float32: the same numbers, for a product of two bfloat16 values is
+    # exact in float32.
+    return jnp.einsum(spec, left, right, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
+
+
+def project(
+    x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, dtype: ComputeDtype = "float32"
+) -> Float[Array, "rows o"]:
+    """Returns ``x @ kernel``, multiplied in ``dtype``, accumulated and returned in float32.
 
     Args:
         x: ``[rows, i]``, one row per token.
         kernel: ``[i, o]``.
+        dtype: of the factors.
     """
-    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    return product("ri,io->ro", x, kernel, dtype=dtype)
 
 
 def linear(
-    x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, bias: Float[Array, " o"]
+    x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, bias: Float[Array, " o"], dtype: ComputeDtype = "float32"
 ) -> Float[Array, "rows o"]:
     """Returns ``x @ kernel + bias`` in float32.
 
     Args:
         x: ``[rows, i]``, one row per token.
-        kernel: ``[i, o]``; its dtype is the one of the product.
+        kernel: ``[i, o]``.
         bias: ``[o]``.
+        dtype: of the product's factors.
     """
-    return project(x, kernel) + bias[None, :]
+    return project(x, kernel, dtype=dtype) + bias[None, :]
 
 
 def layer_norm(
@@ -72,7 +143,11 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def causal_attention(
-    queries: Float[Array, "b t n k"], *, keys: Float[Array, "b t n k"], values: Float[Array, "b t n k"]
+    queries: Float[Array, "b t n k"],
+    *,
+    keys: Float[Array, "b t n k"],
+    values: Float[Array, "b t n k"],
+    dtype: ComputeDtype = "float32",
 ) -> Float[Array, "b t n k"]:
     """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own.
 
@@ -80,19 +155,21 @@ def causal_attention(
         queries: ``[b, t, n, k]`` float32.
         keys: ``[b, t, n, k]`` float32.
         values: ``[b, t, n, k]`` float32.
+        dtype: of the factors of the two products; scores, their exponentials and the total are float32.
 
     Returns:
         ``[b, t, n, k]``, a convex combination of the visible values of each head.
     """
     tokens, width = queries.shape[1], queries.shape[3]
-    scores = jnp.einsum("btnk,bunk->bntu", queries / math.sqrt(width), keys)  # u: the position attended to
+    # u: the position attended to
+    scores = product("btnk,bunk->bntu", queries / math.sqrt(width), keys, dtype=dtype)
     visible = jnp.tril(jnp.ones((tokens, tokens), bool))
     scores = jnp.where(visible[None, None], scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)
     # Dividing [b, t, n, k] instead of [b, n, t, t] saves one stored array of that size per layer.
     total = jnp.einsum("bntu->btn", unnormalised)
-    return jnp.einsum("bntu,bunk->btnk", unnormalised, values) / total[..., None]
+    return product("bntu,bunk->btnk", unnormalised, values, dtype=dtype) / total[..., None]
 
 
 def sinusoidal_table(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:

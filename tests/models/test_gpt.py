@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.extend.core import jaxprs_in_params
 from jax.test_util import check_grads
 
 from jaxsafety import tree
@@ -236,6 +238,51 @@ def test_every_parameter_but_the_key_bias_gets_a_gradient():
             assert np.abs(gradient).max() > 1e-4, path
 
 
+def _losses(config, tokens):
+    """A float32 loss of the logits, as a function of the parameters."""
+    return lambda params: -jnp.mean(jax.nn.log_softmax(gpt.forward(params, tokens, config=config))[..., 0])
+
+
+@pytest.mark.parametrize(("block", "positions"), VARIANTS)
+def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32(block, positions):
+    config = _config(block, positions)
+    params, tokens = _params(config), _tokens()
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    exact, rounded = (forward(params, tokens, config=c) for c in (config, half))
+    assert rounded.dtype == jnp.float32
+    assert 0 < np.abs(rounded - exact).max() <= BF16 * float(np.abs(exact).max())
+    (loss, wanted), (loss16, got) = (jax.jit(jax.value_and_grad(_losses(c, tokens)))(params) for c in (config, half))
+    assert float(loss16) == pytest.approx(float(loss), rel=BF16)
+    for path, gradient in tree.flatten(got).items():
+        assert gradient.dtype == jnp.float32, path
+        # The gradient by the key bias is zero but for rounding, without rotation.
+        if path != "blocks/attn/k_bias":
+            exact = tree.flatten(wanted)[path]
+            assert np.linalg.norm(gradient - exact) <= 2 * BF16 * np.linalg.norm(exact), path
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+@pytest.mark.parametrize(("block", "positions"), [("paper", "learned"), ("pre_ln", "rope")])
+def test_bfloat16_rounds_the_factors_of_every_product_and_nothing_else(block, positions):
+    config = _config(block, positions, unroll=1, compute_dtype="bfloat16")
+    equations = list(_equations(jax.make_jaxpr(jax.grad(_losses(config, _tokens())))(_params(config)).jaxpr))
+    names = Counter(equation.primitive.name for equation in equations)
+    # In a layer q, k, v, scores, mixed values, o, up and down; then the logits. Each once forwards, twice backwards,
+    # with two factors to round and a cotangent. Were the input of a norm or softmax rounded, there would be more.
+    assert names["dot_general"] == names["reduce_precision"] == 3 * (8 + 1)
+    for equation in equations:
+        floats = [v.aval.dtype for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+        assert all(dtype == jnp.float32 for dtype in floats), equation
+        if equation.primitive.name == "dot_general":
+            assert equation.params["precision"] == jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+
+
 def test_bfloat16_weights_give_float32_logits_close_to_the_full_precision_ones():
     config = _config()
     params, tokens = _params(config), _tokens()
@@ -307,6 +354,7 @@ def test_soft_tokens_get_a_gradient_through_forward_embeddings():
         ({"heads": 3}, "heads: got 3, expected a divisor of width 8"),
         ({"block": "preln"}, "unknown block 'preln'.*did you mean 'pre_ln'"),
         ({"positions": "learnt"}, "unknown positions 'learnt'.*did you mean 'learned'"),
+        ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'.*did you mean 'bfloat16'"),
         ({"positions": "rope", "heads": 8}, "even head width"),
         ({"heads": 1, "width": 7}, "even width"),
     ],

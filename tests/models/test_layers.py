@@ -1,6 +1,7 @@
 """Layers against NumPy float64 versions written as loops, closed forms and transformation laws."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from jaxsafety.models import layers as nn
 F32 = 2e-6  # a few float32 roundings of values of order one
 TABLE = 2e-5  # sines of angles up to 200: half a float32 ulp of the angle is 8e-6
 GRAD = 5e-3  # finite differences of float32 functions
+U16 = 2**-8  # bfloat16 has 8 significant bits: rounding moves a number by at most this share of it
+PRODUCT16 = 2 * U16 + U16**2  # so a product of two rounded numbers is off by at most this share
+GRAD16 = 2**-5  # of a gradient's norm: some tens of roundings of U16 / 2, which partly cancel
 
 attention = jax.jit(nn.causal_attention)
 layer_norm = jax.jit(nn.layer_norm)
@@ -30,11 +34,77 @@ def test_linear_is_affine():
     np.testing.assert_allclose(nn.linear(x, kernel, bias=bias), expected, atol=F32)
 
 
-def test_product_runs_in_the_dtype_of_the_weights_and_returns_float32():
-    jaxpr = jax.make_jaxpr(nn.project)(_normal(0, 5, 3), _normal(1, 3, 4).astype(jnp.bfloat16))
-    (dot,) = (eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "dot_general")
-    assert [v.aval.dtype for v in dot.invars] == [jnp.bfloat16, jnp.bfloat16]
-    assert dot.outvars[0].aval.dtype == jnp.float32
+# Every product of the model, and shapes of its operands. The last two are attention's backward pass as XLA sees it.
+PRODUCTS = {
+    "ri,io->ro": ((6, 5), (5, 4)),
+    "btnk,bunk->bntu": ((2, 7, 3, 4), (2, 7, 3, 4)),
+    "bntu,bunk->btnk": ((2, 3, 7, 7), (2, 7, 3, 4)),
+    "btnk,bntu->bunk": ((2, 7, 3, 4), (2, 3, 7, 7)),
+    "bntu,btnk->bunk": ((2, 3, 7, 7), (2, 7, 3, 4)),
+}
+
+
+def _rounded(x):
+    """To bfloat16 by NumPy, whose conversion is another one than XLA's."""
+    return np.asarray(x).astype(jnp.bfloat16).astype(np.float64)
+
+
+def _value_and_gradients(spec, dtype):
+    def run(left, right, cotangent):
+        value, transpose = jax.vjp(partial(nn.product, spec, dtype=dtype), left, right)
+        return value, *transpose(cotangent)
+
+    return jax.jit(run)
+
+
+def _operands(spec):
+    left, right = (_normal(seed, *shape) for seed, shape in enumerate(PRODUCTS[spec]))
+    return left, right, _normal(2, *np.einsum(spec, left, right).shape)
+
+
+def _product_oracle(spec, left, right, cotangent):
+    """Value and both gradients in float64; each gradient is the derivative of the sum over ``cotangent * value``."""
+    (one, other), result = spec.split("->")[0].split(","), spec.split("->")[1]
+    return (
+        np.einsum(f"{one},{other}->{result}", left, right),
+        np.einsum(f"{other},{result}->{one}", right, cotangent),
+        np.einsum(f"{one},{result}->{other}", left, cotangent),
+    )
+
+
+@pytest.mark.parametrize("spec", PRODUCTS)
+def test_bfloat16_products_are_those_of_rounded_factors_in_both_passes(spec):
+    given = _operands(spec)
+    expected = _product_oracle(spec, *map(_rounded, given))
+    for got, exact in zip(_value_and_gradients(spec, "bfloat16")(*given), expected, strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, exact, atol=5 * F32)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", F32), ("bfloat16", PRODUCT16)])
+@pytest.mark.parametrize("spec", PRODUCTS)
+def test_products_are_off_by_no_more_than_their_factors_rounding(spec, dtype, share):
+    given = [np.asarray(x, np.float64) for x in _operands(spec)]
+    exact, size = _product_oracle(spec, *given), _product_oracle(spec, *map(np.abs, given))
+    for got, value, magnitude in zip(_value_and_gradients(spec, dtype)(*_operands(spec)), exact, size, strict=True):
+        assert np.all(np.abs(got - value) <= share * magnitude + F32)
+        # What float32 meets, bfloat16 must not, or nothing would have been rounded.
+        assert (dtype == "float32") == bool(np.all(np.abs(got - value) <= 10 * F32 * magnitude))
+
+
+def test_bfloat16_products_of_seeds_are_the_products_of_each():
+    def gradient(left, right):
+        return jax.grad(lambda x: jnp.sum(jnp.tanh(nn.project(x, right, dtype="bfloat16"))))(left)
+
+    left, right = _normal(0, 3, 6, 5), _normal(1, 3, 5, 4)
+    looped = np.stack([jax.jit(gradient)(*pair) for pair in zip(left, right, strict=True)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(left, right), looped, atol=F32)
+
+
+def test_bfloat16_products_refuse_forward_mode():
+    x, kernel = _normal(0, 5, 3), _normal(1, 3, 4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(partial(nn.project, dtype="bfloat16"), (x, kernel), (x, kernel))
 
 
 def test_layer_norm_matches_float64_rows_and_keeps_epsilon():
@@ -74,6 +144,35 @@ def _attention_oracle(q, k, v):
 def test_attention_matches_loops_over_positions_and_heads():
     q, k, v = (2.0 * _normal(seed, 2, 5, 3, 4) for seed in range(3))
     np.testing.assert_allclose(attention(q, keys=k, values=v), _attention_oracle(q, k, v), atol=5 * F32)
+
+
+def test_bfloat16_attention_rounds_the_factors_of_its_products_only():
+    q, k, v = (_normal(seed, 2, 5, 3, 4) for seed in range(3))
+    # A score is off by at most d, so a weight by a factor of at most exp(2 d); then weights and values are rounded.
+    d = PRODUCT16 * float(np.einsum("btnk,bunk->bntu", np.abs(q), np.abs(k)).max()) / math.sqrt(4)
+    bound = (math.expm1(2 * d) * (1 + PRODUCT16) + PRODUCT16) * float(np.abs(v).max())
+    got = jax.jit(partial(nn.causal_attention, dtype="bfloat16"))(q, keys=k, values=v)
+    expected = _attention_oracle(q, k, v)
+    assert got.dtype == jnp.float32
+    assert 100 * F32 < np.abs(got - expected).max() <= bound
+    # With equal scores and a value that bfloat16 holds, nothing of the softmax is rounded.
+    zeros = jnp.zeros_like(q)
+    same = jax.jit(partial(nn.causal_attention, dtype="bfloat16"))(zeros, keys=zeros, values=zeros + 1.5)
+    np.testing.assert_allclose(same, 1.5, atol=F32)
+
+
+def test_bfloat16_attention_has_the_gradients_of_float32_but_for_rounding():
+    operands = [_normal(seed, 2, 9, 3, 4) for seed in range(3)]
+
+    def gradients(dtype):
+        def loss(q, k, v):
+            return jnp.sum(jnp.tanh(nn.causal_attention(q, keys=k, values=v, dtype=dtype)))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands)
+
+    for half, full in zip(gradients("bfloat16"), gradients("float32"), strict=True):
+        assert half.dtype == jnp.float32
+        assert 0 < np.linalg.norm(half - full) <= GRAD16 * np.linalg.norm(full)
 
 
 def test_attention_survives_scores_beyond_the_range_of_exp():
