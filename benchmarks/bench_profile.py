@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import bench_train_step, cases, harness, hlo
+from benchmarks import bench_train_step, cases, gemm, harness, hlo
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
 from jaxsafety import keys, lanes, objectives, optim, train, world
@@ -42,14 +42,7 @@ def run() -> Iterator[dict[str, Any]]:
 
 def gemm_rows() -> Iterator[dict[str, Any]]:
     """Times float32 matrix products alone."""
-    programs = []
-    for case in cases.GEMMS:
-        left, right = (
-            jax.random.normal(keys.root(0), (case.m, case.k)),
-            jax.random.normal(keys.root(1), (case.k, case.n)),
-        )
-        programs.append(harness.compile_program(jnp.matmul, (left, right), name=f"GEMM {case.m} x {case.k} x {case.n}"))
-    for program, (record, _) in zip(programs, harness.race(programs, rounds=cases.GEMM_ROUNDS), strict=True):
+    for program, record in gemm.records():
         yield _timed(record, steps=1) | {"gflop": program.gflop, "rate": record.gflops_per_s}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import cases, harness
+from benchmarks import cases, gemm, harness
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
 from jaxsafety import keys, lanes, objectives, sweep, train, world
@@ -23,7 +23,7 @@ from jaxsafety.world import World
 COLUMNS = {
     "name": "case", "seeds": "seeds", "strategy": "strategy", "items_per_s": "seed-steps/s",
     "sequences_per_s": "sequences/s", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
-    "lower_ms": "lower ms", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s",
+    "lower_ms": "lower ms", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s", "of_peak": "of peak", "seed_mb": "MB a seed",
     "speedup": "vs map", "speedup_p10": "p10", "speedup_p90": "p90", "loss_error": "loss error",
 }  # fmt: skip
 
@@ -32,11 +32,12 @@ _STEPS_OF_THE_RUN = 1000  # the schedule's length; beyond what is run
 
 def run() -> Iterator[dict[str, Any]]:
     """Yields a row for each case, seed count and strategy."""
+    peak = max(record.gflops_per_s for _, record in gemm.records())
     for case in cases.TRAIN:
         recipe, built = recipe_of(case), world.load(case.world)
         gflop = _step_gflop(recipe, built)
         for seeds in case.seed_counts:
-            yield from _rows(case, recipe, built, seeds=seeds, gflop=gflop)
+            yield from _rows(case, recipe, built, seeds=seeds, gflop=gflop, peak=peak)
 
 
 def recipe_of(case: TrainCase) -> Recipe:
@@ -60,7 +61,7 @@ def strategies(seeds: int) -> tuple[Strategy, ...]:
 
 
 def _rows(
-    case: TrainCase, recipe: Recipe, built: World, *, seeds: int, gflop: float | None
+    case: TrainCase, recipe: Recipe, built: World, *, seeds: int, gflop: float | None, peak: float
 ) -> Iterator[dict[str, Any]]:
     start = start_state(recipe, built, seeds=seeds)
     items = seeds * case.steps
@@ -78,8 +79,14 @@ def _rows(
             "name": case.name, "strategy": record.name, "seeds": seeds, "batch_size": case.batch_size,
             "sequences_per_s": record.items_per_s * case.batch_size, "speedup": ratio.median,
             "speedup_p10": ratio.p10, "speedup_p90": ratio.p90,
+            "of_peak": record.gflops_per_s and record.gflops_per_s / peak,
+            "seed_mb": record.peak_mb and record.peak_mb * _devices(record.name, seeds) / seeds,
             "loss_error": harness.max_relative_error(metrics["loss"], expected["loss"]),
         }  # fmt: skip
+
+
+def _devices(strategy: str, seeds: int) -> int:
+    return sweep.shard_count(seeds, jax.device_count()) if strategy == "sharded" else 1
 
 
 def lane_program(

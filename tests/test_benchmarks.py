@@ -172,7 +172,7 @@ def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
     case = cases.TrainCase("x", "tiny", "tiny", "learned", "adamw", batch_size=2, steps=1, seed_counts=(2,), rounds=1)
     small = ModelConfig(positions="learned", layers=1, heads=1, width=8)
     recipe = dataclasses.replace(bench_train_step.recipe_of(case), model=small)
-    rows = list(bench_train_step._rows(case, recipe, tiny_world, seeds=2, gflop=1.0))
+    rows = list(bench_train_step._rows(case, recipe, tiny_world, seeds=2, gflop=1.0, peak=10.0))
     assert [row["strategy"] for row in rows] == ["map", "vmap", "sharded"]
     # float32 sums in another order.
     assert all(row["loss_error"] < 1e-5 for row in rows)
