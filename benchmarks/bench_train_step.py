@@ -23,7 +23,8 @@ from jaxsafety.world import World
 COLUMNS = {
     "name": "case", "seeds": "seeds", "strategy": "strategy", "items_per_s": "seed-steps/s",
     "sequences_per_s": "sequences/s", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
-    "lower_ms": "lower ms", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s", "of_peak": "of peak", "seed_mb": "MB a seed",
+    "lower_ms": "lower ms", "compile_ms": "compile ms", "peak_mb": "peak MB", "gflops_per_s": "GFLOP/s",
+    "of_peak": "of peak", "seed_mb": "MB a seed",
     "speedup": "vs map", "speedup_p10": "p10", "speedup_p90": "p90", "loss_error": "loss error",
 }  # fmt: skip
 

@@ -177,12 +177,18 @@ def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
     # float32 sums in another order.
     assert all(row["loss_error"] < 1e-5 for row in rows)
     assert all(row["gflops_per_s"] == pytest.approx(row["items_per_s"]) and row["items"] == 2 for row in rows)
+    # Two seeds on two of the devices: one a device.
+    assert rows[2]["seed_mb"] == pytest.approx(rows[2]["peak_mb"])
+    assert rows[0]["seed_mb"] == pytest.approx(rows[0]["peak_mb"] / 2)
+    assert all(row["of_peak"] == pytest.approx(row["gflops_per_s"] / 10) for row in rows)
     assert bench_train_step.strategies(1) == ("map", "vmap")
 
 
 def test_a_seed_also_trains_in_bfloat16_and_its_error_shows(tiny_world, small_training):
     recipe = bench_train_step.recipe_of(SMALL)
-    rows = {row["strategy"]: row for row in bench_train_step._rows(SMALL, recipe, tiny_world, seeds=1, gflop=1.0)}
+    rows = {
+        row["strategy"]: row for row in bench_train_step._rows(SMALL, recipe, tiny_world, seeds=1, gflop=1.0, peak=10.0)
+    }
     assert list(rows) == ["map", "vmap", "map, bfloat16"]
     # Rounding, and no more: bfloat16 has 8 significant bits.
     assert rows["vmap"]["loss_error"] < 1e-6 < rows["map, bfloat16"]["loss_error"] < 2**-8
