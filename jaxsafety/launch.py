@@ -43,7 +43,8 @@ def _open(ready: Study, lock: ExitStack) -> None:
     recipe, directory = ready.recipe, ready.directory
     lock.enter_context(runlog.open_run(directory, as_dict(recipe), resolved_yaml=recipe_file.to_yaml(recipe)))
     runlog.keep_files(directory / "grammars", study.own_grammars(recipe))
-    runlog.write_manifest(directory, {"failed": None})
+    if runlog.read_manifest(directory).get("failed"):
+        runlog.write_manifest(directory, {"failed": None})
 
 
 def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str]) -> int:

@@ -170,7 +170,7 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     assert trials.unsafe.tolist() == [False, False, True, True]
     flat = []
     for method in mini_recipe.tune.methods.values():
-        point = jax.tree.map(lambda leaf: leaf[0], study._points(ready.tune_grid, method))
+        point = jax.tree.map(lambda leaf: leaf[0], study._points([(lr, method) for _, lr in ready.tune_grid.points]))
         loss = lanes.objective(lanes.forward_of(mini_recipe, ready.world), method, reference=base, point=point)
         gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
