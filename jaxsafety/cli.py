@@ -161,8 +161,8 @@ def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.report import claims_table
 
     _check_run(options.run)
-    render = claims_table.render_text if options.format == "text" else claims_table.render_markdown
-    sys.stdout.write(render(claims_table.read(options.run)))
+    render = claims_table.text if options.format == "text" else claims_table.markdown
+    sys.stdout.write(render(options.run))
     return 0
 
 

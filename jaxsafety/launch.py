@@ -106,20 +106,23 @@ def _work(stage: str):
 @contextmanager
 def _recorded(ready: Study, stage: str, *, together: int = 1) -> Iterator[None]:
     """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
-    directory, started = ready.directory, time.monotonic()
-    if not hosts.is_first():
-        yield
-        return
-    before = runlog.read_manifest(directory).get(stage, {}).get("seconds", 0.0)
-    about = {"strategy": ready.strategy, "processes": jax.process_count(), **runlog.environment()}
-    runlog.write_manifest(directory, {stage: about})
+    started, before = time.monotonic(), hosts.decide(lambda: _begin(ready, stage))
     try:
         yield
     finally:
+        seconds = before + (time.monotonic() - started) / together
         # On a full disk the error that ended the stage is the one to be told.
         with suppress(OSError):
-            seconds = before + (time.monotonic() - started) / together
-            runlog.write_manifest(directory, {stage: {"seconds": round(seconds, 1)}})
+            if hosts.is_first():
+                runlog.write_manifest(ready.directory, {stage: {"seconds": round(seconds, 1)}})
+
+
+def _begin(ready: Study, stage: str) -> float:
+    """Records what a stage runs on; returns the seconds that earlier processes have spent on it."""
+    before = runlog.read_manifest(ready.directory).get(stage, {}).get("seconds", 0.0)
+    about = {"strategy": ready.strategy, "processes": jax.process_count(), **runlog.environment()}
+    runlog.write_manifest(ready.directory, {stage: about})
+    return before
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from jaxsafety.analysis import claims, evidence
 from jaxsafety.analysis.claims import Judgement
-from jaxsafety.report import results
+from jaxsafety.report import dead_lanes, results
+from jaxsafety.report.tables import dead_notes
 
 _WIDTH = 80
 _SMALLEST = 5e-4  # what three decimals show
@@ -43,12 +44,8 @@ def read(directory: Path) -> list[Judgement]:
     Raises:
         ValueError: the run has no analyses; a file is damaged or holds several runs.
     """
-    folder = Path(directory) / "results"
-    analyses = folder / "analyze.parquet"
-    if not analyses.exists():
-        raise ValueError(f"no analyses in {directory}: run `jaxsafety analyze` on it first")
-    frames = [results.read_results([analyses], schema=results.ANALYSIS_SCHEMA)]
-    if (table := folder / "evaluate.parquet").exists():
+    frames = [_analyses(directory)]
+    if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
     return claims.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)))
 
@@ -59,7 +56,16 @@ def text(directory: Path) -> str:
     Raises:
         ValueError: as ``read``.
     """
-    return render_text(read(directory))
+    return render_text(read(directory), dead=_dead(directory))
+
+
+def markdown(directory: Path) -> str:
+    """The claims of a run directory as Markdown.
+
+    Raises:
+        ValueError: as ``read``.
+    """
+    return render_markdown(read(directory), dead=_dead(directory))
 
 
 def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -89,8 +95,13 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(judgements: Sequence[Judgement]) -> list[str]:
-    """Sentences that belong under the claims: how many came out which way, and what the intervals are."""
+def summary(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> list[str]:
+    """Sentences that belong under the claims: how many came out which way, and what the intervals are; then ``dead``.
+
+    Args:
+        judgements: all claims of a run.
+        dead: sentences on its dead seeds.
+    """
     counts = Counter(judgement.verdict for judgement in judgements)
     found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(claims.Verdict))
     sentences = [f"{len(judgements)} claims: {found}."]
@@ -102,10 +113,10 @@ def summary(judgements: Sequence[Judgement]) -> list[str]:
             f"Intervals: two-sided Student t over seeds at {100 * level:.4g} %, which is 1 - {claims.ERROR_RATE:g} / "
             f"{family} for the {family} claims that have one (Bonferroni)."
         )
-    return sentences
+    return [*sentences, *dead]
 
 
-def render_text(judgements: Sequence[Judgement]) -> str:
+def render_text(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:
     """The claims for a terminal of 80 columns or more: plain ASCII, one row a claim, then how each is measured."""
     grid = Table(box=_ASCII_BOX, show_edge=False, padding=(0, 1, 0, 0), show_lines=True)
     grid.add_column("", justify="right", no_wrap=True)
@@ -123,12 +134,12 @@ def render_text(judgements: Sequence[Judgement]) -> str:
         file=output, width=_WIDTH, color_system=None, force_terminal=False, force_jupyter=False, markup=False,
         highlight=False,
     )  # fmt: skip
-    for part in (grid, "", *summary(judgements), "", _MEASURED, measured):
+    for part in (grid, "", *summary(judgements, dead=dead), "", _MEASURED, measured):
         console.print(part)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
 
 
-def render_markdown(judgements: Sequence[Judgement]) -> str:
+def render_markdown(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:
     """The claims as a Markdown pipe table, followed by the summary and by how each is measured."""
     rows = records(judgements)
     lines = [f"| {' | '.join(_MARKDOWN)} |", "|---:|" + "---|" * (len(_MARKDOWN) - 1)]
@@ -136,7 +147,18 @@ def render_markdown(judgements: Sequence[Judgement]) -> str:
         cells = [str(row[name]).replace("|", "\\|") for name in _MARKDOWN.values()]
         lines.append(f"| {' | '.join(cells)} |")
     notes = [f"{row['number']}. {row['statistic']}" for row in rows]
-    return "\n".join([*lines, "", *summary(judgements), "", _MEASURED, "", *notes]) + "\n"
+    return "\n".join([*lines, "", *summary(judgements, dead=dead), "", _MEASURED, "", *notes]) + "\n"
+
+
+def _dead(directory: Path) -> list[str]:
+    return dead_notes(dead_lanes.count_dead(_analyses(directory)))
+
+
+def _analyses(directory: Path) -> pl.DataFrame:
+    path = Path(directory) / "results" / "analyze.parquet"
+    if not path.exists():
+        raise ValueError(f"no analyses in {directory}: run `jaxsafety analyze` on it first")
+    return results.read_results([path], schema=results.ANALYSIS_SCHEMA)
 
 
 def _as_analysis(table: pl.DataFrame) -> pl.DataFrame:

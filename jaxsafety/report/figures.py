@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_styles, svg
+from jaxsafety.report import dead_lanes
+from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_styles, svg, with_dead
 from jaxsafety.report.results import check_schema
-from jaxsafety.report.tables import CONDITIONS, VERDICTS, Model, VerdictRow, model_label, model_order
+from jaxsafety.report.tables import CONDITIONS, VERDICTS, Dead, Model, VerdictRow, model_label, model_order
 
 # Panels of the learning curves, from the top: what is drawn (condition, metric) and its title.
 _CURVES = {
@@ -23,16 +24,18 @@ _MOST_POINTS = 100
 
 
 def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
-    """Rates and loss against step for one training stage, as SVG: mean over finite seeds in a band min to max.
+    """Rates and loss against step for one training stage, as SVG: mean over living seeds in a band min to max.
 
     One colour per method, solid for eta_M and dashed for eta_S. At most 100 steps are drawn, evenly thinned. The loss
-    is left out where there are several methods: each has a loss of its own, and they do not compare.
+    is left out where there are several methods: each has a loss of its own, and they do not compare. A seed that dies
+    is left out from the first step on, and counted below.
 
     Raises:
         ValueError: the frame holds no learning curve of ``stage``.
     """
     check_schema(frame, "frame")
-    rows = frame.filter(pl.col("stage") == stage).drop_nulls("value")
+    of_stage = frame.filter(pl.col("stage") == stage)
+    rows = dead_lanes.without_dead(of_stage).drop_nulls("value")
     there = set(rows.select("condition", "metric").unique().iter_rows())
     one_method = rows["method"].n_unique() == 1
     panels = [curve for curve in _CURVES if curve in there and (one_method or curve[1] != "loss")]
@@ -66,7 +69,8 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
             figure.legend(handles=lines, loc="outside upper left", ncols=2, handlelength=2.2)
 
     legend_height = 18 * ((len(models) + 1) // 2) if len(models) > 1 else 0
-    return svg(Picture(draw, 40 + 150 * len(panels) + legend_height, f"learning curves: {stage}"))
+    picture = Picture(draw, 40 + 150 * len(panels) + legend_height, f"learning curves: {stage}")
+    return svg(with_dead(picture, dead_lanes.count_dead(of_stage)))
 
 
 def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
@@ -92,7 +96,8 @@ def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
         figure.supxlabel("per cent of prompts", fontsize=12)
         figure.legend(*handles, loc="outside upper left", ncols=3, handlelength=1, handleheight=1)
 
-    return svg(Picture(draw, 70 + rows * (34 + 17 * len(models)), "answers judged complied, refused or other"))
+    picture = Picture(draw, 70 + rows * (34 + 17 * len(models)), "answers judged complied, refused or other")
+    return svg(with_dead(picture, {row.model: Dead(row.dead, row.n + row.dead) for row in verdicts if row.dead}))
 
 
 def _draw_curve(axes: Axes, curve: pl.DataFrame, *, style: Mapping[str, Any]) -> None:
@@ -111,6 +116,9 @@ def _draw_bars(axes: Axes, models: list[Model], rows: list[VerdictRow]) -> None:
         widths = [getattr(row, verdict) for row in alive]
         axes.barh(places, widths, left=left, height=0.72, color=VERDICT_COLOURS[verdict], label=verdict)
         left = [start + width for start, width in zip(left, widths, strict=True)]
+    for row in rows:
+        if not row.n:
+            axes.text(0.02, models.index(row.model), "dead", va="center_baseline", fontsize=11)
     axes.set_yticks(range(len(models)), [model_label(model) for model in models])
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_xlim(0, 1)

@@ -20,6 +20,8 @@ from jaxsafety.report.tables import (
     VERDICTS,
     StudyRow,
     VerdictRow,
+    dead_in_table,
+    dead_notes,
     lr_label,
     method_label,
     model_label,
@@ -31,6 +33,8 @@ from jaxsafety.suggest import check_name
 _CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
 _EXAMPLE_KEYS = ("condition", "prompt", "expected", "refusal", "answers")
 _ANSWER_KEYS = ("model", "answer", "verdict")
+# Of the answers of a dead lane there is no verdict.
+_ANSWER_VERDICTS = (*VERDICTS, "dead")
 CLAIM_VERDICTS = ("supported", "contradicted", "undecided")
 # The page fetches nothing: its only links lead to files beside it.
 _RELATIVE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
@@ -82,7 +86,7 @@ def write_report(
         verdicts: rows of ``verdict_table``.
         figures: caption to SVG, as returned by ``jaxsafety.report.figures``; inserted unescaped.
         examples: mappings with ``condition``, ``prompt``, ``expected``, ``refusal`` and ``answers``, a list of
-            mappings with ``model``, ``answer`` and ``verdict`` (complied, refused or other).
+            mappings with ``model``, ``answer`` and ``verdict`` (complied, refused, other or dead).
         config_yaml: the resolved recipe.
         manifest: revision, versions, devices, timings; nested mappings are shown with dotted names.
         notes: paragraphs of plain text on what a reader should know.
@@ -106,6 +110,7 @@ def write_report(
         seed_rows=list(_seed_rows(table)),
         verdicts={(row.model, row.condition): row for row in verdicts},
         verdict_models=list(dict.fromkeys(row.model for row in verdicts)),
+        dead_notes=[f"* {note}" for note in dead_notes(dead_in_table(table))],
         verdict_conditions=list(dict.fromkeys(row.condition for row in verdicts)),
         figures=figures,
         examples=examples,
@@ -156,8 +161,9 @@ def _check_example(example: Mapping[str, Any]) -> None:
     _check_keys(example, _EXAMPLE_KEYS, "example")
     for answer in example["answers"]:
         _check_keys(answer, _ANSWER_KEYS, "answer of an example")
-        if answer["verdict"] not in VERDICTS:
-            raise ValueError(f"unknown verdict {answer['verdict']!r} in an example: expected {', '.join(VERDICTS)}")
+        if answer["verdict"] not in _ANSWER_VERDICTS:
+            expected = ", ".join(_ANSWER_VERDICTS)
+            raise ValueError(f"unknown verdict {answer['verdict']!r} in an example: expected {expected}")
 
 
 def _check_analyses(claims: Sequence[Mapping[str, Any]], analyses: Sequence[Analysis]) -> None:

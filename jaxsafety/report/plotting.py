@@ -8,18 +8,22 @@ dash or a marker tells too.
 
 import hashlib
 import io
+import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import cycle
 from typing import Any, Literal
 
 import matplotlib
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
-from jaxsafety.report.tables import Model
+from jaxsafety.report.tables import Dead, Model, dead_notes, model_label
 
 # After Okabe and Ito, with a contrast of at least 3:1 on white and on near-black; the ink becomes currentColor.
 INK = "#010203"
@@ -39,6 +43,8 @@ _METHOD_LOOKS = {"pretrained": (INK, "D"), "sft": (BLUE, "o"), "dpo": (ORANGE, "
 # Of methods with other names, in the order of a figure's models.
 _OTHER_LOOKS = ((PINK, "v"), (BROWN, "P"), (GREY, "X"), (BLUE, "<"), (ORANGE, ">"), (GREEN, "*"))
 _DASHES = {"eta_S": (0, (4, 2))}
+# Of the notes below a figure: letters that fit across in the widest font; the height of a line and of the margin.
+_NOTE_LETTERS, _NOTE_LINE, _NOTE_MARGIN = 62, 15, 6
 _RASTER_DPI = 216
 _STYLE = {
     "svg.fonttype": "none",
@@ -88,11 +94,13 @@ class Picture:
         height: units (1/72 inch in print).
         name: what it shows, for readers who cannot see it; its element ids are hashed with it, so a name of its own
             keeps a figure apart from the others of a page.
+        notes: lines of text below it, which add to the height.
     """
 
     draw: Callable[[FigureBase], None]
     height: int
     name: str
+    notes: tuple[str, ...] = ()
 
 
 def svg(picture: Picture) -> str:
@@ -108,7 +116,7 @@ def image(picture: Picture, *, kind: Literal["png", "pdf"]) -> bytes:
 def model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
     """Line styles of a figure's models: a colour and a marker per method, solid for eta_M and dashed for eta_S."""
     others = [method for method in dict.fromkeys(model.method for model in models) if method not in _METHOD_LOOKS]
-    looks = _METHOD_LOOKS | dict(zip(others, cycle(_OTHER_LOOKS), strict=False))
+    looks = _METHOD_LOOKS | dict(zip(others, itertools.cycle(_OTHER_LOOKS), strict=False))
     return {
         model: {
             "color": looks[model.method][0],
@@ -119,6 +127,32 @@ def model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
     }
 
 
+def with_dead(picture: Picture, dead: Mapping[Model, Dead]) -> Picture:
+    """Returns the picture with a star at every label of a model that has dead seeds, and below it a note of how many.
+
+    A model without a living seed, which has nothing to draw, is in the note all the same. No dead seed: no change.
+    """
+    if not dead:
+        return picture
+    wrapped = [textwrap.wrap(f"* {note}", _NOTE_LETTERS) for note in dead_notes(dead)]
+
+    def draw(figure: FigureBase) -> None:
+        picture.draw(figure)
+        _star(figure, {model_label(model): f"{model_label(model)}*" for model in dead})
+
+    return replace(picture, draw=draw, notes=tuple(itertools.chain.from_iterable(wrapped)))
+
+
+def _star(figure: FigureBase, starred: Mapping[str, str]) -> None:
+    for text in figure.findobj(Text):
+        text.set_text(starred.get(text.get_text(), text.get_text()))
+    for axis in figure.findobj(Axis):
+        # Labels of ticks are written anew when the figure is laid out.
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if not starred.keys().isdisjoint(labels):
+            axis.set_ticks(axis.get_ticklocs(), [starred.get(label, label) for label in labels])
+
+
 def _rendered(picture: Picture, kind: str) -> bytes:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -127,9 +161,20 @@ def _rendered(picture: Picture, kind: str) -> bytes:
         figure.get_layout_engine().set(h_pad=6 / 72, w_pad=5 / 72, hspace=0, wspace=0)
         FigureCanvasSVG(figure)
         picture.draw(figure)
+        page = _add_notes(figure, picture) if picture.notes else None
         output = io.BytesIO()
-        figure.savefig(output, format=kind, transparent=kind == "svg", dpi=_RASTER_DPI, metadata=_METADATA[kind])
+        figure.savefig(
+            output, format=kind, transparent=kind == "svg", dpi=_RASTER_DPI, metadata=_METADATA[kind], bbox_inches=page
+        )
     return output.getvalue()
+
+
+def _add_notes(figure: Figure, picture: Picture) -> Bbox:
+    """Writes the notes below the figure, whose layout stays as it is; returns the page with them, in inches."""
+    below = _NOTE_LINE * len(picture.notes) + _NOTE_MARGIN
+    where = {"x": _NOTE_MARGIN / WIDTH, "y": (_NOTE_MARGIN - below) / picture.height}
+    figure.text(s="\n".join(picture.notes), fontsize=11, va="bottom", in_layout=False, **where)
+    return Bbox.from_extents(0, -below / 72, WIDTH / 72, picture.height / 72)
 
 
 def _themed(source: str, name: str) -> str:

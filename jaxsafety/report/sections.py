@@ -11,11 +11,12 @@ from pathlib import Path
 import polars as pl
 
 from jaxsafety import runlog
-from jaxsafety.report import plotting, results
+from jaxsafety.report import dead_lanes, plotting, results
 from jaxsafety.report.analysis_panels import NothingToDraw
 from jaxsafety.report.plotting import Picture
 from jaxsafety.report.section_list import SECTIONS
 from jaxsafety.report.seed_tables import LABELS, seed_table, with_layer_means
+from jaxsafety.report.tables import dead_notes
 from jaxsafety.suggest import check_name
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -49,7 +50,8 @@ def table(name: str, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     check_name("figure", name, SECTIONS)
     section = SECTIONS[name]
     columns = [*LABELS, "seed", "value"]
-    rows = pl.concat([frames["analyze"].select(columns), _slopes(frames, columns)]).filter(section.rows)
+    analyses = dead_lanes.without_dead(frames["analyze"]).select(columns)
+    rows = pl.concat([analyses, _slopes(frames, columns)]).filter(section.rows)
     if section.steps == "last":
         lane = ["analysis", "method", "lr_name", "lr"]
         # A training curve has no finished model: all of it is shown.
@@ -69,7 +71,7 @@ def draw(name: str, frames: Mapping[str, pl.DataFrame]) -> str:
     Raises:
         ValueError: an unknown name, or nothing to draw (``NothingToDraw``).
     """
-    return plotting.svg(_picture(name, table(name, frames)))
+    return plotting.svg(_picture(name, frames))
 
 
 def write_figure(name: str, run_directory: Path, out: Path) -> None:
@@ -81,7 +83,7 @@ def write_figure(name: str, run_directory: Path, out: Path) -> None:
     check_name("figure", name, SECTIONS)
     if out.suffix not in FORMATS:
         raise ValueError(f"cannot write a figure as {out.name!r}: expected a name that ends in {', '.join(FORMATS)}")
-    picture = _picture(name, table(name, read(run_directory)))
+    picture = _picture(name, read(run_directory))
     if out.suffix == ".svg":
         runlog.atomic_write(out, plotting.svg(picture))
     else:
@@ -113,10 +115,15 @@ def write_tables(run_directory: Path) -> dict[str, str]:
     return written
 
 
-def _picture(name: str, rows: pl.DataFrame) -> Picture:
+def _picture(name: str, frames: Mapping[str, pl.DataFrame]) -> Picture:
+    rows, dead = table(name, frames), dead_lanes.count_dead(frames["analyze"])
     if rows.is_empty():
         raise NothingToDraw(f"no rows for the figure {name!r}: run `jaxsafety analyze` on this run first")
-    return SECTIONS[name].picture(rows)
+    try:
+        picture = SECTIONS[name].picture(rows)
+    except NothingToDraw as nothing:
+        raise NothingToDraw("; ".join([str(nothing), *dead_notes(dead)])) from nothing
+    return plotting.with_dead(picture, dead)
 
 
 def _slopes(frames: Mapping[str, pl.DataFrame], columns: list[str]) -> pl.DataFrame:
@@ -124,7 +131,11 @@ def _slopes(frames: Mapping[str, pl.DataFrame], columns: list[str]) -> pl.DataFr
     if "curves" not in frames:
         return pl.DataFrame(schema=results.ANALYSIS_SCHEMA).select(columns)
     absent = {"analysis": "curves", "subset": "all", "part": "", "layer": None, "strength": None}
-    slopes = frames["curves"].filter(pl.col("stage") == "tune", pl.col("metric") == "rewards/slope")
-    return slopes.with_columns(
-        pl.lit(value, dtype=results.ANALYSIS_SCHEMA[column]).alias(column) for column, value in absent.items()
-    ).select(columns)
+    tuning = dead_lanes.without_dead(frames["curves"].filter(pl.col("stage") == "tune"))
+    return (
+        tuning.filter(pl.col("metric") == "rewards/slope")
+        .with_columns(
+            pl.lit(value, dtype=results.ANALYSIS_SCHEMA[column]).alias(column) for column, value in absent.items()
+        )
+        .select(columns)
+    )

@@ -1,12 +1,11 @@
 """The report stage: reads a run directory's results and writes ``report.html``; needs no jax."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jaxsafety import runlog
-from jaxsafety.report import claims_table, figures, html, results, sections, tables
+from jaxsafety.report import claims_table, dead_lanes, figures, html, plotting, results, sections, tables
 
 _CURVES = {"pretrain": "Pretraining", "tune": "Safety fine-tuning"}
 _NOTES = (
@@ -60,18 +59,23 @@ def _examples(path: Path) -> list[dict[str, Any]]:
 
 def _analysed(directory: Path) -> dict[str, Any]:
     """What the report says about the analyses of a run, by argument of ``write_report``; writes their tables."""
-    judgements, frames = claims_table.read(directory), sections.read(directory)
+    frames = sections.read(directory)
+    dead = dead_lanes.count_dead(frames["analyze"])
+    judgements = claims_table.read(directory)
     shown = []
     for name, table in sections.write_tables(directory).items():
         section = sections.SECTIONS[name]
-        # An analysis that left nothing finite to draw still has its table.
-        with suppress(sections.NothingToDraw):
+        try:
             picture = sections.draw(name, frames)
-            shown.append(
-                html.Analysis(name, section.title, section.paper, section.reading, section.claims, picture, table)
-            )
+        except sections.NothingToDraw:
+            # An analysis that left nothing finite to draw still has its table.
+            if not dead:
+                continue
+            nothing = plotting.Picture(lambda _: None, 1, f"{section.title}: nothing to draw")
+            picture = plotting.svg(plotting.with_dead(nothing, dead))
+        shown.append(html.Analysis(name, section.title, section.paper, section.reading, section.claims, picture, table))
     return {
         "claims": claims_table.records(judgements),
-        "claim_notes": claims_table.summary(judgements),
+        "claim_notes": claims_table.summary(judgements, dead=tables.dead_notes(dead)),
         "analyses": shown,
     }

@@ -6,7 +6,7 @@ finite) is *dead*: it is left out of the mean and counted.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +70,13 @@ class Model(NamedTuple):
     method: str
     lr_name: str
     lr: float
+
+
+class Dead(NamedTuple):
+    """How many of a model's seeds are dead: their loss was not finite, and nothing of them is a result."""
+
+    dead: int
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -168,13 +175,27 @@ def table_notes(table: Sequence[StudyRow]) -> list[str]:
         f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100.",
         _COLUMN_NOTE,
     ]
-    for row in table:
-        cells = [cell for cell in row.cells.values() if cell and cell.dead]
-        if cells:
-            worst = max(cells, key=lambda cell: cell.dead)
-            left_out = f"{worst.dead} of {len(worst.values)} seeds dead (not finite), left out of the mean"
-            notes.append(f"* {model_label(row.model)}: {left_out}.")
-    return notes
+    return notes + [f"* {note}" for note in dead_notes(dead_in_table(table))]
+
+
+def dead_in_table(table: Sequence[StudyRow]) -> dict[Model, Dead]:
+    """The models of a study table that have dead seeds."""
+    found = {row.model: [cell for cell in row.cells.values() if cell and cell.dead] for row in table}
+    worst = {model: max(cells, key=lambda cell: cell.dead) for model, cells in found.items() if cells}
+    return {model: Dead(cell.dead, len(cell.values)) for model, cell in worst.items()}
+
+
+def dead_notes(dead: Mapping[Model, Dead]) -> list[str]:
+    """The sentences that every table and figure marks dead seeds with; models with as many of them share one."""
+    alike: dict[Dead, list[str]] = {}
+    for model, count in dead.items():
+        alike.setdefault(count, []).append(model_label(model))
+    return [f"{', '.join(models)}: {_dead_text(count)}." for count, models in alike.items()]
+
+
+def _dead_text(count: Dead) -> str:
+    found = f"{count.dead} of {count.seeds} seed{'s' * (count.seeds > 1)} dead (not finite)"
+    return f"{found}, left out of the mean" if count.dead < count.seeds else f"{found}: no result"
 
 
 def model_label(model: Model) -> str:

@@ -50,7 +50,7 @@ LAYERS = {
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
-    | {"report.section_list", "report.sections"},
+    | {f"report.{name}" for name in ("dead_lanes", "section_list", "sections")},
     4: {"cli", "launch"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

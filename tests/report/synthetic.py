@@ -228,3 +228,20 @@ def slope_rows(shape=None):
         for seed in shape.seeds
         for step in range(50, shape.steps[-1] + 1, 50)
     ]
+
+
+def killed(rows, dead):
+    """The rows as a run writes them in which lanes died in their last steps: of the end, nothing of them is finite.
+
+    Args:
+        rows: of the analyses, or of the curves.
+        dead: (method, lr_name) to the seeds that died.
+    """
+    last = max(row["step"] for row in rows)
+
+    def is_dead(row):
+        # What is of two models is null where either is dead.
+        pair = row.get("part", "").removeprefix("transfer:").partition(":")[0].split("~")
+        return any(row["seed"] in dead.get((method, row["lr_name"]), ()) for method in (row["method"], *pair))
+
+    return [row | {"value": None} if row["step"] == last and is_dead(row) else row for row in rows]
