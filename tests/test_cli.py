@@ -470,3 +470,27 @@ def test_a_bad_figure_or_run_is_one_sentence(refuse, run, tmp_path):
     for words in (("claims",), ("figure", "clusters")):
         assert "run `jaxsafety analyze` on it first" in refuse(*words, run)
     assert not list(tmp_path.glob("clusters.*"))
+
+
+def test_a_lane_that_dies_is_marked_and_leaves_the_others_bit_for_bit_as_they_were(
+    main, mini_yaml, finished_run, tmp_path
+):
+    """A whole run in which one learning rate diverges, beside the run in which it does not."""
+    out = tmp_path / "out"
+    assert main("run", mini_yaml, "--out", out, "--tune.learning_rates", "{eta_M: 1e38, eta_S: 1e-4}") == 0
+    for name in ("analyze", "curves", "evaluate"):
+        died, healthy = (rows(directory / "results" / f"{name}.parquet") for directory in (out, finished_run))
+        is_dead = died["lr_name"] == "eta_M"
+        lost = died.filter(is_dead, died["metric"] != "finite")
+        assert not lost.is_empty() and lost.filter(lost["step"] == lost["step"].max())["value"].is_null().all()
+        assert others(died).equals(others(healthy)) and not others(died).is_empty()
+    page = (out / "report.html").read_text()
+    note = "SFT eta_M 1e38, DPO eta_M 1e38: 2 of 2 seeds dead (not finite): no result."
+    # In the accuracy table, in that of all verdicts and with the claims.
+    assert page.count(note) >= 3
+
+
+def others(frame):
+    """What the lanes but those of eta_M have, without the empty bins of histograms: the bins are those of any lane."""
+    empty_bin = (frame["metric"] == "histogram") & (frame["value"] == 0)
+    return frame.filter((frame["lr_name"] != "eta_M") & ~empty_bin)

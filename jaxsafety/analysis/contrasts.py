@@ -44,7 +44,7 @@ def over_methods(evidence: Evidence, quantity: Quantity) -> Measurement:
     Raises:
         Unmeasured: no model has rows of it.
     """
-    return _mean([(model, partial(quantity, evidence, model)) for model in evidence.strong])
+    return _mean([(label(model), partial(quantity, evidence, model)) for model in evidence.strong])
 
 
 def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:
@@ -57,7 +57,9 @@ def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:
     pairs = [(model, weak[model.method]) for model in evidence.strong if model.method in weak]
     if not pairs and evidence.models:
         raise Unmeasured("one learning rate in this run")
-    return _mean([(high, partial(_difference, evidence, quantity, high, low)) for high, low in pairs])
+    computed = [partial(_difference, evidence, quantity, high, low) for high, low in pairs]
+    names = [f"{label(high)} minus {low.lr_name}" for high, low in pairs]
+    return _mean(list(zip(names, computed, strict=True)))
 
 
 def between_methods(evidence: Evidence, quantity: Quantity, *, first: str, second: str) -> Measurement:
@@ -278,18 +280,18 @@ def sensitivity_like_safe(evidence: Evidence, model: Model, condition: str) -> S
     return np.abs(_log_ratio(attack, unsafe)) - np.abs(_log_ratio(attack, safe))
 
 
-def _mean(computed: Iterable[tuple[Model, Callable[[], Seeds]]]) -> Measurement:
+def _mean(computed: Iterable[tuple[str, Callable[[], Seeds]]]) -> Measurement:
     rows, without, reasons = [], [], []
-    for model, compute in computed:
+    for name, compute in computed:
         try:
             values = compute()
         except Unmeasured as error:
             reasons.append(error)
-            without.append(f"{label(model)}: {error}")
+            without.append(f"{name}: {error}")
             continue
         rows.append(values)
         if not np.isfinite(values).any():
-            without.append(f"{label(model)}: no finite value")
+            without.append(f"{name}: no finite value")
     if not rows:
         raise reasons[0] if reasons else Unmeasured("no tuned model in this run")
     living = [values for values in rows if np.isfinite(values).any()] or rows

@@ -37,7 +37,7 @@ def write(directory: Path) -> str:
     manifest = runlog.read_manifest(directory)
     html.write_report(
         report,
-        title=f"jaxsafety study: {directory.name}",
+        title=f"jaxsafety study: {directory.resolve().name}",
         table=table,
         verdicts=verdicts,
         figures=drawn,

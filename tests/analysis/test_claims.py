@@ -136,7 +136,7 @@ def test_a_method_dead_in_every_seed_is_left_out_and_named(rows):
     assert (found["clusters_separate"].verdict, found["clusters_separate"].interval.n) == ("supported", 4)
     assert found["clusters_separate"].why.endswith("; without unlearning eta_M: no finite value")
     assert found["clusters_unlearn"].why == "0 seeds: no interval; 4 of 4 seeds left out: no finite value"
-    assert found["clusters_rate"].why.endswith("; without unlearning eta_M: no finite value")
+    assert found["clusters_rate"].why.endswith("; without unlearning eta_M minus eta_S: no finite value")
 
 
 def test_a_method_without_rows_of_an_analysis_is_named(rows):
