@@ -5,9 +5,11 @@ everywhere) and ``ANALYSIS_SCHEMA`` of the rows of the analyses (``analyze.parqu
 Rates are in [0, 1].
 """
 
+import hashlib
 import io
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,11 @@ METHODS = {"pretrained": "pretrained", "sft": "SFT", "dpo": "DPO", "unlearn": "u
 
 _VOCABULARY = {"stage": STAGES, "analysis": ANALYSES, "subset": SUBSETS}
 _NULLABLE = ("layer", "strength", "value")
+_AGAIN = "remove it and run its stage again, which writes it anew"
+# A file's digest is that of its bytes with zeros in its own place.
+_DIGEST_KEY = "jaxsafety.sha256"
+_NO_DIGEST = b"0" * 64
+_DIGEST = re.compile(_DIGEST_KEY.encode() + rb"..([0-9a-f]{64})", re.DOTALL)
 
 
 def rows_to_frame(rows: Iterable[Mapping[str, Any]], *, schema: Mapping[str, Any] = SCHEMA) -> pl.DataFrame:
@@ -86,14 +93,17 @@ def rows_to_frame(rows: Iterable[Mapping[str, Any]], *, schema: Mapping[str, Any
 def write_results(path: str | Path, frame: pl.DataFrame, *, schema: Mapping[str, Any] = SCHEMA) -> None:
     """Writes a tidy frame as Parquet, atomically; parent directories are created.
 
+    The file's metadata hold a digest of its bytes: Parquet's own checksums are optional, and polars has none.
+
     Raises:
         ValueError: the frame does not have the columns and types of ``schema``.
     """
     check_schema(frame, "frame", schema=schema)
     buffer = io.BytesIO()
-    frame.write_parquet(buffer)
+    frame.write_parquet(buffer, metadata={_DIGEST_KEY: _NO_DIGEST.decode()})
+    data = buffer.getvalue()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    runlog.atomic_write(Path(path), buffer.getvalue())
+    runlog.atomic_write(Path(path), data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode()))
 
 
 def read_results(paths: Iterable[str | Path], *, schema: Mapping[str, Any] = SCHEMA) -> pl.DataFrame:
@@ -105,15 +115,22 @@ def read_results(paths: Iterable[str | Path], *, schema: Mapping[str, Any] = SCH
     """
     frames = [pl.DataFrame(schema=schema)]
     for path in paths:
-        data = Path(path).read_bytes()
-        try:
-            frame = pl.read_parquet(io.BytesIO(data))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            again = "remove it and run its stage again, which writes it anew"
-            raise ValueError(f"{path} is not a readable Parquet file: {again}") from error
+        frame = _read(Path(path))
         check_schema(frame, str(path), schema=schema)
         frames.append(frame.select(list(schema)))
     return pl.concat(frames)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    data = path.read_bytes()
+    # Before polars sees it, which may abort the process over a damaged file. Files of other writers have no digest.
+    for digest in _DIGEST.findall(data):
+        if hashlib.sha256(data.replace(digest, _NO_DIGEST)).hexdigest().encode() != digest:
+            raise ValueError(f"{path} is damaged: {_AGAIN}")
+    try:
+        return pl.read_parquet(io.BytesIO(data))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {_AGAIN}") from error
 
 
 def check_schema(frame: pl.DataFrame, what: str, *, schema: Mapping[str, Any] = SCHEMA) -> None:

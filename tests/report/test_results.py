@@ -2,6 +2,7 @@ import importlib
 import importlib.util
 import math
 import os
+import re
 
 import numpy as np
 import polars as pl
@@ -139,11 +140,38 @@ def test_damaged_and_foreign_files_are_named(tmp_path, row):
     path = tmp_path / "a.parquet"
     results.write_results(path, results.rows_to_frame([row()]))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged: remove it and run its stage again"):
+        results.read_results([path])
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file: remove it"):
         results.read_results([path])
     pl.DataFrame({"x": [1]}).write_parquet(path)
     with pytest.raises(ValueError, match=r"unknown column in .*a\.parquet 'x'"):
         results.read_results([path])
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, row):
+    """Wherever it is: without the digest, polars gives other values, a traceback or aborts the process."""
+    path, frame = tmp_path / "a.parquet", results.rows_to_frame([row(), row(seed=1)])
+    results.write_results(path, frame)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            assert results.read_results([path]).equals(frame)
+        except ValueError as error:
+            assert re.search(r"a\.parquet is (damaged|not a readable Parquet file): remove it and run", str(error))
+            refused += 1
+    assert refused > 0.9 * len(whole)
+
+
+def test_files_of_other_writers_are_read(tmp_path, row):
+    frame = results.rows_to_frame([row()])
+    frame.write_parquet(tmp_path / "a.parquet")
+    assert results.read_results([tmp_path / "a.parquet"]).equals(frame)
 
 
 def test_wrong_type_in_a_frame_is_refused_before_writing(tmp_path, row):
