@@ -314,7 +314,9 @@ def _resume(start: Callable[[], TrainState], *, grid: Grid, legs: Sequence[Leg])
         return start(), 0
     like = _placed(jax.eval_shape(start), grid)
     one = jax.tree.map(partial(_share, count=len(legs)), like)
-    found = [_load(leg.checkpoints, one, step=step) for leg in legs]
+    # The newest by no number: with its damage comes what to do.
+    wanted = [None if checkpoint.latest(leg.checkpoints) == step else step for leg in legs]
+    found = [_load(leg.checkpoints, one, step=wants) for leg, wants in zip(legs, wanted, strict=True)]
     if len(found) == 1:
         return found[0], step
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)

@@ -148,6 +148,16 @@ def test_a_truncated_checkpoint_is_named_and_the_good_one_before_it_offered(refu
     assert "remove it to continue from step 4" in message and "which is intact" in message
 
 
+def test_a_damaged_checkpoint_of_unfinished_training_comes_with_advice_too(refuse, main, mini_yaml, run, finished_run):
+    folder = run / "checkpoints" / "pretrained"
+    shutil.rmtree(newest(run))
+    (folder / "00000004" / "digests.json").unlink()
+    assert f"remove {folder}, which holds no intact one, to train" in refuse("pretrain", mini_yaml, "--out", run)
+    shutil.rmtree(folder)
+    assert main("pretrain", mini_yaml, "--out", run) == 0
+    assert digests(newest(run)) == digests(newest(finished_run))
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
