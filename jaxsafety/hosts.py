@@ -73,6 +73,46 @@ def decide(make: Callable[[], Any]) -> Any:
     return told["value"]
 
 
+def agree(own: dict[str, Any]) -> None:
+    """Checks that every process has the same ``own``: process 0 records its own for all.
+
+    Args:
+        own: field to what JSON can hold.
+
+    Raises:
+        ValueError: one has something else, on all of them.
+        LostError: another process has died.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = json.loads(json.dumps(own))
+    first = decide(lambda: own)
+    differing = [name for name in sorted(first | mine) if json.dumps(first.get(name)) != json.dumps(mine.get(name))]
+    with _connected():
+        differs = multihost_utils.process_allgather(np.int32(bool(differing)))
+    if not differs.any():
+        return
+    if differing:
+        name = differing[0]
+        told = f"{name} is {mine.get(name)!r} here and {first.get(name)!r} in process 0"
+    else:
+        told = f"process {int(differs.argmax())} has another recipe, command or version than process 0"
+    raise ValueError(f"the processes of a run must be started alike, and {told}: start the same command on all hosts")
+
+
+def least(number: int) -> int:
+    """Returns the least of the numbers that the processes have, 0 <= number < 2^63; they are bytes, as in :func:`load`.
+
+    Raises:
+        LostError: another process has died.
+    """
+    if jax.process_count() == 1:
+        return number
+    own = np.frombuffer(number.to_bytes(_LENGTH_BYTES, "big"), np.uint8)
+    with _connected():
+        return min(int.from_bytes(row.tobytes(), "big") for row in multihost_utils.process_allgather(own))
+
+
 def load(read: Callable[[Any], Any], like: Any) -> Any:
     """Returns the arrays that ``read`` loads, placed as the shardings of ``like`` say; process 0 alone reads.
 

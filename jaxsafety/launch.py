@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
         Stopped: a signal has asked to stop.
     """
     ready = study.prepare(recipe, directory)
+    hosts.agree(_told(recipe, stages))
     _say_idle_devices(recipe)
     if len(stages) == 1:
         study.check_ready(ready, stages[0])
@@ -37,6 +39,12 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
             with runlog.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
                 _advance(ready, stage)
     return 0
+
+
+def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
+    """What the processes of one run have in common; a grammar counts by its content, wherever its file lies."""
+    config = runlog.flat(as_dict(replace(recipe, grammars=study.own_grammars(recipe))))
+    return config | {"stages": list(stages), **runlog.versions()}
 
 
 def _open(ready: Study, lock: ExitStack) -> None:

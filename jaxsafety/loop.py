@@ -102,7 +102,8 @@ def _fit(
     build: Callable[[int | None], Callable[..., Any]], shares: Sequence[int], arguments: tuple[Any, ...]
 ) -> Callable[..., Any]:
     """The program that batches the most lanes which fit; the one of single lanes if none does, for XLA to refuse."""
-    room, whole = memory.free(), 0
+    # Every process builds the same program, also where the devices of one are fuller.
+    room, whole = hosts.least(memory.free()), 0
     for at_once in (None, *shares):
         fn = build(at_once)
         # The call that follows finds this trace and this executable.

@@ -173,6 +173,11 @@ def reason(error: Exception) -> str:
     return text if isinstance(error, _TOLD) else f"{type(error).__name__}: {text}"
 
 
+def versions() -> dict[str, str | None]:
+    """Returns the versions of the packages that a run computes with."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
 def environment() -> dict[str, Any]:
     """Returns versions, git revision, machine and devices, as a bug report or manifest wants them.
 
@@ -189,7 +194,7 @@ def environment() -> dict[str, Any]:
         "jaxsafety": _version("jaxsafety"),
         "revision": _revision(Path(__file__)),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": versions(),
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
         "devices": devices,
@@ -308,7 +313,7 @@ def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) ->
         raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
-    recorded, new = _fields(content), _fields(config)
+    recorded, new = flat(content), flat(config)
     # An absent field is a null one: dumpers may leave those out.
     differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]
     if differing:
@@ -320,18 +325,18 @@ def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) ->
         )
 
 
-def _fields(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of nested mappings (and of lists of them) by dotted path."""
-    flat = {}
+    leaves = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
             value = dict(enumerate(value))
         if isinstance(value, Mapping):
-            flat |= _fields(value, f"{name}.")
+            leaves |= flat(value, f"{name}.")
         else:
-            flat[name] = value if isinstance(value, float) else _plain(value)  # infinity differs from null here
-    return flat
+            leaves[name] = value if isinstance(value, float) else _plain(value)  # infinity differs from null here
+    return leaves
 
 
 def _same(recorded: Any, new: Any) -> bool:

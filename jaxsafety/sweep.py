@@ -21,12 +21,19 @@ def resolve(strategy: Strategy, *, seeds: int) -> Strategy:
     """Returns the strategy that ``auto`` means here: sharded where several devices help, else vmap, or map on CPU.
 
     Raises:
-        ValueError: unknown strategy; several processes, and a strategy or number of seeds that they cannot share.
+        ValueError: unknown strategy; several processes, and a strategy or number of seeds that they cannot share,
+            or devices that are not as many in each.
     """
     check_name("strategy", strategy, get_args(Strategy))
     if (processes := jax.process_count()) > 1:
         if strategy not in ("auto", "sharded"):
             raise ValueError(f"strategy must be sharded or auto on {processes} processes, got {strategy!r}")
+        counts = [sum(device.process_index == process for device in jax.devices()) for process in range(processes)]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"every process must have as many devices, got {counts}: leave the same number to each, such as with "
+                "CUDA_VISIBLE_DEVICES, or taskset for the cores of a CPU"
+            )
         if seeds % processes:
             raise ValueError(f"seeds must be a multiple of the {processes} processes, got {seeds}: add or drop some")
         return "sharded"

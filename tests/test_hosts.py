@@ -1,5 +1,6 @@
 """Several real processes over loopback as one run: the same bits as one process, and all end when one does."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -72,6 +73,8 @@ def main():
     except signals.Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.number, False
+    if hosts.least(2**40 + jax.process_index()) != 2**40:
+        raise SystemExit("not the least")
     program = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=4)).lower(start(), roots, points, 2).compile()
     print("collectives", re.findall(COLLECTIVES, program.as_text()))
     return 0, False
@@ -183,6 +186,30 @@ def test_seeds_that_processes_cannot_share_are_refused(mini_yaml, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_processes_that_were_not_started_alike_are_refused(mini_yaml, tmp_path):
+    """Else one would train its seeds at a learning rate that the run directory does not tell."""
+    port, words = free_port(), ("pretrain", mini_yaml, "--out", tmp_path / "out", "--strategy", "sharded")
+    others = [[], ["--pretrain.learning_rate", "0.5"]]
+    told = [[f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}", *others[i]] for i in range(2)]
+    codes, said = end([launch(MAIN, *words, *flags, stdout=subprocess.PIPE) for flags in told])
+    assert codes == [2, 2], said
+    assert "pretrain.learning_rate is 0.5 here and 0.001 in process 0" in said[1][1]
+    assert "process 1 has another recipe, command or version than process 0" in said[0][1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_processes_with_unequal_devices_are_refused(mini_yaml, tmp_path):
+    port, words = free_port(), ("pretrain", mini_yaml, "--out", tmp_path / "out")
+    one_core = f"import os\nos.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{MAIN}"
+    told = [[f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}"] for i in range(2)]
+    pairs = zip((MAIN, one_core), told, strict=True)
+    started = [launch(script, *words, "--seeds", "[1,2,3,4]", *flags) for script, flags in pairs]
+    codes, said = end(started)
+    assert codes == [2, 2], said
+    assert all("every process must have as many devices, got [2, 1]" in err for _, err in said)
+
+
 @pytest.mark.slow
 def test_a_whole_run_in_two_processes_is_that_of_one(finished_run, mini_yaml, tmp_path, cache_directory):
     words = ("run", mini_yaml, "--out", tmp_path / "out", "--compilation_cache", cache_directory)
@@ -198,6 +225,7 @@ def test_alone_every_function_is_the_plain_thing(tmp_path):
     assert hosts.is_first() and hosts.fetch(tree) == tree
     assert hosts.decide(lambda: (1, tmp_path)) == (1, tmp_path)
     assert hosts.load(lambda like: like, tree) is tree
+    assert hosts.least(2**40) == 2**40 and hosts.agree({"a": 1}) is None
     with pytest.raises(KeyError):
         hosts.decide(lambda: {}["a"])
     hosts.check("here")
