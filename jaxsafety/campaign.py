@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from jaxsafety import cells, recipe_file, run_files, runlog, signals, study
+from jaxsafety import cells, progress, recipe_file, run_files, runlog, signals, study
 from jaxsafety.cells import Cell
 from jaxsafety.recipe import Recipe, as_dict
 from jaxsafety.study import Study
@@ -116,12 +117,13 @@ def run(jobs: Sequence[Job], stages: Stages) -> Outcome:
     outcome = Outcome()
     todo = []
     for job in jobs:
-        # A cell that trained to its end with every lane dead has its checkpoints, and has failed.
-        failed_in = (runlog.read_manifest(job.ready.directory).get("failed") or {}).get("stage")
-        if failed_in not in stages.names and all(study.is_finished(job.ready, name) for name in stages.names):
-            outcome.skipped.append(job.cell.name)
-        else:
-            todo.append(job)
+        with _kept([job], "start", outcome):
+            # A cell that trained to its end with every lane dead has its checkpoints, and has failed.
+            failed_in = (runlog.read_manifest(job.ready.directory).get("failed") or {}).get("stage")
+            if failed_in not in stages.names and all(study.is_finished(job.ready, name) for name in stages.names):
+                outcome.skipped.append(job.cell.name)
+            else:
+                todo.append(job)
     by_name = {job.cell.name: job for job in todo}
     for family in cells.families([job.cell for job in todo]):
         members = [by_name[cell.name] for cell in family]
@@ -148,8 +150,7 @@ def _pretrain(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
             locks.enter_context(_waited_for(source.directory, source.recipe))
             runlog.keep_files(source.directory / "grammars", study.own_grammars(source.recipe))
         for part in study.in_step(todo, lambda source: source.pretrain_leg):
-            with _kept(users(part), "pretrain", outcome), stages.recorded(part, "pretrain"):
-                study.pretrain_together(part)
+            _as_one(part, "pretrain", study.pretrain_together, users, stages, outcome)
 
 
 def _run_group(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
@@ -178,18 +179,48 @@ def _run_group(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
 def _tune(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
     """Tunes every method of a group; a study that another process left ahead of the others goes by itself."""
     by_study = {job.ready.directory: job for job in jobs}
+
+    def users(studies: Sequence[Study]) -> list[Job]:
+        return [by_study[ready.directory] for ready in studies]
+
+    def tune(studies: Sequence[Study], label: str) -> None:
+        base = jax.tree.map(lambda leaf: leaf[0], study.pretrained(studies[0]))
+        study.tune_together(studies, label, base)
+
     for label in jobs[0].ready.recipe.tune.methods if jobs else ():
         alive = [job.ready for job in jobs if job.cell.name not in outcome.failed]
         for part in study.in_step(alive, lambda ready, label=label: ready.tune_leg(label)):
-            members = [by_study[ready.directory] for ready in part]
-            with _kept(members, "tune", outcome), stages.recorded(part, "tune"):
-                base = jax.tree.map(lambda leaf: leaf[0], study.pretrained(part[0]))
-                study.tune_together(part, label, base)
+            _as_one(part, "tune", lambda studies, label=label: tune(studies, label), users, stages, outcome)
         for ready in alive:
             job = by_study[ready.directory]
             if job.cell.name not in outcome.failed:
                 with _kept([job], "tune", outcome):
                     study.tuned_method(ready, label)
+
+
+def _as_one(
+    studies: Sequence[Study],
+    stage: str,
+    train: Callable[[Sequence[Study]], Any],
+    users: Callable[[Sequence[Study]], list[Job]],
+    stages: Stages,
+    outcome: Outcome,
+) -> None:
+    """Trains studies as one program; where that fails, one by one, so that only the one at fault fails."""
+    apart: Sequence[Study] = ()
+    with _kept(users(studies), stage, outcome):
+        try:
+            with stages.recorded(studies, stage):
+                train(studies)
+        except (signals.Stopped, FloatingPointError):  # asked for, and true of each
+            raise
+        except Exception as error:
+            if len(studies) == 1:
+                raise
+            apart = studies
+            progress.say(f"{stage} of {len(studies)} cells together failed ({runlog.reason(error)}): one by one")
+    for one in apart:
+        _as_one((one,), stage, train, users, stages, outcome)
 
 
 def _finish(job: Job, stages: Stages, outcome: Outcome) -> None:
@@ -245,11 +276,15 @@ def _opened(directory: Path, recipe: Recipe) -> AbstractContextManager[Path]:
 def _waited_for(directory: Path, recipe: Recipe) -> Iterator[None]:
     """Opens a directory that another process of the same grid may be at work in."""
     with ExitStack() as lock:
+        said = False
         while True:
             try:
                 lock.enter_context(_opened(directory, recipe))
                 break
             except runlog.RunInUseError:
+                if not said:
+                    progress.say(f"waiting for another process to end its work in {directory}")
+                    said = True
                 signals.check(f"while another process works in {directory}")
                 time.sleep(_POLL_S)
         yield

@@ -1,7 +1,7 @@
 """How far a run, or every cell of a grid, is: a table from what lies in the directory. Imports no jax.
 
-A cell is *running* while a process holds its lock, *failed* with the reason in its manifest, *done* once all stages
-have left their files, else *waiting*, however far it is.
+A cell is *running* while a process holds its lock or pretrains what it shares, *failed* with the reason in its
+manifest, *done* once all stages have left their files, else *waiting*, however far it is.
 """
 
 from collections.abc import Iterator
@@ -42,14 +42,20 @@ def read(directory: Path) -> list[Progress]:
         ValueError: ``config.yaml`` or a manifest is damaged.
     """
     config = _config(directory)
-    listed = runlog.read_manifest(directory).get(run_files.CELLS)
+    recorded = runlog.read_manifest(directory).get(run_files.CELLS) or {}
+    try:
+        listed = {
+            name: (dict(about["values"]), directory / run_files.PRETRAINED / about["pretraining"])
+            for name, about in recorded.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory / 'manifest.json'} lists no cells: move it away and run the grid again"
+        ) from error
     if not listed:
         return [_progress(directory, directory.name, config, {}, directory)]
-    found = []
-    for name, about in listed.items():
-        source = directory / run_files.PRETRAINED / about["pretraining"]
-        found.append(_progress(directory / run_files.CELLS / name, name, config, about["values"], source))
-    return found
+    folder = directory / run_files.CELLS
+    return [_progress(folder / name, name, config, *about) for name, about in listed.items()]
 
 
 def render(rows: list[Progress]) -> str:
@@ -76,8 +82,17 @@ def _config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     try:
         content = yaml.safe_load(path.read_text())
-        return {name: content[name] for name in ("pretrain", "tune")}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        return {
+            "pretrain": {"steps": int(content["pretrain"]["steps"])},
+            "tune": {"steps": int(content["tune"]["steps"]), "methods": list(content["tune"]["methods"])},
+        }
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:  # bytes that are no text are a ValueError
         raise ValueError(f"{path} is not the configuration of a run") from error
 
 
@@ -86,15 +101,25 @@ def _progress(directory: Path, name: str, config: dict[str, Any], values: dict[s
     steps = {run_files.PRETRAINED: (_done(source, run_files.PRETRAINED), totals["pretrain"])}
     steps |= {method: (_done(directory, method), totals["tune"]) for method in config["tune"]["methods"]}
     stages = {stage: run_files.finished_files(directory, stage) for stage in _FILE_STAGES}
-    failure = runlog.read_manifest(directory).get("failed")
-    if runlog.is_in_use(directory):
-        state, failure = "running", None
-    elif failure:
+    whole = all(done == total for done, total in steps.values()) and all(stages.values())
+    reason = _failure(directory)
+    # Pretraining holds the lock of what the cells share.
+    shared = source != directory and steps[run_files.PRETRAINED][0] < totals["pretrain"]
+    if runlog.is_in_use(directory) or (shared and runlog.is_in_use(source)):
+        state, reason = "running", ""
+    elif reason:
         state = "failed"
     else:
-        whole = all(done == total for done, total in steps.values()) and all(stages.values())
         state = "done" if whole else "waiting"
-    return Progress(name, steps, stages, state, f"{failure['stage']}: {failure['reason']}" if failure else "")
+    return Progress(name, steps, stages, state, reason)
+
+
+def _failure(directory: Path) -> str:
+    try:
+        failed = runlog.read_manifest(directory).get("failed")
+    except ValueError as error:  # of one cell; the table still tells of the others
+        return f"start: {error}"
+    return f"{failed.get('stage')}: {failed.get('reason')}" if isinstance(failed, dict) else ""
 
 
 def _done(directory: Path, method: str) -> int:

@@ -94,6 +94,59 @@ def test_finished_cells_are_skipped_and_a_torn_one_continues_alone(copy, main, g
     assert "0 cells finished, 2 had been before" in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_fails_its_own_cell_and_no_other_of_its_program(main, grid_yaml, tuned, copy, capsys):
+    words = ("tune", grid_yaml, "--out", copy, "--grid", "{tune.learning_rates.only: [1e-3, 2e-3]}")
+    for path in (copy / "config.yaml", copy / "manifest.json"):
+        path.unlink()
+    shutil.rmtree(copy / "cells" / BAD)
+    other = copy / "cells" / "only=0.002"
+    assert main(*words) == 0
+    expected = leaves(other, "dpo")
+    for cell in (copy / "cells" / GOOD, other):
+        shutil.rmtree(cell / "checkpoints" / "dpo" / "00000006")
+    (copy / "cells" / GOOD / "checkpoints" / "dpo" / "00000004" / "digests.json").unlink()
+    assert main(*words) == 1
+    err = capsys.readouterr().err
+    assert "tune of 2 cells together failed" in err and f"cell {GOOD} failed, tune: checkpoint" in err
+    assert "only=0.002 failed" not in err and leaves(other, "dpo") == expected
+    assert [row.state for row in status.read(copy)] == ["failed", "waiting"]
+
+
+def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsys):
+    (copy / "cells" / BAD / "manifest.json").write_text("{")
+    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / "dpo" / "00000006")
+    assert main("tune", grid_yaml, "--out", copy) == 1
+    said = capsys.readouterr()
+    assert "1 cells finished, 0 had been before" in said.out
+    assert f"cell {BAD} failed, start: " in said.err and "is not JSON" in said.err
+    assert main("status", copy) == 0
+    assert "failed: start: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["pretrain: 3\ntune: {}", "pretrain: {steps: x}", "tune: {steps: 1, methods: 3}"])
+def test_the_status_of_what_is_no_run_is_one_sentence(main, tmp_path, capsys, content):
+    (tmp_path / "config.yaml").write_text(content)
+    assert main("status", tmp_path) == 2
+    assert "is not the configuration of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cells", [3, {"a": 3}, {"a": {}}, {"a": {"values": [1], "pretraining": "b"}}])
+def test_the_status_of_a_damaged_list_of_cells_is_one_sentence(main, mini_yaml, tmp_path, capsys, cells):
+    shutil.copy(mini_yaml, tmp_path / "config.yaml")
+    (tmp_path / "manifest.json").write_text(json.dumps({"cells": cells}))
+    assert main("status", tmp_path) == 2
+    assert "manifest.json lists no cells" in capsys.readouterr().err
+
+
+def test_cells_run_while_what_they_share_is_pretrained(copy):
+    source = copy / "pretrained" / "base"
+    shutil.rmtree(source / "checkpoints" / "pretrained" / "00000006")
+    recipe = recipe_file.read(source / "config.yaml")
+    with runlog.open_run(source, as_dict(recipe), resolved_yaml=recipe_file.to_yaml(recipe)):
+        assert [row.state for row in status.read(copy)] == ["running", "running"]
+    assert [row.state for row in status.read(copy)] == ["waiting", "failed"]
+
+
 def test_a_shard_runs_its_own_cells_only(main, grid_yaml, tmp_path):
     assert main("pretrain", grid_yaml, "--out", tmp_path / "out", "--shard", "2/2") == 0
     assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == [BAD]
