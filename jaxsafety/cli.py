@@ -125,6 +125,7 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     seeds = len(recipe.seeds) // (place.processes or 1) if place else len(recipe.seeds)
     _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=max(seeds, 1))
     if place:
+        _keep_stdout()
         cluster.join(place)
     from jaxsafety import launch
 
@@ -141,6 +142,14 @@ def _place(options: argparse.Namespace) -> cluster.Place | None:
     if options.shard or options.dry_run:
         return None
     return flags or cluster.from_environment(os.environ)
+
+
+def _keep_stdout() -> None:
+    """Leaves standard output to what this program prints: Gloo, which connects CPUs, writes there who is connected."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def _configure_jax(cache: str, *, seeds: int) -> None:

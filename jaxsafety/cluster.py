@@ -15,13 +15,15 @@ _HEARTBEAT_S = 20  # a process not heard of for so long is dead
 _START_S = 300  # for the last host to come up
 _LEAVE_S = 10  # for all to have come to an orderly end
 _SAID = b"said"
-# Reads until this process says that it has spoken, or ends without a word.
-_WATCHER = """
+_JOINED = b"joined "
+# Reads until this process says that it has spoken, or ends without that word, with the others or before it met them.
+_WATCHER = f"""
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
-if not sys.stdin.buffer.read():
-    os.write(2, sys.argv[1].encode())
+told = sys.stdin.buffer.read()
+if not told.endswith({_SAID}):
+    os.write(2, sys.argv[2 if told else 1].encode())
 """
 _watcher: subprocess.Popen | None = None
 
@@ -93,7 +95,9 @@ def join(place: Place) -> None:
 
     Raises:
         ImportError: Kubernetes without jax's extra for it.
-        OSError: process 0 cannot be reached, or not all processes came in time.
+        OSError: process 0 cannot be reached, or not all processes came in time; jax aborts in most such cases, and the
+            watcher says so.
+        ValueError: the launcher has not told all that jax needs to know.
     """
     import jax
 
@@ -112,9 +116,19 @@ def join(place: Place) -> None:
             jax.distributed.initialize(
                 cluster_detection_method=place.method, shutdown_timeout_seconds=_LEAVE_S, **limits
             )
+    except KeyError as error:
+        # Such as Open MPI 5, which no longer names its own process.
+        _tell_watcher()
+        raise ValueError(
+            f"{place.method} has told this process to be one of {place.processes}, but {error.args[0]}, by which jax "
+            "finds the others, is not set: name --coordinator, --processes and --process"
+        ) from error
     except RuntimeError as error:
+        _tell_watcher()
         reason = str(error).partition("\n")[0]
         raise OSError(f"the processes of this run did not find each other ({reason})") from error
+    _watcher.stdin.write(_JOINED)
+    _watcher.stdin.flush()
 
 
 def leave(code: int, *, lost: bool) -> None:
@@ -142,14 +156,20 @@ def leave(code: int, *, lost: bool) -> None:
 def _watch(place: Place) -> None:
     global _watcher
     who = "a process" if place.process is None else f"process {place.process} of {place.processes}"
-    sentence = (
+    sentences = (
+        f"jaxsafety: {who} of this run was ended before all had met, by a kill or because they did not within "
+        f"{_START_S} s: start the same command on all hosts, and see that process 0 can be reached {_at(place)}\n",
         f"jaxsafety: {who} of this run was ended, by a kill or because another process had died: nothing that was "
-        "saved is lost, and the same command, started on all hosts again, continues\n"
+        "saved is lost, and the same command, started on all hosts again, continues\n",
     )
     # A session of its own: Ctrl-C is for the run.
     _watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _WATCHER, sentence], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-I", "-S", "-c", _WATCHER, *sentences], stdin=subprocess.PIPE, start_new_session=True
     )
+
+
+def _at(place: Place) -> str:
+    return f"at {place.coordinator}" if place.coordinator else f"where {place.method} tells"
 
 
 def _tell_watcher() -> None:
