@@ -6,6 +6,7 @@ axis of every program already, so a grid does not run over them.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +21,9 @@ from jaxsafety.types import HParams
 # The traced scalars that a method's configuration sets; the learning rates are the other one.
 _TRACED = {field.name for field in fields(HParams)} - {"peak_lr"}
 _PRETRAINING_RATE = "pretrain.learning_rate"
+_MOST_BYTES = 255  # of a file name
+# Each is read, checked and planned, some hundredths of a second long.
+_MOST_CELLS = 10_000
 _REFUSED = {
     "seeds": "seeds are an axis of every program already, list them all under `seeds`",
     "name": "a cell is named after its values",
@@ -54,6 +58,8 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
     paths = dict(_paths(as_dict(recipe)))
     for field, values in recipe.grid.items():
         _check_field(field, values, paths)
+    if (count := math.prod(map(len, recipe.grid.values()))) > _MOST_CELLS:
+        raise ValueError(f"grid must have at most {_MOST_CELLS} cells, got {count}: split it into several recipes")
     combinations = itertools.product(*recipe.grid.values())
     recipes = [_at(recipe, dict(zip(recipe.grid, combination, strict=True)), paths) for combination in combinations]
     typed = [{field: _value(as_dict(one), paths[field]) for field in recipe.grid} for one in recipes]
@@ -62,6 +68,11 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
             raise ValueError(f"grid.{field} must have distinct values, got {list(recipe.grid[field])}")
     texts = _texts(typed)
     names = [_name(values, texts) for values in typed]
+    if longest := next((name for name in names if len(name.encode()) > _MOST_BYTES), None):
+        raise ValueError(
+            f"a cell is a directory named after its values, of at most {_MOST_BYTES} bytes, got "
+            f"{len(longest.encode())}: make the grid's lists shorter or its fields fewer ({longest[:40]}...)"
+        )
     named = zip(names, recipes, typed, strict=True)
     return tuple(Cell(name, replace(one, name=f"{recipe.name}-{name}"), values) for name, one, values in named)
 
@@ -91,7 +102,7 @@ def shard(cells: Sequence[Cell], part: str) -> tuple[Cell, ...]:
     Raises:
         ValueError: not i/n with 1 <= i <= n.
     """
-    numbers = re.fullmatch(r"(\d+)/(\d+)", part)
+    numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
     if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
         raise ValueError(f"--shard must be i/n with 1 <= i <= n, such as 1/4, got {part!r}")
     return tuple(cells[int(numbers[1]) - 1 :: int(numbers[2])])

@@ -112,10 +112,10 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxsafety import cells, recipe_file
 
     recipe = recipe_file.read(options.recipe, overrides=overrides)
-    if options.shard and not recipe.grid:
-        raise ValueError(f"--shard {options.shard} divides the cells of a grid, and {options.recipe} has no `grid:`")
+    if options.shard is not None and not recipe.grid:
+        raise ValueError(f"--shard {options.shard!r} divides the cells of a grid, and {options.recipe} has no `grid:`")
     chosen = cells.expand(recipe)
-    chosen = cells.shard(chosen, options.shard) if options.shard else chosen
+    chosen = chosen if options.shard is None else cells.shard(chosen, options.shard)
     if options.print_config:
         sys.stdout.write(recipe_file.to_yaml(recipe))
         return 0
@@ -139,7 +139,9 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _place(options: argparse.Namespace) -> cluster.Place | None:
     """Where this process stands in its run, None by itself: as a part of a grid, or to say only what would be done."""
     flags = cluster.from_flags(options.coordinator, options.processes, options.process)
-    if options.shard or options.dry_run:
+    if options.shard is not None and flags:
+        raise ValueError("--shard runs a part of a grid by itself, and --coordinator joins processes: give one of them")
+    if options.shard is not None or options.dry_run:
         return None
     return flags or cluster.from_environment(os.environ)
 

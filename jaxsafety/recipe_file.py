@@ -60,6 +60,7 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
     parser.add_class_arguments(Recipe)
     try:
         parsed = values_of(parser)
+        _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
@@ -125,6 +126,15 @@ def _check_sections(content: dict[str, Any], *, where: str) -> None:
     for name, kind in get_type_hints(Recipe).items():
         if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
+
+
+def _check_names(content: dict[Any, Any], *, where: str) -> None:
+    """Refuses a key on the command line that is no text; those of the file have been looked at."""
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has a key that is no text: put {name!r} in quotes or rename it")
+        if isinstance(value, dict):
+            _check_names(value, where=where)
 
 
 def _check_nulls(config: type, values: dict[str, Any], *, where: str, prefix: str = "") -> None:

@@ -81,7 +81,7 @@ def test_the_shards_hold_every_cell_once(over, parts):
     assert sorted(cell.name for shard in shards for cell in shard) == sorted(cell.name for cell in found)
 
 
-@pytest.mark.parametrize("part", ["3/2", "0/2", "1/0", "-1/2", "1", "a/b", ""])
+@pytest.mark.parametrize("part", ["3/2", "0/2", "1/0", "-1/2", "1", "a/b", "", "1/" + "9" * 5000])
 def test_a_bad_shard_is_named(part):
     with pytest.raises(ValueError, match=r"--shard must be i/n with 1 <= i <= n, such as 1/4, got"):
         cells.shard((), part)
@@ -98,6 +98,8 @@ def test_a_bad_shard_is_named(part):
         ("tune.batch_size", (0,), "grid at tune.batch_size=0: tune.batch_size must be > 0"),
         ("tune.steps", (7,), "grid at tune.steps=7: tune.steps must be a multiple of chunk_steps, got 7 and 2"),
         ("seeds", ((1,),), "a grid cannot run over 'seeds': seeds are an axis of every program already"),
+        ("analyze.alphas", (tuple(i / 64 for i in range(64)),), "named after its values, of at most 255 bytes, got"),
+        ("tune.batch_size", tuple(range(10_001)), "grid must have at most 10000 cells, got 10001"),
         ("name", ("a",), "a grid cannot run over 'name'"),
     ],
 )

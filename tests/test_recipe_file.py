@@ -142,6 +142,8 @@ def test_a_bad_value_is_named(refuse, text, message):
         (["--pretrain.steps", "many"], "pretrain.steps: Expected a int. Got value: many"),
         (["junk"], "unrecognized arguments: junk"),
         (["--seeds", "[0,0]"], "seeds must be distinct, got [0, 0]"),
+        (["--tune.methods", "{1: {}}"], "has a key that is no text: put 1 in quotes or rename it"),
+        (["--tune.learning_rates", "{1: 0.1}"], "has a key that is no text: put 1 in quotes or rename it"),
     ],
 )
 def test_a_bad_override_is_named(refuse, words, message):
