@@ -103,20 +103,30 @@ def _fit(
 ) -> Callable[..., Any]:
     """The program that batches the most lanes which fit; the one of single lanes if none does, for XLA to refuse."""
     # Every process builds the same program, also where the devices of one are fuller.
-    room, whole = hosts.least(memory.free()), 0
+    room, needs = hosts.least(memory.free()), []
     for at_once in (None, *shares):
         fn = build(at_once)
-        # The call that follows finds this trace and this executable.
-        needed = memory.need(fn.lower(*arguments).compile())
-        whole = whole or needed
-        if needed <= room:
+        needs.append(_need(fn, arguments))
+        if needs[-1] <= room:
             break
     if at_once is not None:
+        whole, part = (f"{need / 2**30:.3g} GiB" if need < math.inf else "more" for need in (needs[0], needs[-1]))
         progress.say(
-            f"all lanes together need {whole / 2**30:.3g} GiB of a device that has {room / 2**30:.3g} free: "
-            f"running {at_once} seed{'s' * (at_once != 1)} at a time, {needed / 2**30:.3g} GiB"
+            f"all lanes together need {whole} of a device that has {room / 2**30:.3g} GiB free: "
+            f"running {at_once} seed{'s' * (at_once != 1)} at a time, {part}"
         )
     return fn
+
+
+def _need(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> int | float:
+    """Bytes that a program needs; infinitely many where the compiler itself refuses to place it, as a TPU's does."""
+    try:
+        # The call that follows finds this trace and this executable.
+        return memory.need(fn.lower(*arguments).compile())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
 
 
 def is_finished(leg: Leg) -> bool:

@@ -16,6 +16,15 @@ from jaxsafety.recipe import Recipe, as_dict
 from jaxsafety.suggest import nearest
 
 _MAX_NODES = 10_000
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "NoneType": "null",
+    "tuple": "a list",
+    "dict": "a mapping {name: value}",
+}
 
 
 def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -160,6 +169,16 @@ def _sentence(message: str, *, where: str) -> str:
     if value:
         known = value[1].replace("'", "").split(", ")
         text = text.replace(value[0], f"expected one of {', '.join(known)}, got {value[2]!r}{nearest(value[2], known)}")
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[([\w, ]+)\].* Given value: (.*)",
+        lambda found: f"expected {_kind(*found[1].split(', '))}, got {found[2]}",
+        text,
+    )
+    text = re.sub(
+        r"Expected a (\w+)( with \d+ elements)?\. Got value: ",
+        lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ",
+        text,
+    )
     if option := re.search(r"[Oo]ption '([\w.-]+)'", text):
         section = re.search(r"Group '([\w.]+)'|Parser key \"([\w.]+)\"", text)
         text += _nearest_field(f"{section[1] or section[2]}.{option[1]}" if section else option[1])
@@ -167,6 +186,10 @@ def _sentence(message: str, *, where: str) -> str:
         text += nearest(word[1], set(_keys(Recipe)))
     text = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", text)
     return f"{where}: {text}"
+
+
+def _kind(*types: str) -> str:
+    return " or ".join(_KINDS.get(name, name) for name in types)
 
 
 def _nearest_field(name: str) -> str:

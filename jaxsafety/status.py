@@ -86,13 +86,8 @@ def _config(directory: Path) -> dict[str, Any]:
             "pretrain": {"steps": int(content["pretrain"]["steps"])},
             "tune": {"steps": int(content["tune"]["steps"]), "methods": list(content["tune"]["methods"])},
         }
-    except (
-        yaml.YAMLError,
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ) as error:  # bytes that are no text are a ValueError
+    # Bytes that are no text are a ValueError.
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not the configuration of a run") from error
 
 

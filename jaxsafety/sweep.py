@@ -65,12 +65,12 @@ def seed_sharding(strategy: Strategy, *, seeds: int, axis: int | None) -> jax.sh
 def shares(strategy: Strategy, *, seeds: int) -> tuple[int, ...]:
     """Returns how many seeds a program may batch on a device under a resolved strategy, the most first.
 
-    All that lie there, then ever fewer, down to one; each divides the one before. Nothing where lanes run one by one.
+    All that lie there, then half as many each time, rounded up, down to one. Nothing where lanes run one by one.
     """
     if not _is_batched(strategy):
         return ()
     here = seeds // len(_mesh(strategy, seeds).devices)
-    return tuple(n for n in range(here, 0, -1) if here % n == 0)
+    return tuple(dict.fromkeys(-(-here // 2**halving) for halving in range(here.bit_length() + 1)))
 
 
 def _mesh(strategy: Strategy, seeds: int) -> Mesh:
@@ -87,8 +87,8 @@ def over_lanes(
         run: pure ``(lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one seed.
         strategy: a resolved strategy.
         seeds: number of seeds, s.
-        at_once: batch only so many seeds of one point, one of :func:`shares`, and run these batches one after the
-            other; None for all lanes that the strategy batches.
+        at_once: batch only so many seeds of one point, such as one of :func:`shares`, and run these batches one after
+            the other, the rest last; None for all lanes that the strategy batches.
 
     Returns:
         The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...], *shared) -> outputs[h, s, ...]``. What is

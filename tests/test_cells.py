@@ -94,7 +94,7 @@ def test_a_bad_shard_is_named(part):
         ("tune.optim", (1,), "'tune.optim' is a section: expected one of its fields, such as 'tune.optim.algorithm'"),
         ("tune.batch_size", (), "grid.tune.batch_size must have at least one value, got none"),
         ("tune.batch_size", (4, "4"), "grid.tune.batch_size must have distinct values, got"),
-        ("tune.batch_size", ("many",), "grid at tune.batch_size=many: tune.batch_size: Expected a int"),
+        ("tune.batch_size", ("many",), "grid at tune.batch_size=many: tune.batch_size: expected an integer, got many"),
         ("tune.batch_size", (0,), "grid at tune.batch_size=0: tune.batch_size must be > 0"),
         ("tune.steps", (7,), "grid at tune.steps=7: tune.steps must be a multiple of chunk_steps, got 7 and 2"),
         ("seeds", ((1,),), "a grid cannot run over 'seeds': seeds are an axis of every program already"),

@@ -20,7 +20,7 @@ STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
 # Recipe text, and what the sentence must hold.
 BAD_RECIPES = {
     "unknown key": ("pretrain: {stps: 5}", "did you mean 'steps'?"),
-    "wrong type": ("pretrain: {steps: many}", "pretrain.steps: Expected a int. Got value: many"),
+    "wrong type": ("pretrain: {steps: many}", "pretrain.steps: expected an integer, got many"),
     "negative size": ("pretrain: {batch_size: -4}", "pretrain.batch_size must be > 0 and finite, got -4"),
     "zero size": ("model: {layers: 0}", "layers: got 0, expected an integer of at least 1"),
     "heads": ("model: {heads: 5}", "heads: got 5, expected a divisor of width 64"),

@@ -274,6 +274,25 @@ def test_lanes_that_do_not_fit_together_run_by_parts_which_is_said(monkeypatch, 
         assert f"running {at_once} seed{'s' * (at_once > 1)} at a time" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("word", ["RESOURCE_EXHAUSTED: Ran out of memory", "INTERNAL: a bug"])
+def test_a_program_that_its_compiler_cannot_place_is_split_too(monkeypatch, capsys, word):
+    def need(_):
+        needs.append(None)
+        if len(needs) == 1:
+            raise jax.errors.JaxRuntimeError(word)
+        return 2**20
+
+    needs = []
+    monkeypatch.setattr(memory, "need", need)
+    fn = loop.program(lambda lane, *_: lane, grid=replace(GRID, strategy="vmap"))
+    if "INTERNAL" in word:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+            fn(jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(2))
+        return
+    np.testing.assert_array_equal(fn(jnp.ones((2, 2)), jnp.zeros(2), jnp.zeros(2)), np.ones((2, 2)))
+    assert "all lanes together need more of a device that has" in capsys.readouterr().err
+
+
 def test_the_need_of_a_program_is_its_plan_without_its_arguments():
     lanes = jnp.zeros((4, 1000))
     compiled = jax.jit(lambda x: (x @ x.T, x + 1)).lower(lanes).compile()

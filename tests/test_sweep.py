@@ -73,17 +73,19 @@ def test_sharding_does_not_change_a_bit(grids):
     jax.tree.map(np.testing.assert_array_equal, grids["sharded"], grids["map"])
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
 def test_lanes_batched_by_parts_are_those_batched_at_once_within_rounding(inputs, grids, at_once):
     split = jax.jit(sweep.over_lanes(run, "vmap", seeds=len(SEEDS), at_once=at_once))(*inputs)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), jax.device_get(split), grids["vmap"])
 
 
-def test_only_batched_lanes_are_split_and_evenly(monkeypatch):
-    assert sweep.shares("vmap", seeds=12) == (12, 6, 4, 3, 2, 1)
+def test_only_batched_lanes_are_split_in_halves(monkeypatch):
+    assert sweep.shares("vmap", seeds=12) == (12, 6, 3, 2, 1)
+    assert sweep.shares("vmap", seeds=31) == (31, 16, 8, 4, 2, 1)
+    assert sweep.shares("vmap", seeds=1) == (1,)
     assert sweep.shares("map", seeds=12) == sweep.shares("sharded", seeds=12) == ()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert sweep.shares("sharded", seeds=12) == (3, 1)
+    assert sweep.shares("sharded", seeds=12) == (3, 2, 1)
 
 
 def test_a_vmapped_lane_is_the_single_run_within_rounding(grids, singles):
