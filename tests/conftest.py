@@ -5,12 +5,15 @@ Array annotations of the package are checked by beartype here, and only here, so
 
 import fcntl
 import os
+import signal
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 # Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A background shell has its children ignore Ctrl-C, which the tests of it send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import jaxtyping

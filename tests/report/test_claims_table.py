@@ -67,7 +67,7 @@ def test_a_run_without_analyses_is_one_sentence(tmp_path):
 def test_a_damaged_file_is_named(run, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "analyze.parquet").write_bytes((run / "results" / "analyze.parquet").read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"analyze\.parquet is not a readable Parquet file"):
+    with pytest.raises(ValueError, match=r"analyze\.parquet is damaged: remove it and run its stage again"):
         claims_table.text(tmp_path)
 
 
