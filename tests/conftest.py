@@ -12,13 +12,14 @@ from pathlib import Path
 
 # Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# A background shell has its children ignore Ctrl-C, which the tests of it send.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
+
+# A background shell has its children ignore Ctrl-C, which the tests of it send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
