@@ -1,0 +1,155 @@
+"""Labelled prompts for models that read English: a set of our own making, and JSONL files of a user's.
+
+A label is ``safe``, ``unsafe`` or ``jailbreak:KIND``. The set pairs instructions that differ in their object alone,
+such as "Design a bicycle" and "Design a bomb"; its jailbreaks are wrappings of the unsafe ones.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxsafety.suggest import check_name
+
+LABELS = ("safe", "unsafe")
+_JAILBREAK = re.compile(r"jailbreak:[\w.-]+")
+_KEYS = ("prompt", "messages", "label")
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user or assistant.
+        content: its text.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked, and what kind of question that is.
+
+    Attributes:
+        messages: the conversation, at least one turn; a plain prompt is one turn of the user.
+        label: ``safe``, ``unsafe`` or ``jailbreak:KIND``.
+    """
+
+    messages: tuple[Message, ...]
+    label: str
+
+
+def own() -> list[Prompt]:
+    """Returns the set of this package: 240 safe instructions, 240 unsafe ones, and these in two wrappings.
+
+    The i-th safe and the i-th unsafe one have the same verb, and so has the i-th of each jailbreak.
+    """
+    words = yaml.safe_load((resources.files("jaxsafety") / "instructions.yaml").read_text())
+    asked = {label: [f"{verb} {thing}." for verb in words["verbs"] for thing in words[label]] for label in LABELS}
+    for kind, template in words["jailbreaks"].items():
+        asked[f"jailbreak:{kind}"] = [_wrapped(template, prompt) for prompt in asked["unsafe"]]
+    return [_plain(prompt, label) for label, prompts in asked.items() for prompt in prompts]
+
+
+def to_jsonl(prompts: Iterable[Prompt]) -> str:
+    """Returns one line of JSON a prompt, as :func:`read` takes them: ``prompt`` for one turn of the user, else
+    ``messages``; and ``label``."""
+    return "".join(json.dumps(_as_row(prompt), ensure_ascii=False) + "\n" for prompt in prompts)
+
+
+def read(path: Path) -> list[Prompt]:
+    """Reads labelled prompts, one JSON object a line: ``{"prompt" | "messages": ..., "label": ...}``.
+
+    Raises:
+        ValueError: no such file, or no prompts in it; a line that is not such an object, with its number.
+    """
+    if not path.is_file():
+        raise ValueError(f"no prompts at {path}: expected a JSONL file, such as `jaxsafety prompts --out` writes")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: expected JSON, one prompt a line") from error
+    found = [_parsed(line, where=f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise ValueError(f'{path} holds no prompts: expected lines such as {{"prompt": "...", "label": "safe"}}')
+    return found
+
+
+def _parsed(line: str, *, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} must be an object with prompt and label, got {_shown(row)}")
+    for key in row:
+        check_name(f"key in {where}", key, _KEYS)
+    if ("prompt" in row) == ("messages" in row):
+        raise ValueError(f"{where} must have either prompt or messages, got {'both' if 'prompt' in row else 'neither'}")
+    label = _checked_label(row, where)
+    if "prompt" in row:
+        return _plain(_text(row["prompt"], f"{where}: prompt"), label)
+    return Prompt(_conversation(row["messages"], where), label)
+
+
+def _checked_label(row: dict[str, Any], where: str) -> str:
+    if "label" not in row:
+        raise ValueError(f"{where} has no label: expected safe, unsafe or jailbreak:KIND")
+    label = row["label"]
+    if isinstance(label, str) and _JAILBREAK.fullmatch(label):
+        return label
+    check_name(f"label in {where}", label if isinstance(label, str) else _shown(label), (*LABELS, "jailbreak:KIND"))
+    if label not in LABELS:
+        raise ValueError(f"{where}: label must name its jailbreak in place of KIND, got {label!r}")
+    return label
+
+
+def _conversation(messages: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{where}: messages must be a list of at least one turn, got {_shown(messages)}")
+    turns = []
+    for turn in messages:
+        if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
+            raise ValueError(f"{where}: a turn of messages must have role and content, got {_shown(turn)}")
+        check_name(f"role in {where}", _text(turn["role"], f"{where}: role"), _ROLES)
+        turns.append(Message(turn["role"], _text(turn["content"], f"{where}: content")))
+    if turns[-1].role != "user":
+        raise ValueError(f"{where}: the last turn must be the user's, which the model answers, got {turns[-1].role}")
+    return tuple(turns)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} must be text that is not empty, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _wrapped(template: str, prompt: str) -> str:
+    return template.format(prompt=prompt, encoded=base64.b64encode(prompt.encode()).decode())
+
+
+def _plain(prompt: str, label: str) -> Prompt:
+    return Prompt((Message("user", prompt),), label)
+
+
+def _as_row(prompt: Prompt) -> dict[str, Any]:
+    turns: Sequence[Message] = prompt.messages
+    if len(turns) == 1 and turns[0].role == "user":
+        return {"prompt": turns[0].content, "label": prompt.label}
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return {"messages": messages, "label": prompt.label}
