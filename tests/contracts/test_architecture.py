@@ -46,7 +46,10 @@ LAYERS = {
         "campaign",
         "forecast",
         "status",
+        "sharding",
     }
+    | {"interop", "interop.hf", "interop.safetensors_file"}
+    | {f"interop.hf_{name}" for name in ("attributes", "checkpoint", "config", "index", "names", "rope", "write")}
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}

@@ -1,0 +1,1 @@
+"""Other people's formats: weights and configurations of models that were not trained here."""
