@@ -57,6 +57,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "pretraining_tp": ((1,), "products are not split here"),
     "partial_rotary_factor": ((1.0,), "heads are rotated whole here"),
     "rope_interleaved": ((False,), "heads are rotated by halves here"),
+    "use_mrope": ((False,), "positions have one axis here"),
     "quantization_config": ((), "weights must be plain numbers: save a dequantised model"),
     "auto_map": ((), "code beside a checkpoint is never run"),
     "chunk_size_feed_forward": ((0,), "the MLP is not split here"),

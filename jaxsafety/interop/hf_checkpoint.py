@@ -19,7 +19,7 @@ from jaxsafety.interop.hf_config import ParamsDtype, read_config
 from jaxsafety.interop.hf_index import check_names, find_tensors
 from jaxsafety.interop.safetensors_file import Tensor
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.suggest import nearest
+from jaxsafety.suggest import check_name
 
 _ALIGNMENT = 64  # bytes; JAX on CPU takes such a buffer as it is and copies any other
 
@@ -55,15 +55,13 @@ class Checkpoint:
             ValueError: no such matrix, or it is not finite, in the file or in ``dtype``.
             OSError: it cannot be read.
         """
-        path = f"blocks/{name}"
         shapes = names.leaf_shapes(self.config)
-        matrices = [other for other, shape in shapes.items() if other.startswith("blocks/") and len(shape) == 3]
-        if path not in matrices:
-            known = [other.removeprefix("blocks/") for other in matrices]
-            raise ValueError(f"unknown matrix {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
+        matrices = [path for path, shape in shapes.items() if path.startswith("blocks/") and len(shape) == 3]
+        check_name("matrix", name, [path.removeprefix("blocks/") for path in matrices])
         if layer not in range(self.config.layers):
             raise ValueError(f"layer: got {layer}, expected 0 to {self.config.layers - 1}")
-        return self.leaf(path, index=(slice(layer, layer + 1), slice(None), slice(None)), dtype=dtype)[0]
+        index = (slice(layer, layer + 1), slice(None), slice(None))
+        return self.leaf(f"blocks/{name}", index=index, dtype=dtype)[0]
 
     def leaf(self, path: str, *, index: tuple[slice, ...], dtype: ParamsDtype) -> np.ndarray:
         """Returns a part of one of our leaves, stacked over layers; nothing outside its rows is read.
@@ -77,11 +75,12 @@ class Checkpoint:
             The part, in memory that JAX on CPU takes over without a copy.
 
         Raises:
-            ValueError: it is not finite, in the file or in ``dtype``.
+            ValueError: no such leaf, or it is not finite, in the file or in ``dtype``.
             OSError: it cannot be read.
         """
-        shape = names.leaf_shapes(self.config)[path]
-        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        shapes = names.leaf_shapes(self.config)
+        check_name("parameter", path, shapes)
+        bounds = [part.indices(size)[:2] for part, size in zip(index, shapes[path], strict=True)]
         target = _aligned([stop - start for start, stop in bounds], jnp.dtype(dtype))
         if (path, None) in self.tensors:
             _fill(target, self.tensors[path, None], bounds, transposed=names.is_transposed(path))

@@ -82,6 +82,14 @@ def test_unknown_matrices_and_layers_are_refused(saved):
             checkpoint.matrix(layer, "mlp/up")
 
 
+def test_an_unknown_leaf_is_refused(saved):
+    checkpoint = hf.open_checkpoint(saved(tied=True)[0])
+    with pytest.raises(
+        ValueError, match=r"unknown parameter 'unembed': expected one of embed, .*; did you mean 'embed'"
+    ):
+        checkpoint.leaf("unembed", index=np.s_[:, :], dtype="float32")
+
+
 def test_values_that_the_wanted_type_cannot_hold_are_refused(saved):
     directory, _ = saved()
     edit(directory, add={UP: np.full((24, 16), 1e6, np.float32)})

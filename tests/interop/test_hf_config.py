@@ -117,7 +117,13 @@ def test_windows(read):
 def test_attributes_without_effect_on_logits(read):
     raw = dict.fromkeys(hf_attributes._WITHOUT_EFFECT - set(LLAMA), "anything")
     neutral = {"hidden_act": "swish", "pretraining_tp": 1, "partial_rotary_factor": 1.0, "rope_interleaved": False}
-    neutral |= {"quantization_config": None, "auto_map": None, "chunk_size_feed_forward": 0, "pruned_heads": {}}
+    neutral |= {
+        "quantization_config": None,
+        "auto_map": None,
+        "use_mrope": False,
+        "chunk_size_feed_forward": 0,
+        "pruned_heads": {},
+    }
     neutral |= {"is_encoder_decoder": False, "tie_encoder_decoder": False, "add_cross_attention": False}
     assert read(LLAMA | raw | neutral, never_heard_of=None) == EXPECTED
 
@@ -127,6 +133,7 @@ REFUSED = {
     "pretraining_tp is 2, expected 1": {"pretraining_tp": 2},
     "partial_rotary_factor is 0.5, expected 1.0": {"partial_rotary_factor": 0.5},
     "rope_interleaved is True": {"rope_interleaved": True},
+    "use_mrope is True, expected False": {"use_mrope": True},
     "quantization_config is .*, expected null: .* dequantised": {"quantization_config": {"bits": 4}},
     "auto_map is .*, expected null: code": {"auto_map": {"AutoModel": "x.Y"}},
     "chunk_size_feed_forward is 8": {"chunk_size_feed_forward": 8},
