@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety.models import layers as nn
 from jaxsafety.models.layers import ComputeDtype
+from jaxsafety.models.sites import chosen_layers, pick
 from jaxsafety.suggest import check_name
 from jaxsafety.types import Key, Params
 
@@ -256,11 +257,7 @@ def forward_embeddings_with_activations(
     Raises:
         ValueError: unknown site, or layers that are not ascending indices of this model.
     """
-    for site in sites:
-        check_name("site", site, get_args(Site))
-    chosen = tuple(range(config.layers)) if layers is None else layers
-    if not chosen or list(chosen) != sorted(set(chosen) & set(range(config.layers))):
-        raise ValueError(f"layers: got {layers}, expected ascending indices from 0 to {config.layers - 1}")
+    chosen = chosen_layers(layers, depth=config.layers, sites=sites, known=get_args(Site))
     return _run(params, embeddings, config=config, sites=sites, layers=chosen, positions=positions)
 
 
@@ -273,7 +270,7 @@ def _run(params, embeddings, *, config, sites=(), layers=(), positions=None):
 
     def layer(x, weights, sites):
         x, seen = _block(x, weights, config=config, tokens=tokens, rope=rope)
-        return x, {site: _pick(seen[site], tokens=tokens, positions=positions) for site in sites}
+        return x, {site: pick(seen[site], tokens=tokens, positions=positions) for site in sites}
 
     # Runs of consecutive layers that are all captured or all not, so that a scan never stacks what nobody reads.
     captured = []
@@ -321,8 +318,3 @@ def _additive_positions(params, tokens, *, config):
     if config.positions == "learned":
         return params["positions"][None, :tokens]
     return 0.0
-
-
-def _pick(rows, *, tokens, positions):
-    activations = rows.reshape(-1, tokens, rows.shape[-1])
-    return activations if positions is None else jnp.take_along_axis(activations, positions[..., None], axis=1)

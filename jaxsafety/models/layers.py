@@ -1,4 +1,4 @@
-"""Building blocks of a decoder: linear maps, LayerNorm, GELU, causal attention, sinusoidal and rotary positions.
+"""Building blocks of a decoder: linear maps, norms, GELU, attention, sinusoidal and rotary positions.
 
 Activations around a linear are rows ``[b*t, d]``: with three axes XLA fuses the residual stream into transposing
 copies, which costs a small model a fifth of its gradient step on CPU. Products of activations with weights and of
@@ -11,7 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -127,6 +127,20 @@ def layer_norm(
     return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale[None, :] + bias[None, :]
 
 
+def rms_norm(x: Float[Array, "rows d"], *, scale: Float[Array, " d"], eps: float) -> Float[Array, "rows d"]:
+    """Returns ``x / sqrt(mean(x^2) + eps) * scale``, row by row.
+
+    Args:
+        x: ``[rows, d]`` float32.
+        scale: ``[d]``.
+        eps: added to the mean square, > 0.
+
+    References:
+        Zhang and Sennrich (2019), Root Mean Square Layer Normalization, arXiv:1910.07467.
+    """
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale[None, :]
+
+
 # Recomputed in the backward pass: reading the stored intermediates back costs more than the tanh (1.04-1.3x of a
 # whole gradient step on CPU, most when the layers are a loop).
 @jax.checkpoint
@@ -172,6 +186,77 @@ def causal_attention(
     return product("bntu,bunk->btnk", unnormalised, values, dtype=dtype) / total[..., None]
 
 
+def grouped_attention(
+    queries: Float[Array, "b t n k"],
+    *,
+    keys: Float[Array, "b u g k"],
+    values: Float[Array, "b u g k"],
+    visible: Bool[Array, "#b t u"],
+    dtype: ComputeDtype = "float32",
+) -> Float[Array, "b t n k"]:
+    """Returns ``softmax(q k^T / sqrt(k)) v`` over the visible places, ``n / g`` neighbouring queries to a key head.
+
+    No key or value is repeated: the queries are split into groups instead.
+
+    Args:
+        queries: ``[b, t, n, k]`` float32, ``n`` a multiple of ``g``.
+        keys: ``[b, u, g, k]`` float32.
+        values: ``[b, u, g, k]`` float32.
+        visible: ``[b, t, u]`` from :func:`visibility`, which places a query attends to: at least one each.
+        dtype: of the factors of the two products; scores, their exponentials and the total are float32.
+
+    Returns:
+        ``[b, t, n, k]``, a convex combination of the visible values of each query's key head.
+
+    References:
+        Ainslie et al. (2023), GQA, arXiv:2305.13245.
+    """
+    batch, tokens, heads, width = queries.shape
+    # j: a query head's place within its group
+    split = (queries / math.sqrt(width)).reshape(batch, tokens, keys.shape[2], -1, width)
+    scores = product("btgjk,bugk->bgjtu", split, keys, dtype=dtype)
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    unnormalised = jnp.exp(scores - peak)
+    total = jnp.einsum("bgjtu->btgj", unnormalised)
+    mixed = product("bgjtu,bugk->btgjk", unnormalised, values, dtype=dtype) / total[..., None]
+    return mixed.reshape(batch, tokens, heads, width)
+
+
+def real_positions(mask: Bool[Array, "b t"]) -> Int[Array, "b t"]:
+    """Returns the position of every token among its sequence's real ones, int32 from 0; padding before them has 0.
+
+    Args:
+        mask: ``[b, t]``, True where a token is real, False where it is padding.
+    """
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def visibility(
+    mask: Bool[Array, "b u"],
+    *,
+    positions: Int[Array, "b u"],
+    queries: Int[Array, " t"],
+    window: int | None = None,
+) -> Bool[Array, "b t u"]:
+    """Returns which places a query attends to: real tokens up to its own, and in every case its own.
+
+    That a padded query sees itself keeps its row finite; nobody else sees it.
+
+    Args:
+        mask: ``[b, u]``, True where a token is real.
+        positions: ``[b, u]`` from :func:`real_positions`.
+        queries: ``[t]`` the queries' places in ``u``.
+        window: a query sees itself and the ``window - 1`` real tokens before it; None is all of them.
+    """
+    places = jnp.arange(mask.shape[1])
+    visible = (places[None, :] <= queries[:, None])[None] & mask[:, None, :]
+    if window is not None:
+        own = positions[:, queries]
+        visible &= own[:, :, None] - positions[:, None, :] < window
+    return visible | (places[None, :] == queries[:, None])[None]
+
+
 def sinusoidal_table(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
     """Returns fixed positions: ``sin(p / 10000^(2i/d))`` in channel ``2i``, its cosine in channel ``2i + 1``.
 
@@ -204,19 +289,20 @@ def rope_table(tokens: int, width: int, *, base: float = 10_000.0) -> Float[Arra
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
-def rotate(x: Float[Array, "b t n k"], table: Float[Array, "2 t half"]) -> Float[Array, "b t n k"]:
+def rotate(x: Float[Array, "b t n k"], table: Float[Array, "2 *#b t half"]) -> Float[Array, "b t n k"]:
     """Returns ``x`` with every channel pair ``(i, i + k/2)`` turned by the angle of its position.
 
     Inner products of rotated queries and keys depend on the distance of their positions only.
 
     Args:
         x: ``[b, t, n, k]`` queries or keys.
-        table: ``[2, t, k/2]`` from :func:`rope_table`.
+        table: ``[2, t, k/2]`` from :func:`rope_table`, or ``[2, b, t, k/2]`` (b may be 1): cosine, then sine.
 
     References:
         Su et al. (2021), RoFormer, arXiv:2104.09864; the pairing of halves is GPT-NeoX's and Llama's.
     """
-    cos, sin = table[:, None, :, None, :]
+    per_sequence = table if table.ndim == 4 else table[:, None]
+    cos, sin = per_sequence[:, :, :, None, :]
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

@@ -16,7 +16,8 @@ PACKAGE = Path(jaxsafety.__file__).parent
 
 LAYERS = {
     0: {"", "types", "tree", "keys", "suggest", "intervals"},
-    1: {"models", "models.gpt", "models.layers", "losses"}
+    1: {"models", *(f"models.{name}" for name in ("generation", "gpt", "layers", "llama", "llama_config"))}
+    | {"models.rope", "models.sites", "losses"}
     | {"linalg", *(f"linalg.{name}" for name in ("power", "subspace", "svd", "unbatched"))}
     | {"world", *(f"world.{name}" for name in ("batches", "conditions", "grammar", "layout", "operators"))}
     | {f"world.{name}" for name in ("pcfg_rules", "pcfg_tables", "spec", "text")},
