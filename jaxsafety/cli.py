@@ -1,4 +1,4 @@
-"""The console script. Verbs over a recipe: run and its stages; over a run: claims, figure; and sample, env.
+"""The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
 Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
 """
@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
     sample.set_defaults(handler=_sample)
+    prompts = verbs.add_parser("prompts", help="write labelled prompts in English, safe, unsafe and jailbreaks",
+                               allow_abbrev=False)  # fmt: skip
+    prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
+    prompts.set_defaults(handler=_prompts)
     env = verbs.add_parser("env", help="print versions and devices, for bug reports", allow_abbrev=False)
     env.set_defaults(handler=_env)
     return parser
@@ -217,6 +221,19 @@ def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:
     trial = world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
     rows = text.examples(built, trial)
     sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
+    return 0
+
+
+def _prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety import prompts, runlog
+
+    text = prompts.to_jsonl(prompts.own())
+    if options.out is None:
+        sys.stdout.write(text)
+        return 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    runlog.atomic_write(options.out, text)
+    print(options.out)
     return 0
 
 

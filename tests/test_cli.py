@@ -504,3 +504,14 @@ def others(frame):
     """What the lanes but those of eta_M have, without the empty bins of histograms: the bins are those of any lane."""
     empty_bin = (frame["metric"] == "histogram") & (frame["value"] == 0)
     return frame.filter((frame["lr_name"] != "eta_M") & ~empty_bin)
+
+
+def test_prompts_are_written_to_a_file_or_to_standard_output(main, refuse, capsys, tmp_path):
+    from jaxsafety import prompts
+
+    assert main("prompts", "--out", tmp_path / "p.jsonl") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'p.jsonl'}\n"
+    assert prompts.read(tmp_path / "p.jsonl") == prompts.own()
+    assert main("prompts") == 0
+    assert capsys.readouterr().out == (tmp_path / "p.jsonl").read_text(encoding="utf-8")
+    assert str(tmp_path / "p.jsonl") in refuse("prompts", "--out", tmp_path / "p.jsonl" / "below")
