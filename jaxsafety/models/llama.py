@@ -5,6 +5,7 @@ Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unemb
 float16: a scan over layers widens one layer's at a time, and whatever is computed is float32.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ from jaxsafety.models import rope
 from jaxsafety.models.llama_config import LlamaConfig
 from jaxsafety.models.rope import Rope, RopeScaling
 from jaxsafety.models.sites import chosen_layers, pick
+from jaxsafety.models.widening import widened
 from jaxsafety.types import Key, Params
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "forward_embeddings_with_activations",
     "forward_with_activations",
     "init",
+    "scan_layers",
     "unembed",
 ]
 
@@ -209,6 +212,32 @@ def forward_embeddings_with_activations(
     return _run(params, embeddings, config=config, mask=mask, sites=sites, layers=chosen, positions=positions)
 
 
+def scan_layers(
+    body: Callable[[Any, Params, Any], tuple[Any, Any]],
+    carry: Any,
+    scanned: Any,
+    *,
+    params: Params,
+    config: LlamaConfig,
+) -> tuple[Any, Any]:
+    """Returns ``jax.lax.scan`` over the layers, whose weights are widened to float32 one layer at a time.
+
+    Args:
+        body: ``(carry, one layer's weights, slice of scanned) -> (carry, what to stack)``.
+        carry: what goes from layer to layer.
+        scanned: arrays that lead with ``l``, or None.
+        params: from :func:`init`.
+        config: the model.
+    """
+
+    def layer(carry, scanned):
+        weights, index, more = scanned
+        return body(carry, widened(weights, stacked=params["blocks"], index=index), more)
+
+    xs = (params["blocks"], jnp.arange(config.layers), scanned)
+    return jax.lax.scan(layer, carry, xs, unroll=min(config.unroll, config.layers))
+
+
 def block(
     x: Float[Array, "rows d"], weights: Params, *, config: LlamaConfig, tokens: int, attend: Attend
 ) -> tuple[Float[Array, "rows d"], dict[str, Float[Array, "rows _"]], Any]:
@@ -216,13 +245,12 @@ def block(
 
     Args:
         x: ``[b*t, d]`` residual stream.
-        weights: one layer of ``params["blocks"]``, of any float dtype; widened to float32 here.
+        weights: one layer of ``params["blocks"]`` in float32, as :func:`scan_layers` hands it out.
         config: the model.
         tokens: ``t``.
         attend: mixes ``[b, t, n, k]`` queries with ``[b, t, g, k]`` keys and values, none of them rotated yet; returns
             ``[b, t, n, k]`` and anything to keep.
     """
-    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
     norm = partial(nn.rms_norm, eps=config.norm_eps)
 
     def linear(x, part, name):
@@ -245,6 +273,24 @@ def block(
     return out, dict(zip(get_args(Site), seen, strict=True)), kept
 
 
+def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
+    """Returns the attention of whole sequences at once, for :func:`block`; it keeps the rotated keys.
+
+    Args:
+        mask: ``[b, t]``, True where a token is real; b may be 1 for all sequences alike.
+        config: the model.
+    """
+    positions = nn.real_positions(mask)
+    table = rope.table_at(config.rope, positions=positions, lengths=positions[:, -1] + 1, width=config.head_width)
+    visible = nn.visibility(mask, positions=positions, queries=jnp.arange(mask.shape[1]), window=config.window)
+
+    def attend(q, k, v):
+        q, k = nn.rotate(q, table), nn.rotate(k, table)
+        return nn.grouped_attention(q, keys=k, values=v, visible=visible, dtype=config.compute_dtype), k
+
+    return attend
+
+
 def unembed(params: Params, x: Float[Array, "rows d"], *, config: LlamaConfig) -> Float[Array, "rows v"]:
     """Returns the logits of rows of the last residual stream: its norm, then the (tied) unembedding.
 
@@ -259,33 +305,14 @@ def unembed(params: Params, x: Float[Array, "rows d"], *, config: LlamaConfig) -
     return nn.product(spec, x, kernel.astype(jnp.float32), dtype=config.compute_dtype)
 
 
-def attention(mask: Bool[Array, "#b t"], *, config: LlamaConfig) -> Attend:
-    """Returns attention of whole sequences at once, for :func:`block`; it keeps nothing.
-
-    Args:
-        mask: ``[b, t]``, True where a token is real; b may be 1 for all sequences alike.
-        config: the model.
-    """
-    positions = nn.real_positions(mask)
-    table = rope.table_at(config.rope, positions=positions, lengths=positions[:, -1] + 1, width=config.head_width)
-    visible = nn.visibility(mask, positions=positions, queries=jnp.arange(mask.shape[1]), window=config.window)
-
-    def attend(q, k, v):
-        q, k = nn.rotate(q, table), nn.rotate(k, table)
-        return nn.grouped_attention(q, keys=k, values=v, visible=visible, dtype=config.compute_dtype), None
-
-    return attend
-
-
 def _run(params, embeddings, *, config, mask, sites=(), layers=(), positions=None):
     batch, tokens, width = embeddings.shape
     if tokens > config.max_tokens:
         raise ValueError(f"tokens: got {tokens} per sequence, expected at most max_tokens {config.max_tokens}")
     attend = attention(jnp.ones((1, tokens), bool) if mask is None else mask, config=config)
 
-    def layer(carry, scanned):
+    def layer(carry, weights, place):
         x, stores = carry
-        weights, place = scanned
         x, seen, _ = block(x, weights, config=config, tokens=tokens, attend=attend)
         picked = {site: pick(seen[site], tokens=tokens, positions=positions) for site in sites}
         return (x, {site: stores[site].at[place].set(picked[site], mode="drop") for site in sites}), None
@@ -295,7 +322,8 @@ def _run(params, embeddings, *, config, mask, sites=(), layers=(), positions=Non
     kept = tokens if positions is None else positions.shape[1]
     widths = {site: config.mlp_width if site in _HIDDEN_SITES else width for site in sites}
     stores = {site: jnp.zeros((len(layers), batch, kept, widths[site]), jnp.float32) for site in sites}
-    places = jnp.asarray([layers.index(i) if i in layers else len(layers) for i in range(config.layers)])
+    places = itertools.count()
+    places = jnp.asarray([next(places) if index in layers else len(layers) for index in range(config.layers)])
     carry = (embeddings.astype(jnp.float32).reshape(batch * tokens, width), stores)
-    (x, stores), _ = jax.lax.scan(layer, carry, (params["blocks"], places), unroll=min(config.unroll, config.layers))
+    (x, stores), _ = scan_layers(layer, carry, places, params=params, config=config)
     return unembed(params, x, config=config).reshape(batch, tokens, -1), stores

@@ -16,7 +16,7 @@ PACKAGE = Path(jaxsafety.__file__).parent
 
 LAYERS = {
     0: {"", "types", "tree", "keys", "suggest", "intervals"},
-    1: {"models", *(f"models.{name}" for name in ("generation", "gpt", "layers", "llama", "llama_config"))}
+    1: {"models", *(f"models.{name}" for name in ("generation", "gpt", "layers", "llama", "llama_config", "widening"))}
     | {"models.rope", "models.sites", "losses"}
     | {"linalg", *(f"linalg.{name}" for name in ("power", "subspace", "svd", "unbatched"))}
     | {"world", *(f"world.{name}" for name in ("batches", "conditions", "grammar", "layout", "operators"))}

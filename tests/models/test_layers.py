@@ -34,13 +34,16 @@ def test_linear_is_affine():
     np.testing.assert_allclose(nn.linear(x, kernel, bias=bias), expected, atol=F32)
 
 
-# Every product of the model, and shapes of its operands. The last two are attention's backward pass as XLA sees it.
+# Every product of the models, and shapes of its operands. Two are attention's backward pass as XLA sees it.
 PRODUCTS = {
     "ri,io->ro": ((6, 5), (5, 4)),
     "btnk,bunk->bntu": ((2, 7, 3, 4), (2, 7, 3, 4)),
     "bntu,bunk->btnk": ((2, 3, 7, 7), (2, 7, 3, 4)),
     "btnk,bntu->bunk": ((2, 7, 3, 4), (2, 3, 7, 7)),
     "bntu,btnk->bunk": ((2, 3, 7, 7), (2, 7, 3, 4)),
+    "ri,oi->ro": ((6, 5), (4, 5)),
+    "btgjk,bugk->bgjtu": ((2, 7, 3, 2, 4), (2, 5, 3, 4)),
+    "bgjtu,bugk->btgjk": ((2, 3, 2, 7, 5), (2, 5, 3, 4)),
 }
 
 
@@ -123,6 +126,16 @@ def test_layer_norm_of_a_constant_row_is_the_bias():
     np.testing.assert_array_equal(actual[0], bias)
 
 
+def test_rms_norm_matches_float64_rows_and_keeps_its_epsilon():
+    # The last row's mean square is below eps, so a wrong epsilon shows.
+    x, scale = jnp.asarray(np.concatenate([3.0 + 10.0 * _normal(0, 4, 6), 1e-3 * _normal(1, 1, 6)])), _normal(2, 6)
+    for eps in (1e-5, 1e-6):
+        actual = jax.jit(partial(nn.rms_norm, eps=eps))(x, scale=scale)
+        for row, got in zip(np.asarray(x, np.float64), actual, strict=True):
+            expected = row / math.sqrt(sum(row**2) / 6 + eps) * np.asarray(scale)
+            np.testing.assert_allclose(got, expected, atol=2 * F32)
+
+
 def test_gelu_is_the_tanh_approximation_not_the_error_function():
     for x in (-3.0, -0.5, 0.0, 1.0, 2.0):
         expected = 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
@@ -190,6 +203,74 @@ def test_attention_with_equal_scores_is_the_running_mean():
     np.testing.assert_allclose(attention(zeros, keys=zeros, values=values), expected, atol=F32)
 
 
+def _grouped_oracle(q, k, v, visible):
+    """One query head at a time over the places that it sees."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out, shared = np.zeros_like(q), q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        seen = [u for u in range(k.shape[1]) if visible[b, t, u]]
+        scores = np.array([q[b, t, n] @ k[b, u, n // shared] for u in seen]) / math.sqrt(q.shape[3])
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = sum(w * v[b, u, n // shared] for u, w in zip(seen, weights / weights.sum(), strict=True))
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_grouped_attention_matches_loops_over_query_heads(kv_heads):
+    q, k, v = 2.0 * _normal(0, 2, 5, 6, 4), 2.0 * _normal(1, 2, 7, kv_heads, 4), _normal(2, 2, 7, kv_heads, 4)
+    visible = np.random.default_rng(3).random((2, 5, 7)) < 0.6
+    visible[..., 0] = True
+    got = jax.jit(nn.grouped_attention)(q, keys=k, values=v, visible=jnp.asarray(visible))
+    np.testing.assert_allclose(got, _grouped_oracle(q, k, v, visible), atol=5 * F32)
+
+
+def test_grouped_attention_with_a_key_head_each_is_causal_attention():
+    q, k, v = (_normal(seed, 2, 5, 3, 4) for seed in range(3))
+    visible = nn.visibility(
+        jnp.ones((1, 5), bool), positions=jnp.arange(5, dtype=jnp.int32)[None], queries=jnp.arange(5)
+    )
+    got = jax.jit(nn.grouped_attention)(q, keys=k, values=v, visible=visible)
+    np.testing.assert_allclose(got, attention(q, keys=k, values=v), atol=F32)
+
+
+def test_grouped_attention_repeats_no_keys():
+    """The largest intermediate is the scores."""
+    shapes = jax.make_jaxpr(nn.grouped_attention)(
+        jnp.zeros((1, 3, 8, 64)), keys=jnp.zeros((1, 5, 2, 64)), values=jnp.zeros((1, 5, 2, 64)),
+        visible=jnp.ones((1, 3, 5), bool),
+    )  # fmt: skip
+    sizes = {v.aval.size for e in shapes.jaxpr.eqns for v in e.outvars}
+    assert max(sizes) < 5 * 8 * 64
+
+
+MASKS = [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("window", [None, 1, 2])
+def test_visibility_and_positions_by_counting(window):
+    mask = jnp.asarray(MASKS, bool)
+    positions = jax.jit(nn.real_positions)(mask)
+    visible = jax.jit(partial(nn.visibility, window=window))(mask, positions=positions, queries=jnp.arange(6))
+    for row, real in enumerate(MASKS):
+        places = [u for u in range(6) if real[u]]
+        for t in range(6):
+            before = [u for u in places if u <= t]
+            assert positions[row, t] == max(len(before) - 1, 0)
+            if real[t]:
+                expected = before if window is None else before[-window:]
+                assert np.flatnonzero(visible[row, t]).tolist() == expected
+            else:
+                assert visible[row, t, t]
+
+
+def test_visibility_of_some_queries_is_their_rows():
+    mask = jnp.asarray(MASKS, bool)
+    positions = nn.real_positions(mask)
+    every = nn.visibility(mask, positions=positions, queries=jnp.arange(6), window=2)
+    some = nn.visibility(mask, positions=positions, queries=jnp.asarray([4, 1]), window=2)
+    np.testing.assert_array_equal(some, np.asarray(every)[:, [4, 1]])
+
+
 def test_sinusoidal_table_closed_form():
     table = nn.sinusoidal_table(160, 6)
     for position in (0, 1, 17, 159):
@@ -218,6 +299,14 @@ def test_rope_inner_products_depend_on_distance_only():
     assert abs(products[0, 0] - products[0, 3]) > 0.1
 
 
+def test_rotation_by_a_table_per_sequence_is_each_sequences_rotation():
+    x, table = _normal(0, 2, 5, 3, 4), rope_table(9, 4)
+    own = jnp.stack([table[:, :5], table[:, 4:]], axis=1)
+    got = rotate(x, own)
+    for b, start in enumerate((0, 4)):
+        np.testing.assert_allclose(got[b], rotate(x[b : b + 1], table[:, start : start + 5])[0], atol=F32)
+
+
 def test_first_position_is_not_rotated():
     x = _normal(0, 1, 1, 2, 4)
     np.testing.assert_array_equal(rotate(x, rope_table(1, 4)), x)
@@ -227,11 +316,19 @@ def _attend(x):
     return nn.causal_attention(x, keys=x + 0.1, values=x * x)
 
 
+def _attend_in_groups(x):
+    mask = jnp.asarray([[False, True, True], [True, True, True]])
+    visible = nn.visibility(mask, positions=nn.real_positions(mask), queries=jnp.arange(3), window=2)
+    return nn.grouped_attention(x, keys=x[:, :, :1] + 0.1, values=x[:, :, 1:] ** 2, visible=visible)
+
+
 CLOSURE = {
     "linear": (lambda x: nn.linear(x, _normal(1, 4, 3), bias=_normal(2, 3)), (5, 4)),
     "layer_norm": (lambda x: nn.layer_norm(x, scale=_normal(1, 4), bias=_normal(2, 4)), (5, 4)),
+    "rms_norm": (lambda x: nn.rms_norm(x, scale=_normal(1, 4), eps=1e-5), (5, 4)),
     "gelu": (nn.gelu, (5, 4)),
     "causal_attention": (_attend, (2, 3, 2, 4)),
+    "grouped_attention": (_attend_in_groups, (2, 3, 2, 4)),
     "rotate": (lambda x: nn.rotate(x, nn.rope_table(3, 4)), (2, 3, 2, 4)),
 }
 
