@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxsafety import decode, keys, losses, objectives, optim, train, tree, world
-from jaxsafety.models import gpt
+from jaxsafety.models import generation, gpt, llama
 from jaxsafety.types import Batch, HParams
 from jaxsafety.world import conditions, layout, operators
 from jaxsafety.world.layout import Prompt
@@ -22,6 +22,9 @@ B, T, V, W = 4, 6, 5, 7
 
 CONFIG = gpt.GPTConfig(vocab_size=V, max_tokens=T, layers=1, heads=2, width=8)
 FORWARD = partial(gpt.forward, config=CONFIG)
+LLAMA = llama.LlamaConfig(
+    vocab_size=V, max_tokens=2 * T, layers=2, heads=4, kv_heads=2, width=8, mlp_width=6, head_width=4
+)
 REDUCE = {"reduction": "mean"}
 
 
@@ -47,6 +50,10 @@ def margins(key):
 
 def params(key):
     return gpt.init(CONFIG, key=key)
+
+
+def llama_params(key):
+    return llama.init(LLAMA, key=key)
 
 
 def batch(key):
@@ -106,6 +113,17 @@ def cases(built):
             optim.unit_schedule(optim.OptimConfig(), total_steps=9), (lambda k: jax.random.randint(k, (), 0, 9),)
         ),
         "gpt.forward": Case(FORWARD, (params, tokens)),
+        "llama.forward": Case(lambda p, t, m: llama.forward(p, t, config=LLAMA, mask=m), (llama_params, tokens, mask)),
+        "llama.forward_with_activations": Case(
+            lambda p, t, m: llama.forward_with_activations(
+                p, t, config=LLAMA, sites=("mlp.hook_post",), layers=(1,), positions=jnp.ones((B, 1), int), mask=m
+            ),
+            (llama_params, tokens, mask),
+        ),
+        "generation.generate": Case(
+            lambda p, t, m: generation.generate(p, t, config=LLAMA, max_new=3, mask=m, stop=(1,)),
+            (llama_params, tokens, mask),
+        ),
         "train.make_step": Case(lambda p, b: step(train.init_state(p, optimizer), b)[1], (params, batch)),
         "train.answer_metrics": Case(
             lambda p, c, r, a, b: train.answer_metrics(FORWARD, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxsafety import keys, objectives, optim, train, world
-from jaxsafety.models import gpt
+from jaxsafety.models import gpt, llama
 from jaxsafety.types import HParams
 
 OBJECTIVES = ("next_token", "sft", "dpo", "unlearn")
@@ -21,6 +21,10 @@ METRICS = {
     "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies", "slope")},
     "unlearn": PAIRED,
 }
+LLAMA_8B = llama.LlamaConfig(
+    vocab_size=128_256, max_tokens=8192, layers=32, heads=32, kv_heads=8, width=4096, mlp_width=14_336,
+    head_width=128, norm_eps=1e-5, rope=llama.Rope(500_000.0),
+)  # fmt: skip
 HPARAMS = HParams(peak_lr=1e-3, weight_chosen=1.0, weight_rejected=0.1, p_unsafe=0.5, ascent_bound=10.0)
 
 
@@ -44,15 +48,25 @@ def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, name, pres
     config = gpt.preset(
         preset, vocab_size=paper_world.vocab_size, max_tokens=paper_world.max_tokens, block=block, positions="rope"
     )
+    _check_step(name, paper_world, init=partial(gpt.init, config), forward=partial(gpt.forward, config=config))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_of_an_8b_llama_keeps_the_state_and_gives_scalar_metrics(paper_world, name):
+    forward = partial(llama.forward, config=LLAMA_8B)
+    _check_step(name, paper_world, init=partial(llama.init, LLAMA_8B), forward=forward)
+
+
+def _check_step(name, built, *, init, forward):
     optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
 
     def start(key):
-        return train.init_state(gpt.init(config, key=key), optimizer)
+        return train.init_state(init(key=key), optimizer)
 
     def step(key):
         state = start(key)
-        loss = loss_of(name, partial(gpt.forward, config=config), state.params)
-        return train.make_step(loss, optimizer)(state, draw(name, paper_world, key))
+        loss = loss_of(name, forward, state.params)
+        return train.make_step(loss, optimizer)(state, draw(name, built, key))
 
     before, (after, metrics) = jax.eval_shape(start, keys.root(0)), jax.eval_shape(step, keys.root(0))
     assert before == after
