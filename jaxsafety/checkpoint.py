@@ -26,6 +26,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.experimental.v1._src.synchronization import multihost
 
+from jaxsafety import runlog
 from jaxsafety.run_files import steps
 
 _UNFINISHED = ".unfinished"
@@ -68,7 +69,7 @@ def save(directory: Path, tree: Any, *, step: int, keep: int = 2) -> None:
             if final.exists():
                 final.rename(scratch / "replaced")
             (scratch / "new").rename(final)
-            _sync(directory)
+            runlog.sync(directory)
             # Renamed before it is deleted: half a deletion must not look like a checkpoint.
             for old in steps(directory)[:-keep]:
                 _path(directory, old).rename(scratch / str(old))
@@ -197,7 +198,7 @@ def _write(path: Path, leaves: dict[str, np.ndarray]) -> None:
     (path / _DIGESTS).write_text(json.dumps(record | {"seal": _seal(record)}))
     for root, _, files in os.walk(path):
         for name in [*files, "."]:
-            _sync(Path(root, name))
+            runlog.sync(Path(root, name))
 
 
 @contextmanager
@@ -219,14 +220,6 @@ def _alone() -> Iterator[None]:
             yield
     finally:
         multihost.process_count = count
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path, expected: dict[str, Any]) -> dict[str, np.ndarray]:

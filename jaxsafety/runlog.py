@@ -256,6 +256,19 @@ def truncate_metrics(directory: Path, *, stage: str, method: str | None, after_s
     atomic_write(path, b"".join(line + b"\n" for line in kept))
 
 
+def sync(path: Path) -> None:
+    """Brings a file's content, or a directory's list of names, to the disk.
+
+    Raises:
+        OSError: it cannot be opened or written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader, a kill or a full disk finds either the old content or all of the new.
 

@@ -111,9 +111,9 @@ def write_checkpoint(
             runlog.atomic_write(scratch / CONFIG_FILE, text)
             _copy_tokenizer(source, scratch)
             _write_weights(scratch, read, names.slots(config), dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
-            _sync(scratch)
+            runlog.sync(scratch)
             scratch.rename(directory)
-            _sync(directory.absolute().parent)
+            runlog.sync(directory.absolute().parent)
     except OSError as error:
         raise OSError(
             f"cannot write {directory} ({error.strerror or error}): free some space there or choose another place"
@@ -209,13 +209,5 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
