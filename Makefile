@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("jaxsafety needs Python >= 3.11, got " + sys.version.split()[0] + ": set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[report,test,lint]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable ".[report,llama,test,lint]" --constraint constraints.txt
 	touch $(STAMP)
 
 clean:

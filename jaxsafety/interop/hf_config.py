@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jaxsafety import runlog
 from jaxsafety.interop import hf_attributes as attributes
-from jaxsafety.interop.hf_rope import read_rope, write_rope
+from jaxsafety.interop.hf_rope import read_rope, scaled_tokens, unscaled_tokens, write_rope
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.suggest import nearest
 
@@ -40,14 +40,16 @@ def read_config(directory: Path) -> LlamaConfig:
     _check_architectures(file, raw)
     raw = attributes.DEFAULTS[kind] | raw
     sizes = {ours: attributes.integer(file, raw, theirs) for ours, theirs in attributes.SIZES.items()}
-    heads, width, max_tokens = sizes["heads"], sizes["width"], sizes["max_tokens"]
+    heads, width, unscaled = sizes["heads"], sizes["width"], sizes.pop("max_tokens")
+    rope = read_rope(file, raw, max_tokens=unscaled)
     qkv_bias, out_bias, mlp_bias = _biases(file, raw, kind)
     return LlamaConfig(
         **sizes,
+        max_tokens=scaled_tokens(rope, unscaled),
         kv_heads=_kv_heads(file, raw, heads),
         head_width=_head_width(file, raw, heads=heads, width=width),
         norm_eps=attributes.number(file, raw, "rms_norm_eps", default=LlamaConfig.norm_eps),
-        rope=read_rope(file, raw, max_tokens=max_tokens),
+        rope=rope,
         tied=attributes.flag(file, raw, "tie_word_embeddings"),
         qkv_bias=qkv_bias,
         out_bias=out_bias,
@@ -167,7 +169,8 @@ def _window(file: Path, raw: Mapping[str, Any], kind: str, *, layers: int) -> in
 
 def _describe(config: LlamaConfig) -> dict[str, Any]:
     kind = _fitting_type(config)
-    raw = {theirs: getattr(config, ours) for ours, theirs in attributes.SIZES.items()}
+    sizes = replace(config, max_tokens=unscaled_tokens(config.rope, config.max_tokens))
+    raw = {theirs: getattr(sizes, ours) for ours, theirs in attributes.SIZES.items()}
     raw |= {
         "model_type": kind,
         "architectures": [_CLASSES[kind]],
@@ -176,7 +179,7 @@ def _describe(config: LlamaConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
-        **write_rope(config.rope, max_tokens=config.max_tokens),
+        **write_rope(config.rope),
     }
     if kind == "llama":
         return raw | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}

@@ -1,5 +1,6 @@
 """How a ``config.json`` says that positions rotate, in the words of transformers 4 and 5, to and from ``Rope``."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ _KEYS = {
     "dynamic": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+# Scaling by which the context grows beyond ``max_position_embeddings``.
+_STRETCHED = ("linear", "dynamic")
 # What asks for nothing, whatever the type.
 _NEUTRAL = {("factor", 1.0), ("partial_rotary_factor", 1.0)}
 
@@ -56,24 +59,37 @@ def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int) -> Rope:
     return _llama3(file, given, base=base, factor=factor)
 
 
-def write_rope(rope: Rope, *, max_tokens: int) -> dict[str, Any]:
-    """Returns the attributes of ``rope`` in the dialect of transformers 4, which 5 reads, too.
-
-    Raises:
-        ValueError: dynamic scaling that does not begin at ``max_tokens``.
-    """
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """Returns the attributes of ``rope`` in the dialect of transformers 4, which 5 reads, too."""
     if rope.scaling == "none":
         return {"rope_theta": rope.base, "rope_scaling": None}
     scaling: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling == "dynamic" and rope.original_tokens != max_tokens:
-        raise ValueError(
-            f"original_tokens: got {rope.original_tokens}, expected max_tokens {max_tokens}, "
-            "the only place where transformers lets dynamic scaling begin"
-        )
     if rope.scaling == "llama3":
         scaling |= {"low_freq_factor": rope.low_frequency, "high_freq_factor": rope.high_frequency}
         scaling |= {"original_max_position_embeddings": rope.original_tokens}
     return {"rope_theta": rope.base, "rope_scaling": scaling}
+
+
+def scaled_tokens(rope: Rope, unscaled: int) -> int:
+    """Returns the longest input: linear and dynamic scaling stretch ``max_position_embeddings``, llama3 includes it."""
+    return int(rope.factor * unscaled) if rope.scaling in _STRETCHED else unscaled
+
+
+def unscaled_tokens(rope: Rope, scaled: int) -> int:
+    """Returns the ``max_position_embeddings`` that :func:`scaled_tokens` gives ``scaled`` for.
+
+    Raises:
+        ValueError: there is none, or dynamic scaling begins elsewhere.
+    """
+    if rope.scaling not in _STRETCHED:
+        return scaled
+    unscaled = rope.original_tokens if rope.scaling == "dynamic" else math.ceil(scaled / rope.factor)
+    if (fitting := scaled_tokens(rope, unscaled)) != scaled:
+        raise ValueError(
+            f"max_tokens: got {scaled} with {rope.scaling} positions, expected {fitting}: "
+            f"their factor {rope.factor:g} times max_position_embeddings, {unscaled}"
+        )
+    return unscaled
 
 
 def _llama3(file: Path, given: Mapping[str, Any], *, base: float, factor: float) -> Rope:

@@ -51,7 +51,8 @@ LAYERS = {
         "sharding",
     }
     | {"interop", "interop.hf", "interop.safetensors_file"}
-    | {f"interop.hf_{name}" for name in ("attributes", "checkpoint", "config", "index", "names", "rope", "write")}
+    | {f"interop.hf_{name}" for name in ("attributes", "checkpoint", "config", "index", "names", "rope")}
+    | {"interop.hf_tokenizer", "interop.hf_write"}
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
@@ -67,7 +68,8 @@ CONFINED = {
     "polars": ("report", "mechanics", "subjects"),
     "scipy": ("intervals",),
     "matplotlib": ("report",),
-    "jinja2": ("report",),
+    "jinja2": ("report", "interop.hf_tokenizer"),
+    "tokenizers": ("interop.hf_tokenizer",),
     "rich": ("progress", "report"),
     "jsonargparse": ("recipe_file",),
     "yaml": ("prompts", "recipe_file", "runlog", "status"),

@@ -83,6 +83,13 @@ def test_scaled_positions_in_both_dialects(read, scaling, rope):
     assert read(LLAMA, rope_scaling=scaling, **{"rope_parameters": five["rope_parameters"]}).rope == rope
 
 
+@pytest.mark.parametrize(("kind", "tokens"), [("linear", 160), ("dynamic", 160), ("llama3", 64)])
+def test_scaling_lengthens_what_the_model_takes(read, kind, tokens):
+    """llama3's ``max_position_embeddings`` is the longer context already."""
+    scaling = {"rope_type": kind, **(LLAMA3 if kind == "llama3" else {}), "factor": 2.5}
+    assert read(LLAMA, rope_scaling=scaling).max_tokens == tokens
+
+
 def test_defaults_are_those_of_transformers(read):
     bare = without(LLAMA, "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "architectures")
     assert read(bare) == replace(EXPECTED, kv_heads=4, norm_eps=1e-6, rope=Rope())
@@ -234,7 +241,7 @@ CONFIGS = [
     replace(EXPECTED, window=5),
     replace(EXPECTED, width=18, head_width=6),
     replace(EXPECTED, rope=Rope(1e6, "linear", 2.0)),
-    replace(EXPECTED, rope=Rope(1e6, "dynamic", 2.0, original_tokens=64)),
+    replace(EXPECTED, max_tokens=128, rope=Rope(1e6, "dynamic", 2.0, original_tokens=64)),
     replace(EXPECTED, rope=Rope(1e6, "llama3", 8.0, 1.0, 4.0, 32)),
 ]
 
@@ -253,7 +260,8 @@ def test_what_is_written_is_read_back(tmp_path, config):
     [
         ({"out_bias": True}, "no model type of Hugging Face's has qkv_bias False, out_bias True"),
         ({"mlp_bias": True, "window": 4}, "no model type .* mlp_bias True and window 4"),
-        ({"rope": Rope(1e4, "dynamic", 2.0, original_tokens=32)}, "original_tokens: got 32, expected max_tokens 64"),
+        ({"rope": Rope(1e4, "dynamic", 4.0, original_tokens=32)}, "max_tokens: got 64 with dynamic .* expected 128"),
+        ({"rope": Rope(1e4, "linear", 3.0)}, "max_tokens: got 64 with linear .* expected 66: .* 3 times .*, 22"),
     ],
 )
 def test_models_that_no_type_describes_are_not_written(tmp_path, changed, message):
