@@ -98,6 +98,28 @@ def program(run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = ()
     return call
 
 
+def fitted(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), what: str) -> Callable[..., Any]:
+    """Returns a function compiled for arguments of these shapes, once it is known to fit into a device's memory.
+
+    Args:
+        function: pure.
+        arguments: arrays, or what has their shapes and types.
+        donate: arguments whose memory it may take.
+        what: it computes, for the message.
+
+    Raises:
+        ValueError: it does not fit; the message says what it needs and what is there.
+    """
+    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    need = memory.need(compiled) + compiled.memory_analysis().argument_size_in_bytes
+    if need > (room := memory.free()):
+        raise ValueError(
+            f"{what} needs {need / 2**30:.3g} GiB, and the device has {room / 2**30:.3g} GiB free: "
+            "expected a larger device, or smaller batches where there are any"
+        )
+    return compiled
+
+
 def _fit(
     build: Callable[[int | None], Callable[..., Any]], shares: Sequence[int], arguments: tuple[Any, ...]
 ) -> Callable[..., Any]:

@@ -77,7 +77,7 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
             ) from error
         except OSError as error:
             raise OSError(f"cannot lock the run directory {directory} ({error.strerror}): choose another") from error
-        _record_config(directory / "config.yaml", config, resolved_yaml)
+        record_config(directory / "config.yaml", config, resolved_yaml)
         yield directory
 
 
@@ -316,7 +316,18 @@ def _create(folder: Path) -> BinaryIO:
         file.close()  # deleted by another process before it was locked
 
 
-def _record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:
+def record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:
+    """Writes a configuration where none is recorded yet, else checks that it is the recorded one.
+
+    Args:
+        path: the YAML file.
+        config: the configuration as plain data.
+        resolved_yaml: the same as YAML text.
+
+    Raises:
+        ValueError: another one is recorded, whose differing fields are named, or the file is damaged.
+        OSError: it cannot be written.
+    """
     if not path.exists():
         atomic_write(path, resolved_yaml)
         return

@@ -15,22 +15,23 @@ from jaxtyping import Array, Float, Int
 from jaxsafety.linalg import subspace, svd
 from jaxsafety.suggest import check_name
 from jaxsafety.tree import is_finite
-from jaxsafety.types import Leaf
+from jaxsafety.types import Key, Leaf
 
 # Ranks that hold a share of the energy need the whole spectrum, which a randomised decomposition has not.
 Method = Literal["full", "gram"]
+DeltaMethod = Literal["full", "gram", "randomized"]
 
 
 @flax.struct.dataclass
-class OutputSpace:
-    """The update's outputs against the null space of the base, that is the directions which the base hardly uses.
+class NullSpace:
+    """An update's directions on one side against the null space of the base there: what the base hardly uses.
 
     Attributes:
-        null_norm: ``[l, r]`` ``|(I - P) u_j|`` in [0, 1] of every leading output direction of the update, the strongest
-            first; NaN beyond ``rank_delta``.
+        null_norm: ``[l, r]`` ``|(I - P) u_j|`` in [0, 1] of every leading direction of the update, the strongest first;
+            NaN beyond ``rank_delta``.
         null_energy: ``[l]`` share of the energy of those directions in the null space: the mean of their squared
             ``null_norm``, weighted by ``s_j^2``.
-        total_null_energy: ``[l]`` the same of the whole update, ``|dW (I - P)|_F^2 / |dW|_F^2``.
+        total_null_energy: ``[l]`` the same of the whole update: of the outputs ``|dW (I - P)|_F^2 / |dW|_F^2``.
         rank_base: ``[l]`` int32 dimensions that P projects on, -1 where the decomposition was refused.
         rank_delta: ``[l]`` int32 leading directions of the update, -1 where the decomposition was refused.
         baseline_norm: ``[l]`` expected ``|(I - P) u|`` of a random direction.
@@ -51,6 +52,24 @@ class OutputSpace:
 
 
 @flax.struct.dataclass
+class Spaces:
+    """An update beside its base, from one decomposition of each.
+
+    Attributes:
+        output: of the directions that the update writes.
+        input: of the directions that it reads: P projects on the base's leading input directions, and the whole
+            update's share is ``|(I - P) dW|_F^2 / |dW|_F^2``.
+        base_values: ``[l, r]`` singular values of the base, descending; NaN where the decomposition refused them.
+        delta_values: ``[l, r]`` those of the update; as many as were computed.
+    """
+
+    output: NullSpace
+    input: NullSpace
+    base_values: Leaf
+    delta_values: Leaf
+
+
+@flax.struct.dataclass
 class InputSpace:
     """How an update acts on inputs ``a``.
 
@@ -59,16 +78,19 @@ class InputSpace:
         ratio: ``[l, b]`` ``|a dW| / |a W|``.
         projections: ``[l, b, r]`` ``s_j <a, v_j> / |a|`` on the update's input directions, the strongest first. Signs
             are arbitrary; the squares of all directions add up to the gain's.
+        energy: ``[l, b]`` share ``|V^T a|^2 / |a|^2`` of the input in those r directions, in [0, 1]; of a random input
+            ``r / m`` is expected.
     """
 
     gain: Leaf
     ratio: Leaf
     projections: Leaf
+    energy: Leaf
 
 
 def output_space(
     base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full"
-) -> OutputSpace:
+) -> NullSpace:
     """Measures how much of an update's output lies in the null space of the base.
 
     P projects on the base's leading output directions that hold ``energy`` of its squared spectrum; the leading
@@ -83,7 +105,7 @@ def output_space(
             is NaN with a rank of -1 inside them.
 
     Returns:
-        See :class:`OutputSpace`. A layer whose update is zero has NaN shares; one whose base is zero has a null space
+        See :class:`NullSpace`. A layer whose update is zero has NaN shares; one whose base is zero has a null space
         that is everything.
 
     Raises:
@@ -99,26 +121,82 @@ def output_space(
     check_name("method", method, get_args(Method))
     base, delta = _checked(base=base, delta=delta)
     before, update = (svd.decompose(stack, method=method) for stack in (base, delta))
-    rank_base, rank_delta = _rank(base, before, energy=energy), _rank(delta, update, energy=energy)
-    size, width = before.values.shape[-1], base.shape[-1]
-    used, leading = subspace.leading(rank_base, size), subspace.leading(rank_delta, size)
-    refused = rank_base < 0
-    outside = subspace.complement_energy(update.outputs.mT, before.outputs, mask=used)
-    outside = jnp.where(leading & ~refused[:, None], outside, jnp.nan)
-    power = jnp.where(leading, (update.values / update.values[:, :1]) ** 2, 0.0)
-    whole = subspace.complement_energy(delta, before.outputs, mask=used)
-    mean, spread = subspace.random_energy(jnp.maximum(rank_base, 0), dimension=width)
-    norm = subspace.random_norm(width - jnp.maximum(rank_base, 0), dimension=width)
-    known = {"total_null_energy": _weighted(whole, _row_energies(delta)), "baseline_norm": norm}
-    known |= {"baseline_energy": 1 - mean, "baseline_std": spread}
-    known |= {"errors": jnp.maximum(_relative_error(before, rank_base), _relative_error(update, rank_delta))}
-    return OutputSpace(
-        null_norm=jnp.sqrt(outside),
-        null_energy=_weighted(outside, power),
-        rank_base=rank_base,
-        rank_delta=rank_delta,
-        **{name: jnp.where(refused, jnp.nan, value) for name, value in known.items()},
+    return _null_space(base, before, delta=delta, update=update, energy=energy)
+
+
+def both_spaces(
+    base: Float[Array, "l m n"],
+    delta: Float[Array, "l m n"],
+    *,
+    energy: float = 0.9,
+    method: DeltaMethod = "full",
+    rank: int | None = None,
+    key: Key | None = None,
+) -> Spaces:
+    """Measures an update against the null spaces of the base on both sides, and the spectra of both.
+
+    Args:
+        base: ``[l, m, n]`` weights before the update.
+        delta: ``[l, m, n]`` the update.
+        energy: share in (0, 1].
+        method: as for :func:`output_space`. ``randomized`` decomposes the update alone that way, and the base, most of
+            whose directions are needed, with ``gram``; a layer of whose update ``rank`` triplets do not hold ``energy``
+            is NaN with a rank of -1.
+        rank: triplets that ``randomized`` computes.
+        key: for ``randomized``.
+
+    Returns:
+        See :class:`Spaces`.
+
+    Raises:
+        ValueError: as :func:`output_space`, and as :func:`jaxsafety.linalg.svd.decompose` for rank and key.
+
+    References:
+        Jain et al. 2024 (arXiv 2407.10264), section 4.2 and figure 4 (outputs).
+
+    Fidelity: as :func:`output_space`; the paper does not look at the inputs that way.
+    """
+    check_name("method", method, get_args(DeltaMethod))
+    base, delta = _checked(base=base, delta=delta)
+    randomized = method == "randomized"
+    before = svd.decompose(base, method="gram" if randomized else method)
+    update = svd.decompose(delta, method=method, rank=rank if randomized else None, key=key)
+    before_turned, update_turned = (
+        found.replace(inputs=found.outputs, outputs=found.inputs) for found in (before, update)
     )
+    return Spaces(
+        output=_null_space(base, before, delta=delta, update=update, energy=energy),
+        input=_null_space(base.mT, before_turned, delta=delta.mT, update=update_turned, energy=energy),
+        base_values=before.values,
+        delta_values=update.values,
+    )
+
+
+def null_component(
+    base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full"
+) -> tuple[Float[Array, "l m n"], Int[Array, " l"]]:
+    """Returns the part of an update whose outputs lie in the null space of the base, ``dW (I - P)``, and P's rank.
+
+    Args:
+        base: ``[l, m, n]`` weights before the update.
+        delta: ``[l, m, n]`` the update.
+        energy: share in (0, 1], see :func:`output_space`.
+        method: of the base's decomposition, as there.
+
+    Returns:
+        ``[l, m, n]`` and ``[l]`` int32; a layer that ``gram`` does not resolve inside jit or vmap is NaN with -1.
+
+    Raises:
+        ValueError: as :func:`output_space`.
+    """
+    check_name("method", method, get_args(Method))
+    base, delta = _checked(base=base, delta=delta)
+    before = svd.decompose(base, method=method)
+    rank = _rank(base, before, energy=energy)
+    used = subspace.leading(rank, before.values.shape[-1])
+    basis = jnp.where(used[:, None], before.outputs, 0.0)
+    part = delta - _product(_product(delta, basis), basis.mT)
+    return jnp.where(rank[:, None, None] < 0, jnp.nan, part), rank
 
 
 def input_space(
@@ -127,6 +205,8 @@ def input_space(
     *,
     inputs: Float[Array, "l b m"],
     rank: int | None = None,
+    method: DeltaMethod = "full",
+    key: Key | None = None,
 ) -> InputSpace:
     """Measures how strongly an update acts on inputs.
 
@@ -135,12 +215,14 @@ def input_space(
         delta: ``[l, m, n]`` the update.
         inputs: ``[l, b, m]`` what the matrices are multiplied with, biases not added.
         rank: r, leading input directions to project on, in [1, min(m, n)]; None for all.
+        method: of the update's decomposition; ``randomized`` for a few directions of a large matrix.
+        key: for ``randomized``.
 
     Returns:
         See :class:`InputSpace`; NaN for an input of norm zero, and the ratio NaN where the base maps an input to zero.
 
     Raises:
-        ValueError: rank out of range, shapes that do not fit, or values that are not finite.
+        ValueError: rank out of range, an unknown method, shapes that do not fit, or values that are not finite.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.2 and figure 5.
@@ -151,14 +233,15 @@ def input_space(
     if (inputs.shape[0], inputs.shape[-1]) != base.shape[:2]:
         raise ValueError(f"inputs have shape {inputs.shape}, expected [l, b, m] for weights of shape {base.shape}")
     base, delta, inputs = _checked(base=base, delta=delta, inputs=inputs)
-    update = svd.decompose(delta, rank=rank)
+    update = svd.decompose(delta, method=method, rank=rank, key=key)
     norms = jnp.linalg.norm(inputs, axis=-1)
     changed, kept = (jnp.linalg.norm(_product(inputs, stack), axis=-1) for stack in (delta, base))
-    projections = _product(inputs, update.inputs) * update.values[:, None]
+    coordinates = _quotient(_product(inputs, update.inputs), norms[..., None])
     return InputSpace(
         gain=_quotient(changed, norms),
         ratio=_quotient(changed, kept),
-        projections=_quotient(projections, norms[..., None]),
+        projections=coordinates * update.values[:, None],
+        energy=jnp.minimum(jnp.sum(coordinates**2, axis=-1), 1.0),
     )
 
 
@@ -184,13 +267,43 @@ def _checked(*, base: Array, delta: Array, **others: Array) -> tuple[Array, ...]
     return tuple(array.astype(dtype) for array in arrays.values())
 
 
+def _null_space(base: Array, before: svd.SVD, *, delta: Array, update: svd.SVD, energy: float) -> NullSpace:
+    """The outputs of an update against the null space of its base, both decomposed."""
+    rank_base, rank_delta = _rank(base, before, energy=energy), _rank(delta, update, energy=energy)
+    width = base.shape[-1]
+    used, leading = (
+        subspace.leading(rank, found.values.shape[-1]) for rank, found in ((rank_base, before), (rank_delta, update))
+    )
+    refused = rank_base < 0
+    outside = subspace.complement_energy(update.outputs.mT, before.outputs, mask=used)
+    outside = jnp.where(leading & ~refused[:, None], outside, jnp.nan)
+    power = jnp.where(leading, (update.values / update.values[:, :1]) ** 2, 0.0)
+    whole = subspace.complement_energy(delta, before.outputs, mask=used)
+    mean, spread = subspace.random_energy(jnp.maximum(rank_base, 0), dimension=width)
+    norm = subspace.random_norm(width - jnp.maximum(rank_base, 0), dimension=width)
+    known = {"total_null_energy": _weighted(whole, _row_energies(delta)), "baseline_norm": norm}
+    known |= {"baseline_energy": 1 - mean, "baseline_std": spread}
+    known |= {"errors": jnp.maximum(_relative_error(before, rank_base), _relative_error(update, rank_delta))}
+    return NullSpace(
+        null_norm=jnp.sqrt(outside),
+        null_energy=_weighted(outside, power),
+        rank_base=rank_base,
+        rank_delta=rank_delta,
+        **{name: jnp.where(refused, jnp.nan, value) for name, value in known.items()},
+    )
+
+
 def _rank(matrices: Float[Array, "l m n"], found: svd.SVD, *, energy: float) -> Int[Array, " l"]:
     """Leading directions that hold ``energy``, -1 where that takes values which the decomposition has refused."""
     refused = jnp.isnan(found.values)
+    # Triplets that were not computed count as one more that was refused.
+    fewer = found.values.shape[-1] < min(matrices.shape[1:])
+    refused = jnp.pad(refused, ((0, 0), (0, int(fewer))), constant_values=True)
+    values = jnp.pad(found.values, ((0, 0), (0, int(fewer))), constant_values=jnp.nan)
     so_far = jnp.cumsum(refused, axis=-1)
     # All that the refused values hold together is what the others leave of the Frobenius norm.
     scale = jnp.maximum(jnp.max(jnp.abs(matrices), axis=(1, 2)), jnp.finfo(matrices.dtype).tiny)[:, None]
-    known = jnp.where(refused, 0.0, found.values / scale)
+    known = jnp.where(refused, 0.0, values / scale)
     rest = jnp.sum((matrices / scale[..., None]) ** 2, axis=(1, 2)) - jnp.sum(known**2, axis=-1)
     filled = jnp.where(refused & (so_far == 1), jnp.sqrt(jnp.maximum(rest, 0.0))[:, None], known)
     rank = subspace.rank_at_energy(filled, energy=energy)

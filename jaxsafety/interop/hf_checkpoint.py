@@ -63,6 +63,16 @@ class Checkpoint:
         index = (slice(layer, layer + 1), slice(None), slice(None))
         return self.leaf(f"blocks/{name}", index=index, dtype=dtype)[0]
 
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Returns the shape of one of our leaves, stacked over layers where it has them.
+
+        Raises:
+            ValueError: no such leaf.
+        """
+        shapes = names.leaf_shapes(self.config)
+        check_name("parameter", path, shapes)
+        return shapes[path]
+
     def leaf(self, path: str, *, index: tuple[slice, ...], dtype: ParamsDtype) -> np.ndarray:
         """Returns a part of one of our leaves, stacked over layers; nothing outside its rows is read.
 
@@ -78,9 +88,7 @@ class Checkpoint:
             ValueError: no such leaf, or it is not finite, in the file or in ``dtype``.
             OSError: it cannot be read.
         """
-        shapes = names.leaf_shapes(self.config)
-        check_name("parameter", path, shapes)
-        bounds = [part.indices(size)[:2] for part, size in zip(index, shapes[path], strict=True)]
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape(path), strict=True)]
         target = _aligned([stop - start for start, stop in bounds], jnp.dtype(dtype))
         if (path, None) in self.tensors:
             _fill(target, self.tensors[path, None], bounds, transposed=names.is_transposed(path))

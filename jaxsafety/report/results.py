@@ -64,6 +64,9 @@ ANALYSES = (
     "soft_tokens",
     "prefill",
     "alignment",
+    # Of two checkpoints alone.
+    "spectrum",
+    "input_alignment",
 )
 METHODS = {"pretrained": "pretrained", "sft": "SFT", "dpo": "DPO", "unlearn": "unlearn"}
 

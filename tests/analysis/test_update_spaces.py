@@ -181,6 +181,47 @@ def test_gram_falls_back_outside_of_jit():
     assert (got.rank_base > 1).all() and np.isfinite(got.null_energy).all()
 
 
+# Both sides
+
+
+both_spaces = jax.jit(update_spaces.both_spaces, static_argnames=("energy", "method", "rank"))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["wide", "tall"])
+@pytest.mark.parametrize("method", ["full", "gram"])
+def test_both_sides_are_those_of_the_matrix_and_of_its_transpose(shape, method):
+    base, delta, _ = case(shape)
+    got = both_spaces(base, delta, method=method)
+    sides = output_space(base, delta, method=method), output_space(base.mT, delta.mT, method=method)
+    for side, expected in zip((got.output, got.input), sides, strict=True):
+        np.testing.assert_array_equal(side.rank_delta, expected.rank_delta)
+        for name in ("null_norm", "null_energy", "total_null_energy", "baseline_norm", "baseline_energy"):
+            np.testing.assert_allclose(getattr(side, name), getattr(expected, name), rtol=SAME, atol=SAME)
+    for values, weights in ((got.base_values, base), (got.delta_values, delta)):
+        np.testing.assert_allclose(values, np.linalg.svd(weights, compute_uv=False), rtol=RTOL, atol=ATOL)
+
+
+def test_a_randomised_decomposition_finds_an_update_of_low_rank(key):
+    base, _, _ = case((30, 40))
+    delta = stack((30, 40), spectrum=(0.05, 0.04, 0.02, 1e-7, 1e-7), seed=7)
+    got = both_spaces(base, delta, method="randomized", rank=4, key=key)
+    expected = both_spaces(base, delta)
+    np.testing.assert_array_equal(got.output.rank_delta, expected.output.rank_delta)
+    np.testing.assert_allclose(got.delta_values[:, :3], expected.delta_values[:, :3], rtol=RTOL)
+    for ours, theirs in zip((got.output, got.input), (expected.output, expected.input), strict=True):
+        np.testing.assert_allclose(ours.null_energy, theirs.null_energy, rtol=1e-4, atol=ATOL)
+        np.testing.assert_allclose(ours.total_null_energy, theirs.total_null_energy, rtol=1e-4, atol=ATOL)
+        assert (ours.errors < 1e-4).all()
+
+
+def test_too_few_randomised_triplets_are_refused(key):
+    base, delta, _ = case()
+    enough, few = (both_spaces(base, delta, method="randomized", rank=rank, key=key) for rank in (3, 1))
+    np.testing.assert_array_equal(enough.output.rank_delta, output_space(base, delta).rank_delta)
+    np.testing.assert_array_equal(few.output.rank_delta, -1)
+    assert np.isnan(few.output.null_energy).all() and np.isfinite(few.output.total_null_energy).all()
+
+
 # Input space
 
 
