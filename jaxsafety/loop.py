@@ -111,7 +111,9 @@ def fitted(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...
         ValueError: it does not fit; the message says what it needs and what is there.
     """
     compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
-    need = memory.need(compiled) + compiled.memory_analysis().argument_size_in_bytes
+    # What is on a device already is not free there.
+    given = [leaf for leaf in jax.tree.leaves(arguments) if not isinstance(leaf, jax.Array)]
+    need = memory.need(compiled) + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in given)
     if need > (room := memory.free()):
         raise ValueError(
             f"{what} needs {need / 2**30:.3g} GiB, and the device has {room / 2**30:.3g} GiB free: "

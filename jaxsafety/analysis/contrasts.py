@@ -18,6 +18,8 @@ from jaxtyping import Float
 from jaxsafety.analysis.evidence import TABLE, Evidence, Model, Unmeasured, label
 
 JAILBREAKS = {"jb_co_task": "JB-CO-Task", "jb_co_text": "JB-CO-Text", "jb_misgen": "JB-MisGen"}
+# Conditions of real models: jailbreak:KIND.
+_KIND = "jailbreak:"
 EXTRAPOLATION = 1.5
 # Successful prompts of a jailbreak below which their means say nothing.
 LEAST_ATTACKS = 8
@@ -25,7 +27,9 @@ LEAST_ATTACKS = 8
 Seeds = Float[np.ndarray, " s"]
 Quantity = Callable[[Evidence, Model], Seeds]
 
-_FEATURES = "response"
+def _features(evidence: Evidence, model: Model) -> str:
+    """The kind of features that there are: of real models those of answers only where answers were written."""
+    return "response" if "response" in evidence.parts("clusters", model=model) else "last"
 
 
 class Measurement(NamedTuple):
@@ -80,9 +84,10 @@ def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str
     Raises:
         Unmeasured: no jailbreak was analysed, or none succeeded often enough.
     """
+    names = _jailbreaks(evidence)
     rows, before, kinds, reasons = [], [], [], []
     for model in evidence.strong:
-        for condition, name in JAILBREAKS.items():
+        for condition, name in names.items():
             try:
                 values = quantity(evidence, model, condition)
                 successes = evidence.find("verdicts", "n_successful", model=model, condition=condition)[0]
@@ -98,7 +103,7 @@ def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str
     if not finite.any():
         raise Unmeasured(f"no jailbreak with {LEAST_ATTACKS} successes in any seed")
     succeeded = {kind for kind, alive in zip(kinds, finite.any(axis=1), strict=True) if alive}
-    without = [name for name in JAILBREAKS.values() if name not in succeeded]
+    without = [name for name in names.values() if name not in succeeded]
     notes = [f"before tuning {np.nanmean(before):+.3f}"] if np.isfinite(before).any() else []
     notes += [f"without {' and '.join(without)}: under {LEAST_ATTACKS} successes"] if without else []
     count = finite.sum(axis=0)
@@ -151,7 +156,7 @@ def change(evidence: Evidence, model: Model, *, quantity: Quantity) -> Seeds:
 
 def separation(evidence: Evidence, model: Model) -> Seeds:
     """Relative gap between safe and unsafe features, in [-1, 1], mean over layers."""
-    return evidence.find("clusters", "relative_gap", model=model, part=_FEATURES).mean(axis=0)
+    return evidence.find("clusters", "relative_gap", model=model, part=_features(evidence, model)).mean(axis=0)
 
 
 def separation_slope(evidence: Evidence, model: Model) -> Seeds:
@@ -160,7 +165,7 @@ def separation_slope(evidence: Evidence, model: Model) -> Seeds:
     Raises:
         Unmeasured: the model has one layer.
     """
-    gaps = evidence.find("clusters", "relative_gap", model=model, part=_FEATURES)
+    gaps = evidence.find("clusters", "relative_gap", model=model, part=_features(evidence, model))
     if len(gaps) < 2:
         raise Unmeasured("one layer: no depth to grow with")
     return _slope(gaps)
@@ -168,7 +173,7 @@ def separation_slope(evidence: Evidence, model: Model) -> Seeds:
 
 def leading_share(evidence: Evidence, model: Model) -> Seeds:
     """Share of the largest singular value of the unsafe features, in [0, 1], mean over layers."""
-    shares = evidence.find("clusters", "leading_share", model=model, condition="unsafe", part=_FEATURES)
+    shares = evidence.find("clusters", "leading_share", model=model, condition="unsafe", part=_features(evidence, model))
     return shares.mean(axis=0)
 
 
@@ -263,7 +268,7 @@ def part_beyond(evidence: Evidence, model: Model, *, part: str, other: str) -> S
 
 def nearness_to_safe(evidence: Evidence, model: Model, condition: str) -> Seeds:
     """Relative tau of successful attacks minus that of all unsafe prompts, mean over layers."""
-    find = partial(evidence.find, "clusters", "relative_tau", model=model, part=_FEATURES)
+    find = partial(evidence.find, "clusters", "relative_tau", model=model, part=_features(evidence, model))
     return (find(condition=condition, subset="successful") - find(condition="unsafe")).mean(axis=0)
 
 
@@ -278,6 +283,12 @@ def sensitivity_like_safe(evidence: Evidence, model: Model, condition: str) -> S
     attack = _sensitivity(evidence, model, condition, "successful")
     unsafe, safe = (_sensitivity(evidence, model, name, "all") for name in ("unsafe", "safe"))
     return np.abs(_log_ratio(attack, unsafe)) - np.abs(_log_ratio(attack, safe))
+
+
+def _jailbreaks(evidence: Evidence) -> dict[str, str]:
+    """The jailbreaks of a run by condition, with their names: those of the synthetic worlds, or of a set of prompts."""
+    found = sorted({key.condition for key in evidence.series if key.condition.startswith(_KIND)})
+    return {condition: condition.removeprefix(_KIND) for condition in found} or JAILBREAKS
 
 
 def _mean(computed: Iterable[tuple[str, Callable[[], Seeds]]]) -> Measurement:

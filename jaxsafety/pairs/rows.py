@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from jaxsafety import runlog
+from jaxsafety.intervals import student_interval
 from jaxsafety.report import results
 from jaxsafety.run_files import ANALYSIS_FILE
 
@@ -50,6 +51,24 @@ def frame(
         filled |= {name: np.asarray(column)[kept] for name, column in columns.items()} | {"value": array[kept]}
         frames.append(pl.DataFrame(filled, schema_overrides=results.ANALYSIS_SCHEMA).select(list(results.ANALYSIS_SCHEMA)))
     return pl.concat(frames)
+
+
+def means(
+    method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Returns rows of the means of values by (analysis, metric), each with its interval and number.
+
+    Args:
+        method: ``pretrained`` or ``tuned``.
+        values: ``[prompts]`` each; what is not finite is left out of the mean and of the number.
+        labels: columns that are the same for all rows.
+    """
+    found = {}
+    for (analysis, metric), given in values.items():
+        mean, low, high, n = student_interval(np.asarray(given, float).tolist())
+        summary = {"": mean, "_low": low, "_high": high, "_n": n}
+        found |= {(analysis, metric + name): np.nan if value is None else value for name, value in summary.items()}
+    return frame(method, found, labels=labels)
 
 
 def piece(directory: Path, folder: str, name: str) -> Path:
