@@ -1,5 +1,7 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
+``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair_cli``.
+
 Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
 """
 
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxsafety import cluster, signals
+from jaxsafety import cluster, pair_cli, signals
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
@@ -29,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before SciPy loads its OpenBLAS, which is jax's LAPACK on a CPU: called from several devices at once, its own
     # threads wait for each other, for seconds or for good.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair_cli.VERBS:
+        options = pair_cli.parse(arguments[1:])
+        options.verb, options.handler = f"analyze {options.analysis}", _pair
+        return _run(options, [])[0]
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb not in _STAGES:
@@ -138,6 +145,11 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
     return launch.run_grid(recipe, chosen, directory, stages) if recipe.grid else launch.run(recipe, directory, stages)
+
+
+def _pair(options: argparse.Namespace, _: Sequence[str]) -> int:
+    _configure_jax(options.compilation_cache, seeds=1)
+    return pair_cli.run(options)
 
 
 def _place(options: argparse.Namespace) -> cluster.Place | None:

@@ -33,7 +33,7 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
     _say_idle_devices(recipe)
     if len(stages) == 1:
         study.check_ready(ready, stages[0])
-    with signals.deferred(_say_stopping), ExitStack() as lock:
+    with signals.deferred(say_stopping), ExitStack() as lock:
         hosts.decide(lambda: _open(ready, lock))
         for stage in stages:
             with runlog.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
@@ -70,7 +70,7 @@ def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Se
         )
     jobs = campaign.plan(recipe, chosen, directory)
     _say_idle_devices(recipe)
-    with signals.deferred(_say_stopping):
+    with signals.deferred(say_stopping):
         campaign.record(recipe, directory)
         outcome = campaign.run(jobs, campaign.Stages(tuple(stages), _advance, _recorded_together))
     for name in outcome.in_use:
@@ -142,7 +142,8 @@ def _recorded_together(studies: Sequence[Study], stage: str) -> Iterator[None]:
         yield
 
 
-def _say_stopping(name: str) -> None:
+def say_stopping(name: str) -> None:
+    """Says on standard error that a signal has come and what it does; for :func:`jaxsafety.signals.deferred`."""
     # A progress bar hides the cursor, and a second signal leaves no time to show it again.
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
     print(

@@ -98,7 +98,9 @@ def program(run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = ()
     return call
 
 
-def fitted(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), what: str) -> Callable[..., Any]:
+def fitted(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), what: str
+) -> Callable[..., Any]:
     """Returns a function compiled for arguments of these shapes, once it is known to fit into a device's memory.
 
     Args:

@@ -76,8 +76,10 @@ def to_jsonl(prompts: Iterable[Prompt]) -> str:
 
 
 def answers_to_jsonl(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[str]]) -> str:
-    """Returns one line of JSON a prompt: its row as :func:`to_jsonl` writes it, and the answer of every model by name."""
-    rows = ({**_as_row(prompt), **{name: texts[i] for name, texts in answers.items()}} for i, prompt in enumerate(prompts))
+    """Returns one line of JSON a prompt: its row as :func:`to_jsonl` writes it, and every model's answer by name."""
+    rows = (
+        {**_as_row(prompt), **{name: texts[i] for name, texts in answers.items()}} for i, prompt in enumerate(prompts)
+    )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

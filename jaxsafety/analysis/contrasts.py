@@ -27,6 +27,7 @@ LEAST_ATTACKS = 8
 Seeds = Float[np.ndarray, " s"]
 Quantity = Callable[[Evidence, Model], Seeds]
 
+
 def _features(evidence: Evidence, model: Model) -> str:
     """The kind of features that there are: of real models those of answers only where answers were written."""
     return "response" if "response" in evidence.parts("clusters", model=model) else "last"
@@ -173,7 +174,9 @@ def separation_slope(evidence: Evidence, model: Model) -> Seeds:
 
 def leading_share(evidence: Evidence, model: Model) -> Seeds:
     """Share of the largest singular value of the unsafe features, in [0, 1], mean over layers."""
-    shares = evidence.find("clusters", "leading_share", model=model, condition="unsafe", part=_features(evidence, model))
+    shares = evidence.find(
+        "clusters", "leading_share", model=model, condition="unsafe", part=_features(evidence, model)
+    )
     return shares.mean(axis=0)
 
 

@@ -49,13 +49,13 @@ def frame(
         named = _ABSENT | dict(labels) | {"method": method, "analysis": analysis, "metric": metric}
         filled = {name: [named[name]] * int(kept.sum()) for name in results.ANALYSIS_SCHEMA if name in named}
         filled |= {name: np.asarray(column)[kept] for name, column in columns.items()} | {"value": array[kept]}
-        frames.append(pl.DataFrame(filled, schema_overrides=results.ANALYSIS_SCHEMA).select(list(results.ANALYSIS_SCHEMA)))
+        frames.append(
+            pl.DataFrame(filled, schema_overrides=results.ANALYSIS_SCHEMA).select(list(results.ANALYSIS_SCHEMA))
+        )
     return pl.concat(frames)
 
 
-def means(
-    method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]
-) -> pl.DataFrame:
+def means(method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]) -> pl.DataFrame:
     """Returns rows of the means of values by (analysis, metric), each with its interval and number.
 
     Args:

@@ -22,7 +22,6 @@ from jaxsafety.analysis.update_spaces import DeltaMethod, NullSpace, Spaces
 from jaxsafety.linalg import subspace
 from jaxsafety.pairs import rows
 from jaxsafety.pairs.opened import TUNED, Pair
-from jaxsafety.report import results
 from jaxsafety.suggest import check_name
 
 MATRICES = {"mlp": ("mlp/gate", "mlp/up", "mlp/down"), "attention": ("attn/q", "attn/k", "attn/v", "attn/o")}

@@ -10,6 +10,7 @@ References:
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,14 @@ from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
 from jaxsafety.report.tables import Model, model_label
 
 POSITIONS = {"last": "last prompt token", "response": "first answer tokens"}
-MATRICES = {"up": "up matrix", "down": "down matrix"}
+MATRICES = {"gate": "gate matrix", "up": "up matrix", "down": "down matrix"}
+ATTENTION = {"q": "queries", "k": "keys", "v": "values", "o": "output"}
 _ACTIONS = {("gain", "up"): "gain: up", ("gain", "down"): "gain: down", ("ratio", "up"): "ratio: up"}
+_GATED_ACTIONS = {("gain", name): f"gain: {name}" for name in MATRICES}
+# Layers that have a row of panels each, evenly spaced, the first and the last among them.
+_MOST_LAYERS = 6
+# Columns of panels beside which there is place for a few words in a title.
+_WIDE = 2
 _ROW = 84
 _QUANTILES = np.linspace(0, 1, 33)
 _RANDOM = {"color": INK, "linestyle": (0, (1, 1.5))}
@@ -96,9 +103,27 @@ def output_space(table: pl.DataFrame) -> Picture:
     parts of all leading directions in ascending order, each seed's against its share of directions, so that updates of
     any rank compare.
     """
-    rows = panels.needed(pick(table, analysis="output_space", part=tuple(MATRICES)), "output_space")
-    models, parts = models_of(rows), [part for part in MATRICES if part in rows["part"]]
-    layers = sorted(pick(rows, metric="null_norm")["layer"].unique())
+    return _null_spaces(table, analysis="output_space", name="output directions of the update in the null space")
+
+
+def input_alignment(table: pl.DataFrame) -> Picture:
+    """The same of an update's leading input directions: what of them the base hardly reads."""
+    return _null_spaces(table, analysis="input_alignment", name="input directions of the update in the null space")
+
+
+def _null_spaces(table: pl.DataFrame, *, analysis: str, name: str) -> Picture:
+    """The MLP's matrices, and below them the attention's where there are any."""
+    rows = pick(table, analysis=analysis)
+    blocks = [
+        (partial(_null_space, parts=tuple(group), name=f"{name}: {what}"), pick(rows, part=tuple(group)))
+        for what, group in (("MLP", MATRICES), ("attention", ATTENTION))
+    ]
+    return panels.stacked(blocks, what=analysis, name=name)
+
+
+def _null_space(rows: pl.DataFrame, *, parts: Sequence[str], name: str) -> Picture:
+    models, parts = models_of(rows), [part for part in parts if part in rows["part"]]
+    layers = spaced(sorted(pick(rows, metric="null_norm")["layer"].unique()), most=_MOST_LAYERS)
     styles = model_styles(models)
 
     def draw(figure: FigureBase) -> None:
@@ -109,25 +134,31 @@ def output_space(table: pl.DataFrame) -> Picture:
             for axes, part in zip(grid[r], parts, strict=True):
                 shown = pick(rows, part=part, layer=layer)
                 _null_profiles(axes, shown, styles)
-                axes.set_title(f"layer {layer}: {part}")
+                axes.set_title(f"{part}, {layer}" if len(parts) > _WIDE else f"layer {layer}: {part}")
                 axes.grid(visible=True, axis="y")
         panels.axis_titles(below, x="share of the update's leading directions", y="norm in the null space")
         panels.legend(figure, [*_model_keys(styles), panels.key("random direction", _RANDOM)], columns=2)
 
     height = 190 + _ROW * len(layers) + panels.legend_height(len(models) + 1, columns=2)
-    return Picture(draw, height, "output directions of the update in the null space of the base")
+    return Picture(draw, height, name)
+
+
+def spaced(layers: Sequence[int], *, most: int) -> list[int]:
+    """At most so many of the layers, evenly spaced, the first and the last among them."""
+    chosen = np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int)
+    return [layers[place] for place in chosen]
 
 
 def _excess(figure: FigureBase, rows: pl.DataFrame, *, parts: Sequence[str], styles: Mapping[Model, Any]) -> None:
-    grid = figure.subplots(1, len(parts), squeeze=False)[0]
+    grid, narrow = figure.subplots(1, len(parts), squeeze=False)[0], len(parts) > _WIDE
     for axes, part in zip(grid, parts, strict=True):
         panels.reference(axes, 0.0)
         for model, style in styles.items():
             shown = pick(of_model(rows, model), part=part, metric="excess")
             panels.draw_curve(axes, shown, over="layer", style=style)
-        axes.set_title(f"excess: {part}")
+        axes.set_title(part if narrow else f"excess: {part}")
         axes.grid(visible=True, axis="y")
-    panels.axis_titles(figure, x="layer", y="over random")
+    panels.axis_titles(figure, x="layer", y="excess" if narrow else "over random")
     panels.layer_ticks(grid)
 
 
@@ -158,7 +189,7 @@ def input_space(table: pl.DataFrame) -> Picture:
     times its singular value.
     """
     rows = pick(table, analysis="input_space", subset="all", condition=tuple(SIDES))
-    actions = pl.concat([pick(rows, metric=metric, part=part) for metric, part in _ACTIONS])
+    actions = pl.concat([pick(rows, metric=metric, part=part) for metric, part in _actions_in(rows)])
     projections = pick(rows, metric="projection", subset="all", part=tuple(MATRICES))
     return panels.stacked(
         [(_actions, actions), (_projections, pick(projections, layer=projections["layer"].max()))],
@@ -167,10 +198,14 @@ def input_space(table: pl.DataFrame) -> Picture:
     )
 
 
+def _actions_in(rows: pl.DataFrame) -> dict[tuple[str, str], str]:
+    return _GATED_ACTIONS if "gate" in rows["part"] else _ACTIONS
+
+
 def _actions(rows: pl.DataFrame) -> Picture:
     """A row per model, a column per metric and matrix."""
     found = set(rows.select("metric", "part").iter_rows())
-    models, heads = models_of(rows), {labels: head for labels, head in _ACTIONS.items() if labels in found}
+    models, heads = models_of(rows), {labels: head for labels, head in _actions_in(rows).items() if labels in found}
 
     def draw(figure: FigureBase) -> None:
         grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")
@@ -179,7 +214,9 @@ def _actions(rows: pl.DataFrame) -> Picture:
                 shown = pick(of_model(rows, model), condition=condition, metric=metric, part=part)
                 panels.draw_curve(grid[model, head], shown, over="layer", style=style)
             panels.log_range(grid[model, head], pick(rows, metric=metric, part=part))
-        panels.axis_titles(figure, x="layer", y="gain and ratio (log)")
+        panels.axis_titles(
+            figure, x="layer", y="gain (log)" if "ratio" not in rows["metric"] else "gain and ratio (log)"
+        )
         for axes in grid.values():
             panels.log_ticks(axes.yaxis, most=3)
         panels.layer_ticks(grid.values())
@@ -191,7 +228,8 @@ def _actions(rows: pl.DataFrame) -> Picture:
 def _projections(rows: pl.DataFrame) -> Picture:
     """A row per method at its largest learning rate, a column per matrix; the rows are of one layer."""
     models, layer = _fastest(models_of(rows)), rows["layer"][0]
-    heads = {part: f"{name}, layer {layer}" for part, name in MATRICES.items() if part in rows["part"]}
+    found = {part: name for part, name in MATRICES.items() if part in rows["part"]}
+    heads = {part: f"{part if len(found) > _WIDE else name}, layer {layer}" for part, name in found.items()}
 
     def draw(figure: FigureBase) -> None:
         grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")

@@ -103,6 +103,8 @@ def draw_band(
         )
         for values in seeds:
             axes.plot(x, values, color=colour, alpha=_SEED_ALPHA, linewidth=0.6, drawstyle=drawn, zorder=2)
+    elif np.isfinite(low).any():
+        axes.fill_between(x, low, high, color=colour, alpha=_BAND_ALPHA, linewidth=0, zorder=1)
     every = 1 if len(x) <= _MOST_MARKERS else math.ceil(len(x) / _FEW_MARKERS)
     marks = {"markersize": 3.6, "markevery": every} if "marker" in style else {}
     axes.plot(x, mean, drawstyle=drawn, zorder=3, **marks, **style)
@@ -114,6 +116,7 @@ def draw_dot(axes: Axes, place: int | float, rows: pl.DataFrame, *, style: Mappi
         values = [value for name, value in row.items() if name.startswith("seed_") and value is not None]
         if len(values) > 1:
             axes.plot(values, [place] * len(values), marker="|", color=style["color"], **_SEED_TICKS)
+        if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [place, place], color=style["color"], linewidth=1.1, zorder=3)
         axes.plot([row["mean"]], [place], **{"linestyle": "none", "markersize": 4.6, "zorder": 4} | dict(style))
 

@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 from jaxsafety.report import analysis_panels as panels
 from jaxsafety.report.plotting import (
     BLUE,
-    CONDITION_STYLES,
     GREEN,
     INK,
     ORANGE,
     PINK,
     VERDICT_COLOURS,
     Picture,
+    condition_styles,
 )
-from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
-from jaxsafety.report.tables import CONDITIONS
+from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, of_model, pick
+from jaxsafety.report.tables import condition_label
 
 _ROW = 84
 _TOKEN_STYLES = (
@@ -57,7 +57,7 @@ def jailbreaks(table: pl.DataFrame) -> Picture:
         "clusters, input_space or sensitivity",
     )
     models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
-    conditions = [name for name in CONDITIONS if name in rows["condition"]]
+    conditions = conditions_of(rows)
 
     def draw(figure: Figure) -> None:
         grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey=True)
@@ -75,12 +75,12 @@ def jailbreaks(table: pl.DataFrame) -> Picture:
 
 
 def _condition_dots(axes: Axes, rows: pl.DataFrame, conditions: list[str]) -> None:
-    for place, condition in enumerate(conditions):
-        style = panels.dot(CONDITION_STYLES[condition])
+    for place, (condition, look) in enumerate(condition_styles(conditions).items()):
+        style = panels.dot(look)
         shown = pick(rows, condition=condition)
         panels.draw_dot(axes, panels.dodged(place, 0), pick(shown, subset="all"), style=style)
         panels.draw_dot(axes, panels.dodged(place, 1), pick(shown, subset="successful"), style=panels.hollow(style))
-    axes.set_yticks(range(len(conditions)), [CONDITIONS[name] for name in conditions])
+    axes.set_yticks(range(len(conditions)), [condition_label(name) for name in conditions])
     axes.set_ylim(len(conditions) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     if rows.is_empty():

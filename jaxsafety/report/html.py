@@ -16,10 +16,10 @@ import jinja2
 from jaxsafety import runlog
 from jaxsafety.report.tables import (
     COLUMNS,
-    CONDITIONS,
     VERDICTS,
     StudyRow,
     VerdictRow,
+    condition_label,
     dead_in_table,
     dead_notes,
     lr_label,
@@ -31,7 +31,11 @@ from jaxsafety.report.tables import (
 from jaxsafety.suggest import check_name
 
 _CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
-_EXAMPLE_KEYS = ("condition", "prompt", "expected", "refusal", "answers")
+_EXAMPLE_KEYS = ("condition", "prompt", "answers")
+_INTERVALS = (
+    "In every figure each seed is faint and the mean bold, in a band or on a bar of its 95 % Student-t interval over "
+    "seeds."
+)
 _ANSWER_KEYS = ("model", "answer", "verdict")
 # Of the answers of a dead lane there is no verdict.
 _ANSWER_VERDICTS = (*VERDICTS, "dead")
@@ -76,23 +80,25 @@ def write_report(
     claims: Sequence[Mapping[str, Any]] = (),
     claim_notes: Sequence[str] = (),
     analyses: Sequence[Analysis] = (),
+    intervals: str = _INTERVALS,
 ) -> None:
     """Writes the report, atomically.
 
     Args:
         path: the HTML file.
         title: heading of the page.
-        table: rows of ``study_table``.
+        table: rows of ``study_table``; none for no such table.
         verdicts: rows of ``verdict_table``.
         figures: caption to SVG, as returned by ``jaxsafety.report.figures``; inserted unescaped.
-        examples: mappings with ``condition``, ``prompt``, ``expected``, ``refusal`` and ``answers``, a list of
-            mappings with ``model``, ``answer`` and ``verdict`` (complied, refused, other or dead).
+        examples: mappings with ``condition``, ``prompt``, ``answers``, a list of mappings with ``model``, ``answer``
+            and ``verdict`` (complied, refused, other or dead), and where there are such ``expected`` and ``refusal``.
         config_yaml: the resolved recipe.
         manifest: revision, versions, devices, timings; nested mappings are shown with dotted names.
         notes: paragraphs of plain text on what a reader should know.
         claims: records of ``jaxsafety.report.claims_table``.
         claim_notes: sentences that belong under the claims.
         analyses: the figures of the analyses, in order.
+        intervals: what their bands and bars are.
 
     Raises:
         ValueError: an example or a claim lacks a key or has an unknown verdict, or a table's path is not relative.
@@ -103,7 +109,6 @@ def write_report(
     page = _template().render(
         title=title,
         columns=list(COLUMNS),
-        conditions=CONDITIONS,
         verdict_names=VERDICTS,
         table=table,
         table_notes=table_notes(table),
@@ -123,6 +128,7 @@ def write_report(
             analysis.name: [claim for claim in claims if claim["name"] in analysis.claims] for analysis in analyses
         },
         analyses=analyses,
+        intervals=intervals,
     )
     runlog.atomic_write(Path(path), page)
 
@@ -132,7 +138,13 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "method": method_label, "lr": lr_label, "label": model_label}
+    environment.filters |= {
+        "percent": percent,
+        "method": method_label,
+        "lr": lr_label,
+        "label": model_label,
+        "condition": condition_label,
+    }
     return environment.from_string(source)
 
 

@@ -37,6 +37,8 @@ CONDITION_STYLES = {
     "jb_misgen": {"color": BROWN, "linestyle": (0, (2.4, 1.2)), "marker": "v"},
     "ood": {"color": GREY, "linestyle": (0, (6, 1.4, 1.2, 1.4, 1.2, 1.4)), "marker": "X"},
 }
+# Of conditions with other names, in the order of a figure's conditions.
+_OTHER_CONDITIONS = tuple(CONDITION_STYLES[name] for name in ("jb_co_task", "jb_co_text", "jb_misgen", "ood"))
 WIDTH = 380
 
 _METHOD_LOOKS = {"pretrained": (INK, "D"), "sft": (BLUE, "o"), "dpo": (ORANGE, "s"), "unlearn": (GREEN, "^")}
@@ -125,6 +127,12 @@ def model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
         }
         for model in models
     }
+
+
+def condition_styles(conditions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Styles of a figure's conditions, which keep their order; those without a style of their own share a few."""
+    others = itertools.cycle(_OTHER_CONDITIONS)
+    return {name: CONDITION_STYLES[name] if name in CONDITION_STYLES else next(others) for name in conditions}
 
 
 def with_dead(picture: Picture, dead: Mapping[Model, Dead]) -> Picture:

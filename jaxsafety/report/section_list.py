@@ -6,7 +6,7 @@ from typing import Literal
 
 import polars as pl
 
-from jaxsafety.report import analysis_figures, attack_figures, intervention_figures, training_figures
+from jaxsafety.report import analysis_figures, attack_figures, intervention_figures, pair_figures, training_figures
 from jaxsafety.report.plotting import Picture
 
 
@@ -41,6 +41,8 @@ def _of(analysis: str, *metrics: str) -> pl.Expr:
 
 
 _PART = pl.col("part")
+# What two checkpoints have and a study has not, or shows otherwise.
+_OF_PAIR = (pl.col("method") == "tuned").any()
 _TRANSFER = _PART.str.starts_with("transfer:")
 
 SECTIONS = {
@@ -73,6 +75,34 @@ SECTIONS = {
             "null_space_up",
             "null_space_down",
         ),
+    ),
+    "input_alignment": Section(
+        "What the update reads",
+        "beyond the paper",
+        "The same of the input side: each leading input direction of the update is split into what the weights before "
+        "read and the rest; above the dotted line the update listens to directions that they hardly use, more than a "
+        "random one would.",
+        analysis_figures.input_alignment,
+        _of("input_alignment"),
+    ),
+    "spectrum": Section(
+        "How large the update is, and of what rank",
+        "beyond the paper",
+        "An update of low rank falls steeply, one that moves all directions alike is flat; below, the number of "
+        "directions that hold 90 % of its energy, the energy in units of the strongest direction's, and its size "
+        "beside that of the weights.",
+        pair_figures.spectrum,
+        (_of("spectrum") & pl.col("strength").is_in(pair_figures.PLACES))
+        | (_of("output_space", "rank_delta", "stable_rank", "changed_norm") & _OF_PAIR),
+    ),
+    "separation": Section(
+        "Separation by layer, and where jailbreaks lie",
+        "Figures 3 and 7",
+        "On top how often the nearer of the two means is that of a prompt's own label (chance is one half), and the "
+        "difference of the labels' τ over its spread; below, the cosine form of τ: a jailbreak that runs with the safe "
+        "prompts looks safe.",
+        pair_figures.separation,
+        _of("clusters", "accuracy", "effect_size", "cosine_tau") & _OF_PAIR,
     ),
     "input_space": Section(
         "The update on safe and on unsafe prompts",
@@ -178,12 +208,15 @@ SECTIONS = {
         "All panels share the training steps: what moves first in one panel and what follows in another suggests, but "
         "does not prove, what brings about what; dotted is the pretrained model.",
         training_figures.dynamics,
-        _of("verdicts", "exact_match", "refused")
-        | (_of("interventions", "refused", "exact_match") & _PART.is_in(["only_null", "all_but_null"]))
-        | _of("clusters", "relative_gap")
-        | _of("output_space", "excess")
-        | _of("input_space", "gain")
-        | _of("sensitivity", "gradient_norm"),
+        ~_OF_PAIR
+        & (
+            _of("verdicts", "exact_match", "refused")
+            | (_of("interventions", "refused", "exact_match") & _PART.is_in(["only_null", "all_but_null"]))
+            | _of("clusters", "relative_gap")
+            | _of("output_space", "excess")
+            | _of("input_space", "gain")
+            | _of("sensitivity", "gradient_norm")
+        ),
         steps="all",
         layer_means=True,
     ),

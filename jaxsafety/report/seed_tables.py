@@ -2,7 +2,8 @@
 
 One row per quantity (``LABELS``), with ``mean``, ``low``, ``high``, ``n`` and a column ``seed_<k>`` per seed. ``low``
 and ``high`` are the 95 % Student-t interval over the finite seeds, null below two of them, and clipped to [0, 1] for
-shares. A seed that is not finite is null and left out.
+shares. A seed that is not finite is null and left out. Where rows bring an interval of their own, over prompts, as the
+metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, it and its number stand there instead.
 """
 
 import polars as pl
@@ -23,6 +24,7 @@ LABELS = (
     "strength",
     "metric",
 )
+_BOUND = "^(.*)_(low|high|n)$"
 # Metrics that are shares of something: in [0, 1], and so is their interval.
 SHARES = (
     *("complied", "refused", "other", "exact_match", "first_refusal", "never_refuses", "histogram", "nearest_safe"),
@@ -51,6 +53,7 @@ def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
     Raises:
         ValueError: two values for one seed of one quantity (results of several runs).
     """
+    rows, given = _given_intervals(rows)
     keys = [*LABELS, "seed"]
     if twice := rows.filter(pl.struct(keys).is_duplicated()).head(1).to_dicts():
         row = twice[0]
@@ -65,6 +68,8 @@ def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
     summary = [_summary(values, metric) for metric, *values in wide.select("metric", *names).iter_rows()]
     schema = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
     table = wide.hstack(pl.DataFrame(summary, schema=schema, orient="row"))
+    table = table.join(given, on=list(LABELS), how="left", nulls_equal=True, maintain_order="left")
+    table = table.with_columns(pl.coalesce(f"given_{name}", name).alias(name) for name in ("low", "high", "n"))
     return _ordered(table).select(*LABELS, *schema, *names)
 
 
@@ -74,6 +79,8 @@ def with_layer_means(rows: pl.DataFrame) -> pl.DataFrame:
     A seed that lacks a layer which others have, or whose value there is not finite, has no mean (a null).
     """
     keys = [name for name in LABELS if name != "layer"]
+    # The mean of the layers' intervals over prompts is none.
+    rows, _ = _given_intervals(rows)
     layers = rows.filter(pl.col("layer").is_not_null())
     whole = pl.col("value").drop_nulls().len() == pl.col("count").max()
     means = (
@@ -89,6 +96,12 @@ def with_layer_means(rows: pl.DataFrame) -> pl.DataFrame:
 def features_of(clusters: pl.DataFrame) -> str:
     """The activations to show where there is place for one kind: the first answer tokens, as in the paper, if any."""
     return next((part for part in ("response", "last") if part in clusters["part"]), "response")
+
+
+def conditions_of(table: pl.DataFrame) -> list[str]:
+    """The conditions that a table has rows of, in the order of the study's, then others by name."""
+    found = set(table["condition"]) - {""}
+    return [name for name in CONDITIONS if name in found] + sorted(found - set(CONDITIONS))
 
 
 def models_of(table: pl.DataFrame) -> list[Model]:
@@ -114,6 +127,24 @@ def _summary(values: list[float | None], metric: str) -> Interval:
     mean, low, high, n = student_interval(values)
     clipped = metric in SHARES and low is not None
     return Interval(mean, max(0.0, low), min(1.0, high), n) if clipped else Interval(mean, low, high, n)
+
+
+def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows without those of intervals, and these: ``LABELS``, given_low, given_high, given_n."""
+    rows = rows.with_row_index("place")
+    metric = pl.col("metric")
+    bounded = rows.filter(metric.str.contains(_BOUND)).with_columns(
+        metric.str.extract(_BOUND, 1), metric.str.extract(_BOUND, 2).alias("bound")
+    )
+    own = rows.select("analysis", "metric").unique()
+    bounded = bounded.join(own, on=["analysis", "metric"], how="semi")
+    plain = rows.join(bounded.select("place"), on="place", how="anti", maintain_order="left").drop("place")
+    given = bounded.select(*LABELS)
+    given = given.unique()
+    for name, dtype in {"low": pl.Float64, "high": pl.Float64, "n": pl.Int64}.items():
+        one = bounded.filter(bound=name).select(*LABELS, pl.col("value").cast(dtype).alias(f"given_{name}"))
+        given = given.join(one, on=list(LABELS), how="left", nulls_equal=True)
+    return plain, given
 
 
 def _ordered(table: pl.DataFrame) -> pl.DataFrame:

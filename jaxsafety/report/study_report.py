@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxsafety import runlog
 from jaxsafety.report import claims_table, dead_lanes, figures, html, plotting, results, sections, tables
@@ -45,7 +45,7 @@ def write(directory: Path) -> str:
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest,
         notes=_NOTES,
-        **(_analysed(directory) if (folder / "analyze.parquet").exists() else {}),
+        **(analysed(directory) if (folder / "analyze.parquet").exists() else {}),
     )
     return f"{tables.render_text(table)}\nreport: {report}\n"
 
@@ -57,11 +57,19 @@ def _examples(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not JSON: remove it and run its stage again, which writes it anew") from error
 
 
-def _analysed(directory: Path) -> dict[str, Any]:
-    """What the report says about the analyses of a run, by argument of ``write_report``; writes their tables."""
+def analysed(directory: Path, *, claims: Literal["all", "measured"] = "all") -> dict[str, Any]:
+    """Returns what a report says about the analyses of a run, by argument of ``write_report``; writes their tables.
+
+    Args:
+        directory: the run directory.
+        claims: every claim, or those alone that its analyses have a number for.
+
+    Raises:
+        ValueError: there are none, or a file of them is damaged.
+    """
     frames = sections.read(directory)
     dead = dead_lanes.count_dead(frames["analyze"])
-    judgements = claims_table.read(directory)
+    judgements = [one for one in claims_table.read(directory) if claims == "all" or one.values]
     shown = []
     for name, table in sections.write_tables(directory).items():
         section = sections.SECTIONS[name]

@@ -213,9 +213,14 @@ def method_label(model: Model) -> str:
     return METHODS.get(model.method, model.method)
 
 
+def condition_label(condition: str) -> str:
+    """Name of a condition for people; of a jailbreak of real models its kind."""
+    return CONDITIONS.get(condition, condition.removeprefix("jailbreak:"))
+
+
 def lr_label(model: Model) -> str:
-    """Name and value of a model's learning rate, such as ``eta_M 1e-3``; empty for the pretrained model."""
-    if model.method == "pretrained":
+    """Name and value of a model's learning rate, such as ``eta_M 1e-3``; empty where none is known."""
+    if not model.lr:
         return ""
     mantissa, exponent = f"{model.lr:.3e}".split("e")
     return f"{model.lr_name} {float(mantissa):g}e{int(exponent)}".lstrip()

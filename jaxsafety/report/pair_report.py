@@ -1,0 +1,129 @@
+"""The report of two checkpoints: ``report.html`` from what their analyses have left in the run directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from jaxsafety import prompts, runlog
+from jaxsafety.report import html, results, study_report, tables
+from jaxsafety.report.analysis_figures import ATTENTION, MATRICES
+from jaxsafety.report.tables import Model, VerdictRow
+
+_MODELS = {"pretrained": Model("pretrained", "", 0.0), "tuned": Model("tuned", "", 0.0)}
+_INTERVALS = (
+    "A band or a bar is the 95 % Student-t interval over the prompts of a label; what is measured of the weights, or is "
+    "a mean over layers, has none."
+)
+_NOTES = (
+    "Two checkpoints are one pair: the claims are those of the synthetic study that apply, with the number that this "
+    "pair has; an interval over seeds, which would decide them, it has not.",
+    "Activations are the MLP's inputs after its norm, as in the paper's experiments on real models, at the last token "
+    "of the prompt and, where answers were written, in the mean over the answer's tokens. The means of safe and unsafe "
+    "prompts that a prompt is measured with are those of the other half of the prompts.",
+    "An answer counts as refused if it begins like a refusal in English (a list of openings), else as complied: "
+    "whether it is of any use is not judged.",
+)
+_EXAMPLES = 2  # of every label
+
+
+def write(directory: Path) -> str:
+    """Writes ``report.html`` of a pair and returns its main numbers, and where the report is, as text.
+
+    Raises:
+        ValueError: there are no analyses, or a file of them is damaged.
+    """
+    frame = results.read_results([directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+    config = (directory / "config.yaml").read_text()
+    sides = yaml.safe_load(config)["pair"]
+    options = [directory / f"{name}.yaml" for name in ("weights", "activations")]
+    recorded = [f"{path.stem}:\n{path.read_text()}" for path in options if path.exists()]
+    report = directory / "report.html"
+    html.write_report(
+        report,
+        title="Two checkpoints: " + " and ".join(Path(side["directory"]).name for side in sides.values()),
+        table=[],
+        verdicts=_verdicts(frame),
+        figures={},
+        examples=_examples(directory / "results" / "answers.jsonl"),
+        config_yaml="\n".join([config, *recorded]),
+        manifest=runlog.read_manifest(directory),
+        notes=_NOTES,
+        intervals=_INTERVALS,
+        **study_report.analysed(directory, claims="measured"),
+    )
+    return f"{summary(frame)}report: {report}\n"
+
+
+def summary(frame: pl.DataFrame) -> str:
+    """The main numbers of a pair as lines of text: of every matrix, and of every model; means over layers."""
+    lines = []
+    weights = frame.filter(pl.col("analysis") == "output_space", pl.col("strength").is_null())
+    for part in (name for name in (*MATRICES, *ATTENTION) if name in weights["part"]):
+        mean = _means(weights.filter(pl.col("part") == part))
+        lines.append(
+            f"{part:>4}: null-space energy {mean('null_energy')} (a random direction {mean('baseline_energy')}), "
+            f"rank {mean('rank_delta', '.0f')}, |dW| / |W| {mean('changed_norm')}"
+        )
+    for method in ("pretrained", "tuned"):
+        seen = frame.filter(
+            pl.col("analysis") == "clusters", pl.col("method") == method, pl.col("part") == "last", condition=""
+        )
+        if not seen.is_empty():
+            mean = _means(seen)
+            lines.append(f"{method}: nearest mean right {mean('accuracy')}, relative gap {mean('relative_gap')}")
+    return "".join(f"{line}\n" for line in [*lines, "means over layers"] if lines)
+
+
+def _means(rows: pl.DataFrame):
+    found = {key[0]: own["value"].drop_nulls() for key, own in rows.group_by("metric")}
+
+    def mean(metric: str, spec: str = ".3g") -> str:
+        values = found.get(metric)
+        return "-" if values is None or values.is_empty() else f"{values.mean():{spec}}"
+
+    return mean
+
+
+def _verdicts(frame: pl.DataFrame) -> list[VerdictRow]:
+    rates = {
+        (row["method"], row["condition"], row["metric"]): row["value"]
+        for row in frame.filter(pl.col("analysis") == "verdicts").iter_rows(named=True)
+    }
+    places = list(dict.fromkeys((method, condition) for method, condition, _ in rates))
+    return [
+        VerdictRow(
+            _MODELS[method],
+            condition,
+            complied=rates[method, condition, "complied"],
+            refused=rates[method, condition, "refused"],
+            other=0.0,
+            n=int(rates[method, condition, "complied_n"]),
+            dead=0,
+        )
+        for method, condition in places
+    ]
+
+
+def _examples(path: Path) -> list[dict[str, Any]]:
+    """The first prompts of every label, with the answers of both models."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    labels = dict.fromkeys(row["label"] for row in rows)
+    chosen = [row for label in labels for row in [own for own in rows if own["label"] == label][:_EXAMPLES]]
+    return [
+        {
+            "condition": row["label"],
+            "prompt": row["prompt"] if "prompt" in row else "\n".join(turn["content"] for turn in row["messages"]),
+            "answers": [_answer(method, row[method]) for method in _MODELS],
+        }
+        for row in chosen
+    ]
+
+
+def _answer(method: str, answer: str) -> dict[str, str]:
+    verdict = "refused" if prompts.is_refusal(answer) else "complied"
+    return {"model": tables.model_label(_MODELS[method]), "answer": answer, "verdict": verdict}
