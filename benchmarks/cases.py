@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from jaxsafety.models.gpt import Positions, Preset
+from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.optim import Algorithm
 from jaxsafety.types import Strategy
 from jaxsafety.world import CONDITIONS
@@ -258,4 +259,39 @@ GEMM_ROUNDS = 10
 PROFILE = (TRAIN[0], replace(TRAIN[1], batch_size=16, steps=2))
 
 
-CaseName = Literal["sampler", "train_step", "peers", "profile", "first_step", "linalg", "sensitivity"]
+@dataclass(frozen=True)
+class PairCase:
+    """One update beside its base.
+
+    Attributes:
+        shape: ``m n``.
+        methods: of :func:`jaxsafety.pairs.weights.measure_matrix`; the first is the baseline.
+        rank: triplets of ``randomized``.
+        rounds: timed calls.
+    """
+
+    shape: tuple[int, int]
+    methods: tuple[str, ...] = ("full", "gram", "randomized")
+    rank: int = 256
+    rounds: int = 1
+
+
+# Up projections of Llama-2 7B and of Llama-3 8B.
+PAIRS = (PairCase((4096, 11008)), PairCase((4096, 14336)))
+
+
+@dataclass(frozen=True)
+class CheckpointCase:
+    """A pair of checkpoints on the disk that the command is run on.
+
+    Attributes:
+        config: the model.
+    """
+
+    config: LlamaConfig
+
+
+# Llama-3 8B's sizes but for the depth, which memory does not grow with.
+CHECKPOINTS = CheckpointCase(LlamaConfig(128_256, 8192, 2, 32, 8, 4096, 14336, 128))
+
+CaseName = Literal["sampler", "train_step", "peers", "profile", "first_step", "linalg", "sensitivity", "pair"]

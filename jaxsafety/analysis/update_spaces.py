@@ -275,13 +275,23 @@ def _null_space(base: Array, before: svd.SVD, *, delta: Array, update: svd.SVD, 
         subspace.leading(rank, found.values.shape[-1]) for rank, found in ((rank_base, before), (rank_delta, update))
     )
     refused = rank_base < 0
-    outside = subspace.complement_energy(update.outputs.mT, before.outputs, mask=used)
-    outside = jnp.where(leading & ~refused[:, None], outside, jnp.nan)
+    every = subspace.complement_energy(update.outputs.mT, before.outputs, mask=used)
+    outside = jnp.where(leading & ~refused[:, None], every, jnp.nan)
     power = jnp.where(leading, (update.values / update.values[:, :1]) ** 2, 0.0)
-    whole = subspace.complement_energy(delta, before.outputs, mask=used)
+
+    def of_rows() -> Array:
+        return _weighted(subspace.complement_energy(delta, before.outputs, mask=used), _row_energies(delta))
+
+    def of_directions() -> Array:
+        return _weighted(every, (update.values / update.values[:, :1]) ** 2)
+
+    # Directions are at hand, and make up the whole update unless some are missing.
+    complete = update.values.shape[-1] == min(delta.shape[1:])
+    missing = jnp.any(jnp.isnan(update.values))
+    whole = jax.lax.cond(missing, of_rows, of_directions) if complete else of_rows()
     mean, spread = subspace.random_energy(jnp.maximum(rank_base, 0), dimension=width)
     norm = subspace.random_norm(width - jnp.maximum(rank_base, 0), dimension=width)
-    known = {"total_null_energy": _weighted(whole, _row_energies(delta)), "baseline_norm": norm}
+    known = {"total_null_energy": whole, "baseline_norm": norm}
     known |= {"baseline_energy": 1 - mean, "baseline_std": spread}
     known |= {"errors": jnp.maximum(_relative_error(before, rank_base), _relative_error(update, rank_delta))}
     return NullSpace(

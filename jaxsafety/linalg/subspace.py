@@ -15,6 +15,8 @@ from jaxsafety.types import Key
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
+# A share that a difference from 1 still has to five digits.
+_SMALL = 0.1
 # Recurrence steps before the asymptotic series, which then errs by 1e-7.
 _SHIFT = 6
 
@@ -92,13 +94,20 @@ def complement_energy(
 ) -> Float[Array, "*batch v"]:
     """Share of each vector's energy outside a subspace, ``|x - P x|^2 / |x|^2``.
 
-    It is taken from the residual, so a share of 1e-8 is seen where 1 minus :func:`projection_energy` rounds to 0.
-    Arguments, shapes and NaN are those of that function.
+    Where any share is small it is taken from the residual, so that 1e-8 is seen where 1 minus
+    :func:`projection_energy` rounds to 0; else from that difference, which takes half the products. Arguments, shapes
+    and NaN are those of that function.
     """
     vectors, basis = _same_precision(vectors, _masked(basis, mask))
     unit = _unit(vectors)
-    residual = unit - _product(_product(unit, basis), basis.mT)
-    return jnp.minimum(jnp.sum(residual**2, axis=-1), 1.0)
+    coordinates = _product(unit, basis)
+    difference = 1.0 - jnp.sum(coordinates**2, axis=-1)
+
+    def residual() -> Array:
+        return jnp.sum((unit - _product(coordinates, basis.mT)) ** 2, axis=-1)
+
+    outside = jax.lax.cond(jnp.any(difference < _SMALL), residual, lambda: difference)
+    return jnp.minimum(outside, 1.0)
 
 
 def principal_angles(

@@ -1,4 +1,4 @@
-"""``analyze activations``: what two models represent of labelled prompts, layer by layer, and how the update acts on it.
+"""``analyze activations``: what two models represent of labelled prompts, layer by layer, and how the update acts.
 
 A layer that is measured lies as rows in ``results/analyze/activations/``. Means are over all prompts of a label, each
 with its interval over them.

@@ -104,7 +104,7 @@ def check_room(checkpoint: hf.Checkpoint, dtype: hf.ParamsDtype) -> None:
     if need > (room := memory.free()):
         raise ValueError(
             f"{checkpoint.directory} needs {need / 2**30:.3g} GiB in {dtype}, and the device has {room / 2**30:.3g} "
-            "GiB free: expected a smaller model or type, or no answers (--answers 0), without which a layer at a time is held"
+            "GiB free: expected a smaller model or type, or no answers (--answers 0), for which layers do one at a time"
         )
 
 

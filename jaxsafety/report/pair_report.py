@@ -14,7 +14,7 @@ from jaxsafety.report.tables import Model, VerdictRow
 
 _MODELS = {"pretrained": Model("pretrained", "", 0.0), "tuned": Model("tuned", "", 0.0)}
 _INTERVALS = (
-    "A band or a bar is the 95 % Student-t interval over the prompts of a label; what is measured of the weights, or is "
+    "A band or a bar is the 95 % Student-t interval over the prompts of a label; what is measured of weights, or is "
     "a mean over layers, has none."
 )
 _NOTES = (

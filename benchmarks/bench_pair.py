@@ -1,0 +1,140 @@
+"""Two checkpoints: one update beside its base at the sizes of 7B and 8B models, and the command's memory.
+
+A pair of matrices is measured by :func:`jaxsafety.pairs.weights.measure_matrix` with every method; ``energy_error`` is
+the largest difference of a null-space energy from that of the first program, ``estimate`` the residual that the method
+reports itself. The command runs as a process of its own on checkpoints whose MLP matrices are random and whose other
+tensors are holes in sparse files; ``rss_mb`` is the most memory that it has held (VmHWM).
+"""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from benchmarks import cases, harness
+from benchmarks.cases import CheckpointCase, PairCase
+from benchmarks.harness import Program
+from jaxsafety import keys
+from jaxsafety.interop import hf, hf_names
+from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.pairs import weights
+
+COLUMNS = {
+    "name": "program", "shape": "matrices", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
+    "compile_ms": "compile ms", "peak_mb": "peak MB", "rss_mb": "process MB", "speedup": "speed-up", "over": "over",
+    "energy_error": "energy error", "estimate": "estimate",
+}  # fmt: skip
+
+_ENERGY = 0.9
+_ROOT = Path(__file__).resolve().parents[1]
+_CLI = (
+    "import sys; from jaxsafety.cli import main; code = main(); "
+    "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0]); sys.exit(code)"
+)
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Yields a row for each program: pairs of matrices by case, then the command."""
+    for case in cases.PAIRS:
+        yield from pair_rows(case)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield from command_rows(cases.CHECKPOINTS, Path(scratch))
+
+
+def pair_rows(case: PairCase) -> Iterator[dict[str, Any]]:
+    """Races the methods on one pair; the update's spectrum falls as ``i^-1``, the base is a random matrix."""
+    base, tuned = random_pair(case.shape)
+    programs = [
+        harness.compile_program(
+            partial(weights.measure_matrix, energy=_ENERGY, method=method, rank=case.rank), (base, tuned), name=method
+        )
+        for method in case.methods
+    ]
+    results = harness.race(programs, rounds=case.rounds, warmups=0)
+    baseline, expected = results[0]
+    for record, found in results:
+        yield asdict(record) | {
+            "shape": "x".join(map(str, case.shape)),
+            "over": baseline.name,
+            "speedup": harness.speedup(record, over=baseline).median,
+            "energy_error": float(np.max(np.abs(_energies(found) - _energies(expected)))),
+            "estimate": float(found["spaces"].output.errors[0]),
+        }
+
+
+def random_pair(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Returns a random matrix and one with an update of decaying spectrum, float32."""
+    streams = jax.random.split(keys.root(0), 3)
+    base = jax.random.normal(streams[0], shape) / math.sqrt(shape[0])
+    sides = (
+        jnp.linalg.qr(jax.random.normal(stream, (size, 256)))[0]
+        for stream, size in zip(streams[1:], shape, strict=True)
+    )
+    left, right = sides
+    update = (left * (0.1 / jnp.arange(1, 257))) @ right.T
+    return base, base + update
+
+
+def _energies(found: dict[str, Any]) -> np.ndarray:
+    spaces = found["spaces"]
+    return np.array([float(side.null_energy[0]) for side in (spaces.output, spaces.input)])
+
+
+def command_rows(case: CheckpointCase, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Runs ``jaxsafety analyze weights`` on a pair of checkpoints, in a process of its own."""
+    base, tuned = (
+        sparse_checkpoint(scratch / name, case.config, seed=seed) for seed, name in enumerate(("base", "tuned"))
+    )
+
+    def command() -> float:
+        out = tempfile.mkdtemp(dir=scratch)
+        arguments = ("analyze", "weights", str(base), str(tuned), "--out", out, "--compilation_cache", "off")
+        done = subprocess.run([sys.executable, "-c", _CLI, *arguments], cwd=_ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the command failed: {done.stderr.strip()[-500:]}")
+        return float(done.stdout.split()[-1]) * 1024 / 1e6
+
+    ((record, rss_mb),) = harness.race([Program("analyze weights", command)], rounds=1, warmups=0)
+    config = case.config
+    shape = f"{config.layers} x 3 of {config.width}x{config.mlp_width}"
+    yield asdict(record) | {"shape": shape, "rss_mb": rss_mb}
+
+
+def sparse_checkpoint(directory: Path, config: LlamaConfig, *, seed: int, filled: int | None = None) -> Path:
+    """Writes a bfloat16 checkpoint in one sparse file: random MLP matrices in ``filled`` layers (all), holes elsewhere.
+
+    Args:
+        directory: to be made.
+        config: the model.
+        seed: of the matrices.
+        filled: how many layers have matrices that are not zero.
+    """
+    directory.mkdir(parents=True)
+    hf.write_config(directory, config, dtype="bfloat16")
+    header, end, random = {}, 0, []
+    for slot in hf_names.slots(config):
+        begin, end = end, end + 2 * math.prod(slot.shape)
+        header[slot.name] = {"dtype": "BF16", "shape": list(slot.shape), "data_offsets": [begin, end]}
+        if slot.path.startswith("blocks/mlp/") and slot.layer < (config.layers if filled is None else filled):
+            random.append((begin, slot.shape))
+    text = json.dumps(header).encode()
+    drawn = np.random.default_rng(seed)
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for begin, shape in random:
+            file.seek(8 + len(text) + begin)
+            values = drawn.standard_normal(shape, np.float32) * np.float32(0.02)
+            file.write(values.astype(ml_dtypes.bfloat16).view(np.uint8).tobytes())
+        file.truncate(8 + len(text) + end)
+    return directory
