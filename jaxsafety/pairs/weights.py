@@ -87,7 +87,7 @@ def write(pair: Pair, directory: Path, config: WeightsConfig) -> None:
             found = measure(one, other)
             frame = pl.concat(_frames(found, labels=shared, layer=layer, part=name.partition("/")[2]))
             rows.write(files[layer, name], frame)
-            update(done, {"layer": layer, "error": float(found["spaces"].output.errors[0])})
+            update(done, {"layer": float(layer), "error": float(found["spaces"].output.errors[0])})
             signals.check(f"after {name} of layer {layer}")
     rows.collect(directory)
 
@@ -165,7 +165,7 @@ def _frames(found: dict[str, Any], *, labels: dict[str, Any], layer: int, part: 
         yield rows.frame(TUNED, {(name, "null_norm"): norms}, labels=where, strength=chosen.astype(float))
 
 
-def _side(side: NullSpace) -> dict[str, float]:
+def _side(side: NullSpace) -> dict[str, Any]:
     norms = side.null_norm[0]
     mean = norms[np.isfinite(norms)].mean() if np.isfinite(norms).any() else np.nan
     return {
