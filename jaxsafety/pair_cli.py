@@ -114,7 +114,7 @@ def _weights(options: argparse.Namespace, pair: "Pair") -> None:
 
 
 def _activations(options: argparse.Namespace, pair: "Pair") -> None:
-    from jaxsafety import prompts
+    from jaxsafety import prompts, runlog
     from jaxsafety.interop import hf_tokenizer
     from jaxsafety.pairs import activations, opened
 
@@ -128,7 +128,9 @@ def _activations(options: argparse.Namespace, pair: "Pair") -> None:
         raise ValueError(f"no chat template in {options.tuned}: expected a tuned model with one, or --template raw")
     recorded = asdict(config) | {"prompts": sha256(prompts.to_jsonl(given).encode()).hexdigest()[:16]}
     with opened.enter(options.out, pair), _recorded(options.out, "activations", recorded):
-        activations.write(pair, options.out, config, given, tokenizer)
+        encoded = activations.write(pair, options.out, config, given, tokenizer)
+        counted = {"prompts": len(encoded.prompts), "truncated_prompts": encoded.truncated}
+        runlog.write_manifest(options.out, {"activations": counted})
         _report(options.out)
 
 

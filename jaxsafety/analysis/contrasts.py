@@ -30,7 +30,8 @@ Quantity = Callable[[Evidence, Model], Seeds]
 
 def _features(evidence: Evidence, model: Model) -> str:
     """The kind of features that there are: of real models those of answers only where answers were written."""
-    return "response" if "response" in evidence.parts("clusters", model=model) else "last"
+    parts = evidence.parts("clusters", model=model)
+    return "last" if "last" in parts and "response" not in parts else "response"
 
 
 class Measurement(NamedTuple):

@@ -56,8 +56,10 @@ LAYERS = {
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
-    | {f"report.{name}" for name in ("dead_lanes", "section_list", "sections")},
-    4: {"cli", "launch"},
+    | {f"report.{name}" for name in ("dead_lanes", "section_list", "sections", "pair_figures", "pair_report")}
+    | {"pairs", *(f"pairs.{name}" for name in ("activations", "answers", "batches", "features", "merge"))}
+    | {f"pairs.{name}" for name in ("opened", "rows", "stream", "weights")},
+    4: {"cli", "launch", "pair_cli"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 PURE = sorted(module for module, layer in LAYER_OF.items() if layer <= 2)
@@ -65,17 +67,17 @@ PURE = sorted(module for module, layer in LAYER_OF.items() if layer <= 2)
 # Package outside this one: the modules that may import it (a prefix names a whole folder).
 CONFINED = {
     "orbax": ("checkpoint",),
-    "polars": ("report", "mechanics", "subjects"),
+    "polars": ("report", "mechanics", "subjects", "pairs"),
     "scipy": ("intervals",),
     "matplotlib": ("report",),
     "jinja2": ("report", "interop.hf_tokenizer"),
     "tokenizers": ("interop.hf_tokenizer",),
     "rich": ("progress", "report"),
     "jsonargparse": ("recipe_file",),
-    "yaml": ("prompts", "recipe_file", "runlog", "status"),
+    "yaml": ("prompts", "recipe_file", "runlog", "status", "pairs.opened", "report.pair_report"),
     "nltk": ("world.pcfg_rules",),
     "optax": ("optim", "train", "lanes"),
-    "argparse": ("cli",),
+    "argparse": ("cli", "pair_cli"),
     "subprocess": ("runlog", "cluster"),
 }
 
@@ -182,7 +184,7 @@ def test_only_the_loop_jits():
     assert users | named == {"loop"}
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - {"cli", "launch"}))
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"cli", "launch", "pair_cli"}))
 def test_the_library_reads_no_environment_and_prints_nothing(module):
     found = set(calls(TREES[module])) & {
         "print",

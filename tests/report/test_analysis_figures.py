@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from jaxsafety.report import analysis_figures, analysis_panels, plotting, sections, seed_tables
+from tests.report.conftest import STUDY
 
-NAMES = tuple(sections.SECTIONS)
+NAMES = STUDY
 TEXTS = {
     "clusters": (
         *("last prompt token", "first answer tokens", "pretrained", "SFT eta_M 1e-3", "safe prompts"),

@@ -13,7 +13,7 @@ from jaxsafety.report import claims_table, dead_lanes, figures, plotting, result
 from jaxsafety.report.tables import Dead, Model
 from tests.report import conftest, synthetic
 
-NAMES = tuple(sections.SECTIONS)
+NAMES = conftest.STUDY
 DEAD = {("sft", "eta_M"): (2,), ("dpo", "eta_S"): (0, 1, 2)}
 COUNTED = {Model("sft", "eta_M", 1e-3): Dead(1, 3), Model("dpo", "eta_S", 1e-4): Dead(3, 3)}
 NOTES = (

@@ -175,8 +175,8 @@ def test_light_and_dark_and_scrolling_tables(write):
 
 def test_empty_parts_leave_no_empty_sections(write):
     source = write(table=[], verdicts=[], figures={}, examples=[], notes=[])
-    page = _Page(source)
-    assert page.tags.count("h2") == 2
+    # What the run was made with is always there.
+    assert _Page(source).tags.count("h2") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,17 @@ import pytest
 
 from jaxsafety.analysis import statements
 from jaxsafety.report import results, sections, seed_tables
+from tests.report.conftest import STUDY
 
-NAMES = tuple(sections.SECTIONS)
 # Files start with these bytes.
 MAGIC = {".png": b"\x89PNG\r\n", ".pdf": b"%PDF-", ".svg": b"<svg "}
 
 
 def test_every_section_says_what_it_is_and_how_to_read_it():
-    assert set(NAMES) == {
+    assert set(sections.SECTIONS) == {
         *("clusters", "output_space", "input_space", "sensitivity", "jailbreaks", "soft_tokens", "prefill"),
         *("interventions", "causal", "transfer", "dynamics", "alignment"),
+        *("input_alignment", "spectrum", "separation"),
     }
     figures = " ".join(section.paper for section in sections.SECTIONS.values())
     assert all(f"Figure {number}" in figures for number in range(3, 8))
@@ -34,7 +35,7 @@ def test_claims_of_sections_exist_and_stand_in_one_section():
     assert {known[name].where for name in set(known) - set(named)} <= {"App., accuracy table"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STUDY)
 def test_tables_hold_rows_of_finished_models(analysis_frames, name):
     table = sections.table(name, analysis_frames)
     assert table.columns[-3:] == ["seed_0", "seed_1", "seed_2"]
@@ -129,7 +130,7 @@ def test_runs_without_analyses_are_refused(analysed_run, tmp_path):
 
 def test_tables_are_written_as_csv_and_parquet(analysed_run, analysis_frames):
     written = sections.write_tables(analysed_run)
-    assert list(written) == list(NAMES)
+    assert list(written) == list(STUDY)
     for name, path in written.items():
         expected = sections.table(name, analysis_frames)
         parquet = pl.read_parquet(analysed_run / f"{path}.parquet")

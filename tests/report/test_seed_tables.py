@@ -101,3 +101,17 @@ def test_features_prefer_those_of_the_paper():
     last, response = frame(rows([1.0])), frame(rows([1.0], part="response"))
     assert seed_tables.features_of(last) == "last"
     assert seed_tables.features_of(last.vstack(response)) == "response"
+
+
+def test_intervals_over_prompts_stand_in_the_place_of_those_over_seeds():
+    own = [rows([value], metric=f"tau_{name}") for name, value in {"low": 0.5, "high": 2.5, "n": 40.0}.items()]
+    table = seed_tables.seed_table(frame(rows([1.5]), rows([1.0, 2.0, 3.0], condition="unsafe"), *own))
+    assert table["metric"].to_list() == ["tau", "tau"]
+    given, over_seeds = (seed_tables.pick(table, condition=name) for name in ("safe", "unsafe"))
+    assert given.select("mean", "low", "high", "n").row(0) == (1.5, 0.5, 2.5, 40)
+    assert over_seeds["n"][0] == 3 and over_seeds["low"][0] == pytest.approx(2 - T_2 / math.sqrt(3), abs=1e-3)
+
+
+def test_a_metric_that_only_ends_like_an_interval_is_a_metric():
+    table = seed_tables.seed_table(frame(rows([1.0], metric="gap_low")))
+    assert table["metric"].to_list() == ["gap_low"]
