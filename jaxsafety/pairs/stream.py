@@ -167,7 +167,7 @@ def _resume(state: Path, sides: Sequence[Side]) -> tuple[int, Streams]:
     if not state.exists():
         return 0, [embeddings(side) for side in sides]
     try:
-        with np.load(state) as saved:
+        with state.open("rb") as file, np.load(file) as saved:
             streams = [
                 [saved[f"{place}/{number}"] for number in range(len(side.batches))] for place, side in enumerate(sides)
             ]

@@ -1,0 +1,156 @@
+"""Activations of two checkpoints: rows with intervals over the prompts of a label, whole after any kill."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from jaxsafety import prompts, signals
+from jaxsafety.interop import hf, hf_tokenizer
+from jaxsafety.models import llama
+from jaxsafety.pairs import activations, opened, stream
+from jaxsafety.pairs.activations import ActivationsConfig
+
+COLUMNS = ["analysis", "method", "metric", "condition", "subset", "layer", "part", "strength", "value"]
+ANSWERS = 4
+# Student's t, 0.975 quantile at nine degrees of freedom.
+T_9 = 2.26216
+
+
+@pytest.fixture(scope="module")
+def pair(checkpoints):
+    return opened.open_pair(*checkpoints)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoints):
+    return hf_tokenizer.open_tokenizer(checkpoints[1])
+
+
+@pytest.fixture(scope="module")
+def given():
+    """Ten of every label."""
+    return [one for label in sorted({one.label for one in prompts.own()})
+            for one in [own for own in prompts.own() if own.label == label][:10]]  # fmt: skip
+
+
+def read(out):
+    return pl.read_parquet(out / "results" / "analyze.parquet").select(COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def measured(pair, given, tokenizer, tmp_path_factory):
+    out = tmp_path_factory.mktemp("activations")
+    config = ActivationsConfig(answers=ANSWERS, max_tokens=96)
+    encoded = activations.write(pair, out, config, given, tokenizer)
+    return read(out), encoded, out
+
+
+def picked(frame, **labels):
+    return frame.filter(pl.col(name).eq_missing(pl.lit(wanted)) for name, wanted in labels.items())
+
+
+def test_a_mean_and_its_interval_are_those_of_the_prompts(measured, pair):
+    frame, encoded, _ = measured
+    _, params = hf.load(pair.tuned.directory, dtype="float32")
+    last = []
+    for ids in encoded.ids:
+        tokens = jnp.asarray([ids], jnp.int32)
+        _, seen = llama.forward_with_activations(
+            params, tokens, config=pair.config, sites=("mlp.hook_in",), layers=(1,), positions=jnp.array([[len(ids) - 1]])
+        )
+        last.append(np.asarray(seen["mlp.hook_in"][0, 0, 0], float))
+    last = np.stack(last)
+    taus = []
+    for row in np.flatnonzero(encoded.of("unsafe")):
+        other = encoded.folds != encoded.folds[row]
+        safe, unsafe = (last[encoded.of(label) & other].mean(axis=0) for label in ("safe", "unsafe"))
+        taus.append(np.linalg.norm(last[row] - unsafe) - np.linalg.norm(last[row] - safe))
+    labels = {"analysis": "clusters", "method": "tuned", "condition": "unsafe", "subset": "all", "layer": 1,
+              "part": "last"}  # fmt: skip
+    found = {name: picked(frame, metric=f"tau{name}", **labels)["value"].item() for name in ("", "_low", "_high", "_n")}
+    half = T_9 * np.std(taus, ddof=1) / math.sqrt(10)
+    np.testing.assert_allclose(
+        [found[""], found["_low"], found["_high"]],
+        [np.mean(taus), np.mean(taus) - half, np.mean(taus) + half],
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    assert found["_n"] == 10
+
+
+def test_every_label_model_and_layer_has_its_rows(measured):
+    frame = measured[0]
+    labels = {"safe", "unsafe", "jailbreak:base64", "jailbreak:role_play"}
+    taus = picked(frame, analysis="clusters", metric="cosine_tau", subset="all")
+    assert set(taus["condition"]) == labels
+    assert taus.height == 4 * 2 * 3 * 4  # labels, models, layers, kinds of activations at two sites
+    assert set(taus["part"]) == {"last", "response", "last_post", "response_post"}
+    gains = picked(frame, analysis="input_space", metric="gain", subset="all")
+    assert set(gains["condition"]) == labels and set(gains["part"]) == {"gate", "up", "down"} and gains.height == 36
+    for metric in ("accuracy", "energy", "leading_share"):
+        assert picked(frame, metric=metric)["value"].is_between(0, 1).all()
+    assert not frame.select(COLUMNS[:-1]).is_duplicated().any() and frame["value"].is_finite().all()
+
+
+def test_verdicts_count_the_answers(measured, given):
+    frame, _, out = measured
+    answers = [line for line in (out / "results" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == len(given)
+    rates = picked(frame, analysis="verdicts", condition="unsafe")
+    for method in ("pretrained", "tuned"):
+        own = {row["metric"]: row["value"] for row in picked(rates, method=method).iter_rows(named=True)}
+        assert own["complied"] + own["refused"] == pytest.approx(1)
+        assert own["n_successful"] == round(10 * own["complied"])
+
+
+def test_what_is_cut_is_said_and_counted(measured, pair, given, tokenizer, tmp_path, capsys):
+    assert measured[1].truncated == sum(len(tokenizer.prompt(one.messages)) > 96 for one in given) > 0
+    config = ActivationsConfig(max_tokens=20)
+    encoded = activations.write(pair, tmp_path, config, given, tokenizer)
+    assert 0 < encoded.truncated <= len(given)
+    assert f"{encoded.truncated} of {len(given)} prompts have more than 20 tokens" in capsys.readouterr().err
+
+
+def test_raw_prompts_have_no_template(pair, given, checkpoints, tmp_path):
+    raw = hf_tokenizer.open_tokenizer(checkpoints[1], raw=True)
+    encoded = activations.write(pair, tmp_path, ActivationsConfig(template="raw"), given, raw)
+    text = given[0].messages[0].content
+    assert list(encoded.ids[0]) == raw.encoder.encode(text).ids
+
+
+def test_a_run_ends_alike_wherever_it_was_stopped(measured, pair, given, tokenizer, tmp_path, monkeypatch):
+    """It is stopped once in every place where it can be, and the streams are saved after every other layer."""
+    config, stops = ActivationsConfig(answers=ANSWERS, max_tokens=96), 0
+    for saved in (-1.0, 1e9) * 20:
+        monkeypatch.setattr(stream, "_SAVE_EVERY_S", saved)
+        seen = iter((False,) * (stops % 2) + (True,))
+
+        def check(where, seen=seen):
+            if next(seen, True):
+                raise signals.Stopped(15, where)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "check", check)
+            try:
+                activations.write(pair, tmp_path, config, given, tokenizer)
+                break
+            except signals.Stopped:
+                stops += 1
+                assert not (tmp_path / "results" / "analyze.parquet").exists()
+    assert stops > 4
+    assert read(tmp_path).equals(measured[0])
+
+
+def test_bad_options():
+    for options, message in (
+        ({"max_tokens": 1}, "max_tokens must be at least 2, got 1"),
+        ({"answers": -1}, "answers must be at least 0, got -1"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
+        ({"directions": 0}, "directions must be at least 1, got 0"),
+        ({"template": "chta"}, "expected one of chat, raw, got 'chta'; did you mean 'chat'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ActivationsConfig(**options)
