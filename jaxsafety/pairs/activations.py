@@ -142,7 +142,7 @@ def _measurer(
     """Returns what measures one layer; compiled once for every shape."""
 
     @cache
-    def program(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Callable[..., Any]:
+    def program(function: Callable[..., Any], *shapes: tuple[tuple[int, ...], Any]) -> Callable[..., Any]:
         given = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
         with jax.default_matmul_precision("highest"):
             return loop.fitted(function, *given, what="measuring the prompts of a layer")

@@ -59,6 +59,7 @@ def write(
                 f"prompts and answers have up to {longest} tokens, and {checkpoint.directory} takes "
                 f"{config.max_tokens}: expected fewer new tokens or shorter prompts"
             )
+        file.parent.mkdir(parents=True, exist_ok=True)
         run = _writer(checkpoint, max_new=max_new, stop=stop, compute_dtype=compute_dtype)
         with progress.track(len(batches), label=label, start=len(batches) - len(todo)) as update:
             for done, batch in enumerate(todo, start=len(batches) - len(todo) + 1):

@@ -150,7 +150,7 @@ def test_bad_options():
         ({"answers": -1}, "answers must be at least 0, got -1"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
         ({"directions": 0}, "directions must be at least 1, got 0"),
-        ({"template": "chta"}, "expected one of chat, raw, got 'chta'; did you mean 'chat'"),
+        ({"template": "chta"}, "unknown template 'chta': expected one of chat, raw; did you mean 'chat'"),
     ):
         with pytest.raises(ValueError, match=message):
             ActivationsConfig(**options)

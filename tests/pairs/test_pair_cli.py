@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.numpy
 
 from jaxsafety import cli, prompts, runlog
 from jaxsafety.interop import hf
@@ -157,14 +158,10 @@ def test_bad_checkpoints_are_one_sentence(refuse, checkpoints, another, few, tmp
 
 def poisoned(checkpoint, folder):
     """A copy whose gate of layer 1 holds a NaN."""
-    config, params = hf.load(checkpoint, dtype="float32")
-    gate = np.array(params["blocks"]["mlp"]["gate"])
-    gate[1, 3, 4] = np.nan
-    params["blocks"]["mlp"]["gate"] = gate
     copy = copied(checkpoint, folder)
-    (copy / "model.safetensors").unlink()
-    hf.save(folder / "poisoned", params, config, dtype="float32")
-    shutil.copy(folder / "poisoned" / "model.safetensors", copy / "model.safetensors")
+    tensors = safetensors.numpy.load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.gate_proj.weight"][3, 4] = np.nan
+    safetensors.numpy.save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     return copy
 
 
@@ -228,11 +225,11 @@ def test_tokenizers_that_are_not_there_or_do_not_belong(refuse, checkpoints, few
         (["weights", "--energy", "1.5"], "energy must be in (0, 1], got 1.5"),
         (["weights", "--rank", "0"], "rank must be at least 1, got 0"),
         (["activations", "--template", "chatt"], "did you mean 'chat'"),
-        (["activations", "--dtype", "float8"], "expected one of float32, bfloat16, got 'float8'"),
+        (["activations", "--dtype", "float8"], "unknown compute_dtype 'float8': expected one of float32, bfloat16"),
         (["activations", "--max_tokens", "1"], "max_tokens must be at least 2, got 1"),
         (["merge", "--alpha", "nan"], "alpha must be a finite number"),
         (["merge", "--alpha", "1", "--part", "mpl"], "did you mean 'mlp'"),
-        (["merge", "--alpha", "1", "--dtype", "int8"], "got 'int8'"),
+        (["merge", "--alpha", "1", "--dtype", "int8"], "unknown dtype 'int8': expected one of float32, bfloat16, float16"),
         (["merge", "--alpha", "1", "--rank", "0"], "rank must be at least 1, got 0"),
     ],
 )
