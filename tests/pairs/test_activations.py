@@ -1,5 +1,6 @@
 """Activations of two checkpoints: rows with intervals over the prompts of a label, whole after any kill."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def read(out):
 @pytest.fixture(scope="module")
 def measured(pair, given, tokenizer, tmp_path_factory):
     out = tmp_path_factory.mktemp("activations")
-    config = ActivationsConfig(answers=ANSWERS, max_tokens=96)
+    config = ActivationsConfig(answers=ANSWERS, max_tokens=200)
     encoded = activations.write(pair, out, config, given, tokenizer)
     return read(out), encoded, out
 
@@ -107,10 +108,10 @@ def test_verdicts_count_the_answers(measured, given):
 
 
 def test_what_is_cut_is_said_and_counted(measured, pair, given, tokenizer, tmp_path, capsys):
-    assert measured[1].truncated == sum(len(tokenizer.prompt(one.messages)) > 96 for one in given) > 0
+    assert measured[1].truncated == 0
     config = ActivationsConfig(max_tokens=20)
     encoded = activations.write(pair, tmp_path, config, given, tokenizer)
-    assert 0 < encoded.truncated <= len(given)
+    assert encoded.truncated == sum(len(tokenizer.prompt(one.messages)) > 20 for one in given) > 0
     assert f"{encoded.truncated} of {len(given)} prompts have more than 20 tokens" in capsys.readouterr().err
 
 
@@ -122,25 +123,24 @@ def test_raw_prompts_have_no_template(pair, given, checkpoints, tmp_path):
 
 
 def test_a_run_ends_alike_wherever_it_was_stopped(measured, pair, given, tokenizer, tmp_path, monkeypatch):
-    """It is stopped once in every place where it can be, and the streams are saved after every other layer."""
-    config, stops = ActivationsConfig(answers=ANSWERS, max_tokens=96), 0
-    for saved in (-1.0, 1e9) * 20:
+    """In the answers of either model, and after a layer, with the streams saved or not."""
+    config, places = ActivationsConfig(answers=ANSWERS, max_tokens=200), []
+    for skipped, saved in ((0, 1e9), (3, 1e9), (1, 1e9), (1, -1.0), (0, -1.0)):
         monkeypatch.setattr(stream, "_SAVE_EVERY_S", saved)
-        seen = iter((False,) * (stops % 2) + (True,))
+        seen = itertools.count()
 
-        def check(where, seen=seen):
-            if next(seen, True):
+        def check(where, seen=seen, skipped=skipped):
+            if next(seen) == skipped:
+                places.append(where)
                 raise signals.Stopped(15, where)
 
         with monkeypatch.context() as patch:
             patch.setattr(signals, "check", check)
-            try:
+            with pytest.raises(signals.Stopped):
                 activations.write(pair, tmp_path, config, given, tokenizer)
-                break
-            except signals.Stopped:
-                stops += 1
-                assert not (tmp_path / "results" / "analyze.parquet").exists()
-    assert stops > 4
+        assert not (tmp_path / "results" / "analyze.parquet").exists()
+    assert {"batches" in place for place in places} == {True, False}, places
+    activations.write(pair, tmp_path, config, given, tokenizer)
     assert read(tmp_path).equals(measured[0])
 
 

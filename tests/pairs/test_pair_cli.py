@@ -73,7 +73,7 @@ def test_claims_of_the_study_that_apply_are_judged(analysed):
 def test_both_analyses_are_on_record(analysed):
     manifest = runlog.read_manifest(analysed[0])
     for name in ("weights", "activations"):
-        assert manifest[name]["seconds"] > 0 and manifest[name]["versions"]
+        assert manifest[name]["seconds"] > 0 and manifest[name]["devices"]
     assert manifest["activations"]["prompts"] == 24 and manifest["activations"]["truncated_prompts"] == 0
 
 
@@ -81,7 +81,7 @@ def test_a_figure_alone_and_the_claims(analysed, main, tmp_path, capsys):
     assert main("figure", "spectrum", analysed[0], "--out", tmp_path / "s.png") == 0
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert main("claims", analysed[0]) == 0
-    assert "clusters_separate" in capsys.readouterr().out
+    assert "safe and unsafe" in capsys.readouterr().out
 
 
 def test_a_finished_analysis_is_not_repeated(analysed, checkpoints, main, monkeypatch):
