@@ -229,7 +229,9 @@ def _projections(rows: pl.DataFrame) -> Picture:
     """A row per method at its largest learning rate, a column per matrix; the rows are of one layer."""
     models, layer = _fastest(models_of(rows)), rows["layer"][0]
     found = {part: name for part, name in MATRICES.items() if part in rows["part"]}
-    heads = {part: f"{part}, {layer}" if len(found) > _WIDE else f"{name}, layer {layer}" for part, name in found.items()}
+    heads = {
+        part: f"{part}, {layer}" if len(found) > _WIDE else f"{name}, layer {layer}" for part, name in found.items()
+    }
 
     def draw(figure: FigureBase) -> None:
         grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")

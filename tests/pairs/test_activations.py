@@ -2,8 +2,9 @@
 
 import itertools
 import math
+from functools import partial
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -56,14 +57,13 @@ def picked(frame, **labels):
 def test_a_mean_and_its_interval_are_those_of_the_prompts(measured, pair):
     frame, encoded, _ = measured
     _, params = hf.load(pair.tuned.directory, dtype="float32")
-    last = []
-    for ids in encoded.ids:
-        tokens = jnp.asarray([ids], jnp.int32)
-        _, seen = llama.forward_with_activations(
-            params, tokens, config=pair.config, sites=("mlp.hook_in",), layers=(1,), positions=jnp.array([[len(ids) - 1]])
-        )
-        last.append(np.asarray(seen["mlp.hook_in"][0, 0, 0], float))
-    last = np.stack(last)
+    lengths = np.array([len(ids) for ids in encoded.ids])
+    mask = np.arange(128)[None] < lengths[:, None]
+    tokens = np.zeros(mask.shape, np.int32)
+    tokens[mask] = np.concatenate(encoded.ids)
+    run = jax.jit(partial(llama.forward_with_activations, config=pair.config, sites=("mlp.hook_in",), layers=(1,)))
+    _, seen = run(params, tokens, mask=mask, positions=lengths[:, None] - 1)
+    last = np.asarray(seen["mlp.hook_in"][0, :, 0], float)
     taus = []
     for row in np.flatnonzero(encoded.of("unsafe")):
         other = encoded.folds != encoded.folds[row]

@@ -81,7 +81,7 @@ def test_a_figure_alone_and_the_claims(analysed, main, tmp_path, capsys):
     assert main("figure", "spectrum", analysed[0], "--out", tmp_path / "s.png") == 0
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert main("claims", analysed[0]) == 0
-    assert "safe and unsafe" in capsys.readouterr().out
+    assert "Fig. 3" in capsys.readouterr().out
 
 
 def test_a_finished_analysis_is_not_repeated(analysed, checkpoints, main, monkeypatch):
@@ -229,7 +229,10 @@ def test_tokenizers_that_are_not_there_or_do_not_belong(refuse, checkpoints, few
         (["activations", "--max_tokens", "1"], "max_tokens must be at least 2, got 1"),
         (["merge", "--alpha", "nan"], "alpha must be a finite number"),
         (["merge", "--alpha", "1", "--part", "mpl"], "did you mean 'mlp'"),
-        (["merge", "--alpha", "1", "--dtype", "int8"], "unknown dtype 'int8': expected one of float32, bfloat16, float16"),
+        (
+            ["merge", "--alpha", "1", "--dtype", "int8"],
+            "unknown dtype 'int8': expected one of float32, bfloat16, float16",
+        ),
         (["merge", "--alpha", "1", "--rank", "0"], "rank must be at least 1, got 0"),
     ],
 )
@@ -240,7 +243,8 @@ def test_bad_options_are_one_sentence(refuse, checkpoints, few, tmp_path, words,
 
 
 @pytest.mark.parametrize(
-    "words", [["weights"], ["weights", "a", "b"], ["activations", "a", "b", "--out", "c"], ["merge", "a", "b", "--out", "c"]]
+    "words",
+    [["weights"], ["weights", "a", "b"], ["activations", "a", "b", "--out", "c"], ["merge", "a", "b", "--out", "c"]],
 )
 def test_a_missing_option_shows_the_usage(capsys, words):
     with pytest.raises(SystemExit) as exit_:
@@ -253,7 +257,9 @@ def test_what_does_not_fit_is_said_before_it_is_loaded(refuse, checkpoints, few,
     words = (*checkpoints, "--out", tmp_path / "out")
     assert "the device has" in refuse("weights", *words)
     assert "the device has" in refuse("activations", *words, "--prompts", few)
-    assert "--answers 0" in refuse("activations", *checkpoints, "--out", tmp_path / "o", "--prompts", few, "--answers", 4)
+    assert "--answers 0" in refuse(
+        "activations", *checkpoints, "--out", tmp_path / "o", "--prompts", few, "--answers", 4
+    )
 
 
 def test_a_directory_in_use_or_of_a_study_is_refused(refuse, checkpoints, tmp_path):
