@@ -299,3 +299,14 @@ def test_the_need_of_a_program_is_its_plan_without_its_arguments():
     assert 4 * (16 + 4000) <= memory.need(compiled) < 4 * (16 + 4000) * 2
     assert memory.need(jax.jit(lambda x: x + 1, donate_argnums=0).lower(lanes).compile()) < 1000
     assert memory.free() > 2**20
+
+
+def test_a_function_is_fitted_before_it_runs(monkeypatch):
+    given = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    assert loop.fitted(lambda x: x + 1, given, what="adding")(jnp.zeros(1000))[0] == 1
+    monkeypatch.setattr(memory, "free", lambda: 7999)
+    # 4 kB in, 4 kB out.
+    with pytest.raises(ValueError, match=r"adding needs 7.45e-06 GiB, and the device has 7.45e-06 GiB free"):
+        loop.fitted(lambda x: x + 1, given, what="adding")
+    # An array that is on the device already is not counted twice.
+    assert loop.fitted(lambda x: x + 1, jnp.zeros(1000), what="adding")(jnp.ones(1000))[0] == 2

@@ -245,3 +245,45 @@ def killed(rows, dead):
         return any(row["seed"] in dead.get((method, row["lr_name"]), ()) for method in (row["method"], *pair))
 
     return [row | {"value": None} if row["step"] == last and is_dead(row) else row for row in rows]
+
+
+def pair_rows(layers=2, parts=("gate", "up", "down", "q"), labels=("safe", "unsafe", "jailbreak:role_play")):
+    """Every analysis of two checkpoints that a study has not; what is a mean over prompts with its interval."""
+    lanes = {
+        method: _Rows(np.random.default_rng(1), method=method, lr_name="", lr=0.0, seed=0, step=0)
+        for method in ("pretrained", "tuned")
+    }
+    for layer, part in itertools.product(range(layers), parts):
+        _pair_weights(lanes["tuned"], layer=layer, part=part)
+    for (method, lane), layer in itertools.product(lanes.items(), range(layers)):
+        apart = (0.1 if method == "pretrained" else 0.6) * (layer + 1) / layers
+        lane.add("clusters", "accuracy", 0.5 + apart / 2, layer=layer, part="last")
+        lane.add("clusters", "effect_size", 4 * apart, layer=layer, part="last")
+        for place, label in enumerate(labels):
+            shown = {"layer": layer, "part": "last", "condition": label}
+            value = apart * (1, -1, 0.4)[place]
+            summary = {"": value, "_low": value - 0.05, "_high": value + 0.05, "_n": 40.0}
+            for metric, (ending, number) in itertools.product(("cosine_tau", "relative_tau"), summary.items()):
+                lane.add("clusters", metric + ending, number, **shown)
+    return [row for lane in lanes.values() for row in lane.rows]
+
+
+def _pair_weights(lane, *, layer, part):
+    labels = {"layer": layer, "part": part}
+    for analysis in ("output_space", "input_alignment"):
+        sizes = {
+            "baseline_norm": 0.6,
+            "excess": 0.1,
+            "null_norm_mean": 0.7,
+            "null_energy": 0.5,
+            "baseline_energy": 0.36,
+        }
+        for metric, value in (sizes | {"rank_delta": 12.0 + layer}).items():
+            lane.add(analysis, metric, value, **labels)
+        for index in range(8):
+            lane.add(analysis, "null_norm", 0.6 + 0.04 * index, strength=float(index), **labels)
+    for metric, value in {"stable_rank": 3.0 + layer, "changed_norm": 0.02}.items():
+        lane.add("output_space", metric, value, **labels)
+    for index in range(40):
+        lane.add("spectrum", "value_base", 2.0 / (1 + index), strength=float(index), **labels)
+        lane.add("spectrum", "value_delta", 0.1 * 0.8**index, strength=float(index), **labels)
