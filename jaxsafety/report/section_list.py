@@ -8,6 +8,7 @@ import polars as pl
 
 from jaxsafety.report import analysis_figures, attack_figures, intervention_figures, pair_figures, training_figures
 from jaxsafety.report.plotting import Picture
+from jaxsafety.report.seed_tables import BOUND
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Section:
 
 def _of(analysis: str, *metrics: str) -> pl.Expr:
     there = pl.col("analysis") == analysis
-    return there & pl.col("metric").is_in(metrics) if metrics else there
+    return there & pl.col("metric").str.replace(BOUND, "$1").is_in(metrics) if metrics else there
 
 
 _PART = pl.col("part")

@@ -24,7 +24,8 @@ LABELS = (
     "strength",
     "metric",
 )
-_BOUND = "^(.*)_(low|high|n)$"
+# The metrics of an interval that rows bring along.
+BOUND = "^(.*)_(low|high|n)$"
 # Metrics that are shares of something: in [0, 1], and so is their interval.
 SHARES = (
     *("complied", "refused", "other", "exact_match", "first_refusal", "never_refuses", "histogram", "nearest_safe"),
@@ -133,8 +134,8 @@ def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows without those of intervals, and these: ``LABELS``, given_low, given_high, given_n."""
     rows = rows.with_row_index("place")
     metric = pl.col("metric")
-    bounded = rows.filter(metric.str.contains(_BOUND)).with_columns(
-        metric.str.extract(_BOUND, 1), metric.str.extract(_BOUND, 2).alias("bound")
+    bounded = rows.filter(metric.str.contains(BOUND)).with_columns(
+        metric.str.extract(BOUND, 1), metric.str.extract(BOUND, 2).alias("bound")
     )
     own = rows.select("analysis", "metric").unique()
     bounded = bounded.join(own, on=["analysis", "metric"], how="semi")

@@ -1,4 +1,4 @@
-"""Pairs that can be one: what differs is named on both sides; a directory belongs to one pair and one set of options."""
+"""Pairs that can be one: what differs is named on both sides; a directory has one pair and its options."""
 
 import json
 import shutil

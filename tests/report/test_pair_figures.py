@@ -13,7 +13,7 @@ from tests.report.conftest import PAIR
 from tests.report.test_analysis_figures import curves
 
 TEXTS = {
-    "input_alignment": ("excess: up", "gate, 1", "q, 0", "random direction", "tuned"),
+    "input_alignment": ("excess: q", "gate, 1", "layer 0: q", "random direction", "tuned"),
     "spectrum": ("gate, layer 1", "q, layer 0", "update", "weights before", "rank: 90 %", "stable rank", "|ΔW| / |W|"),
     "separation": ("nearest mean", "effect size", "role_play", "cosine τ (safe: up)", "pretrained", "tuned"),
 }
@@ -66,18 +66,18 @@ def test_long_spectra_are_thinned_and_start_with_the_first():
 def test_bands_are_the_intervals_over_prompts(frames):
     picked = seed_tables.pick(frames["analyze"], analysis="clusters", method="tuned", condition="safe")
     picked = picked.filter(pl.col("metric").str.starts_with("cosine_tau"))
-    assert "fill-opacity: 0.16" in sections.draw("separation", {"analyze": picked})
+    assert "opacity: 0.16" in sections.draw("separation", {"analyze": picked})
     table = sections.table("separation", {"analyze": picked})
     assert table["metric"].unique().to_list() == ["cosine_tau"] and set(table["n"]) == {40}
     np.testing.assert_allclose(table["high"] - table["low"], 0.1, atol=1e-9)
     bare = sections.draw("separation", {"analyze": picked.filter(metric="cosine_tau")})
-    assert "fill-opacity: 0.16" not in bare
+    assert "opacity: 0.16" not in bare
 
 
 def test_attention_has_panels_of_its_own(frames):
     for name in ("input_alignment", "spectrum"):
         rows = frames["analyze"].filter(pl.col("part") != "q")
-        assert "q, 0" not in shown(sections.draw(name, {"analyze": rows}))
+        assert "layer 0: q" not in shown(sections.draw(name, {"analyze": rows}))
         assert "q, layer 0" not in shown(sections.draw(name, {"analyze": rows}))
 
 
