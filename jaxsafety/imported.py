@@ -56,7 +56,7 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
     _check_distinct(digests)
     if _is_done(recipe, directory, digests):
         return
-    params = {key: _params(file, recipe, world) for key, file in files.items()}
+    params = _same_tokens({key: _params(file, recipe, world) for key, file in files.items()}, world)
     with _made_whole(directory) as staging:
         ready = study.prepare(recipe, staging)
         runlog.record_config(staging / "config.yaml", as_dict(recipe), recipe_file.to_yaml(recipe))
@@ -159,8 +159,17 @@ def _is_done(recipe: Recipe, directory: Path, digests: Mapping[str, str]) -> boo
     return True
 
 
+def _same_tokens(params: Mapping[tuple[Name, int], Params], world: World) -> dict[tuple[Name, int], Params]:
+    """Gives all models the world's vocabulary, of which each keeps what all of them have."""
+    known, begins = min(one["embed"].shape[0] for one in params.values()), world.special["bos"]
+    return {
+        key: official.fill_vocabulary(one, known=known, size=world.vocab_size, like=begins)
+        for key, one in params.items()
+    }
+
+
 def _params(file: Path, recipe: Recipe, world: World) -> Params:
-    """Loads a model and checks that it is the recipe's."""
+    """Loads a model and checks that it is the recipe's, but for tokens that no prompt holds."""
     config = recipe.model.build(world)
     # Parameters do not depend on the number of heads.
     params, found = official.load(file, heads=1)
@@ -182,7 +191,7 @@ def _params(file: Path, recipe: Recipe, world: World) -> Params:
             f"{file}: it has {found.vocab_size} tokens, expected the {config.vocab_size} of the world {recipe.world}"
             f"{without}"
         )
-    return official.fill_vocabulary(params, size=config.vocab_size, like=world.special["bos"])
+    return params
 
 
 @contextmanager

@@ -104,21 +104,29 @@ def test_the_record_says_which_files_they_come_from(main, folder):
     assert all(0 <= row["safe/exact_match"] <= 1 for row in rows)
 
 
-def test_the_stages_after_training_work_on_it(main, folder, recipe, capsys):
-    """As the command does: nothing is trained, and table, claims, figures and report are there."""
+def test_it_is_evaluated_and_reported_as_a_run_trained_here(main, folder, capsys):
     assert main(*words(folder)) == 0
     before = contents(folder / "run")
-    for verb in ("evaluate", "analyze", "report"):
+    for verb in ("evaluate", "report"):
         assert main(verb, folder / "mini.yaml", "--out", folder / "run") == 0
-    out = capsys.readouterr().out
-    assert "| unlearn" not in out and "SFT" in out and "report: " in out
-    assert main("claims", folder / "run") == 0 and main("run", folder / "mini.yaml", "--out", folder / "run") == 0
+    assert "SFT" in capsys.readouterr().out and contents(folder / "run") == before
+    rows = results.read_results([folder / "run" / "results" / "curves.parquet"])
+    assert set(rows["step"]) == {6} and "loss" not in set(rows["metric"])
+    assert "imported.sha256.pretrained of seed 3" in (folder / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_it_is_analysed_as_a_run_trained_here(main, folder):
+    """Nothing is trained; analyses, claims and figures are there, and ``run`` does all of it."""
+    assert main(*words(folder)) == 0
+    before = contents(folder / "run")
+    assert main("run", folder / "mini.yaml", "--out", folder / "run") == 0
+    assert main("claims", folder / "run") == 0
     assert main("figure", "clusters", folder / "run", "--out", folder / "clusters.svg") == 0
-    assert "tune" not in runlog.read_manifest(folder / "run") and contents(folder / "run") == before
+    assert not {"pretrain", "tune"} & runlog.read_manifest(folder / "run").keys()
+    assert contents(folder / "run") == before
     rows = results.read_results([folder / "run" / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     assert rows["value"].is_not_null().any() and set(rows["step"]) == {0, 6}
-    assert '"sha256' in (folder / "run" / "manifest.json").read_text()
-    assert "imported.sha256.pretrained of seed 3" in (folder / "run" / "report.html").read_text()
 
 
 def test_the_same_command_again_changes_nothing_and_needs_no_torch(main, folder, monkeypatch):
@@ -282,22 +290,33 @@ def test_heads_that_are_not_those_of_the_authors_width_are_refused(paper_world, 
         imported._params(Path("their.pt"), wide, paper_world)
 
 
-@pytest.mark.parametrize(("size", "refused"), [(59, False), (54, False), (52, True), (60, True)])
-def test_the_paper_world_fills_the_vocabulary_of_pretraining(paper_world, recipe, monkeypatch, size, refused):
+@pytest.mark.parametrize("size", [52, 60])
+def test_another_vocabulary_than_the_papers_is_refused(paper_world, recipe, monkeypatch, size):
     tensors = reference.state_dict(v=size, t=120, layers=1, d=16, f=64)
     monkeypatch.setattr(official_file, "read", lambda _: tensors)
+    with pytest.raises(ValueError, match=f"it has {size} tokens, expected the 59 of the world paper, or 54 without"):
+        imported._params(Path("their.pt"), replace(recipe, world="paper"), paper_world)
+
+
+def test_all_models_know_the_tokens_that_the_smallest_knows(paper_world, recipe, monkeypatch):
+    """What a tuned model holds for the tokens of no prompt is no update of a pretrained model without them."""
+    sizes = {"pretrained": 54, "tuned": 59}
+
+    def read(file):
+        return reference.state_dict(v=sizes[file.name], t=120, layers=1, d=16, f=64)
+
+    monkeypatch.setattr(official_file, "read", read)
     run = replace(recipe, world="paper")
-    if refused:
-        with pytest.raises(
-            ValueError, match=f"it has {size} tokens, expected the 59 of the world paper, or 54 without"
-        ):
-            imported._params(Path("their.pt"), run, paper_world)
-        return
-    params = imported._params(Path("their.pt"), run, paper_world)
-    assert params["embed"].shape == (59, 16) and params["unembed"].shape == (16, 59)
-    begins = paper_world.special["bos"]
-    if size == 54:
-        np.testing.assert_array_equal(params["unembed"][:, 54:], np.repeat(params["unembed"][:, [begins]], 5, axis=1))
+    base, tuned = (imported._params(Path(name), run, paper_world) for name in sizes)
+    assert base["embed"].shape == (54, 16) and tuned["embed"].shape == (59, 16)
+    same = imported._same_tokens({(("pretrained", ""), 0): base, (("sft", "eta_M"), 0): tuned}, paper_world)
+    for loaded, made in zip((base, tuned), same.values(), strict=True):
+        np.testing.assert_array_equal(made["embed"], np.pad(loaded["embed"][:54], ((0, 5), (0, 0))))
+        begins = made["unembed"][:, [paper_world.special["bos"]]]
+        np.testing.assert_array_equal(made["unembed"][:, :54], loaded["unembed"][:, :54])
+        np.testing.assert_array_equal(made["unembed"][:, 54:], np.repeat(begins, 5, axis=1))
+    alone = imported._same_tokens({(("sft", "eta_M"), 0): tuned}, paper_world)
+    jax.tree.map(np.testing.assert_array_equal, *alone.values(), tuned)
 
 
 def test_the_program_reads_files_of_torch_or_says_what_to_install(folder, tensors_of, cache_directory):

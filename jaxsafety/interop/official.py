@@ -121,25 +121,27 @@ def convert(
     return unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in stacked.items()}), config
 
 
-def fill_vocabulary(params: Params, *, size: int, like: int) -> Params:
-    """Returns the parameters with tokens appended to the vocabulary, up to ``size``, that a model was made without.
+def fill_vocabulary(params: Params, *, known: int, size: int, like: int) -> Params:
+    """Returns the parameters with the tokens from ``known`` on, up to ``size``, made anew: for a model without them.
 
-    The authors' pretrained model has 54 tokens and its tuned ones 59; no prompt holds the last five.
+    The authors' pretrained model has 54 tokens and its tuned ones 59. No prompt or answer holds the last five. Where
+    models are compared, all are to know the same ones, or what the five rows happen to hold would count as an update.
 
     Args:
         params: from :func:`convert`.
-        size: tokens to have, at least those that are there.
-        like: id of the token whose embedding and output weights the new ones get.
+        known: tokens to keep, at most those that are there.
+        size: tokens to have.
+        like: id of the token whose output weights the new ones get; their embeddings are zeros, which nothing reads.
 
     Fidelity:
-        The greedy answer is exactly that of the smaller model: a new token's logit equals that of ``like``, which comes
-        first. Probabilities differ by ``size - v`` times that of ``like``: next to nothing for the token that begins
-        a sequence, which is never a target.
+        The greedy answer is that of the model with ``known`` tokens, exactly: a new token's logit equals that of
+        ``like``, which comes first. Probabilities differ by ``size - known`` times that of ``like``: next to nothing
+        for the token that begins a sequence, which is never a target.
     """
-    flat = flatten(params)
-    there = flat["embed"].shape[0]
-    flat["embed"] = jnp.concatenate([flat["embed"], *[flat["embed"][like][None]] * (size - there)])
-    flat["unembed"] = jnp.concatenate([flat["unembed"], *[flat["unembed"][:, like][:, None]] * (size - there)], axis=1)
+    flat, new = flatten(params), size - known
+    flat["embed"] = jnp.pad(flat["embed"][:known], ((0, new), (0, 0)))
+    copies = jnp.repeat(flat["unembed"][:, like : like + 1], new, axis=1)
+    flat["unembed"] = jnp.concatenate([flat["unembed"][:, :known], copies], axis=1)
     return unflatten(flat)
 
 
