@@ -104,12 +104,6 @@ def convert(
     _check_names(tensors, expected, where, layers)
     sizes = _sizes(tensors, where)
     _check_values(tensors, expected, sizes, where)
-    flat: dict[str, list[np.ndarray]] = {}
-    for name, row in expected.items():
-        paths = TABLE[row][0]
-        for path, part in zip(paths, np.split(tensors[name], max(len(paths), 1)), strict=False):
-            flat.setdefault(path, []).append(part if path == "embed" else part.T)
-    stacked = {path: np.stack(parts) if path.startswith("blocks/") else parts[0] for path, parts in flat.items()}
     config = GPTConfig(
         vocab_size=sizes["v"],
         max_tokens=sizes["t"],
@@ -118,7 +112,17 @@ def convert(
         width=sizes["d"],
         mlp_width=sizes["f"],
     )
-    return unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in stacked.items()}), config
+    return _params(tensors, expected), config
+
+
+def _params(tensors: Mapping[str, np.ndarray], expected: Mapping[str, str]) -> Params:
+    flat: dict[str, list[np.ndarray]] = {}
+    for name, row in expected.items():
+        paths = TABLE[row][0]
+        for path, part in zip(paths, np.split(tensors[name], max(len(paths), 1)), strict=False):
+            flat.setdefault(path, []).append(part if path == "embed" else part.T)
+    stacked = {path: np.stack(parts) if path.startswith("blocks/") else parts[0] for path, parts in flat.items()}
+    return unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in stacked.items()})
 
 
 def fill_vocabulary(params: Params, *, known: int, size: int, like: int) -> Params:
