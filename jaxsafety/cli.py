@@ -23,6 +23,7 @@ _STAGES = {
     "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks",
     "report": "write report.html from the results and print the table",
 }
+_IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
 _OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, [])[0]
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.verb not in _STAGES:
+    if rest and options.verb not in (*_STAGES, "import"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     code, lost = _run(options, rest)
     if options.verb in _STAGES:
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
         stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
         stage.set_defaults(handler=_stage)
+    _add_import(verbs)
     status = verbs.add_parser("status", help="show how far a run or every cell of a grid is", allow_abbrev=False)
     status.add_argument("run", type=Path, help="run directory")
     status.set_defaults(handler=_status)
@@ -119,6 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_import(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    description = f"{_IMPORT}. {_OVERRIDES}"
+    verb = verbs.add_parser("import", help=_IMPORT, description=description, allow_abbrev=False)
+    verb.add_argument("recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml")
+    verb.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
+                      "stands for each of the recipe's seeds")  # fmt: skip
+    verb.add_argument("--tuned", action="append", default=[], metavar="METHOD:LR=FILE",
+                      help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
+    verb.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
+    verb.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
+                      help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+    verb.set_defaults(handler=_import)
+
+
 def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxsafety import cells, recipe_file
 
@@ -145,6 +161,19 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
     return launch.run_grid(recipe, chosen, directory, stages) if recipe.grid else launch.run(recipe, directory, stages)
+
+
+def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from jaxsafety import recipe_file
+
+    recipe = recipe_file.read(options.recipe, overrides=overrides)
+    _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
+    from jaxsafety import imported
+
+    directory = options.out or Path("runs") / recipe.name
+    imported.write(recipe, directory, pretrained=options.pretrained, tuned=options.tuned)
+    print(directory)
+    return 0
 
 
 def _pair(options: argparse.Namespace, _: Sequence[str]) -> int:

@@ -310,6 +310,24 @@ def train(
     return state
 
 
+def adopt(
+    state: TrainState, readout: tuple[Callable[[Params, Any, Any], Metrics], Any], *, grid: Grid, leg: Leg
+) -> None:
+    """Records as a finished leg the states ``[h, s, ...]`` of lanes that were trained elsewhere.
+
+    The learning curves get one point, what the read-out says of the parameters; of the way there nothing is known.
+
+    Args:
+        state: the states after the leg's last step.
+        readout: as in :func:`train`.
+        grid: the lanes.
+        leg: a leg of a single chunk.
+    """
+    rates = hosts.fetch(program(readout[0], grid=grid)(state.params, readout[1], jnp.zeros(len(grid.points))))
+    alive = np.ones((len(grid.points), len(grid.seeds)), np.float32)
+    _keep(state, rates | {"finite": alive}, grid=grid, legs=[leg], step=leg.steps)
+
+
 def _place(per_seed: Any, points: HParams, *, grid: Grid) -> tuple[Any, HParams]:
     """Puts what every chunk takes where the program wants it, once: a chunk moves nothing between devices or hosts."""
     seeds, everywhere = (sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=axis) for axis in (0, None))

@@ -43,8 +43,6 @@ class RunInUseError(ValueError):
 def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) -> Iterator[Path]:
     """Creates or re-enters a run directory and holds its lock for the duration of the context.
 
-    The lock is the kernel's: it ends with the process, however that dies, and is never stale.
-
     Args:
         directory: the run directory, created with its parents if absent.
         config: the resolved configuration as plain data.
@@ -56,6 +54,21 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
     Raises:
         RunInUseError: another process holds the directory.
         ValueError: it records a different configuration.
+        OSError: the directory cannot be created or written.
+    """
+    with hold(directory):
+        record_config(directory / "config.yaml", config, resolved_yaml)
+        yield directory
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Creates a directory if it is absent and holds its lock for the duration of the context.
+
+    The lock is the kernel's: it ends with the process, however that dies, and is never stale.
+
+    Raises:
+        RunInUseError: another process holds the directory.
         OSError: the directory cannot be created or written.
     """
     try:
@@ -77,8 +90,7 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
             ) from error
         except OSError as error:
             raise OSError(f"cannot lock the run directory {directory} ({error.strerror}): choose another") from error
-        record_config(directory / "config.yaml", config, resolved_yaml)
-        yield directory
+        yield
 
 
 def _take(lock: IO[str]) -> None:

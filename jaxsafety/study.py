@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxsafety import hosts, keys, lanes, loop, run_files, sweep, train, world
@@ -306,6 +307,24 @@ def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> Tra
         grid=grid,
         legs=[study.tune_leg(label) for study in studies],
     )
+
+
+def adopt(study: Study, label: str, params: Params) -> None:
+    """Records models that were trained elsewhere as those that pretraining, or a method, ends with.
+
+    Their optimiser's state is zeros: nothing goes on from it.
+
+    Args:
+        study: its stages have a single chunk and no snapshots.
+        label: ``PRETRAINED`` or a method's label.
+        params: ``[h, s, ...]`` in the order of the grid's learning rates and seeds.
+    """
+    is_base = label == PRETRAINED
+    leg, grid = (study.pretrain_leg, study.pretrain_grid) if is_base else (study.tune_leg(label), study.tune_grid)
+    like = (pretrain_shapes if is_base else tune_shapes)((study,))
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    done, alive = np.full_like(empty.step, leg.steps), np.ones_like(empty.finite)
+    loop.adopt(empty.replace(params=params, step=done, finite=alive), _readout(study), grid=grid, leg=leg)
 
 
 def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:

@@ -10,7 +10,7 @@ from jaxsafety import recipe_file, runlog, study, world
 
 RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.yaml"))
 # Those that reproduce the paper's table.
-TABLES = {"quick", "paper_small", "paper"}
+TABLES = {"quick", "paper_small", "paper", "official"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
     "--seeds [0] --model.layers 1 --model.heads 2 --model.width 16 --evaluate.probe_prompts 2 "

@@ -46,8 +46,9 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
         pl.col("value").mean().alias("mean"), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
     )
     models = sorted({Model(*key) for key in curves.select("method", "lr_name", "lr").iter_rows()}, key=model_order)
-    # Hundreds of points a line: markers would hide it.
-    styles = {model: style | {"marker": ""} for model, style in model_styles(models).items()}
+    # Hundreds of points a line: markers would hide it. Of an imported model there is one, and no line.
+    single = curves["step"].n_unique() == 1
+    styles = {model: style | ({} if single else {"marker": ""}) for model, style in model_styles(models).items()}
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

@@ -49,10 +49,11 @@ LAYERS = {
         "forecast",
         "status",
         "sharding",
+        "imported",
     }
     | {"interop", "interop.hf", "interop.safetensors_file"}
     | {f"interop.hf_{name}" for name in ("attributes", "checkpoint", "config", "index", "names", "rope")}
-    | {"interop.hf_tokenizer", "interop.hf_write"}
+    | {"interop.hf_tokenizer", "interop.hf_write", "interop.official", "interop.official_file"}
     | {"report", *(f"report.{name}" for name in ("figures", "html", "results", "study_report", "tables"))}
     | {f"report.{name}_figures" for name in ("analysis", "attack", "intervention", "training")}
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
@@ -70,6 +71,7 @@ CONFINED = {
     "polars": ("report", "mechanics", "subjects", "pairs"),
     "scipy": ("intervals",),
     "matplotlib": ("report",),
+    "torch": ("interop.official_file",),
     "jinja2": ("report", "interop.hf_tokenizer"),
     "tokenizers": ("interop.hf_tokenizer",),
     "rich": ("progress", "report"),
