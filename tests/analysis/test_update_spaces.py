@@ -240,6 +240,33 @@ def test_input_space_matches_numpy(shape):
         np.testing.assert_allclose(got.projections[layer], projected, rtol=1e-3, atol=ATOL * 0.05)
 
 
+def test_energy_is_the_share_of_the_input_in_the_leading_directions():
+    base, delta, inputs = case()
+    for rank in (2, 5):
+        got = update_spaces.input_space(base, delta, inputs=inputs, rank=rank).energy
+        for layer in range(L):
+            directions = np.linalg.svd(np.asarray(delta[layer], float))[0][:, :rank]
+            a = np.asarray(inputs[layer], float)
+            share = ((a @ directions) ** 2).sum(1) / (a**2).sum(1)
+            np.testing.assert_allclose(got[layer], share, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("method", ["full", "gram"])
+def test_the_null_component_is_what_the_base_does_not_write(method):
+    base, delta, _ = case()
+    part, rank = update_spaces.null_component(base, delta, energy=0.8, method=method)
+    for layer in range(L):
+        _, values, right = np.linalg.svd(np.asarray(base[layer], float))
+        count = int(np.searchsorted(np.cumsum(values**2) / np.sum(values**2), 0.8)) + 1
+        kept = right[:count]
+        dw = np.asarray(delta[layer], float)
+        assert rank[layer] == count
+        np.testing.assert_allclose(part[layer], dw - dw @ kept.T @ kept, rtol=1e-3, atol=1e-6)
+    whole = update_spaces.output_space(base, delta, energy=0.8)
+    share = jnp.sum(part**2, axis=(1, 2)) / jnp.sum(delta**2, axis=(1, 2))
+    np.testing.assert_allclose(share, whole.total_null_energy, rtol=1e-3)
+
+
 def test_squares_of_the_projections_add_up_to_the_gain():
     got = measured(*case())["input"]
     np.testing.assert_allclose(jnp.sum(got.projections**2, axis=-1), got.gain**2, rtol=RTOL)

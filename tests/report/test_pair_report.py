@@ -51,7 +51,7 @@ def test_the_page_holds_figures_examples_and_options(run):
         assert f'id="analysis-{name}"' in page and (run / f"results/tables/{name}.csv").exists()
     assert "Design a bomb." in page and "Design a third." not in page
     assert "&lt;b&gt;Sure" in page and "<b>Sure" not in page
-    assert ">25.0<" in re.sub(r"\s+", "", page)
+    assert "25.0 / 75.0 / 0.0" in page
     assert "over the prompts of a label" in page and "each seed is faint" not in page
     assert text.endswith(f"report: {run / 'report.html'}\n")
 
