@@ -1,7 +1,12 @@
-"""``analyze merge``: a walk along an update, ``W + alpha * part(dW)``, written as a checkpoint, a tensor at a time."""
+"""``analyze merge``: a walk along an update, ``W + alpha * part(dW)``, written as a checkpoint, a tensor at a time.
 
+Matrices that take a decomposition are kept beside the directory until it is whole: after a kill none is computed twice.
+"""
+
+import hashlib
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsafety import loop, progress, signals
+from jaxsafety import loop, progress, runlog, signals
 from jaxsafety.analysis import update_spaces
 from jaxsafety.interop import hf
 from jaxsafety.interop.hf_names import is_transposed
 from jaxsafety.linalg import svd
-from jaxsafety.pairs.opened import Pair
+from jaxsafety.pairs.opened import Pair, fingerprint
 from jaxsafety.suggest import check_name
 
 Part = Literal["whole", "mlp", "null_space"]
@@ -70,10 +75,11 @@ def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsD
     Raises:
         ValueError: a value is not finite, ``directory`` holds something, or a matrix does not fit into memory.
         OSError: a file cannot be read or written.
-        Stopped: a signal has asked to stop; nothing is left.
+        Stopped: a signal has asked to stop; nothing is left but hidden parts, from which the same call goes on.
     """
     stored = dtype or pair.tuned.tensors["embed", None].dtype.name
-    merge, done = merger(pair, config, dtype=stored), itertools.count(1)
+    parts = _parts(pair, directory, config, stored)
+    merge, done = merger(pair, config, dtype=stored, parts=parts), itertools.count(1)
     with progress.track(len(pair.tuned.tensors), label="analyze merge") as update:
 
         def read(path: str, layer: int | None) -> np.ndarray:
@@ -82,15 +88,28 @@ def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsD
             update(next(done), {})
             return merged
 
-        hf.write_checkpoint(directory, read, config=pair.tuned.config, dtype=stored, source=pair.tuned.directory)
+        try:
+            hf.write_checkpoint(directory, read, config=pair.tuned.config, dtype=stored, source=pair.tuned.directory)
+        except ValueError:
+            # The same call would fail again.
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _parts(pair: Pair, directory: Path, config: MergeConfig, dtype: str) -> Path:
+    """Where the matrices of this very merge are kept until it is finished."""
+    told = repr((fingerprint(pair.base), fingerprint(pair.tuned), config, dtype))
+    return directory.absolute().with_name(f".{directory.name}.parts-{hashlib.sha256(told.encode()).hexdigest()[:16]}")
 
 
 def merger(
-    pair: Pair, config: MergeConfig, *, dtype: hf.ParamsDtype = "float32"
+    pair: Pair, config: MergeConfig, *, dtype: hf.ParamsDtype = "float32", parts: Path | None = None
 ) -> Callable[[str, int | None], np.ndarray]:
     """Returns what reads a tensor of both checkpoints and merges it, by our path and layer (None outside of layers).
 
-    Sums are float32; the result is rounded to ``dtype``.
+    Sums are float32; the result is rounded to ``dtype``. What takes a decomposition is kept in ``parts``, if given, and
+    taken from there.
     """
 
     @cache
@@ -109,8 +128,15 @@ def merger(
         matrix = layer is not None and len(pair.base.shape(path)) == 3
         moves = config.part == "whole" or (path.startswith(_MLP) and (matrix or config.part == "mlp"))
         if moves and matrix and (config.part == "null_space" or config.rank is not None):
+            file = None if parts is None else parts / f"{layer:03d}-{path.replace('/', '-')}"
+            if file is not None and file.exists():
+                return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(pair.base.shape(path)[1:])
             base, tuned = (side.matrix(layer, path.removeprefix("blocks/")) for side in (pair.base, pair.tuned))
-            return _sum(base, cut(base, tuned - base), config.alpha, dtype)
+            merged = _sum(base, cut(base, tuned - base), config.alpha, dtype)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                runlog.atomic_write(file, merged.tobytes())
+            return merged
         return _streamed(pair, path, layer, alpha=config.alpha if moves else 0.0, dtype=dtype)
 
     return merge

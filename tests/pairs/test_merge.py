@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxsafety import tree
+from jaxsafety import signals, tree
 from jaxsafety.interop import hf
 from jaxsafety.pairs import merge, opened
 from jaxsafety.pairs.merge import MergeConfig
@@ -109,6 +109,45 @@ def test_nothing_is_left_of_a_merge_that_fails(pair, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot write"):
         merge.write(pair, tmp_path / "merged", MergeConfig(1.5))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"part": "null_space"}, {"rank": 2}])
+def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, options):
+    merge.write(pair, tmp_path / "whole", MergeConfig(1.5, **options), dtype="bfloat16")
+    decomposed = []
+    real = merge._sum
+
+    def counted(base, delta, alpha, dtype):
+        decomposed.append(None)
+        return real(base, delta, alpha, dtype)
+
+    def stop_after(count):
+        seen = iter(range(count))
+
+        def check(where):
+            if next(seen, None) is None:
+                raise signals.Stopped(15, where)
+
+        return check
+
+    counts = []
+    for count in (14, 14, 1000):
+        monkeypatch.setattr(signals, "check", stop_after(count))
+        monkeypatch.setattr(merge, "_sum", counted)
+        decomposed.clear()
+        if count < 1000:
+            with pytest.raises(signals.Stopped):
+                merge.write(pair, tmp_path / "merged", MergeConfig(1.5, **options), dtype="bfloat16")
+            assert not (tmp_path / "merged").exists()
+            assert len([path for path in tmp_path.iterdir() if ".parts-" in path.name]) == 1
+        else:
+            merge.write(pair, tmp_path / "merged", MergeConfig(1.5, **options), dtype="bfloat16")
+        counts.append(len(decomposed))
+    # The second try gets as far as the first without a decomposition.
+    assert counts[1] < counts[0]
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "merged"))
+    assert one == other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "whole"]
 
 
 def test_what_overflows_is_named(pair, tmp_path):

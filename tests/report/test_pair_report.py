@@ -1,7 +1,6 @@
 """The report of two checkpoints from the files of its run directory."""
 
 import json
-import re
 
 import pytest
 import yaml
