@@ -2,12 +2,14 @@
 
 A pair of matrices is measured by :func:`jaxsafety.pairs.weights.measure_matrix` with every method; ``energy_error`` is
 the largest difference of a null-space energy from that of the first program, ``estimate`` the residual that the method
-reports itself. The command runs as a process of its own on checkpoints whose MLP matrices are random and whose other
-tensors are holes in sparse files; ``rss_mb`` is the most memory that it has held (VmHWM).
+reports itself. Each command runs as a process of its own on checkpoints in sparse files, in which the MLPs' matrices
+and some rows of the embeddings are random and all else is holes; ``rss_mb`` is the most memory that it has held
+(VmHWM).
 """
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks import cases, harness
 from benchmarks.cases import CheckpointCase, PairCase
 from benchmarks.harness import Program
-from jaxsafety import keys
+from jaxsafety import keys, prompts
 from jaxsafety.interop import hf, hf_names
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.pairs import weights
@@ -37,6 +40,7 @@ COLUMNS = {
 }  # fmt: skip
 
 _ENERGY = 0.9
+_TOKENS = 256  # bytes
 _ROOT = Path(__file__).resolve().parents[1]
 _CLI = (
     "import sys; from jaxsafety.cli import main; code = main(); "
@@ -75,14 +79,13 @@ def pair_rows(case: PairCase) -> Iterator[dict[str, Any]]:
 
 def random_pair(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """Returns a random matrix and one with an update of decaying spectrum, float32."""
-    streams = jax.random.split(keys.root(0), 3)
+    streams, rank = jax.random.split(keys.root(0), 3), min(256, *shape)
     base = jax.random.normal(streams[0], shape) / math.sqrt(shape[0])
-    sides = (
-        jnp.linalg.qr(jax.random.normal(stream, (size, 256)))[0]
+    left, right = (
+        jnp.linalg.qr(jax.random.normal(stream, (size, rank)))[0]
         for stream, size in zip(streams[1:], shape, strict=True)
     )
-    left, right = sides
-    update = (left * (0.1 / jnp.arange(1, 257))) @ right.T
+    update = (left * (0.1 / jnp.arange(1, rank + 1))[None, :]) @ right.T
     return base, base + update
 
 
@@ -92,33 +95,40 @@ def _energies(found: dict[str, Any]) -> np.ndarray:
 
 
 def command_rows(case: CheckpointCase, scratch: Path) -> Iterator[dict[str, Any]]:
-    """Runs ``jaxsafety analyze weights`` on a pair of checkpoints, in a process of its own."""
+    """Runs each command on a pair of checkpoints, in a process of its own."""
     base, tuned = (
         sparse_checkpoint(scratch / name, case.config, seed=seed) for seed, name in enumerate(("base", "tuned"))
     )
+    asked = scratch / "prompts.jsonl"
+    asked.write_text(prompts.to_jsonl(prompts.own()))
 
-    def command() -> float:
-        out = tempfile.mkdtemp(dir=scratch)
-        arguments = ("analyze", "weights", str(base), str(tuned), "--out", out, "--compilation_cache", "off")
+    def command(verb: str, options: tuple[str, ...]) -> float:
+        out = Path(tempfile.mkdtemp(dir=scratch)) / "out"
+        arguments = ("analyze", verb, str(base), str(tuned), "--out", str(out), "--compilation_cache", "off", *options)
         done = subprocess.run([sys.executable, "-c", _CLI, *arguments], cwd=_ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the command failed: {done.stderr.strip()[-500:]}")
+        shutil.rmtree(out)
         return float(done.stdout.split()[-1]) * 1024 / 1e6
 
-    ((record, rss_mb),) = harness.race([Program("analyze weights", command)], rounds=1, warmups=0)
     config = case.config
-    shape = f"{config.layers} x 3 of {config.width}x{config.mlp_width}"
-    yield asdict(record) | {"shape": shape, "rss_mb": rss_mb}
+    shape = f"{config.layers} layers of {config.width}, {config.mlp_width}"
+    for verb, options in case.commands:
+        given = tuple(option.format(prompts=asked) for option in options)
+        program = Program(
+            " ".join((verb, *options)).removesuffix(" --prompts {prompts}"), partial(command, verb, given)
+        )
+        ((record, rss_mb),) = harness.race([program], rounds=1, warmups=0)
+        yield asdict(record) | {"shape": shape, "rss_mb": rss_mb}
 
 
-def sparse_checkpoint(directory: Path, config: LlamaConfig, *, seed: int, filled: int | None = None) -> Path:
-    """Writes a bfloat16 checkpoint in one sparse file: random MLP matrices in ``filled`` layers (all), holes elsewhere.
+def sparse_checkpoint(directory: Path, config: LlamaConfig, *, seed: int) -> Path:
+    """Writes a bfloat16 checkpoint in one sparse file, with a tokenizer of bytes and a plain chat template.
 
     Args:
         directory: to be made.
         config: the model.
-        seed: of the matrices.
-        filled: how many layers have matrices that are not zero.
+        seed: of the random numbers: those of the MLPs' matrices and of the embeddings that the tokenizer can ask for.
     """
     directory.mkdir(parents=True)
     hf.write_config(directory, config, dtype="bfloat16")
@@ -126,8 +136,10 @@ def sparse_checkpoint(directory: Path, config: LlamaConfig, *, seed: int, filled
     for slot in hf_names.slots(config):
         begin, end = end, end + 2 * math.prod(slot.shape)
         header[slot.name] = {"dtype": "BF16", "shape": list(slot.shape), "data_offsets": [begin, end]}
-        if slot.path.startswith("blocks/mlp/") and slot.layer < (config.layers if filled is None else filled):
+        if slot.path.startswith("blocks/mlp/"):
             random.append((begin, slot.shape))
+        elif slot.path == "embed":
+            random.append((begin, (_TOKENS, *slot.shape[1:])))
     text = json.dumps(header).encode()
     drawn = np.random.default_rng(seed)
     with (directory / "model.safetensors").open("wb") as file:
@@ -137,4 +149,15 @@ def sparse_checkpoint(directory: Path, config: LlamaConfig, *, seed: int, filled
             values = drawn.standard_normal(shape, np.float32) * np.float32(0.02)
             file.write(values.astype(ml_dtypes.bfloat16).view(np.uint8).tobytes())
         file.truncate(8 + len(text) + end)
+    _write_tokenizer(directory)
     return directory
+
+
+def _write_tokenizer(directory: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    built = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.save(str(directory / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))

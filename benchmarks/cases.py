@@ -282,13 +282,21 @@ PAIRS = (PairCase((4096, 11008)), PairCase((4096, 14336)))
 
 @dataclass(frozen=True)
 class CheckpointCase:
-    """A pair of checkpoints on the disk that the command is run on.
+    """A pair of checkpoints on the disk that commands are run on.
 
     Attributes:
         config: the model.
+        commands: ``jaxsafety analyze`` and what follows, ``{prompts}`` for a file of all prompts of the package.
     """
 
     config: LlamaConfig
+    commands: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("weights", ()),
+        ("activations", ("--prompts", "{prompts}")),
+        ("activations", ("--dtype", "bfloat16", "--prompts", "{prompts}")),
+        ("merge", ("--alpha", "1.5")),
+        ("merge", ("--alpha", "1.5", "--part", "null_space")),
+    )
 
 
 # Llama-3 8B's sizes but for the depth, which memory does not grow with.

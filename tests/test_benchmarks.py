@@ -18,6 +18,7 @@ import pytest
 from benchmarks import (
     bench_dpo,
     bench_linalg,
+    bench_pair,
     bench_peers,
     bench_profile,
     bench_sampler,
@@ -30,7 +31,9 @@ from benchmarks import (
     run,
 )
 from benchmarks.harness import Program, Record
-from jaxsafety import world
+from jaxsafety import cli, prompts, world
+from jaxsafety.interop import hf
+from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import ModelConfig
 from jaxsafety.types import Batch
 
@@ -430,3 +433,18 @@ def test_matrix_free_sensitivities_agree_with_the_dense_jacobian(monkeypatch):
     assert dense["value_error"] == 0.0 and dense["speedup"] == 1.0
     # jacobian_norm stops at a relative residual of 1e-2, which its value's error is about the square of.
     assert power["value_error"] < 1e-3 and gradient["value_error"] < 1e-4
+
+
+def test_a_pair_is_raced_and_commands_run_on_sparse_checkpoints(tmp_path, monkeypatch):
+    rows = list(bench_pair.pair_rows(cases.PairCase((24, 32), rank=8)))
+    assert [row["name"] for row in rows] == ["full", "gram", "randomized"]
+    assert rows[0]["energy_error"] == 0 and rows[1]["energy_error"] < 1e-4
+    config = LlamaConfig(300, 512, 2, 4, 2, 32, 48, 8)
+    base, tuned = (bench_pair.sparse_checkpoint(tmp_path / str(seed), config, seed=seed) for seed in (0, 1))
+    _, params = hf.load(base, dtype="float32")
+    assert np.std(params["blocks"]["mlp"]["up"]) == pytest.approx(0.02, rel=0.1) and not params["unembed"].any()
+    monkeypatch.setattr(cli, "_configure_jax", lambda *_, **__: None)
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text(prompts.to_jsonl([one for one in prompts.own() if one.label in prompts.LABELS][::40]))
+    words = ("activations", str(base), str(tuned), "--prompts", str(asked), "--out", str(tmp_path / "out"))
+    assert cli.main(["analyze", *words]) == 0

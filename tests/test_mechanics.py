@@ -43,7 +43,8 @@ def value(rows, **labels):
 
 
 def test_every_analysis_has_rows_of_every_model_seed_and_step(rows, mini_recipe):
-    assert set(rows["analysis"]) == set(results.ANALYSES)
+    # The others are of two checkpoints.
+    assert set(rows["analysis"]) == set(results.ANALYSES) - {"input_alignment", "spectrum"}
     assert set(rows["seed"]) == set(mini_recipe.seeds)
     (snapshot,) = mini_recipe.tune.snapshot_steps
     models = {*rows.select("method", "lr_name", "step").iter_rows()}
