@@ -1,11 +1,12 @@
-"""Mean and Student-t interval of one value per seed.
+"""Mean and Student-t interval of one value per seed, or of one per prompt.
 
 Seeds are few, so the interval is the exact one of Student's t, at any level; what is not finite is left out and shows
 in ``n``. Rates in [0, 1] have a function of their own, which refuses what is no rate and clips.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from statistics import variance
 from typing import NamedTuple
 
 from scipy.special import stdtrit
@@ -76,11 +77,40 @@ def mean_interval(rates: Iterable[float | None], *, level: float = 0.95) -> Inte
     return Interval(mean, low, high, n) if low is None else Interval(mean, max(0.0, low), min(1.0, high), n)
 
 
-def t_quantile(df: int, *, level: float = 0.95) -> float:
+def welch_half_width(one: Sequence[float], other: Sequence[float], *, level: float = 0.95) -> float | None:
+    """Half the width of the interval of the difference, or of the sum, of the means of two groups.
+
+    Args:
+        one: values of the first group, all finite.
+        other: values of the second group; its number and spread may differ.
+        level: coverage, in (0, 1).
+
+    Returns:
+        The half width, at least 0; None unless both groups have two values.
+
+    Raises:
+        ValueError: ``level`` is out of range.
+
+    References:
+        Welch 1947, Biometrika 34; its degrees of freedom as by Satterthwaite 1946, eq. 17.
+    """
+    _check_level(level)
+    if min(len(one), len(other)) < 2:
+        return None
+    # Of either mean: its squared standard error, and the degrees of freedom that this is known with.
+    errors = [(variance(values) / len(values), len(values) - 1) for values in (one, other)]
+    total = math.fsum(error for error, _ in errors)
+    if total == 0:
+        return 0.0
+    df = total**2 / math.fsum(error**2 / own for error, own in errors)
+    return t_quantile(df, level=level) * math.sqrt(total)
+
+
+def t_quantile(df: int | float, *, level: float = 0.95) -> float:
     """Returns ``q`` with ``P(|T| < q) = level`` for Student's t of ``df`` degrees of freedom.
 
     Args:
-        df: degrees of freedom, >= 1.
+        df: degrees of freedom, >= 1; fractions are allowed.
         level: probability, in (0, 1).
 
     Raises:

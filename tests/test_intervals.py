@@ -115,3 +115,16 @@ def test_levels_out_of_range_are_refused(level):
 def test_no_degrees_of_freedom_are_refused():
     with pytest.raises(ValueError, match="degrees of freedom must be >= 1, got 0"):
         intervals.t_quantile(0)
+
+
+def test_welch_half_width_by_hand():
+    # Variances 20 / 3 of four values and 1 of three: squared errors 5 / 3 and 1 / 3.
+    error, df = 2.0, 4 / ((5 / 3) ** 2 / 3 + (1 / 3) ** 2 / 2)
+    half = intervals.welch_half_width([-1.0, 1.0, 3.0, 5.0], [0.0, 1.0, 2.0])
+    assert half == pytest.approx(intervals.t_quantile(df) * math.sqrt(error), rel=ROUNDING)
+    # Of equal groups it is Student's two-sample interval.
+    assert intervals.welch_half_width([0.0, 2.0], [3.0, 5.0]) == pytest.approx(
+        intervals.t_quantile(2) * math.sqrt(2), rel=ROUNDING
+    )
+    assert intervals.welch_half_width([1.0, 1.0], [2.0, 2.0]) == 0.0
+    assert intervals.welch_half_width([1.0], [2.0, 2.0]) is None

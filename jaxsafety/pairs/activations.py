@@ -17,6 +17,7 @@ import polars as pl
 
 from jaxsafety import loop, progress, prompts, runlog, signals
 from jaxsafety.interop.hf_tokenizer import Tokenizer
+from jaxsafety.intervals import welch_half_width
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.pairs import answers, features, rows, stream
 from jaxsafety.pairs.batches import Encoded, bucketed, encode
@@ -31,7 +32,7 @@ _SUFFIX = {"mlp.hook_in": "", "mlp.hook_post": "_post"}
 # What each matrix is multiplied with.
 _INPUTS = {"gate": "mlp.hook_in", "up": "mlp.hook_in", "down": "mlp.hook_post"}
 _PER_PROMPT = ("tau", "relative_tau", "cosine_tau")
-_PER_LAYER = ("gap", "effect_size", "relative_gap", "accuracy", "distance")
+_PER_LAYER = ("effect_size", "distance")
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ def _cluster_rows(
     method: str, found: dict[str, np.ndarray], subjects: _Subjects, labels: dict[str, Any]
 ) -> Iterator[pl.DataFrame]:
     yield rows.frame(method, {("clusters", name): found[name] for name in _PER_LAYER}, labels=labels)
+    yield _apart_rows(method, found, subjects, labels)
     for condition, subset, own in _groups(method, subjects):
         where = labels | {"condition": condition, "subset": subset}
         taus = {("clusters", name): found[name][own] for name in _PER_PROMPT}
@@ -185,6 +187,23 @@ def _cluster_rows(
             place = LABELS.index(condition)
             spectra = {("clusters", name): found[name][place] for name in ("leading_share", "leading_energy")}
             yield rows.frame(method, spectra | {("clusters", "tau_std"): np.std(found["tau"][own])}, labels=where)
+
+
+def _apart_rows(method: str, found: dict[str, np.ndarray], subjects: _Subjects, labels: dict[str, Any]) -> pl.DataFrame:
+    """The measures of separation that are differences or sums of the two classes' means, with their intervals."""
+    taus = [np.asarray(found["tau"][subjects.encoded.of(label)], float) for label in LABELS]
+    gap = welch_half_width(*(own.tolist() for own in taus))
+    # A tie counts half, as in the accuracy.
+    right = welch_half_width(
+        *(((1 + sign * np.sign(own)) / 2).tolist() for sign, own in zip((1, -1), taus, strict=True))
+    )
+    halves = {
+        "gap": gap,
+        "relative_gap": None if gap is None or not found["distance"] else gap / (2 * float(found["distance"])),
+        "accuracy": None if right is None else right / 2,
+    }
+    values = {("clusters", name): (float(found[name]), half) for name, half in halves.items()}
+    return rows.compared(method, values, sum(map(len, taus)), labels=labels)
 
 
 def _action_rows(found: dict[str, np.ndarray], subjects: _Subjects, labels: dict[str, Any]) -> Iterator[pl.DataFrame]:

@@ -1,7 +1,7 @@
 """Rows of the analyses of two checkpoints: those of the synthetic study, of one pair and one seed.
 
-A pair has no seeds: its rows carry seed 0. Where a value is a mean over prompts, ``METRIC_low`` and ``METRIC_high`` are
-its 95 % Student-t interval over them, and ``METRIC_n`` their number.
+A pair has no seeds: its rows carry seed 0. Where a value is a mean over prompts, or compares two means of them,
+``METRIC_low`` and ``METRIC_high`` are its 95 % Student-t interval over them, and ``METRIC_n`` their number.
 """
 
 from collections.abc import Mapping
@@ -68,6 +68,25 @@ def means(method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: 
         mean, low, high, n = student_interval(np.asarray(given, float).tolist())
         summary = {"": mean, "_low": low, "_high": high, "_n": n}
         found |= {(analysis, metric + name): np.nan if value is None else value for name, value in summary.items()}
+    return frame(method, found, labels=labels)
+
+
+def compared(
+    method: str, values: Mapping[tuple[str, str], tuple[float, float | None]], n: int, *, labels: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Returns rows of values by (analysis, metric) that compare two groups of prompts, each with its interval.
+
+    Args:
+        method: ``pretrained`` or ``tuned``.
+        values: each with half the width of its interval, None if it has none.
+        n: prompts of both groups.
+        labels: columns that are the same for all rows.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for (analysis, metric), (value, half) in values.items():
+        half = np.nan if half is None else half
+        summary = {"": value, "_low": value - half, "_high": value + half, "_n": n}
+        found |= {(analysis, metric + name): number for name, number in summary.items()}
     return frame(method, found, labels=labels)
 
 

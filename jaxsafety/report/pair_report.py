@@ -14,8 +14,8 @@ from jaxsafety.report.tables import Model, VerdictRow
 
 _MODELS = {"pretrained": Model("pretrained", "", 0.0), "tuned": Model("tuned", "", 0.0)}
 _INTERVALS = (
-    "A band or a bar is the 95 % Student-t interval over the prompts of a label; what is measured of weights, or is "
-    "a mean over layers, has none."
+    "A band or a bar is the 95 % Student-t interval over the prompts of a label, or of two labels where these are "
+    "compared (Welch's); what is measured of weights, an effect size, and a mean over layers have none."
 )
 _NOTES = (
     "Two checkpoints are one pair: the claims are those of the synthetic study that apply, with the number that this "

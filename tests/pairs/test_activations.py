@@ -11,6 +11,7 @@ import pytest
 
 from jaxsafety import prompts, signals
 from jaxsafety.interop import hf, hf_tokenizer
+from jaxsafety.intervals import t_quantile
 from jaxsafety.models import llama
 from jaxsafety.pairs import activations, opened, stream
 from jaxsafety.pairs.activations import ActivationsConfig
@@ -52,6 +53,27 @@ def measured(pair, given, tokenizer, tmp_path_factory):
 
 def picked(frame, **labels):
     return frame.filter(pl.col(name).eq_missing(pl.lit(wanted)) for name, wanted in labels.items())
+
+
+def test_separation_has_welch_intervals_over_the_prompts_of_both_classes(measured):
+    frame, _, _ = measured
+    where = {"analysis": "clusters", "method": "tuned", "condition": "", "layer": 1, "part": "last"}
+    for metric in ("gap", "relative_gap", "accuracy"):
+        value, low, high, n = (
+            picked(frame, metric=metric + name, **where)["value"].item() for name in ("", "_low", "_high", "_n")
+        )
+        assert low < value < high and n == 20
+    bars = {
+        label: [
+            picked(frame, metric=f"tau{name}", **where | {"condition": label, "subset": "all"})["value"].item()
+            for name in ("_low", "_high")
+        ]
+        for label in ("safe", "unsafe")
+    }
+    errors = [(high - low) / 2 / T_9 for low, high in bars.values()]
+    df = 9 * sum(error**2 for error in errors) ** 2 / sum(error**4 for error in errors)
+    gap = [picked(frame, metric=f"gap{name}", **where)["value"].item() for name in ("_low", "_high")]
+    assert gap[1] - gap[0] == pytest.approx(2 * t_quantile(df) * math.hypot(*errors), rel=1e-4)
 
 
 def test_a_mean_and_its_interval_are_those_of_the_prompts(measured, pair):
