@@ -34,7 +34,7 @@ def masked_sum(values: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> SumCount:
     return jnp.sum(jnp.where(mask, values, 0.0)), jnp.sum(mask, dtype=jnp.float32)
 
 
-def quotient(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
+def quotient(total: Float[Array, "*b"], count: Float[Array, ""]) -> Float[Array, "*b"]:
     """Returns ``total / count``, and 0 where nothing was counted."""
     return total / jnp.maximum(count, 1.0)
 

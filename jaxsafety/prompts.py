@@ -98,33 +98,55 @@ def read(path: Path) -> list[Prompt]:
     Raises:
         ValueError: no such file, or no prompts in it; a line that is not such an object, with its number.
     """
+    such = 'lines such as {"prompt": "...", "label": "safe"}'
     if not path.is_file():
         raise ValueError(f"no prompts at {path}: expected a JSONL file, such as `jaxsafety prompts --out` writes")
+    return [_parsed(row, where) for row, where in objects(path, keys=_KEYS, what="prompts", such=such)]
+
+
+def objects(path: Path, *, keys: Sequence[str], what: str, such: str) -> list[tuple[dict[str, Any], str]]:
+    """Reads a JSONL file of objects, each with where it stands, for messages.
+
+    Args:
+        path: the file.
+        keys: that an object may have.
+        what: the objects are.
+        such: what is expected.
+
+    Raises:
+        ValueError: no such file, or no objects in it; a line that is not an object of these keys, with its number.
+    """
+    if not path.is_file():
+        raise ValueError(f"no {what} at {path}: expected a JSONL file of {such}")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: expected JSON, one prompt a line") from error
-    found = [_parsed(line, where=f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise ValueError(f'{path} holds no prompts: expected lines such as {{"prompt": "...", "label": "safe"}}')
-    return found
+        raise ValueError(f"{path} is not text in UTF-8: expected JSON, one object a line") from error
+    places = [(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not places:
+        raise ValueError(f"{path} holds no {what}: expected {such}")
+    return [(_object(line, keys, where), where) for line, where in places]
 
 
-def _parsed(line: str, *, where: str) -> Prompt:
+def _object(line: str, keys: Sequence[str], where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} must be an object with prompt and label, got {_shown(row)}")
+        raise ValueError(f"{where} must be an object of {', '.join(keys)}, got {shown(row)}")
     for key in row:
-        check_name(f"key in {where}", key, _KEYS)
+        check_name(f"key in {where}", key, keys)
+    return row
+
+
+def _parsed(row: dict[str, Any], where: str) -> Prompt:
     if ("prompt" in row) == ("messages" in row):
         raise ValueError(f"{where} must have either prompt or messages, got {'both' if 'prompt' in row else 'neither'}")
     label = _checked_label(row, where)
     if "prompt" in row:
-        return _plain(_text(row["prompt"], f"{where}: prompt"), label)
-    return Prompt(_conversation(row["messages"], where), label)
+        return _plain(text(row["prompt"], f"{where}: prompt"), label)
+    return Prompt(asked(turns(row["messages"], f"{where}: messages"), where), label)
 
 
 def _checked_label(row: dict[str, Any], where: str) -> str:
@@ -133,33 +155,54 @@ def _checked_label(row: dict[str, Any], where: str) -> str:
     label = row["label"]
     if isinstance(label, str) and _JAILBREAK.fullmatch(label):
         return label
-    check_name(f"label in {where}", label if isinstance(label, str) else _shown(label), (*LABELS, "jailbreak:KIND"))
+    check_name(f"label in {where}", label if isinstance(label, str) else shown(label), (*LABELS, "jailbreak:KIND"))
     if label not in LABELS:
         raise ValueError(f"{where}: label must name its jailbreak in place of KIND, got {label!r}")
     return label
 
 
-def _conversation(messages: Any, where: str) -> tuple[Message, ...]:
+def turns(messages: Any, what: str) -> tuple[Message, ...]:
+    """Returns a conversation of at least one turn, from a list of objects with role and content.
+
+    Raises:
+        ValueError: it is no such list; the message begins with ``what``.
+    """
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}: messages must be a list of at least one turn, got {_shown(messages)}")
-    turns = []
+        raise ValueError(f"{what} must be a list of at least one turn, got {shown(messages)}")
+    found = []
     for turn in messages:
         if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
-            raise ValueError(f"{where}: a turn of messages must have role and content, got {_shown(turn)}")
-        check_name(f"role in {where}", _text(turn["role"], f"{where}: role"), _ROLES)
-        turns.append(Message(turn["role"], _text(turn["content"], f"{where}: content")))
-    if turns[-1].role != "user":
-        raise ValueError(f"{where}: the last turn must be the user's, which the model answers, got {turns[-1].role}")
-    return tuple(turns)
+            raise ValueError(f"{what}: a turn must have role and content, got {shown(turn)}")
+        check_name(f"role in {what}", text(turn["role"], f"{what}: role"), _ROLES)
+        found.append(Message(turn["role"], text(turn["content"], f"{what}: content")))
+    return tuple(found)
 
 
-def _text(value: Any, what: str) -> str:
+def asked(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """Returns a conversation that ends with the user's turn.
+
+    Raises:
+        ValueError: it ends otherwise; the message begins with ``where``.
+    """
+    if not messages or messages[-1].role != "user":
+        got = messages[-1].role if messages else "none"
+        raise ValueError(f"{where}: the last turn must be the user's, which the model answers, got {got}")
+    return messages
+
+
+def text(value: Any, what: str) -> str:
+    """Returns a text that is not empty.
+
+    Raises:
+        ValueError: it is something else; the message begins with ``what``.
+    """
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} must be text that is not empty, got {_shown(value)}")
+        raise ValueError(f"{what} must be text that is not empty, got {shown(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns the beginning of a value as JSON, for a message."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -13,7 +13,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import losses
+from jaxsafety.totals import Totals
 from jaxsafety.types import Batch, Forward, Loss, Metrics, Params, Step, TrainState
+
+# (params, batch) to the mean loss, its metrics and its gradient.
+Gradient = Callable[[Params, Any], tuple[Float[Array, ""], Metrics, Params]]
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -22,13 +26,60 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
+    """Returns the pure update ``(state, batch) -> (state, metrics)`` of a loss; see :func:`make_gradient_step`."""
+
+    def gradient(params: Params, batch: Any) -> tuple[Float[Array, ""], Metrics, Params]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return value, metrics, grads
+
+    return make_gradient_step(gradient, optimizer)
+
+
+def accumulated(totals: Totals, *, parts: int) -> Gradient:
+    """Returns the loss of a batch, its metrics and its gradient, taken one part of the batch at a time.
+
+    Gradients are summed in float32, and divided once by the count of the whole batch, so that ``parts`` changes
+    nothing but rounding and memory.
+
+    Args:
+        totals: the objective.
+        parts: of equal size; they divide the batch.
+    """
+
+    def gradient(params: Params, batch: Any) -> tuple[Float[Array, ""], Metrics, Params]:
+        def summed(params: Params, part: Any) -> tuple[Float[Array, ""], Any]:
+            (value, count), metrics = totals(params, part)
+            return value, (count, metrics)
+
+        def one(part: Any) -> Any:
+            (value, (count, metrics)), grads = jax.value_and_grad(summed, has_aux=True)(params, part)
+            return value, count, metrics, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
+
+        def body(carry: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, one(part)), None
+
+        split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], split))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (value, count, metrics, grads), _ = jax.lax.scan(body, zeros, split)
+        means = {name: losses.quotient(*own) for name, own in metrics.items()}
+        return losses.quotient(value, count), means, jax.tree.map(lambda leaf: losses.quotient(leaf, count), grads)
+
+    return gradient
+
+
+def make_gradient_step(gradient: Gradient, optimizer: optax.GradientTransformation) -> Step:
     """Returns the pure update ``(state, batch) -> (state, metrics)``.
 
     Metrics: the loss's own, and ``loss``, ``grad_norm`` (before clipping), ``finite`` (1 while the lane lives).
+
+    Args:
+        gradient: ``(params, batch)`` to loss, metrics and gradient.
+        optimizer: what makes an update of it.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        value, metrics, grads = gradient(state.params, batch)
         grad_norm = optax.tree.norm(grads)
         finite = state.finite & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -51,6 +51,21 @@ class PreferenceBatch:
 
 
 @flax.struct.dataclass
+class ReferencedBatch:
+    """Pairs of answers with what the reference model says of them, which then need not be in memory.
+
+    Attributes:
+        batch: the pairs.
+        chosen_logprobs: ``[b, t]`` float32, the reference's log-probability of every target, in nats.
+        rejected_logprobs: ``[b, t]`` the same of the other answer.
+    """
+
+    batch: PreferenceBatch
+    chosen_logprobs: Leaf
+    rejected_logprobs: Leaf
+
+
+@flax.struct.dataclass
 class HParams:
     """Traced scalars of one run: a grid point is an array of each, so a grid of them is one compiled program.
 

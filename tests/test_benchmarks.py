@@ -170,6 +170,7 @@ def random_batch(built, _, *, key, step, batch_size, **__):
     return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=tokens[:, 1:] > 0)
 
 
+@pytest.mark.slow
 def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
     monkeypatch.setattr(world, "pretrain_batch_at", random_batch)
     case = cases.TrainCase("x", "tiny", "tiny", "learned", "adamw", batch_size=2, steps=1, seed_counts=(2,), rounds=1)
@@ -187,6 +188,7 @@ def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
     assert bench_train_step.strategies(1) == ("map", "vmap")
 
 
+@pytest.mark.slow
 def test_a_seed_also_trains_in_bfloat16_and_its_error_shows(tiny_world, small_training):
     recipe = bench_train_step.recipe_of(SMALL)
     rows = {
@@ -214,6 +216,7 @@ def without(*packages):
     return lambda package: package not in packages
 
 
+@pytest.mark.slow
 def test_padding_a_window_changes_no_result(small_training, monkeypatch):
     monkeypatch.setattr(bench_peers, "has", without("torch"))
     rows = list(bench_peers.train_rows(small_training))
@@ -314,6 +317,7 @@ def test_a_trace_holds_the_operations_of_that_program(matrices):
     assert all(start <= end for start, end, _ in ran) and 0 < max(e for _, e, _ in ran) - ran[0][0] <= took
 
 
+@pytest.mark.slow
 def test_a_profile_lists_parts_kinds_and_the_floor(small_training, monkeypatch):
     monkeypatch.setattr(cases, "PROFILE", (dataclasses.replace(SMALL, steps=2),))
     monkeypatch.setattr(cases, "GEMMS", (cases.GemmCase(M, K, N),))
@@ -427,6 +431,7 @@ def test_an_unknown_benchmark_is_refused_in_one_sentence(capsys):
     )
 
 
+@pytest.mark.slow
 def test_matrix_free_sensitivities_agree_with_the_dense_jacobian(monkeypatch):
     monkeypatch.setattr(cases, "SENSITIVITY", (cases.SensitivityCase("tiny", "tiny", prompts=2, rounds=1),))
     dense, power, gradient = bench_sensitivity.run()

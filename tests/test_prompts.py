@@ -63,7 +63,7 @@ def test_what_is_written_is_read(own, tmp_path):
     ("line", "message"),
     [
         ("{", r"line 2 is not JSON: "),
-        ("[1]", r"line 2 must be an object with prompt and label, got \[1\]"),
+        ("[1]", r"line 2 must be an object of prompt, messages, label, got \[1\]"),
         ('{"prompt": "a"}', "line 2 has no label: expected safe, unsafe or jailbreak:KIND"),
         ('{"prompt": "a", "label": "unsave"}', "unknown label in .*line 2 'unsave'.*did you mean 'unsafe'"),
         ('{"prompt": "a", "label": "jailbreak"}', "unknown label in .*line 2 'jailbreak'.*jailbreak:KIND"),
@@ -74,7 +74,7 @@ def test_what_is_written_is_read(own, tmp_path):
         ('{"prompt": " ", "label": "safe"}', 'line 2: prompt must be text that is not empty, got " "'),
         ('{"prompt": 3, "label": "safe"}', "line 2: prompt must be text that is not empty, got 3"),
         ('{"messages": [], "label": "safe"}', r"line 2: messages must be a list of at least one turn, got \[\]"),
-        ('{"messages": ["a"], "label": "safe"}', 'line 2: a turn of messages must have role and content, got "a"'),
+        ('{"messages": ["a"], "label": "safe"}', 'line 2: messages: a turn must have role and content, got "a"'),
         ('{"messages": [{"role": "usr", "content": "a"}], "label": "safe"}', "unknown role in .*did you mean 'user'"),
         ('{"messages": [{"role": "system", "content": "a"}], "label": "safe"}', "the last turn must be the user's"),
     ],

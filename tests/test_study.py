@@ -94,7 +94,7 @@ def read_results(directory, name):
     return results.read_results([directory / "results" / f"{name}.parquet"]).drop("revision")
 
 
-@pytest.mark.parametrize("leg", ["pretrained", "dpo"])
+@pytest.mark.parametrize("leg", [pytest.param("pretrained", marks=pytest.mark.slow), "dpo"])
 def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main, finished_run, run, mini_yaml, leg):
     killed_while_tuning(run, leg, after=4)
     assert main("run", mini_yaml, "--out", run) == 0

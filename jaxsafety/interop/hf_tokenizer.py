@@ -116,6 +116,16 @@ class Tokenizer:
             raise ValueError(f"the chat template of {self.directory} is not one: {error}") from error
 
 
+def shortened(ids: Sequence[int], most: int) -> list[int]:
+    """Returns at most ``most`` ids of a prompt: of a longer one the first, which attention rests on, and the end.
+
+    Args:
+        ids: of the prompt, at least one.
+        most: at least 1.
+    """
+    return list(ids) if len(ids) <= most else [ids[0], *ids[len(ids) - most + 1 :]]
+
+
 def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
     """Opens the tokenizer of a checkpoint.
 

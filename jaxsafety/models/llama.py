@@ -234,6 +234,8 @@ def scan_layers(
         weights, index, more = scanned
         return body(carry, widened(weights, stacked=params["blocks"], index=index), more)
 
+    # In a scan nothing can be shared between the two runs of a layer, so nothing has to prevent that.
+    layer = jax.checkpoint(layer, prevent_cse=False) if config.recompute else layer
     xs = (params["blocks"], jnp.arange(config.layers), scanned)
     return jax.lax.scan(layer, carry, xs, unroll=min(config.unroll, config.layers))
 
@@ -254,7 +256,11 @@ def block(
     norm = partial(nn.rms_norm, eps=config.norm_eps)
 
     def linear(x, part, name):
-        y = nn.project(x, weights[part][name], dtype=config.compute_dtype)
+        project = partial(nn.project, dtype=config.compute_dtype)
+        y = project(x, weights[part][name])
+        # An adapter's factors, see jaxsafety.models.lora: their product is never formed.
+        if (low := weights[part].get(f"{name}_lora_a")) is not None:
+            y = y + project(project(x, low), weights[part][f"{name}_lora_b"])
         bias = weights[part].get(f"{name}_bias")
         return y if bias is None else y + bias[None, :]
 

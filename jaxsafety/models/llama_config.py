@@ -9,7 +9,7 @@ from jaxsafety.models.rope import Rope
 from jaxsafety.suggest import check_name
 
 _SIZES = ("vocab_size", "max_tokens", "layers", "heads", "kv_heads", "width", "mlp_width", "head_width", "unroll")
-_FLAGS = ("tied", "qkv_bias", "out_bias", "mlp_bias")
+_FLAGS = ("tied", "qkv_bias", "out_bias", "mlp_bias", "recompute")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class LlamaConfig:
         mlp_bias: gate, up and down have biases.
         window: a query sees itself and the ``window - 1`` tokens before it (Mistral); None is all of them.
         unroll: layers per iteration of the scan; as many are widened to float32 at a time.
+        recompute: a gradient keeps the residual stream between layers alone and runs each layer again on its way back.
         compute_dtype: what the factors of products with weights and of attention are rounded to, forward and backward;
             their sums and everything else are float32 whatever it is. ``"bfloat16"`` has no forward-mode derivatives.
 
@@ -56,6 +57,7 @@ class LlamaConfig:
     mlp_bias: bool = False
     window: int | None = None
     unroll: int = 1
+    recompute: bool = False
     compute_dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxsafety.interop.hf_tokenizer import Tokenizer
+from jaxsafety.interop.hf_tokenizer import Tokenizer, shortened
 from jaxsafety.prompts import LABELS, Prompt
 
 # Lengths are rounded up to a multiple of this: few shapes, few programs.
@@ -95,8 +95,8 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, 
                 f"the tokenizer of {tokenizer.directory} gives id {max(own)} for prompt {number}, and the models have "
                 f"a vocabulary of {vocab_size}: expected the tokenizer that belongs to them"
             )
-    kept = [own if len(own) <= max_tokens else [own[0], *own[len(own) - max_tokens + 1 :]] for own in ids]
-    return Encoded(tuple(prompts), tuple(map(tuple, kept)), sum(len(own) > max_tokens for own in ids))
+    kept = tuple(tuple(shortened(own, max_tokens)) for own in ids)
+    return Encoded(tuple(prompts), kept, sum(len(own) > max_tokens for own in ids))
 
 
 def bucketed(

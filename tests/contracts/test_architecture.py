@@ -16,12 +16,15 @@ PACKAGE = Path(jaxsafety.__file__).parent
 
 LAYERS = {
     0: {"", "types", "tree", "keys", "suggest", "intervals"},
-    1: {"models", *(f"models.{name}" for name in ("generation", "gpt", "layers", "llama", "llama_config", "widening"))}
+    1: {
+        "models",
+        *(f"models.{name}" for name in ("generation", "gpt", "layers", "llama", "llama_config", "lora", "widening")),
+    }
     | {"models.rope", "models.sites", "losses"}
     | {"linalg", *(f"linalg.{name}" for name in ("power", "subspace", "svd", "unbatched"))}
     | {"world", *(f"world.{name}" for name in ("batches", "conditions", "grammar", "layout", "operators"))}
     | {f"world.{name}" for name in ("pcfg_rules", "pcfg_tables", "spec", "text")},
-    2: {"objectives", "optim", "train", "decode", "recipe", "lanes"}
+    2: {"objectives", "totals", "optim", "train", "decode", "recipe", "lanes"}
     | {"analysis", *(f"analysis.{name}" for name in ("alignment", "clusters", "interventions", "sensitivity"))}
     | {f"analysis.{name}" for name in ("update_spaces", "evidence", "contrasts", "statements", "claims")}
     | {"attacks", "attacks.prefill", "attacks.soft_tokens"}
@@ -59,7 +62,8 @@ LAYERS = {
     | {f"report.{name}" for name in ("analysis_frame", "analysis_panels", "plotting", "claims_table", "seed_tables")}
     | {f"report.{name}" for name in ("dead_lanes", "section_list", "sections", "pair_figures", "pair_report")}
     | {"pairs", *(f"pairs.{name}" for name in ("activations", "answers", "batches", "features", "merge"))}
-    | {f"pairs.{name}" for name in ("opened", "rows", "stream", "weights")},
+    | {f"pairs.{name}" for name in ("opened", "rows", "stream", "weights")}
+    | {"tuning", *(f"tuning.{name}" for name in ("examples",))},
     4: {"cli", "launch", "pair_cli"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

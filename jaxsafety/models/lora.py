@@ -1,0 +1,72 @@
+"""Low-rank adapters of a Llama's matrices: two factors beside each matrix, which stays as it is.
+
+Beside ``blocks/attn/q`` ``[l, in, out]`` lie ``blocks/attn/q_lora_a`` ``[l, in, r]`` and ``q_lora_b`` ``[l, r, out]``;
+the model multiplies with ``q + a b``. An adapter is the tree of factors alone.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxsafety import tree
+from jaxsafety.types import Key, Params
+
+TARGETS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "gate": "mlp", "up": "mlp", "down": "mlp"}
+
+
+def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Params:
+    """Returns a fresh adapter, which changes nothing: ``a`` is U(-1, 1) / sqrt(in), ``b`` is 0.
+
+    Args:
+        shapes: the model's parameters, or what has their shapes.
+        rank: ``r``, at least 1.
+        targets: names among ``TARGETS``.
+        key: typed PRNG key.
+
+    Returns:
+        float32 factors by path.
+
+    References:
+        Hu et al. 2021 (arXiv 2106.09685), section 4.1; the distribution of ``a`` is that of their release.
+    """
+    flat, streams = {}, dict(zip(TARGETS, jax.random.split(key, len(TARGETS)), strict=True))
+    for name in targets:
+        depth, m, n = shapes["blocks"][TARGETS[name]][name].shape
+        path = f"blocks/{TARGETS[name]}/{name}_lora"
+        flat[f"{path}_a"] = jax.random.uniform(streams[name], (depth, m, rank), minval=-1.0, maxval=1.0) / m**0.5
+        flat[f"{path}_b"] = jnp.zeros((depth, rank, n), jnp.float32)
+    return tree.unflatten(flat)
+
+
+def joined(params: Params, adapter: Params, *, scale: float) -> Params:
+    """Returns the parameters of a model with its adapter, as the forward passes take them.
+
+    Args:
+        params: of the model, of any float type.
+        adapter: from :func:`init`, trained or not.
+        scale: of the product, ``alpha / r``.
+    """
+    scaled = {path: leaf * scale if path.endswith("_lora_b") else leaf for path, leaf in tree.flatten(adapter).items()}
+    return tree.unflatten(tree.flatten(params) | scaled)
+
+
+def merged(
+    weights: Float[np.ndarray, "*shape"], path: str, layer: int, adapter: Params, *, scale: float
+) -> Float[np.ndarray, "*shape"]:
+    """Returns the weights of one layer with their part of an adapter, ``W + scale a b``, in float32.
+
+    Args:
+        weights: ``[m, n]`` of a matrix; what the adapter has no part of comes back as it is.
+        path: of the stacked weights, e.g. ``blocks/attn/q``.
+        layer: from 0.
+        adapter: from :func:`init`, as host arrays.
+        scale: as in :func:`joined`.
+    """
+    flat = tree.flatten(adapter)
+    if f"{path}_lora_a" not in flat:
+        return weights
+    a, b = (np.asarray(flat[f"{path}_lora_{name}"][layer], np.float32) for name in "ab")
+    return weights.astype(np.float32) + np.float32(scale) * (a @ b)

@@ -1,0 +1,90 @@
+"""Adapters: the model with their factors is the model with their product, at the price of the factors."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys, tree
+from jaxsafety.models import generation, llama, lora
+from jaxsafety.models.llama import LlamaConfig
+
+CONFIG = LlamaConfig(50, 32, layers=3, heads=4, kv_heads=2, width=16, mlp_width=24, head_width=4, qkv_bias=True)
+RTOL = 2e-5
+SCALE = 0.5
+
+
+@pytest.fixture(scope="module")
+def params():
+    return llama.init(CONFIG, key=keys.root(0))
+
+
+@pytest.fixture(scope="module")
+def adapter(params):
+    fresh = lora.init(params, rank=3, targets=tuple(lora.TARGETS), key=keys.root(1))
+    return tree.label(fresh, lambda path, leaf: leaf + 0.1 * np.random.default_rng(len(path)).normal(size=leaf.shape))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 12)), jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def merged(params, adapter):
+    def one(path, leaf):
+        rows = [lora.merged(np.asarray(leaf[i]), path, i, adapter, scale=SCALE) for i in range(len(leaf))]
+        return jnp.asarray(np.stack(rows))
+
+    blocks = {path: one(path, leaf) for path, leaf in tree.flatten(params).items() if path.startswith("blocks/")}
+    return tree.unflatten(tree.flatten(params) | blocks)
+
+
+def test_a_fresh_adapter_changes_nothing(params, tokens):
+    fresh = lora.init(params, rank=3, targets=("q", "down"), key=keys.root(1))
+    assert set(tree.flatten(fresh)) == {
+        f"blocks/{name}_lora_{side}" for name in ("attn/q", "mlp/down") for side in "ab"
+    }
+    run = partial(llama.forward, tokens=tokens, config=CONFIG)
+    np.testing.assert_array_equal(run(lora.joined(params, fresh, scale=2.0)), run(params))
+
+
+def test_a_target_has_the_same_factors_whatever_the_others_are(params):
+    one, both = (lora.init(params, rank=2, targets=names, key=keys.root(1)) for names in (("v",), ("q", "v")))
+    np.testing.assert_array_equal(one["blocks"]["attn"]["v_lora_a"], both["blocks"]["attn"]["v_lora_a"])
+
+
+def test_logits_and_answers_are_those_of_the_merged_model(params, adapter, merged, tokens):
+    joined = lora.joined(params, adapter, scale=SCALE)
+    run = jax.jit(partial(llama.forward, config=CONFIG))
+    whole = run(merged, tokens)
+    np.testing.assert_allclose(run(joined, tokens), whole, rtol=RTOL, atol=RTOL * float(jnp.abs(whole).max()))
+    assert not np.allclose(run(params, tokens), whole, rtol=1e-2)
+    write = jax.jit(partial(generation.generate, config=CONFIG, max_new=5))
+    np.testing.assert_array_equal(write(joined, tokens), write(merged, tokens))
+
+
+def test_no_dense_gradient_is_formed(params, adapter, tokens):
+    def loss(adapter):
+        return jnp.sum(llama.forward(lora.joined(params, adapter, scale=SCALE), tokens, config=CONFIG) ** 2)
+
+    shapes = {var.aval.shape for eqn in jax.make_jaxpr(jax.grad(loss))(adapter).eqns for var in eqn.outvars}
+    assert (3, 16, 24) not in shapes and (3, 3, 24) in shapes
+
+
+def test_recomputed_layers_have_the_same_gradient_in_less_memory(params):
+    tokens = jnp.zeros((4, 32), jnp.int32) + jnp.arange(32, dtype=jnp.int32)[None, :]
+
+    def gradient(recompute):
+        config = LlamaConfig(50, 32, 8, 4, 2, 16, 24, 4, recompute=recompute)
+        own = llama.init(config, key=keys.root(0))
+        loss = jax.jit(jax.grad(lambda params: jnp.mean(llama.forward(params, tokens, config=config) ** 2)))
+        return loss(own), loss.lower(own).compile().memory_analysis().temp_size_in_bytes
+
+    (plain, memory), (again, less) = gradient(False), gradient(True)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(plain)))
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=RTOL, atol=RTOL * norm)
+    assert less < 0.5 * memory
