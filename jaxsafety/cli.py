@@ -1,6 +1,7 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
-``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair_cli``.
+``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair_cli``; ``tune`` of a checkpoint lies
+in ``tune_cli``.
 
 Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
 """
@@ -13,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxsafety import cluster, pair_cli, signals
+from jaxsafety import cluster, pair_cli, signals, tune_cli
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
     "pretrain": "pretrain every seed",
-    "tune": "safety fine-tune every method at every learning rate, from the pretrained models",
+    "tune": "safety fine-tune every method at every learning rate, from the pretrained models; with a Hugging Face "
+    "directory and --data: a checkpoint (`jaxsafety tune DIR --data FILE --help`)",
     "evaluate": "judge every model on every condition and write the result tables",
     "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks",
     "report": "write report.html from the results and print the table",
@@ -36,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair_cli.VERBS:
         options = pair_cli.parse(arguments[1:])
         options.verb, options.handler = f"analyze {options.analysis}", _pair
+        return _run(options, [])[0]
+    if arguments[:1] == ["tune"] and tune_cli.is_meant(arguments[1:]):
+        options = tune_cli.parse(arguments[1:])
+        options.verb, options.handler = "tune", _tune
         return _run(options, [])[0]
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -179,6 +185,13 @@ def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _pair(options: argparse.Namespace, _: Sequence[str]) -> int:
     _configure_jax(options.compilation_cache, seeds=1)
     return pair_cli.run(options)
+
+
+def _tune(options: argparse.Namespace, _: Sequence[str]) -> int:
+    if options.devices < 1:
+        raise ValueError(f"devices must be at least 1, got {options.devices}")
+    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=options.devices)
+    return tune_cli.run(options)
 
 
 def _place(options: argparse.Namespace) -> cluster.Place | None:

@@ -112,16 +112,25 @@ def fitted(
     Raises:
         ValueError: it does not fit; the message says what it needs and what is there.
     """
-    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
-    # What is on a device already is not free there.
-    given = [leaf for leaf in jax.tree.leaves(arguments) if not isinstance(leaf, jax.Array)]
-    need = memory.need(compiled) + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in given)
+    compiled, need = planned(function, *arguments, donate=donate)
     if need > (room := memory.free()):
         raise ValueError(
             f"{what} needs {need / 2**30:.3g} GiB, and the device has {room / 2**30:.3g} GiB free: "
             "expected a larger device, or smaller batches where there are any"
         )
     return compiled
+
+
+def planned(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+) -> tuple[Callable[..., Any], int]:
+    """Returns a function compiled for arguments of these shapes, and the bytes that it takes of a device.
+
+    Those are what it plans and the arguments that are not on a device already. See :func:`fitted`.
+    """
+    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    given = [leaf for leaf in jax.tree.leaves(arguments) if not isinstance(leaf, jax.Array)]
+    return compiled, memory.need(compiled) + memory.size(given)
 
 
 def _fit(

@@ -1,5 +1,6 @@
 """What a compiled program needs of a device's memory, and what is free there: estimates that lanes are split by."""
 
+import math
 import os
 from typing import Any
 
@@ -18,6 +19,20 @@ def need(program: Any) -> int:
     plan = program.memory_analysis()
     # What is donated is an output already.
     return plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+
+
+def size(tree: Any) -> int:
+    """Returns the bytes of arrays, or of what has their shapes, on the device that holds most of them.
+
+    Args:
+        tree: leaves with a ``sharding`` count with their part on one device.
+    """
+    return sum(math.prod(_part(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _part(leaf: Any) -> tuple[int, ...]:
+    sharding = getattr(leaf, "sharding", None)
+    return leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
 
 
 def free() -> int:

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxsafety import losses, totals
 from jaxsafety.losses import Reduction
-from jaxsafety.totals import Totals
-from jaxsafety.types import Forward, HParams, Loss, Metrics, Params, PreferenceBatch, ReferencedBatch
+from jaxsafety.types import Forward, HParams, Loss, Metrics, Params, PreferenceBatch, ReferencedBatch, Totals
 
 
 def mean(summed: Totals) -> Loss:

@@ -38,3 +38,16 @@ def fsdp(mesh: Mesh, *, axis: str) -> Callable[[str, tuple[int, ...]], NamedShar
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return rule
+
+
+def parameter_path(path: str) -> str | None:
+    """Returns the parameter whose path ends another path, such as that of its moment in an optimiser's state.
+
+    Args:
+        path: e.g. ``opt_state/1/0/mu/blocks/attn/q``.
+
+    Returns:
+        ``blocks/attn/q``; None where it ends with no parameter of the rules.
+    """
+    found = re.search(rf"(?:^|/)({'|'.join(_AXES)})$", path)
+    return None if found is None else found[1]

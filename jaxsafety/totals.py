@@ -4,19 +4,13 @@ Sums and counts of parts add up, and so do gradients of sums: a batch taken in p
 loss and the gradient of the whole. Metric names are TRL's where TRL has one; log-probs are nats.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
-from jaxsafety.losses import Reduction, SumCount
-from jaxsafety.types import Batch, Forward, HParams, Params, PreferenceBatch, ReferencedBatch
-
-# (params, part) to the loss's sum and count, and those of every metric.
-Totals = Callable[[Params, Any], tuple[SumCount, dict[str, SumCount]]]
+from jaxsafety.losses import Reduction
+from jaxsafety.types import Batch, Forward, HParams, Params, PreferenceBatch, ReferencedBatch, SumCount, Totals
 
 
 def next_token(forward: Forward) -> Totals:

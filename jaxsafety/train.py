@@ -13,8 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import losses
-from jaxsafety.totals import Totals
-from jaxsafety.types import Batch, Forward, Loss, Metrics, Params, Step, TrainState
+from jaxsafety.types import Batch, Forward, Loss, Metrics, Params, Step, Totals, TrainState
 
 # (params, batch) to the mean loss, its metrics and its gradient.
 Gradient = Callable[[Params, Any], tuple[Float[Array, ""], Metrics, Params]]
