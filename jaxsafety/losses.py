@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsafety.types import SumCount
-
 Reduction = Literal["sum", "mean"]
+SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def token_logprobs(logits: Float[Array, "*b t v"], targets: Int[Array, "*b t"]) -> Float[Array, "*b t"]:

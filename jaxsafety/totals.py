@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
-from jaxsafety.losses import Reduction
-from jaxsafety.types import Batch, Forward, HParams, Params, PreferenceBatch, ReferencedBatch, SumCount, Totals
+from jaxsafety.losses import Reduction, SumCount
+from jaxsafety.types import Batch, Forward, HParams, Params, PreferenceBatch, ReferencedBatch, Totals
 
 
 def next_token(forward: Forward) -> Totals:

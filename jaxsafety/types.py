@@ -25,9 +25,8 @@ Forward = Callable[[Params, Int[Array, "b t"]], Float[Array, "b t v"]]
 # Embeddings (no positions added) to logits, parameters bound: what soft tokens and sensitivities differentiate.
 ForwardEmbeddings = Callable[[Float[Array, "b t d"]], Float[Array, "b t v"]]
 Loss = Callable[[Params, Any], tuple[Float[Array, ""], Metrics]]
-SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 # (params, part of a batch) to the loss's sum and count, and those of every metric.
-Totals = Callable[[Params, Any], tuple[SumCount, dict[str, SumCount]]]
+Totals = Callable[[Params, Any], tuple[tuple[Array, Array], dict[str, tuple[Array, Array]]]]
 
 
 @flax.struct.dataclass

@@ -68,8 +68,9 @@ def plan(opened: hf.Checkpoint, encoded: Encoded, config: TuningConfig) -> Plan:
         ValueError: a batch larger than the data.
     """
     shapes = _shapes(opened, encoded, config)
-    chunk = program.chunk(opened.config, config, batches=_batches(config))
-    _, need = loop.planned(chunk, shapes.state, shapes.frozen, shapes.data, shapes.steps, donate=(0,))
+    _, need = loop.planned(
+        _chunk(opened, config, shapes), shapes.state, shapes.frozen, shapes.data, shapes.steps, donate=(0,)
+    )
     held = [memory.size(part) for part in (shapes.frozen, shapes.state, shapes.data)]
     total = sum(int(np.prod(shape)) for shape in leaf_shapes(opened.config).values())
     return Plan(total, tree.count(shapes.state.params), *held, need - sum(held), memory.free())
@@ -95,10 +96,10 @@ def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: Tuni
     """
     if (directory / MODEL).is_dir():
         return directory / MODEL
-    shapes, batches = _shapes(opened, encoded, config), _batches(config)
+    shapes = _shapes(opened, encoded, config)
     what = f"tuning with {config.batch_size // config.accumulate} sequences at a time"
     chunk = loop.fitted(
-        program.chunk(opened.config, config, batches=batches),
+        _chunk(opened, config, shapes),
         shapes.state, shapes.frozen, shapes.data, shapes.steps, donate=(0,), what=what,
     )  # fmt: skip
     state, frozen, done = _begin(opened, shapes, directory, config)
@@ -106,6 +107,19 @@ def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: Tuni
     state = _train(chunk, state, frozen, data, directory, config, done=done)
     export.write(opened, state.params, directory / MODEL, config)
     return directory / MODEL
+
+
+def _chunk(opened: hf.Checkpoint, config: TuningConfig, shapes: _Shapes) -> program.Chunk:
+    """The program of a chunk, whose state comes out where it went in."""
+    run, places = program.chunk(opened.config, config, batches=_batches(config)), _places(shapes.state)
+    if places is None:
+        return run
+
+    def placed(*given: Any) -> tuple[TrainState, Any]:
+        state, metrics = run(*given)
+        return jax.lax.with_sharding_constraint(state, places), metrics
+
+    return placed
 
 
 def _train(

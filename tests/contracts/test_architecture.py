@@ -82,8 +82,8 @@ CONFINED = {
     "jsonargparse": ("recipe_file",),
     "yaml": ("tune_cli", "prompts", "recipe_file", "runlog", "status", "pairs.opened", "report.pair_report"),
     "nltk": ("world.pcfg_rules",),
-    "optax": ("optim", "train", "lanes"),
-    "argparse": ("cli", "pair_cli"),
+    "optax": ("optim", "train", "tuning.program", "lanes"),
+    "argparse": ("cli", "pair_cli", "tune_cli"),
     "subprocess": ("runlog", "cluster"),
 }
 

@@ -155,6 +155,8 @@ def test_several_devices_hold_parts_and_compute_the_same(opened, encode, tmp_pat
     full = run._shapes(opened, encode(), replace(config, lora_rank=None))
     moments = jax.tree.leaves_with_path(full.state.opt_state)
     assert any(leaf.sharding.shard_shape(leaf.shape) == (3, 32, 12) for _, leaf in moments if leaf.shape == (3, 32, 48))
+    for name in ("several", "one"):
+        (tmp_path / name).mkdir()
     run.write(opened, encode(), tmp_path / "several", config)
     monkeypatch.setattr(run, "_mesh", lambda: None)
     run.write(opened, encode(), tmp_path / "one", config)
