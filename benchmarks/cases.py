@@ -302,4 +302,33 @@ class CheckpointCase:
 # Llama-3 8B's sizes but for the depth, which memory does not grow with.
 CHECKPOINTS = CheckpointCase(LlamaConfig(128_256, 8192, 2, 32, 8, 4096, 14336, 128))
 
-CaseName = Literal["sampler", "train_step", "peers", "profile", "first_step", "linalg", "sensitivity", "pair"]
+
+@dataclass(frozen=True)
+class PlanCase:
+    """A step of tuning a large model, of which only shapes are made.
+
+    Attributes:
+        model: the checkpoint's.
+        method: ``sft`` or ``dpo``.
+        rank: of the adapter; None for all parameters.
+        sequences: examples at a time.
+        tokens: inputs of each.
+    """
+
+    model: LlamaConfig
+    method: Literal["sft", "dpo"]
+    rank: int | None
+    sequences: int
+    tokens: int
+
+
+_LLAMA3_8B = LlamaConfig(128_256, 8192, 32, 32, 8, 4096, 14336, 128)
+PLANS = (
+    *(PlanCase(_LLAMA3_8B, "sft", 16, 1, tokens) for tokens in (1024, 2048)),
+    PlanCase(_LLAMA3_8B, "dpo", 16, 1, 1024),
+    PlanCase(_LLAMA3_8B, "sft", None, 1, 1024),
+)
+# The model whose steps are timed.
+TUNED = LlamaConfig(512, 128, 4, 4, 2, 128, 352, 32)
+
+CaseName = Literal["sampler", "train_step", "peers", "profile", "first_step", "linalg", "sensitivity", "pair", "tuning"]

@@ -47,7 +47,7 @@ def run_case(name: CaseName, *, results: Path) -> None:
             rows.append(row)
             file.write(json.dumps(labels | row) + "\n")
             file.flush()
-            print(f"{name}: {row['name']} {row['median_ms']:.1f} ms", file=sys.stderr, flush=True)
+            print(f"{name}: {row['name']} {cell(row.get('median_ms')) or '-'} ms", file=sys.stderr, flush=True)
     print(f"\n{name}, {harness.device()}; load {labels['load']:.1f} at its start")
     print(f"{table(rows, bench.COLUMNS)}\n", flush=True)
 

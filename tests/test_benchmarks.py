@@ -24,6 +24,7 @@ from benchmarks import (
     bench_sampler,
     bench_sensitivity,
     bench_train_step,
+    bench_tuning,
     cases,
     harness,
     hlo,
@@ -453,3 +454,17 @@ def test_a_pair_is_raced_and_commands_run_on_sparse_checkpoints(tmp_path, monkey
     asked.write_text(prompts.to_jsonl([one for one in prompts.own() if one.label in prompts.LABELS][::40]))
     words = ("activations", str(base), str(tuned), "--prompts", str(asked), "--out", str(tmp_path / "out"))
     assert cli.main(["analyze", *words]) == 0
+
+
+def test_plans_of_tuning_come_from_shapes_and_steps_agree(monkeypatch):
+    model = LlamaConfig(64, 32, 2, 2, 1, 16, 24, 8)
+    monkeypatch.setattr(
+        cases, "PLANS", (cases.PlanCase(model, "dpo", 4, 2, 16), cases.PlanCase(model, "sft", None, 2, 16))
+    )
+    monkeypatch.setattr(cases, "TUNED", model)
+    adapter, everything, *steps = bench_tuning.run()
+    # q, k, v, o, gate, up and down of two layers: four times the sum of inputs and outputs.
+    sides = [(16, 16), (16, 8), (16, 8), (16, 16), (16, 24), (16, 24), (24, 16)]
+    assert adapter["trained"] == 2 * 4 * sum(map(sum, sides))
+    assert everything["weights_gb"] == 0 and everything["trained"] > adapter["trained"]
+    assert steps[0]["loss_error"] == 0 and all(row["loss_error"] < 1e-5 for row in steps)

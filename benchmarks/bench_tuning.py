@@ -1,0 +1,82 @@
+"""Tuning a checkpoint: what an 8B model needs of memory, from shapes alone, and steps of a small one timed.
+
+``GB`` are what each of ``devices`` holds, as XLA plans it on this machine's backend; nothing of 8B is allocated. The
+small model's programs take the same step from the same parameters; ``loss_error`` is the relative difference of its
+loss from that of the first program.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import cases, harness
+from benchmarks.cases import PlanCase
+from jaxsafety import keys
+from jaxsafety.interop import hf
+from jaxsafety.models import llama
+from jaxsafety.tuning import program
+from jaxsafety.tuning import run as tuning_run
+from jaxsafety.tuning.examples import Encoded
+from jaxsafety.tuning.options import TuningConfig
+from jaxsafety.types import Batch, PreferenceBatch
+
+COLUMNS = {
+    "name": "program", "devices": "devices", "trained": "tuned numbers", "weights_gb": "weights GB", "state_gb": "state GB",
+    "step_gb": "step GB", "total_gb": "total GB", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
+    "peak_mb": "peak MB", "speedup": "speed-up", "loss_error": "loss error",
+}  # fmt: skip
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Yields a row for each plan, then one for each program of the small model."""
+    for case in cases.PLANS:
+        yield plan_row(case)
+    yield from step_rows()
+
+
+def plan_row(case: PlanCase) -> dict[str, Any]:
+    """What one device holds in a step."""
+    side = Batch(*(np.zeros((case.sequences, case.tokens), dtype) for dtype in (np.int32, np.int32, bool)))
+    config = TuningConfig(
+        case.method, steps=1, batch_size=case.sequences, lora_rank=case.rank, max_tokens=case.tokens, dtype="bfloat16"
+    )
+    encoded = Encoded(side if case.method == "sft" else PreferenceBatch(side, side), 0)
+    found = tuning_run.plan(hf.Checkpoint(Path(), case.model, {}), encoded, config)
+    sizes = {"weights_gb": found.frozen_bytes, "state_gb": found.state_bytes, "step_gb": found.step_bytes}
+    sizes["total_gb"] = sum(sizes.values()) + found.data_bytes
+    kind = "all parameters" if case.rank is None else f"rank {case.rank}"
+    name = f"8B, {case.method}, {kind}, {case.sequences} x {case.tokens}"
+    devices = jax.local_device_count()
+    return {"name": name, "devices": devices, "trained": found.trained} | {
+        key: size / 1e9 for key, size in sizes.items()
+    }
+
+
+def step_rows() -> Iterator[dict[str, Any]]:
+    """Races a step of all parameters against one of an adapter, with layers recomputed and not."""
+    model, tokens = cases.TUNED, cases.TUNED.max_tokens
+    drawn = jax.random.randint(keys.root(0), (8, tokens + 1), 0, model.vocab_size)
+    data = Batch(drawn[:, :-1], drawn[:, 1:], jnp.ones((8, tokens), bool))
+    params = llama.init(model, key=keys.root(1))
+    programs = []
+    for name, changed in {
+        "all parameters": {"lora_rank": None, "recompute": False},
+        "rank 8": {"lora_rank": 8, "recompute": False},
+        "rank 8, recomputed": {"lora_rank": 8, "recompute": True},
+        "rank 8, in 4 parts": {"lora_rank": 8, "recompute": False, "accumulate": 4},
+    }.items():
+        config = TuningConfig("sft", steps=1, batch_size=8, max_tokens=tokens, **changed)
+        state, frozen = program.start(params, config)
+        step = partial(program.chunk(model, config), steps=jnp.int32(1))
+        programs.append(harness.compile_program(step, (state, frozen, data), name=name))
+    results = harness.race(programs, rounds=5)
+    baseline, (_, expected) = results[0]
+    for record, (_, metrics) in results:
+        error = abs(float(metrics["loss"]) / float(expected["loss"]) - 1)
+        yield asdict(record) | {"speedup": harness.speedup(record, over=baseline).median, "loss_error": error}
