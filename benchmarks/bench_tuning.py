@@ -27,7 +27,8 @@ from jaxsafety.tuning.options import TuningConfig
 from jaxsafety.types import Batch, PreferenceBatch
 
 COLUMNS = {
-    "name": "program", "devices": "devices", "trained": "tuned numbers", "weights_gb": "weights GB", "state_gb": "state GB",
+    "name": "program", "devices": "devices", "trained": "tuned numbers", "weights_gb": "weights GB",
+    "state_gb": "state GB",
     "step_gb": "step GB", "total_gb": "total GB", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
     "peak_mb": "peak MB", "speedup": "speed-up", "loss_error": "loss error",
 }  # fmt: skip
