@@ -8,7 +8,6 @@ loss from that of the first program.
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +17,8 @@ import numpy as np
 from benchmarks import cases, harness
 from benchmarks.cases import PlanCase
 from jaxsafety import keys
-from jaxsafety.interop import hf
 from jaxsafety.models import llama
-from jaxsafety.tuning import program
+from jaxsafety.tuning import places, program
 from jaxsafety.tuning import run as tuning_run
 from jaxsafety.tuning.examples import Encoded
 from jaxsafety.tuning.options import TuningConfig
@@ -48,7 +46,7 @@ def plan_row(case: PlanCase) -> dict[str, Any]:
         case.method, steps=1, batch_size=case.sequences, lora_rank=case.rank, max_tokens=case.tokens, dtype="bfloat16"
     )
     encoded = Encoded(side if case.method == "sft" else PreferenceBatch(side, side), 0)
-    found = tuning_run.plan(hf.Checkpoint(Path(), case.model, {}), encoded, config)
+    found = tuning_run.plan(case.model, encoded, config, places=places.local())
     sizes = {"weights_gb": found.frozen_bytes, "state_gb": found.state_bytes, "step_gb": found.step_bytes}
     sizes["total_gb"] = sum(sizes.values()) + found.data_bytes
     kind = "all parameters" if case.rank is None else f"rank {case.rank}"

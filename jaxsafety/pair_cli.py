@@ -5,7 +5,6 @@ jax is imported only once the options are known to be good.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -155,12 +154,8 @@ def _recorded(directory: Path, name: str, options: dict[str, Any]):
     from jaxsafety.pairs import opened
 
     opened.record(directory, name, options)
-    before, started = runlog.read_manifest(directory).get(name, {}).get("seconds", 0.0), time.monotonic()
-    runlog.write_manifest(directory, {name: runlog.environment()})
-    try:
+    with runlog.timed(directory, name, {}):
         yield
-    finally:
-        runlog.write_manifest(directory, {name: {"seconds": round(before + time.monotonic() - started, 1)}})
 
 
 def _report(directory: Path) -> None:

@@ -159,6 +159,23 @@ def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def timed(directory: Path, name: str, fields: Mapping[str, Any]) -> Iterator[None]:
+    """Records in the manifest under ``name`` what a command runs on, and its seconds over all its processes.
+
+    Args:
+        directory: the run directory.
+        name: of the command.
+        fields: recorded beside them.
+    """
+    before, started = read_manifest(directory).get(name, {}).get("seconds", 0.0), time.monotonic()
+    write_manifest(directory, {name: environment() | dict(fields)})
+    try:
+        yield
+    finally:
+        write_manifest(directory, {name: {"seconds": round(before + time.monotonic() - started, 1)}})
+
+
+@contextmanager
 def failure_kept(directory: Path, stage: str) -> Iterator[None]:
     """Keeps in the manifest, as ``failed``, why a stage ended in an error, which then goes on its way.
 

@@ -6,9 +6,8 @@ jax is imported only once the options are known to be good.
 import argparse
 import math
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,20 +70,23 @@ def run(options: argparse.Namespace) -> int:
         ImportError: an extra is missing.
         Stopped: a signal has asked to stop.
     """
+    import yaml
+
     from jaxsafety import launch, progress, runlog, signals
     from jaxsafety.interop import hf, hf_tokenizer
     from jaxsafety.pairs.opened import fingerprint
-    from jaxsafety.tuning import examples, run
+    from jaxsafety.tuning import examples, places, run
 
     if not (options.start / "config.json").is_file() and options.start.is_dir():
         raise ValueError(
             f"{options.start} is not a model directory: expected one with a config.json, or the YAML file of a recipe "
             "without --data"
         )
-    config = _config(options, count=None)
+    config = _config(options)
     opened = hf.open_checkpoint(options.start)
     given = examples.read(options.data, pairs=config.pairs)
-    config = _config(options, count=len(given))
+    if options.steps is None:
+        config = replace(config, steps=math.ceil(options.epochs * len(given) / config.batch_size))
     if config.batch_size > len(given):
         raise ValueError(f"batch_size: got {config.batch_size}, expected at most the {len(given)} examples there are")
     tokenizer = hf_tokenizer.open_tokenizer(options.start, raw=config.template == "raw")
@@ -94,39 +96,33 @@ def run(options: argparse.Namespace) -> int:
     encoded = examples.encode(given, tokenizer, max_tokens=longest, vocab_size=opened.config.vocab_size)
     if encoded.truncated:
         progress.say(f"{encoded.truncated} of {len(given)} examples have more than {longest} tokens and are cut")
+    placed = places.local()
     if options.dry_run:
-        sys.stdout.write(_told(run.plan(opened, encoded, config)))
+        sys.stdout.write(_told(run.plan(opened.config, encoded, config, places=placed)))
         return 0
     recorded = asdict(config) | {"lora_targets": ",".join(config.lora_targets)}
     recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
+    resolved = {"tuning": recorded}
+    counted = {"examples": len(given), "truncated_examples": encoded.truncated}
     with (
         signals.deferred(launch.say_stopping),
-        runlog.open_run(options.out, {"tuning": recorded}, resolved_yaml=_yaml({"tuning": recorded})),
+        runlog.open_run(options.out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)),
+        runlog.timed(options.out, "tuning", counted),
     ):
-        before, since = runlog.read_manifest(options.out).get("tuning", {}).get("seconds", 0.0), time.monotonic()
-        counted = {"examples": len(given), "truncated_examples": encoded.truncated}
-        runlog.write_manifest(options.out, {"tuning": runlog.environment() | counted})
-        try:
-            print(run.write(opened, encoded, options.out, config))
-        finally:
-            seconds = round(before + time.monotonic() - since, 1)
-            runlog.write_manifest(options.out, {"tuning": {"seconds": seconds}})
+        print(run.write(opened, encoded, options.out, config, places=placed))
     return 0
 
 
-def _config(options: argparse.Namespace, *, count: int | None) -> "TuningConfig":
-    """The options as a record; steps are those of the epochs once the number of examples is known."""
+def _config(options: argparse.Namespace) -> "TuningConfig":
+    """The options as a record; a single step stands for those of the epochs, which the examples decide."""
     from jaxsafety.tuning.options import TuningConfig
 
     if options.steps is None and not (options.epochs > 0 and math.isfinite(options.epochs)):
         raise ValueError(f"epochs must be > 0 and finite, got {options.epochs}")
-    steps = options.steps
-    if steps is None:
-        steps = 1 if count is None else math.ceil(options.epochs * count / max(options.batch_size, 1))
     weight = 0.1 if options.method == "dpo" else 1.0
     return TuningConfig(
         method=options.method,
-        steps=steps,
+        steps=1 if options.steps is None else options.steps,
         batch_size=options.batch_size,
         accumulate=options.accumulate,
         lora_rank=None if options.full else options.lora_rank,
@@ -166,9 +162,3 @@ def _digest(given: Sequence[Any]) -> str:
 
     told = [(one.prompt, one.chosen, one.rejected) for one in given]
     return sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(config, sort_keys=False)

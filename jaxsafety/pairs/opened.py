@@ -11,6 +11,7 @@ import yaml
 
 from jaxsafety import runlog
 from jaxsafety.interop import hf
+from jaxsafety.interop.hf_config import CONFIG_FILE
 from jaxsafety.models.llama import LlamaConfig
 
 BASE, TUNED = "pretrained", "tuned"
@@ -95,7 +96,8 @@ def record(directory: Path, name: str, options: Mapping[str, Any]) -> None:
 
 def fingerprint(checkpoint: hf.Checkpoint) -> str:
     """Returns what tells a checkpoint from others without reading it: a digest of a few bytes of every tensor."""
-    digest = hashlib.sha256(repr(checkpoint.config).encode())
+    # The file, not what is read from it: that also holds how this library runs a model.
+    digest = hashlib.sha256((checkpoint.directory / CONFIG_FILE).read_bytes())
     for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: (str(tensor.file), tensor.start)):
         digest.update(f"{tensor.name} {tensor.code} {tensor.shape}".encode())
         with tensor.file.open("rb") as file:

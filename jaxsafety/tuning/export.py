@@ -25,17 +25,17 @@ def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, config: T
         ValueError: a value is not finite.
         OSError: a file cannot be read or written.
     """
-    flat = tree.flatten(trained if config.lora_rank is None else jax.device_get(trained))
-    dtype = checkpoint.tensors["embed", None].dtype.name
+    full = config.lora_rank is None
+    stacked = tree.flatten(trained) if full else {}
+    adapter = {} if full else jax.device_get(trained)
 
     def read(path: str, layer: int | None) -> np.ndarray:
-        if config.lora_rank is None:
-            return np.asarray(flat[path] if layer is None else flat[path][layer])
+        if full:
+            return np.asarray(stacked[path] if layer is None else stacked[path][layer])
         lead = () if layer is None else (slice(layer, layer + 1),)
         rest = (slice(None),) * (len(checkpoint.shape(path)) - len(lead))
         weights = checkpoint.leaf(path, index=(*lead, *rest), dtype="float32")
-        return (
-            weights if layer is None else lora.merged(weights[0], path, layer, tree.unflatten(flat), scale=config.scale)
-        )
+        return weights if layer is None else lora.merged(weights[0], path, layer, adapter, scale=config.scale)
 
+    dtype = checkpoint.tensors["embed", None].dtype.name
     hf.write_checkpoint(directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory)

@@ -1,5 +1,6 @@
 """A checkpoint tuned in a run directory: from the newest state there to the last step, and then written as a model."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,23 +10,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, Int
 
-from jaxsafety import checkpoint, loop, memory, progress, runlog, sharding, signals, tree
+from jaxsafety import checkpoint, loop, memory, progress, runlog, signals, tree
 from jaxsafety.interop import hf
 from jaxsafety.interop.hf_names import leaf_shapes
-from jaxsafety.tuning import export, program
+from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.tuning import export, program, references
+from jaxsafety.tuning import places as placing
 from jaxsafety.tuning.examples import Encoded
 from jaxsafety.tuning.options import TuningConfig
-from jaxsafety.types import Batch, Params, PreferenceBatch, ReferencedBatch, TrainState
+from jaxsafety.tuning.places import Places
+from jaxsafety.types import Metrics, Params, ReferencedBatch, TrainState
 
 MODEL = "model"
 # Steps of a dispatch.
 _CHUNK_STEPS = 10
 # Seconds between two saves of the state; it may be larger than the model.
 _SAVE_EVERY_S = 60.0
-_AXIS = "fsdp"
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,26 @@ class _Shapes:
     steps: jax.ShapeDtypeStruct
 
 
-def plan(opened: hf.Checkpoint, encoded: Encoded, config: TuningConfig) -> Plan:
+def plan(model: LlamaConfig, encoded: Encoded, config: TuningConfig, *, places: Places) -> Plan:
     """Returns what a run would need; nothing is loaded.
+
+    Args:
+        model: the checkpoint's configuration.
+        encoded: the examples.
+        config: of the run.
+        places: of its parts.
 
     Raises:
         ValueError: a batch larger than the data.
     """
-    shapes = _shapes(opened, encoded, config)
-    _, need = loop.planned(
-        _chunk(opened, config, shapes), shapes.state, shapes.frozen, shapes.data, shapes.steps, donate=(0,)
-    )
+    shapes = _shapes(model, encoded, config, places)
+    _, need = loop.planned(_chunk(model, config, shapes, places), *_given(shapes), donate=(0,))
     held = [memory.size(part) for part in (shapes.frozen, shapes.state, shapes.data)]
-    total = sum(int(np.prod(shape)) for shape in leaf_shapes(opened.config).values())
+    total = sum(math.prod(shape) for shape in leaf_shapes(model).values())
     return Plan(total, tree.count(shapes.state.params), *held, need - sum(held), memory.free())
 
 
-def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: TuningConfig) -> Path:
+def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: TuningConfig, *, places: Places) -> Path:
     """Tunes a checkpoint to the last step, from the newest state in ``directory``, and writes the model.
 
     Args:
@@ -84,6 +90,7 @@ def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: Tuni
         encoded: the examples.
         directory: the run directory, held by the caller.
         config: as it is recorded there.
+        places: of the run's parts.
 
     Returns:
         The directory of the tuned model.
@@ -96,48 +103,36 @@ def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: Tuni
     """
     if (directory / MODEL).is_dir():
         return directory / MODEL
-    shapes = _shapes(opened, encoded, config)
+    model = opened.config
+    shapes = _shapes(model, encoded, config, places)
     what = f"tuning with {config.batch_size // config.accumulate} sequences at a time"
-    chunk = loop.fitted(
-        _chunk(opened, config, shapes),
-        shapes.state, shapes.frozen, shapes.data, shapes.steps, donate=(0,), what=what,
-    )  # fmt: skip
-    state, frozen, done = _begin(opened, shapes, directory, config)
-    data = _data(opened, encoded, state, frozen, directory, config)
-    state = _train(chunk, state, frozen, data, directory, config, done=done)
+    chunk = loop.fitted(_chunk(model, config, shapes, places), *_given(shapes), donate=(0,), what=what)
+    state, frozen = _begin(opened, shapes, directory, config, places)
+    data: Any = encoded.batch
+    if config.method == "dpo":
+        data = references.referenced(data, state, frozen, directory, model=model, config=config, places=places)
+    data = jax.device_put(data, places.everywhere)
+
+    def advance(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
+        return chunk(state, frozen, data, jax.device_put(jnp.int32(steps), places.everywhere))
+
+    state = _train(advance, state, directory, config)
     export.write(opened, state.params, directory / MODEL, config)
     return directory / MODEL
 
 
-def _chunk(opened: hf.Checkpoint, config: TuningConfig, shapes: _Shapes) -> program.Chunk:
-    """The program of a chunk, whose state comes out where it went in."""
-    run, places = program.chunk(opened.config, config, batches=_batches(config)), _places(shapes.state)
-    if places is None:
-        return run
-
-    def placed(*given: Any) -> tuple[TrainState, Any]:
-        state, metrics = run(*given)
-        return jax.lax.with_sharding_constraint(state, places), metrics
-
-    return placed
-
-
 def _train(
-    chunk: Callable[..., Any],
+    advance: Callable[[TrainState, int], tuple[TrainState, Metrics]],
     state: TrainState,
-    frozen: Params,
-    data: Any,
     directory: Path,
     config: TuningConfig,
-    *,
-    done: int,
 ) -> TrainState:
-    label, saved, last = f"tune {config.method}", done, time.monotonic()
+    label, done, saved = f"tune {config.method}", int(state.step), time.monotonic()
     runlog.truncate_metrics(directory, stage="tune", method=config.method, after_step=done)
     with progress.track(config.steps, label=label, start=done) as update:
         while done < config.steps:
             steps = min(_CHUNK_STEPS - done % _CHUNK_STEPS, config.steps - done)
-            state, metrics = chunk(state, frozen, data, jax.device_put(jnp.int32(steps), _everywhere()))
+            state, metrics = advance(state, steps)
             done += steps
             numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if numbers["finite"] < 1:
@@ -147,133 +142,55 @@ def _train(
                 )
             labels = {"stage": "tune", "method": config.method, "lr": config.peak_lr, "seed": config.seed, "step": done}
             runlog.append_metrics(directory, [labels | numbers])
-            if done == config.steps or signals.asked() or time.monotonic() - last > _SAVE_EVERY_S:
+            # Asked once: what comes after the save is seen a chunk later.
+            stopping = bool(signals.asked())
+            if done == config.steps or stopping or time.monotonic() - saved > _SAVE_EVERY_S:
                 checkpoint.save(directory / "checkpoints", state, step=done, keep=1)
-                saved, last = done, time.monotonic()
+                saved = time.monotonic()
             update(done, {name: numbers[name] for name in ("loss", "grad_norm")})
-            if saved == done and done < config.steps:
+            if stopping and done < config.steps:
                 signals.check(f"after step {done} of {label}")
     return state
 
 
 def _begin(
-    opened: hf.Checkpoint, shapes: _Shapes, directory: Path, config: TuningConfig
-) -> tuple[TrainState, Params, int]:
+    opened: hf.Checkpoint, shapes: _Shapes, directory: Path, config: TuningConfig, places: Places
+) -> tuple[TrainState, Params]:
     """The newest state there, or the first, with the weights that stay as they are."""
-    full = config.lora_rank is None
-    step = checkpoint.latest(directory / "checkpoints")
-    params = {}
-    if not full or step is None:
-        hf_dtype: hf.ParamsDtype = "float32" if full else config.dtype
-        _, params = hf.load(opened.directory, dtype=hf_dtype, shardings=_rule() if _mesh() else None)
-    if step is not None:
-        state, step = checkpoint.load(directory / "checkpoints", shapes.state)
-        return state, {} if full else params, step
-    state = program.start(params, config)[0]
-    if shardings := _places(shapes.state):
-        state = jax.device_put(state, shardings)
-    return state, {} if full else params, 0
+    full, folder = config.lora_rank is None, directory / "checkpoints"
+    resumes, params = checkpoint.latest(folder) is not None, {}
+    if not (full and resumes):
+        _, params = hf.load(opened.directory, dtype="float32" if full else config.dtype, shardings=places.rule)
+    if resumes:
+        return checkpoint.load(folder, shapes.state)[0], params
+    state, frozen = program.start(params, config)
+    return (state if places.mesh is None else jax.device_put(state, placing.of(shapes.state))), frozen
 
 
-def _data(
-    opened: hf.Checkpoint, encoded: Encoded, state: TrainState, frozen: Params, directory: Path, config: TuningConfig
-) -> Any:
-    """The examples on the devices; for DPO with the log-probs of the model that training began with."""
-    batch: Any = encoded.batch
-    if config.method == "dpo":
-        batch = ReferencedBatch(batch, *_references(opened, batch, state, frozen, directory, config))
-    return jax.device_put(batch, _everywhere())
+def _chunk(model: LlamaConfig, config: TuningConfig, shapes: _Shapes, places: Places) -> program.Chunk:
+    """The program of a chunk, whose state comes out where it went in."""
+    run = program.chunk(model, config, batches=places.sequences(config.batch_size // config.accumulate))
+    if places.mesh is None:
+        return run
+
+    def placed(state: TrainState, frozen: Params, data: Any, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        state, metrics = run(state, frozen, data, steps)
+        return jax.lax.with_sharding_constraint(state, placing.of(shapes.state)), metrics
+
+    return placed
 
 
-def _references(
-    opened: hf.Checkpoint,
-    batch: PreferenceBatch,
-    state: TrainState,
-    frozen: Params,
-    directory: Path,
-    config: TuningConfig,
-) -> list[np.ndarray]:
-    """Log-probs of both answers before the first step, read once and kept."""
-    sides, folder = (batch.chosen, batch.rejected), directory / "references"
-    like = [jax.ShapeDtypeStruct(side.tokens.shape, jnp.float32) for side in sides]
-    if checkpoint.latest(folder) is None:
-        read = partial(_logprobs, opened, state=state, frozen=frozen, config=config)
-        checkpoint.save(folder, [read(side) for side in sides], step=0)
-    return jax.device_get(checkpoint.load(folder, like)[0])
+def _given(shapes: _Shapes) -> tuple[Any, ...]:
+    return shapes.state, shapes.frozen, shapes.data, shapes.steps
 
 
-def _logprobs(
-    opened: hf.Checkpoint, side: Batch, *, state: TrainState, frozen: Params, config: TuningConfig
-) -> np.ndarray:
-    count, size = len(side.tokens), config.batch_size // config.accumulate
-    run = program.logprobs(opened.config, config, batches=_batches(config))
-    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), side)
-    placed = _placed(given)
-    compiled = loop.fitted(run, state.params, frozen, placed, what=f"reading {size} sequences")
-    found = []
-    with progress.track(count, label="reference of dpo") as update:
-        for start in range(0, count, size):
-            # The last batch is filled with the first examples: one shape, one program.
-            rows = np.arange(start, start + size) % count
-            part = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], side), _everywhere())
-            found.append(np.asarray(compiled(state.params, frozen, part))[: count - start])
-            update(min(start + size, count), {})
-            signals.check(f"after {min(start + size, count)} of {count} answers of the reference")
-    return np.concatenate(found)
-
-
-def _shapes(opened: hf.Checkpoint, encoded: Encoded, config: TuningConfig) -> _Shapes:
-    dtype = "float32" if config.lora_rank is None else config.dtype
-    flat = {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in leaf_shapes(opened.config).items()}
+def _shapes(model: LlamaConfig, encoded: Encoded, config: TuningConfig, places: Places) -> _Shapes:
+    dtype = jnp.dtype("float32" if config.lora_rank is None else config.dtype)
+    flat = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in leaf_shapes(model).items()}
     state, frozen = jax.eval_shape(partial(program.start, config=config), tree.unflatten(flat))
-    data: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), encoded.batch)
+    data: Any = encoded.batch
     if config.method == "dpo":
         logprobs = (jax.ShapeDtypeStruct(side.tokens.shape, jnp.float32) for side in (data.chosen, data.rejected))
         data = ReferencedBatch(data, *logprobs)
-    state, frozen = (
-        jax.tree.map_with_path(
-            lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_place(path, leaf.shape)), part
-        )
-        for part in (state, frozen)
-    )
-    return _Shapes(state, frozen, _placed(data), _placed(jax.ShapeDtypeStruct((), jnp.int32)))
-
-
-def _mesh() -> jax.sharding.Mesh | None:
-    """All devices of this process along one axis; None if there is only one."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None
-
-
-def _rule() -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    mesh = _mesh()
-    return sharding.fsdp(mesh, axis=_AXIS)
-
-
-def _place(path: Any, shape: tuple[int, ...]) -> Sharding | None:
-    """Where a leaf of the state goes: with the parameter whose path its own ends with, else everywhere."""
-    if _mesh() is None:
-        return None
-    name = sharding.parameter_path(jax.tree_util.keystr(path, simple=True, separator="/"))
-    return _everywhere() if name is None else _rule()(name, shape)
-
-
-def _places(shapes: Any) -> Any:
-    return None if _mesh() is None else jax.tree.map(lambda leaf: leaf.sharding, shapes)
-
-
-def _everywhere() -> Sharding | None:
-    mesh = _mesh()
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
-
-
-def _placed(shapes: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_everywhere()), shapes)
-
-
-def _batches(config: TuningConfig) -> Sharding | None:
-    """Sequences go to the devices in equal parts, if there are enough of them."""
-    mesh, rows = _mesh(), config.batch_size // config.accumulate
-    if mesh is None or rows % mesh.size:
-        return None
-    return NamedSharding(mesh, PartitionSpec(_AXIS, None))
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    return _Shapes(places.split(state), places.split(frozen), places.copied(data), places.copied(steps))

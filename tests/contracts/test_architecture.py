@@ -63,7 +63,8 @@ LAYERS = {
     | {f"report.{name}" for name in ("dead_lanes", "section_list", "sections", "pair_figures", "pair_report")}
     | {"pairs", *(f"pairs.{name}" for name in ("activations", "answers", "batches", "features", "merge"))}
     | {f"pairs.{name}" for name in ("opened", "rows", "stream", "weights")}
-    | {"tuning", *(f"tuning.{name}" for name in ("examples", "export", "options", "program", "run"))},
+    | {"tuning", *(f"tuning.{name}" for name in ("examples", "export", "options", "places", "program"))}
+    | {"tuning.references", "tuning.run"},
     4: {"cli", "launch", "pair_cli", "tune_cli"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

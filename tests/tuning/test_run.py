@@ -1,6 +1,7 @@
 """A checkpoint tuned: the loss of the library, the same end wherever it was stopped, a model that is what was tuned."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -13,8 +14,9 @@ import pytest
 from jaxsafety import checkpoint, cli, objectives, prompts, runlog, signals, tree
 from jaxsafety.interop import hf, hf_tokenizer
 from jaxsafety.models import llama
-from jaxsafety.tuning import examples, program, run
+from jaxsafety.tuning import examples, places, program, run
 from jaxsafety.tuning.options import TuningConfig
+from jaxsafety.tuning.places import Places
 from tests.pairs.conftest import CONFIG
 
 LORA = TuningConfig("sft", steps=13, batch_size=4, accumulate=2, lora_rank=2, peak_lr=1e-2, max_tokens=64)
@@ -22,12 +24,8 @@ LORA = TuningConfig("sft", steps=13, batch_size=4, accumulate=2, lora_rank=2, pe
 SHARDED = 1e-4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Every test on one device but the one of several, as the command line does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_mesh", lambda: None)
-        yield
+# On one device, as the command line runs on a CPU.
+write = partial(run.write, places=Places(None))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def numbers(directory):
 @pytest.fixture(scope="module")
 def tuned(opened, encode, tmp_path_factory):
     directory = tmp_path_factory.mktemp("tuned")
-    run.write(opened, encode(), directory, LORA)
+    write(opened, encode(), directory, LORA)
     return directory
 
 
@@ -88,9 +86,9 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tuned, opened, encode, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(signals, "check", lambda where: (_ for _ in ()).throw(signals.Stopped(15, where)))
         with pytest.raises(signals.Stopped, match="after step 10 of tune sft"):
-            run.write(opened, encode(), tmp_path, LORA)
+            write(opened, encode(), tmp_path, LORA)
     assert not (tmp_path / run.MODEL).exists()
-    run.write(opened, encode(), tmp_path, LORA)
+    write(opened, encode(), tmp_path, LORA)
     assert numbers(tmp_path) == numbers(tuned)
     one, other = (tree.flatten(hf.load(folder / run.MODEL, dtype="float32")[1]) for folder in (tmp_path, tuned))
     assert all(np.array_equal(leaf, other[path]) for path, leaf in one.items())
@@ -115,7 +113,7 @@ def test_steps_are_those_of_plain_adamw(opened, encode):
 def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_path):
     config = replace(LORA, method="dpo", steps=2, peak_lr=1e-6, weight_chosen=0.1, weight_rejected=0.1)
     encoded = encode(pairs=True)
-    run.write(opened, encoded, tmp_path, config)
+    write(opened, encoded, tmp_path, config)
     np.testing.assert_allclose(numbers(tmp_path), np.log(2), atol=1e-4)
     _, params = hf.load(opened.directory, dtype="float32")
     like = [
@@ -128,16 +126,33 @@ def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_pa
     np.testing.assert_allclose(np.asarray(chosen)[mask], expected[mask], rtol=1e-4, atol=1e-4)
 
 
+def test_lost_references_are_not_made_of_a_model_that_has_moved(opened, encode, tmp_path, monkeypatch):
+    config = replace(LORA, method="dpo", weight_chosen=0.1, weight_rejected=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "asked", lambda: 15)
+        patch.setattr(signals, "check", stop_in_training)
+        with pytest.raises(signals.Stopped):
+            write(opened, encode(pairs=True), tmp_path, config)
+    shutil.rmtree(tmp_path / "references")
+    with pytest.raises(ValueError, match=r"references is missing, which training in .* went by"):
+        write(opened, encode(pairs=True), tmp_path, config)
+
+
+def stop_in_training(where):
+    if "step" in where:
+        raise signals.Stopped(15, where)
+
+
 def test_unlearning_pushes_rejected_answers_away(opened, encode, tmp_path):
     config = replace(LORA, method="unlearn", steps=20, weight_chosen=1.0, weight_rejected=1.0, reduction="mean")
-    run.write(opened, encode(pairs=True), tmp_path, config)
+    write(opened, encode(pairs=True), tmp_path, config)
     first, last = runlog.read_metrics(tmp_path)
     assert last["logps/rejected"] < first["logps/rejected"]
 
 
 def test_bfloat16_keeps_a_float32_copy_of_what_is_tuned(opened, encode, tmp_path):
     config = replace(LORA, lora_rank=None, dtype="bfloat16", steps=1, peak_lr=1e-6, warmup=0.0)
-    run.write(opened, encode(), tmp_path, config)
+    write(opened, encode(), tmp_path, config)
     _, before = hf.load(opened.directory, dtype="float32")
     _, after = hf.load(tmp_path / run.MODEL, dtype="float32")
     moved = np.abs(np.asarray(after["unembed"] - before["unembed"]))
@@ -145,35 +160,33 @@ def test_bfloat16_keeps_a_float32_copy_of_what_is_tuned(opened, encode, tmp_path
     assert 0 < moved.max() < 1e-5 and (moved > 0).mean() > 0.5
 
 
-def test_several_devices_hold_parts_and_compute_the_same(opened, encode, tmp_path, tuned, monkeypatch):
-    monkeypatch.undo()
-    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    monkeypatch.setattr(run, "_mesh", lambda: mesh)
+def test_several_devices_hold_parts_and_compute_the_same(opened, encode, tmp_path):
+    several = places.local()
     config = replace(LORA, batch_size=8)
-    shapes = run._shapes(opened, encode(), config)
+    shapes = run._shapes(CONFIG, encode(), config, several)
     assert shapes.frozen["blocks"]["mlp"]["up"].sharding.shard_shape((3, 32, 48)) == (3, 32, 12)
-    full = run._shapes(opened, encode(), replace(config, lora_rank=None))
+    full = run._shapes(CONFIG, encode(), replace(config, lora_rank=None), several)
     moments = jax.tree.leaves_with_path(full.state.opt_state)
     assert any(leaf.sharding.shard_shape(leaf.shape) == (3, 32, 12) for _, leaf in moments if leaf.shape == (3, 32, 48))
     for name in ("several", "one"):
         (tmp_path / name).mkdir()
-    run.write(opened, encode(), tmp_path / "several", config)
-    monkeypatch.setattr(run, "_mesh", lambda: None)
-    run.write(opened, encode(), tmp_path / "one", config)
+    run.write(opened, encode(), tmp_path / "several", config, places=several)
+    write(opened, encode(), tmp_path / "one", config)
     np.testing.assert_allclose(numbers(tmp_path / "several"), numbers(tmp_path / "one"), rtol=SHARDED)
 
 
-def test_a_diverging_run_says_so(opened, encode, tmp_path, monkeypatch):
+def test_a_diverging_run_says_so(opened, encode, tmp_path):
     config = replace(LORA, peak_lr=1e30, warmup=0.0)
     with pytest.raises(
         FloatingPointError, match="is not finite between steps 0 and 10: expected a lower learning rate"
     ):
-        run.write(opened, encode(), tmp_path, config)
+        write(opened, encode(), tmp_path, config)
 
 
 @pytest.fixture
 def command(opened, file, monkeypatch):
     monkeypatch.setattr(cli, "_configure_jax", lambda *_, **__: None)
+    monkeypatch.setattr(places, "local", lambda: Places(None))
 
     def go(*words, start=opened.directory, data=file, out):
         given = ["tune", str(start), "--data", str(data), "--out", str(out), "--max_tokens", "64", *words]
@@ -221,7 +234,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(opened, encode, tmp
     monkeypatch.setattr("jaxsafety.memory.free", lambda: 1000)
     monkeypatch.setattr(hf, "load", None)
     with pytest.raises(ValueError, match=r"tuning with 2 sequences at a time needs .* GiB"):
-        run.write(opened, encode(), tmp_path, LORA)
+        write(opened, encode(), tmp_path, LORA)
 
 
 def test_the_adapter_depends_on_the_seed_alone(opened):
