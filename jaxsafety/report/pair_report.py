@@ -1,6 +1,7 @@
 """The report of two checkpoints: ``report.html`` from what their analyses have left in the run directory."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write(directory: Path) -> str:
     report = directory / "report.html"
     html.write_report(
         report,
-        title="Two checkpoints: " + " and ".join(Path(side["directory"]).name for side in sides.values()),
+        title="Two checkpoints: " + " and ".join(_names([Path(side["directory"]) for side in sides.values()])),
         table=[],
         verdicts=_verdicts(frame),
         figures={},
@@ -55,6 +56,12 @@ def write(directory: Path) -> str:
         **study_report.analysed(directory, claims="measured"),
     )
     return f"{summary(frame)}report: {report}\n"
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    """Their names, with those of their folders where the names are alike, as of two runs' ``model``."""
+    alike = len({directory.name for directory in directories}) < len(directories)
+    return [f"{directory.parent.name}/{directory.name}" if alike else directory.name for directory in directories]
 
 
 def summary(frame: pl.DataFrame) -> str:

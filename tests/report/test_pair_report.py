@@ -55,6 +55,13 @@ def test_the_page_holds_figures_examples_and_options(run):
     assert text.endswith(f"report: {run / 'report.html'}\n")
 
 
+def test_models_of_two_runs_are_told_apart_in_the_title(run):
+    sides = {name: {"directory": f"/runs/{name}/model", "fingerprint": "0"} for name in ("base", "chat")}
+    (run / "config.yaml").write_text(yaml.safe_dump({"pair": sides}))
+    pair_report.write(run)
+    assert "base/model and chat/model" in (run / "report.html").read_text()
+
+
 def test_only_claims_with_a_number_are_listed(run):
     pair_report.write(run)
     page = (run / "report.html").read_text()
