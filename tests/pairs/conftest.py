@@ -6,8 +6,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from experiments import llama_world
 from jaxsafety import prompts, tree
 from jaxsafety.interop import hf
 from jaxsafety.models import llama
@@ -15,25 +15,11 @@ from jaxsafety.models.llama import LlamaConfig
 
 VOCABULARY = 400
 CONFIG = LlamaConfig(VOCABULARY, 128, layers=3, heads=4, kv_heads=2, width=32, mlp_width=48, head_width=8)
-CHAT = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def encoder():
-    built = Tokenizer(models.BPE())
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = decoders.ByteLevel()
-    names = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=names, initial_alphabet=alphabet, show_progress=False
-    )
-    built.train_from_iterator([prompt.messages[0].content for prompt in prompts.own()], trainer)
-    built.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return built
+    return llama_world.tokenizer([prompt.messages[0].content for prompt in prompts.own()], VOCABULARY)
 
 
 def tuned_from(params):
@@ -54,8 +40,7 @@ def save(directory, params, *, config=CONFIG, encoder=None):
     hf.save(directory, params, config, dtype="float32")
     if encoder is not None:
         encoder.save(str(directory / "tokenizer.json"))
-        tokens = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT}
-        (directory / "tokenizer_config.json").write_text(json.dumps(tokens))
+        (directory / "tokenizer_config.json").write_text(json.dumps(llama_world.TOKENS))
     return directory
 
 
