@@ -76,7 +76,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     # The command that runs ends with this process, and continues with it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    return run(Path(arguments[0]), Setting())
+    try:
+        return run(Path(arguments[0]), Setting())
+    except (ValueError, OSError) as error:
+        print(f"tune_llama: {error}", file=sys.stderr)
+        return 2
 
 
 def run(out: Path, setting: Setting) -> int:
@@ -86,21 +90,23 @@ def run(out: Path, setting: Setting) -> int:
 
     Raises:
         ValueError: another setting is recorded in ``out``.
+        OSError: a file cannot be read or written.
     """
     resolved = json.loads(json.dumps(asdict(setting)))
-    runlog.record_config(out / "config.yaml", resolved, yaml.safe_dump(resolved, sort_keys=False))
     asked = llama_world.asked()
-    runlog.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
-    runlog.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
-    runlog.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))
-    rows = []
-    for seed in setting.seeds:
-        for words in commands(out, seed, setting):
-            print(f"jaxsafety {shlex.join(words)}", file=sys.stderr)
-            if code := subprocess.run([*_COMMAND, *words], stdout=sys.stderr).returncode:
-                return code
-        rows.extend(row | {"seed": seed} for row in measured(out / f"seed{seed}", asked))
-    runlog.atomic_write(out / "results.json", json.dumps({"environment": runlog.environment(), "rows": rows}) + "\n")
+    with runlog.open_run(out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)):
+        runlog.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
+        runlog.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
+        runlog.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))
+        rows = []
+        for seed in setting.seeds:
+            for words in commands(out, seed, setting):
+                print(f"jaxsafety {shlex.join(words)}", file=sys.stderr)
+                if code := subprocess.run([*_COMMAND, *words], stdout=sys.stderr).returncode:
+                    return code
+            rows.extend(row | {"seed": seed} for row in measured(out / f"seed{seed}", asked))
+        told = {"environment": runlog.environment(), "rows": rows}
+        runlog.atomic_write(out / "results.json", json.dumps(told) + "\n")
     print("\n".join(tables(pl.DataFrame(rows))))
     return 0
 
