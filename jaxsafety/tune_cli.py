@@ -49,6 +49,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--ascent_bound", type=float, default=10.0, help="nats per token at which unlearn stops pushing (default: 10)")
     add("--reduction", help="of a response's log-probs: sum or mean (default: mean for unlearn, else sum)")
     add("--max_tokens", type=int, default=1024, help="of a prompt with its answer; more is cut (default: 1024)")
+    add("--chunk_steps", type=int, default=10, metavar="STEPS",
+        help="between rows of metrics, and between the points where it can be stopped (default: 10)")  # fmt: skip
     add("--template", default="chat", help="chat (default): the checkpoint's own; or raw")
     add("--dtype", default="float32", help="of products and weights: float32 (default) or bfloat16")
     add("--no_recompute", action="store_true", help="keep all activations for the gradient: faster, more memory")
@@ -128,7 +130,7 @@ def _config(options: argparse.Namespace) -> "TuningConfig":
         lora_rank=None if options.full else options.lora_rank,
         lora_alpha=options.lora_alpha,
         lora_targets=tuple(name.strip() for name in options.lora_targets.split(",") if name.strip()),
-        peak_lr=options.lr if options.lr is not None else (1e-5 if options.full else 1e-4),
+        lr=options.lr if options.lr is not None else (1e-5 if options.full else 1e-4),
         warmup=options.warmup,
         weight_decay=options.weight_decay,
         weight_chosen=weight if options.weight_chosen is None else options.weight_chosen,
@@ -136,6 +138,7 @@ def _config(options: argparse.Namespace) -> "TuningConfig":
         ascent_bound=options.ascent_bound,
         reduction=options.reduction or ("mean" if options.method == "unlearn" else "sum"),
         max_tokens=options.max_tokens,
+        chunk_steps=options.chunk_steps,
         template=options.template,
         dtype=options.dtype,
         recompute=not options.no_recompute,

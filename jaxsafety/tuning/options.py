@@ -23,7 +23,7 @@ class TuningConfig:
         lora_rank: of the adapter's factors; None tunes all parameters.
         lora_alpha: the factors' product counts ``lora_alpha / lora_rank`` times.
         lora_targets: matrices that have factors, among q, k, v, o, gate, up and down.
-        peak_lr: of the schedule, > 0.
+        lr: peak of the learning rate's schedule, > 0.
         warmup: share of the steps over which the rate rises, in [0, 1).
         weight_decay: of the layers' matrices, where these are tuned themselves.
         weight_chosen, weight_rejected: of the two answers: DPO's beta on either side, unlearning's weights; not used by
@@ -31,6 +31,8 @@ class TuningConfig:
         ascent_bound: nats per token beyond which unlearning pushes no more; ``inf`` for the paper's unbounded ascent.
         reduction: of a response's log-probs over its tokens, ``sum`` or ``mean``.
         max_tokens: inputs of a sequence; what is beyond is cut.
+        chunk_steps: steps of a dispatch, between which progress is told, a row of metrics written, the state saved
+            where that is due and a signal heard; at least 1.
         template: ``chat`` or ``raw``.
         dtype: what products are rounded to, and what the weights are held in; an optimiser's state, the adapter and,
             where all parameters are tuned, the copy that updates are added to are float32.
@@ -45,7 +47,7 @@ class TuningConfig:
     lora_rank: int | None = 16
     lora_alpha: float = 32.0
     lora_targets: tuple[str, ...] = tuple(TARGETS)
-    peak_lr: float = 1e-4
+    lr: float = 1e-4
     warmup: float = 0.1
     weight_decay: float = 0.0
     weight_chosen: float = 0.1
@@ -53,6 +55,7 @@ class TuningConfig:
     ascent_bound: float = 10.0
     reduction: Reduction = "sum"
     max_tokens: int = 1024
+    chunk_steps: int = 10
     template: str = "chat"
     dtype: ComputeDtype = "float32"
     recompute: bool = True
@@ -63,7 +66,7 @@ class TuningConfig:
         check_name("reduction", self.reduction, get_args(Reduction))
         check_name("dtype", self.dtype, get_args(ComputeDtype))
         check_name("template", self.template, ("chat", "raw"))
-        for name in ("steps", "batch_size", "accumulate", "max_tokens"):
+        for name in ("steps", "batch_size", "accumulate", "max_tokens", "chunk_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
@@ -74,14 +77,14 @@ class TuningConfig:
             raise ValueError(f"lora_targets: got none, expected some of {', '.join(TARGETS)}")
         for name in self.lora_targets:
             check_name("lora_targets", name, tuple(TARGETS))
-        for name in ("peak_lr", "ascent_bound", "lora_alpha"):
+        for name in ("lr", "ascent_bound", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         for name in ("weight_chosen", "weight_rejected", "weight_decay"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
-        if not (math.isfinite(self.peak_lr) and math.isfinite(self.lora_alpha)):
-            raise ValueError(f"peak_lr and lora_alpha must be finite, got {self.peak_lr} and {self.lora_alpha}")
+        if not (math.isfinite(self.lr) and math.isfinite(self.lora_alpha)):
+            raise ValueError(f"lr and lora_alpha must be finite, got {self.lr} and {self.lora_alpha}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not 0 <= self.seed < 2**32:

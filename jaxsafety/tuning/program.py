@@ -40,7 +40,7 @@ def start(params: Params, config: TuningConfig) -> tuple[TrainState, Params]:
 def optimizer(config: TuningConfig) -> optax.GradientTransformation:
     """Returns AdamW with the study's clipping and schedule, its state in float32."""
     chosen = optim.OptimConfig(warmup=config.warmup, weight_decay=config.weight_decay)
-    return optim.make_optimizer(chosen, peak_lr=config.peak_lr, total_steps=config.steps)
+    return optim.make_optimizer(chosen, peak_lr=config.lr, total_steps=config.steps)
 
 
 def chunk(model: LlamaConfig, config: TuningConfig, *, batches: Sharding | None = None) -> Chunk:
@@ -97,7 +97,7 @@ def _objective(forward: Forward, config: TuningConfig) -> Totals:
     if config.method == "sft":
         return totals.next_token(forward)
     hparams = HParams(
-        peak_lr=config.peak_lr,
+        peak_lr=config.lr,
         weight_chosen=config.weight_chosen,
         weight_rejected=config.weight_rejected,
         p_unsafe=1.0,

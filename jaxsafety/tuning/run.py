@@ -24,8 +24,6 @@ from jaxsafety.tuning.places import Places
 from jaxsafety.types import Metrics, Params, ReferencedBatch, TrainState
 
 MODEL = "model"
-# Steps of a dispatch.
-_CHUNK_STEPS = 10
 # Seconds between two saves of the state; it may be larger than the model.
 _SAVE_EVERY_S = 60.0
 
@@ -131,16 +129,16 @@ def _train(
     runlog.truncate_metrics(directory, stage="tune", method=config.method, after_step=done)
     with progress.track(config.steps, label=label, start=done) as update:
         while done < config.steps:
-            steps = min(_CHUNK_STEPS - done % _CHUNK_STEPS, config.steps - done)
+            steps = min(config.chunk_steps, config.steps - done)
             state, metrics = advance(state, steps)
             done += steps
             numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if numbers["finite"] < 1:
                 raise FloatingPointError(
                     f"the loss or its gradient is not finite between steps {done - steps} and {done}: expected a "
-                    f"lower learning rate than {config.peak_lr:g}"
+                    f"lower learning rate than {config.lr:g}"
                 )
-            labels = {"stage": "tune", "method": config.method, "lr": config.peak_lr, "seed": config.seed, "step": done}
+            labels = {"stage": "tune", "method": config.method, "lr": config.lr, "seed": config.seed, "step": done}
             runlog.append_metrics(directory, [labels | numbers])
             # Asked once: what comes after the save is seen a chunk later.
             stopping = bool(signals.asked())

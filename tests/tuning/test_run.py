@@ -19,7 +19,7 @@ from jaxsafety.tuning.options import TuningConfig
 from jaxsafety.tuning.places import Places
 from tests.pairs.conftest import CONFIG
 
-LORA = TuningConfig("sft", steps=13, batch_size=4, accumulate=2, lora_rank=2, peak_lr=1e-2, max_tokens=64)
+LORA = TuningConfig("sft", steps=13, batch_size=4, accumulate=2, lora_rank=2, lr=1e-2, max_tokens=64)
 # Sharded products sum in another order.
 SHARDED = 1e-4
 
@@ -95,7 +95,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tuned, opened, encode, tmp_pat
 
 
 def test_steps_are_those_of_plain_adamw(opened, encode):
-    config = TuningConfig("sft", steps=3, batch_size=8, lora_rank=None, peak_lr=1e-3, warmup=0.0, max_tokens=64)
+    config = TuningConfig("sft", steps=3, batch_size=8, lora_rank=None, lr=1e-3, warmup=0.0, max_tokens=64)
     _, params = hf.load(opened.directory, dtype="float32")
     state, frozen = program.start(params, config)
     data = jax.tree.map(jnp.asarray, encode().batch)
@@ -111,7 +111,7 @@ def test_steps_are_those_of_plain_adamw(opened, encode):
 
 
 def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_path):
-    config = replace(LORA, method="dpo", steps=2, peak_lr=1e-6, weight_chosen=0.1, weight_rejected=0.1)
+    config = replace(LORA, method="dpo", steps=2, lr=1e-6, weight_chosen=0.1, weight_rejected=0.1)
     encoded = encode(pairs=True)
     write(opened, encoded, tmp_path, config)
     np.testing.assert_allclose(numbers(tmp_path), np.log(2), atol=1e-4)
@@ -151,7 +151,7 @@ def test_unlearning_pushes_rejected_answers_away(opened, encode, tmp_path):
 
 
 def test_bfloat16_keeps_a_float32_copy_of_what_is_tuned(opened, encode, tmp_path):
-    config = replace(LORA, lora_rank=None, dtype="bfloat16", steps=1, peak_lr=1e-6, warmup=0.0)
+    config = replace(LORA, lora_rank=None, dtype="bfloat16", steps=1, lr=1e-6, warmup=0.0)
     write(opened, encode(), tmp_path, config)
     _, before = hf.load(opened.directory, dtype="float32")
     _, after = hf.load(tmp_path / run.MODEL, dtype="float32")
@@ -176,7 +176,7 @@ def test_several_devices_hold_parts_and_compute_the_same(opened, encode, tmp_pat
 
 
 def test_a_diverging_run_says_so(opened, encode, tmp_path):
-    config = replace(LORA, peak_lr=1e30, warmup=0.0)
+    config = replace(LORA, lr=1e30, warmup=0.0)
     with pytest.raises(
         FloatingPointError, match="is not finite between steps 0 and 10: expected a lower learning rate"
     ):
@@ -204,7 +204,7 @@ def test_the_command_says_what_it_needs_and_then_tunes(command, tmp_path, capsys
     assert (tmp_path / "run" / "model" / "tokenizer.json").exists()
     assert command(*words, out=tmp_path / "run") == 0
     assert command(*words, "--lr", "1", out=tmp_path / "run") == 2
-    assert "peak_lr" in capsys.readouterr().err
+    assert "tuning.lr is 0.0001 there and 1.0 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,9 @@ def test_the_command_says_what_it_needs_and_then_tunes(command, tmp_path, capsys
         (("--method", "sft", "--batch_size", "9"), "expected at most the 8 examples"),
         (("--method", "sft", "--lora_targets", "q,w"), "lora_targets"),
         (("--method", "sft", "--dtype", "float16"), "dtype"),
+        (("--method", "sft", "--chunk_steps", "0"), "chunk_steps must be at least 1, got 0"),
         (("--method", "sft", "--epochs", "0"), "epochs must be > 0"),
-        (("--method", "sft", "--lr", "-1"), "peak_lr must be > 0"),
+        (("--method", "sft", "--lr", "-1"), "lr must be > 0, got -1.0"),
     ],
 )
 def test_bad_options_are_one_sentence(command, tmp_path, capsys, unchecked, words, message):
