@@ -231,6 +231,9 @@ def blank(axes: Axes) -> None:
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", left=False)
+    if not axes.get_subplotspec().is_last_row():
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="x", which="both", bottom=False)
 
 
 def few_ticks(axes: Axes) -> None:
@@ -253,7 +256,7 @@ def log_range(axes: Axes, rows: pl.DataFrame) -> None:
 
 
 def log_ticks(axis: Axis, *, most: int) -> None:
-    """At most ``most`` labelled round numbers over the range that a logarithmic axis shows; call it after drawing."""
+    """Labelled round numbers over the range that a logarithmic axis shows, at most ``most``; call it after drawing."""
     low, high = sorted(axis.get_view_interval())
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
@@ -261,6 +264,9 @@ def log_ticks(axis: Axis, *, most: int) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) <= most:
             break
+    if len(ticks) < 2:
+        # Too narrow a range for these digits: numbers as a linear axis has them.
+        ticks = [tick for tick in MaxNLocator(most).tick_values(low, high) if low <= tick <= high]
     axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / most) or 1]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
