@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import polars as pl
 import yaml
+from tokenizers import Tokenizer
 
 from experiments import llama_world
 from experiments.llama_world import Asked
@@ -39,8 +40,11 @@ _GROUPS = {
     "jailbreak:base64": "base64", "jailbreak:role_play": "role play",
     "safe": "safe", "safe, new verb": "new verb", "safe, new object": "new object",
 }  # fmt: skip
-_MECHANICS = {"null_down": "null space, down", "null_up": "null space, up", "rank": "rank of down's update",
-              "changed": "changed norm", "gap": "relative gap", "gap_base": "that of the base"}  # fmt: skip
+_MECHANICS = {
+    "null_down": "null space, down", "null_up": "null space, up", "rank": "rank of down's update",
+    "changed": "changed norm", "gap": "relative gap", "gap_base": "that of the base", "room": "room",
+    "room_base": "that of the base",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ def measured(folder: Path, asked: Sequence[Asked]) -> Iterator[dict[str, str | f
                 yield {"model": model, "kind": kind, "name": group, "value": value}
     for path in analyses:
         found = pl.read_parquet(path / "results" / "analyze.parquet")
-        for name, value in mechanics(found).items():
+        rooms = {"room": room(path.parent / "model"), "room_base": room(folder / "base" / "model")}
+        for name, value in (mechanics(found) | rooms).items():
             yield {"model": path.parent.name, "kind": "mechanics", "name": name, "value": value}
 
 
@@ -180,6 +185,19 @@ def mechanics(rows: pl.DataFrame) -> dict[str, float]:
     space |= {"changed": mean("tuned", "output_space", "changed_norm", "down")}
     gaps = {"gap": "tuned", "gap_base": "pretrained"}
     return space | {name: mean(side, "clusters", "relative_gap", "last") for name, side in gaps.items()}
+
+
+def room(model: Path) -> float:
+    """Returns the most by which a model's logit of a refusal's first token can exceed that of an answer's.
+
+    The last norm bounds what the unembedding reads, so this is ``sqrt(d) |scale * (u_refusal - u_answer)|``.
+    """
+    config, params = hf.load(model, dtype="float32")
+    encoder = Tokenizer.from_file(str(model / "tokenizer.json"))
+    texts = (llama_world.REFUSAL, llama_world.asked()[0].answer)
+    refusal, answer = (encoder.encode(text, add_special_tokens=False).ids[0] for text in texts)
+    apart = np.asarray(params["unembed"][:, refusal] - params["unembed"][:, answer])
+    return float(config.width**0.5 * np.linalg.norm(np.asarray(params["norm"]["scale"]) * apart))
 
 
 def tables(rows: pl.DataFrame) -> Iterator[str]:

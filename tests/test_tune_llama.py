@@ -64,7 +64,7 @@ def test_a_tiny_run_makes_every_model_and_continues(tmp_path, capsys):
     assert first.count("| base |") == 2 and first.count("| unlearn-default |") == 3
     rows = pl.DataFrame(json.loads((tmp_path / "results.json").read_text())["rows"])
     assert set(rows["model"]) == {"base", *(path.parent.name for path in tmp_path.glob("seed0/*/analysis"))}
-    assert len(rows) == 9 * 2 * 8 + 8 * 6 and rows["value"].is_not_nan().all()
+    assert len(rows) == 9 * 2 * 8 + 8 * 8 and rows["value"].is_not_nan().all()
     models = {path: path.read_bytes() for path in tmp_path.glob("seed0/*/model/model.safetensors")}
     assert len(models) == 9
     (tmp_path / "results.json").unlink()
