@@ -100,7 +100,7 @@ def command_rows(case: CheckpointCase, scratch: Path) -> Iterator[dict[str, Any]
         sparse_checkpoint(scratch / name, case.config, seed=seed) for seed, name in enumerate(("base", "tuned"))
     )
     asked = scratch / "prompts.jsonl"
-    asked.write_text(prompts.to_jsonl(prompts.own()))
+    asked.write_text(prompts.to_jsonl(prompts.own()[:: case.every]))
 
     def command(verb: str, options: tuple[str, ...]) -> float:
         out = Path(tempfile.mkdtemp(dir=scratch)) / "out"

@@ -286,10 +286,12 @@ class CheckpointCase:
 
     Attributes:
         config: the model.
-        commands: ``jaxsafety analyze`` and what follows, ``{prompts}`` for a file of all prompts of the package.
+        every: one in so many prompts of the package is asked; batches are as large with all of them.
+        commands: ``jaxsafety analyze`` and what follows, ``{prompts}`` for a file of these prompts.
     """
 
     config: LlamaConfig
+    every: int = 15
     commands: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("weights", ()),
         ("activations", ("--prompts", "{prompts}")),
