@@ -88,7 +88,10 @@ def _config(directory: Path) -> dict[str, Any]:
         }
     # Bytes that are no text are a ValueError.
     except (yaml.YAMLError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not the configuration of a run") from error
+        raise ValueError(
+            f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made, not one of a "
+            "checkpoint, whose command says itself how far it is"
+        ) from error
 
 
 def _progress(directory: Path, name: str, config: dict[str, Any], values: dict[str, Any], source: Path) -> Progress:

@@ -127,7 +127,7 @@ def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsy
 def test_the_status_of_what_is_no_run_is_one_sentence(main, tmp_path, capsys, content):
     (tmp_path / "config.yaml").write_text(content)
     assert main("status", tmp_path) == 2
-    assert "is not the configuration of a run" in capsys.readouterr().err
+    assert "is not the configuration of a study: expected a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cells", [3, {"a": 3}, {"a": {}}, {"a": {"values": [1], "pretraining": "b"}}])
