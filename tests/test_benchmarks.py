@@ -441,6 +441,7 @@ def test_matrix_free_sensitivities_agree_with_the_dense_jacobian(monkeypatch):
     assert power["value_error"] < 1e-3 and gradient["value_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_pair_is_raced_and_commands_run_on_sparse_checkpoints(tmp_path, monkeypatch):
     rows = list(bench_pair.pair_rows(cases.PairCase((24, 32), rank=8)))
     assert [row["name"] for row in rows] == ["full", "gram", "randomized"]
@@ -456,6 +457,7 @@ def test_a_pair_is_raced_and_commands_run_on_sparse_checkpoints(tmp_path, monkey
     assert cli.main(["analyze", *words]) == 0
 
 
+@pytest.mark.slow
 def test_plans_of_tuning_come_from_shapes_and_steps_agree(monkeypatch):
     model = LlamaConfig(64, 32, 2, 2, 1, 16, 24, 8)
     monkeypatch.setattr(

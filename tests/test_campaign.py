@@ -219,7 +219,9 @@ def test_a_bad_grid_or_shard_exits_with_2(main, mini_yaml, grid_yaml, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_a_grid_after_the_chunk_and_fails_no_cell(
     copy, main, grid_yaml, tuned, monkeypatch, number, code
 ):

@@ -161,6 +161,7 @@ def test_parts_of_the_update_add_up(subjects, mini_recipe):
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, ready, subjects):
     """The pretrained model's row is the cosine of the losses' gradients on the analysis' batch."""
     s, seed = 1, mini_recipe.seeds[1]

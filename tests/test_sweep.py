@@ -73,7 +73,9 @@ def test_sharding_does_not_change_a_bit(grids):
     jax.tree.map(np.testing.assert_array_equal, grids["sharded"], grids["map"])
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "at_once", [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_lanes_batched_by_parts_are_those_batched_at_once_within_rounding(inputs, grids, at_once):
     split = jax.jit(sweep.over_lanes(run, "vmap", seeds=len(SEEDS), at_once=at_once))(*inputs)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), jax.device_get(split), grids["vmap"])
