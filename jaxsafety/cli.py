@@ -285,7 +285,10 @@ def _prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
     if options.out is None:
         sys.stdout.write(text)
         return 0
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {options.out.parent} ({error.strerror}): choose another place (--out)") from error
     runlog.atomic_write(options.out, text)
     print(options.out)
     return 0

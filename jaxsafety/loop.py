@@ -113,7 +113,7 @@ def fitted(
         ValueError: it does not fit; the message says what it needs and what is there.
     """
     compiled, need = planned(function, *arguments, donate=donate)
-    if need > (room := memory.free()):
+    if need > (room := memory.available()):
         raise ValueError(
             f"{what} needs {need / 2**30:.3g} GiB, and the device has {room / 2**30:.3g} GiB free: "
             "expected a larger device, or smaller batches where there are any"

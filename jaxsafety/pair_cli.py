@@ -107,7 +107,7 @@ def _weights(options: argparse.Namespace, pair: "Pair") -> None:
     from jaxsafety.pairs import opened, weights
 
     config = weights.WeightsConfig(options.attention, options.energy, options.method, options.rank)
-    with opened.enter(options.out, pair), _recorded(options.out, "weights", asdict(config)):
+    with opened.enter(options.out, pair, "weights"), _recorded(options.out, "weights", asdict(config)):
         weights.write(pair, options.out, config)
         _report(options.out)
 
@@ -126,7 +126,7 @@ def _activations(options: argparse.Namespace, pair: "Pair") -> None:
     if config.template == "chat" and tokenizer.template is None:
         raise ValueError(f"no chat template in {options.tuned}: expected a tuned model with one, or --template raw")
     recorded = asdict(config) | {"prompts": sha256(prompts.to_jsonl(given).encode()).hexdigest()[:16]}
-    with opened.enter(options.out, pair), _recorded(options.out, "activations", recorded):
+    with opened.enter(options.out, pair, "activations"), _recorded(options.out, "activations", recorded):
         encoded = activations.write(pair, options.out, config, given, tokenizer)
         counted = {"prompts": len(encoded.prompts), "truncated_prompts": encoded.truncated}
         runlog.write_manifest(options.out, {"activations": counted})

@@ -119,7 +119,7 @@ def objects(path: Path, *, keys: Sequence[str], what: str, such: str) -> list[tu
     if not path.is_file():
         raise ValueError(f"no {what} at {path}: expected a JSONL file of {such}")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: expected JSON, one object a line") from error
     places = [(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -198,12 +198,16 @@ def text(value: Any, what: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} must be text that is not empty, got {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds half of a surrogate pair at character {error.start}: expected text") from error
     return value
 
 
 def shown(value: Any) -> str:
     """Returns the beginning of a value as JSON, for a message."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -59,6 +59,31 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
     with hold(directory):
         record_config(directory / "config.yaml", config, resolved_yaml)
         yield directory
+
+
+@contextmanager
+def unused_dropped(directory: Path, files: Sequence[str], *, begun: Callable[[], bool]) -> Iterator[None]:
+    """Removes the files that a command has made in its directory if it ends in bad input before its work has begun, so
+    that the corrected command finds none of what it was asked before.
+
+    Args:
+        directory: the run directory; removed, too, if it was not there and nothing else is in it.
+        files: names of what the command writes before its work.
+        begun: whether there is work that these belong to.
+    """
+    there, before = directory.exists(), {name for name in files if (directory / name).exists()}
+    try:
+        yield
+    except RunInUseError:
+        raise
+    except ValueError:
+        if not begun():
+            for name in set(files) - before:
+                (directory / name).unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):
+                    directory.rmdir()
+        raise
 
 
 @contextmanager

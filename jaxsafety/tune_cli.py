@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
             f"{options.start} is not a model directory: expected one with a config.json, or the YAML file of a recipe "
             "without --data"
         )
+    _check_out(options.out)
     config = _config(options)
     opened = hf.open_checkpoint(options.start)
     given = examples.read(options.data, pairs=config.pairs)
@@ -106,13 +108,29 @@ def run(options: argparse.Namespace) -> int:
     recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
     resolved = {"tuning": recorded}
     counted = {"examples": len(given), "truncated_examples": encoded.truncated}
+    begun = partial(_begun, options.out)
     with (
         signals.deferred(launch.say_stopping),
+        runlog.unused_dropped(options.out, (".lock", "config.yaml", "manifest.json"), begun=begun),
         runlog.open_run(options.out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)),
         runlog.timed(options.out, "tuning", counted),
     ):
         print(run.write(opened, encoded, options.out, config, places=placed))
     return 0
+
+
+def _check_out(directory: Path) -> None:
+    """Checks that no model is in the way of the run's own."""
+    from jaxsafety.pairs.opened import check_no_model
+    from jaxsafety.tuning.run import MODEL
+
+    check_no_model(directory)
+    if (directory / MODEL).exists() and not (directory / "config.yaml").exists():
+        raise ValueError(f"{directory / MODEL} is there, and no run has made it: choose another run directory (--out)")
+
+
+def _begun(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("checkpoints", "references", "model"))
 
 
 def _config(options: argparse.Namespace) -> "TuningConfig":

@@ -298,13 +298,28 @@ def test_the_need_of_a_program_is_its_plan_without_its_arguments():
     compiled = jax.jit(lambda x: (x @ x.T, x + 1)).lower(lanes).compile()
     assert 4 * (16 + 4000) <= memory.need(compiled) < 4 * (16 + 4000) * 2
     assert memory.need(jax.jit(lambda x: x + 1, donate_argnums=0).lower(lanes).compile()) < 1000
-    assert memory.free() > 2**20
+    assert 2**20 < memory.available() <= memory.free()
+
+
+def test_a_container_s_limit_is_the_lowest_of_its_groups(tmp_path):
+    assert memory.cgroup_limits(tmp_path) == [2**63]
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    for place, text in {".": "max", "job": "3000", "job/step": "max", "memory/old": "2000"}.items():
+        (groups / place).mkdir(parents=True, exist_ok=True)
+        file = "memory.limit_in_bytes" if "old" in place else "memory.max"
+        (groups / place / file).write_text(f"{text}\n")
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    own = tmp_path / "proc" / "self" / "cgroup"
+    own.write_text("0::/job/step\n")
+    assert min(memory.cgroup_limits(tmp_path)) == 3000
+    own.write_text("4:cpu,memory:/old\n2:cpuset:/job\n")
+    assert min(memory.cgroup_limits(tmp_path)) == 2000
 
 
 def test_a_function_is_fitted_before_it_runs(monkeypatch):
     given = jax.ShapeDtypeStruct((1000,), jnp.float32)
     assert loop.fitted(lambda x: x + 1, given, what="adding")(jnp.zeros(1000))[0] == 1
-    monkeypatch.setattr(memory, "free", lambda: 7999)
+    monkeypatch.setattr(memory, "available", lambda: 7999)
     # 4 kB in, 4 kB out.
     with pytest.raises(ValueError, match=r"adding needs 7.45e-06 GiB, and the device has 7.45e-06 GiB free"):
         loop.fitted(lambda x: x + 1, given, what="adding")

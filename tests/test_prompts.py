@@ -86,6 +86,18 @@ def test_a_bad_line_is_named_with_what_was_expected(tmp_path, line, message):
         prompts.read(path)
 
 
+def test_half_a_character_is_named_and_a_byte_order_mark_is_not_read(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "label": "safe"}\n')
+    assert [prompt.messages[0].content for prompt in prompts.read(path)] == ["a"]
+    path.write_text('{"prompt": "a \\ud800", "label": "safe"}\n')
+    with pytest.raises(ValueError, match=r"line 1: prompt holds half of a surrogate pair at character 2"):
+        prompts.read(path)
+    path.write_text('{"prompt": "a", "label": "\\ud800"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        prompts.read(path)
+
+
 def test_files_that_hold_no_prompts_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no prompts at .*: expected a JSONL file"):
         prompts.read(tmp_path / "absent.jsonl")

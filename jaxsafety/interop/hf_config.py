@@ -96,7 +96,7 @@ def _read(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory} holds no {CONFIG_FILE}: expected a Hugging Face checkpoint")
     try:
         raw = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: expected a configuration of transformers") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{file} is not a JSON object: expected a configuration of transformers")

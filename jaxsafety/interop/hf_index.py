@@ -86,7 +86,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         placed = json.loads(index.read_bytes())["weight_map"]
         valid = all(isinstance(name, str) and Path(name).name == name for name in placed.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid or not placed:
         raise ValueError(f"{index} is not an index: expected a weight_map from tensors to files beside it")

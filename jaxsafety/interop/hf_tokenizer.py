@@ -18,6 +18,9 @@ _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 _GENERATION_FILE = "generation_config.json"
+_SPECIAL_FILE = "special_tokens_map.json"
+# What a template's own program may raise beside jinja2's errors and those of values.
+_OTHERS = (AttributeError, RecursionError, MemoryError)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -103,8 +106,10 @@ class Tokenizer:
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         try:
             return self._program.render(messages=turns, add_generation_prompt=answering, **self.special)
-        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
-            raise ValueError(f"the chat template of {self.directory} fails on a conversation: {error}") from error
+        except (jinja2.TemplateError, ValueError, TypeError, ArithmeticError, LookupError, *_OTHERS) as error:
+            # Running out of memory has no words.
+            told = str(error) or type(error).__name__
+            raise ValueError(f"the chat template of {self.directory} fails on a conversation: {told}") from error
 
     @cached_property
     def _program(self) -> Any:
@@ -144,7 +149,7 @@ def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
     """
     encoder = _encoder(directory)
     config = _object(directory / _CONFIG_FILE)
-    special = {role: text for role in _SPECIAL if (text := _content(config.get(role))) is not None}
+    special = _special(directory, config)
     template = None if raw else _template(directory, config)
     return Tokenizer(directory, encoder, special, template, _stop(directory, encoder, special))
 
@@ -165,15 +170,22 @@ def _encoder(directory: Path) -> Any:
             f"{hint if (directory / 'tokenizer.model').exists() else ''}"
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        encoder = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more particular
         raise ValueError(f"{file} is not a tokenizer: {error}") from error
+    # Training leaves them in the file; prompts are padded and cut here, where it is counted.
+    encoder.no_padding()
+    encoder.no_truncation()
+    return encoder
 
 
 def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
     file = directory / _TEMPLATE_FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not text in UTF-8: expected a chat template") from error
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
@@ -195,16 +207,27 @@ def _object(file: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: expected a file of transformers") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} is not a JSON object: expected a file of transformers")
     return found
 
 
-def _content(token: Any) -> str | None:
-    """The text of a special token, which is stored as such or as an object."""
-    return token.get("content") if isinstance(token, dict) else token
+def _special(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by role; old checkpoints have them in a file of their own."""
+    others, found = _object(directory / _SPECIAL_FILE), {}
+    for role in _SPECIAL:
+        # A role that the configuration names as null is not there.
+        told = config[role] if role in config else others.get(role)
+        # A token is stored as its text or as an object.
+        text = told.get("content") if isinstance(told, dict) else told
+        if text is not None and not isinstance(text, str):
+            file = directory / (_CONFIG_FILE if role in config else _SPECIAL_FILE)
+            raise ValueError(f"{file}: {role} is a {type(text).__name__}, expected the text of a token")
+        if text is not None:
+            found[role] = text
+    return found
 
 
 def _only_turn(messages: Sequence[Message], directory: Path) -> str:

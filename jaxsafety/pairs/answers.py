@@ -59,8 +59,8 @@ def write(
                 f"prompts and answers have up to {longest} tokens, and {checkpoint.directory} takes "
                 f"{config.max_tokens}: expected fewer new tokens or shorter prompts"
             )
-        file.parent.mkdir(parents=True, exist_ok=True)
         run = _writer(checkpoint, max_new=max_new, stop=stop, compute_dtype=compute_dtype)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with progress.track(len(batches), label=label, start=len(batches) - len(todo)) as update:
             for done, batch in enumerate(todo, start=len(batches) - len(todo) + 1):
                 for row, ids in zip(batch.rows, run(batch), strict=True):
@@ -102,7 +102,7 @@ def check_room(checkpoint: hf.Checkpoint, dtype: hf.ParamsDtype) -> None:
     """
     paths = {path for path, _ in checkpoint.tensors}
     need = sum(int(np.prod(checkpoint.shape(path))) for path in paths) * jnp.dtype(dtype).itemsize
-    if need > (room := memory.free()):
+    if need > (room := memory.available()):
         raise ValueError(
             f"{checkpoint.directory} needs {need / 2**30:.3g} GiB in {dtype}, and the device has {room / 2**30:.3g} "
             "GiB free: expected a smaller model or type, or no answers (--answers 0), for which layers do one at a time"

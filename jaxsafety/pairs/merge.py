@@ -77,6 +77,9 @@ def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsD
         OSError: a file cannot be read or written.
         Stopped: a signal has asked to stop; nothing is left but hidden parts, from which the same call goes on.
     """
+    # ``.`` and ``/`` have no name of their own to be renamed to once all is written.
+    if not directory.name:
+        raise ValueError(f"{directory} cannot be made whole at once: choose a new directory to write to (--out)")
     stored = dtype or pair.tuned.tensors["embed", None].dtype.name
     parts = _parts(pair, directory, config, stored)
     merge, done = merger(pair, config, dtype=stored, parts=parts), itertools.count(1)

@@ -64,14 +64,22 @@ def open_pair(base: Path, tuned: Path) -> Pair:
 
 
 @contextmanager
-def enter(directory: Path, pair: Pair) -> Iterator[Path]:
+def enter(directory: Path, pair: Pair, name: str) -> Iterator[Path]:
     """Holds the directory of a pair's analyses, whose ``config.yaml`` says which checkpoints they are.
+
+    What ends in bad input before it has measured anything leaves nothing there.
+
+    Args:
+        directory: the run directory.
+        pair: the checkpoints.
+        name: of the analysis, ``weights`` or ``activations``.
 
     Raises:
         RunInUseError: another process holds it.
-        ValueError: it is that of another pair, or of a study.
+        ValueError: it is that of another pair, of a study, or a model's.
         OSError: it cannot be written.
     """
+    check_no_model(directory)
     sides = {"base": pair.base, "tuned": pair.tuned}
     config = {
         "pair": {
@@ -79,8 +87,27 @@ def enter(directory: Path, pair: Pair) -> Iterator[Path]:
             for name, checkpoint in sides.items()
         }
     }
-    with runlog.open_run(directory, config, resolved_yaml=yaml.safe_dump(config, sort_keys=False)):
+    results = directory / "results"
+
+    def begun() -> bool:
+        return any(results.glob(f"analyze/{name}/*")) or (name == "activations" and any(results.glob("answers*")))
+
+    files = (".lock", "config.yaml", "manifest.json", f"{name}.yaml")
+    with (
+        runlog.unused_dropped(directory, files, begun=begun),
+        runlog.open_run(directory, config, resolved_yaml=yaml.safe_dump(config, sort_keys=False)),
+    ):
         yield directory
+
+
+def check_no_model(directory: Path) -> None:
+    """Checks that a run directory is not that of a model.
+
+    Raises:
+        ValueError: it is.
+    """
+    if (directory / CONFIG_FILE).exists():
+        raise ValueError(f"{directory} is a model directory: choose another place for the run (--out)")
 
 
 def record(directory: Path, name: str, options: Mapping[str, Any]) -> None:

@@ -77,7 +77,7 @@ def plan(model: LlamaConfig, encoded: Encoded, config: TuningConfig, *, places: 
     _, need = loop.planned(_chunk(model, config, shapes, places), *_given(shapes), donate=(0,))
     held = [memory.size(part) for part in (shapes.frozen, shapes.state, shapes.data)]
     total = sum(math.prod(shape) for shape in leaf_shapes(model).values())
-    return Plan(total, tree.count(shapes.state.params), *held, need - sum(held), memory.free())
+    return Plan(total, tree.count(shapes.state.params), *held, need - sum(held), memory.available())
 
 
 def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: TuningConfig, *, places: Places) -> Path:

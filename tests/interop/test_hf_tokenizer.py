@@ -119,6 +119,34 @@ def test_a_template_that_rewrites_the_prompt_is_refused(directory):
         hf_tokenizer.open_tokenizer(directory).exchange(ASKED, "Yes.")
 
 
+def test_padding_and_truncation_of_the_file_are_not_those_of_a_prompt(directory, encoder):
+    ids = hf_tokenizer.open_tokenizer(directory).exchange(ASKED, "Gladly.")
+    stored = Tokenizer.from_str(encoder.to_str())
+    stored.enable_padding(length=60)
+    stored.save(str(directory / "tokenizer.json"))
+    assert hf_tokenizer.open_tokenizer(directory).exchange(ASKED, "Gladly.") == ids
+    stored.no_padding()
+    stored.enable_truncation(6)
+    stored.save(str(directory / "tokenizer.json"))
+    assert hf_tokenizer.open_tokenizer(directory).exchange(ASKED, "Gladly.") == ids
+
+
+def test_special_tokens_of_a_file_of_their_own(directory):
+    whole = hf_tokenizer.open_tokenizer(directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
+    (directory / "special_tokens_map.json").write_text('{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}')
+    opened = hf_tokenizer.open_tokenizer(directory)
+    assert opened.prompt(ASKED) == whole.prompt(ASKED) and opened.stop == whole.stop == (1,)
+    write(directory, eos_token=None)
+    assert hf_tokenizer.open_tokenizer(directory).stop == ()
+
+
+def test_a_special_token_that_is_no_text_is_named(directory):
+    write(directory, eos_token=["x"])
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is a list, expected the text of a token"):
+        hf_tokenizer.open_tokenizer(directory)
+
+
 def test_several_turns_need_a_template(directory):
     opened = hf_tokenizer.open_tokenizer(directory, raw=True)
     with pytest.raises(ValueError, match="a conversation of 2 turns needs a chat template"):

@@ -97,6 +97,6 @@ def test_what_is_too_long_is_refused_before_the_model_is_loaded(checkpoint, batc
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(checkpoint, batches, tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "load", None)
-    monkeypatch.setattr(answers.memory, "free", lambda: 1000)
+    monkeypatch.setattr(answers.memory, "available", lambda: 1000)
     with pytest.raises(ValueError, match=r"needs .* GiB in float32, and the device has .* GiB free: .*--answers 0"):
         write(checkpoint, batches, tmp_path / "a.json")

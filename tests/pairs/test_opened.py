@@ -52,10 +52,11 @@ def test_a_model_type_that_is_not_known(checkpoints, tmp_path):
 def test_a_directory_belongs_to_one_pair(checkpoints, another, tmp_path):
     out, pair = tmp_path / "out", opened.open_pair(*checkpoints)
     for _ in range(2):
-        with opened.enter(out, pair):
+        with opened.enter(out, pair, "weights"):
             pass
     other = opened.open_pair(checkpoints[0], another())
-    with pytest.raises(ValueError, match=r"another configuration \(pair.tuned.directory is"), opened.enter(out, other):
+    message = r"another configuration \(pair.tuned.directory is"
+    with pytest.raises(ValueError, match=message), opened.enter(out, other, "weights"):
         pass
 
 
@@ -63,11 +64,11 @@ def test_other_weights_at_the_same_place_are_noticed(checkpoints, tmp_path):
     for side, name in zip(checkpoints, ("base", "tuned"), strict=True):
         shutil.copytree(side, tmp_path / name)
     places = tmp_path / "base", tmp_path / "tuned"
-    with opened.enter(tmp_path / "out", opened.open_pair(*places)):
+    with opened.enter(tmp_path / "out", opened.open_pair(*places), "weights"):
         pass
     shutil.copyfile(places[0] / "model.safetensors", places[1] / "model.safetensors")
     changed = opened.open_pair(*places)
-    with pytest.raises(ValueError, match=r"pair.tuned.fingerprint"), opened.enter(tmp_path / "out", changed):
+    with pytest.raises(ValueError, match=r"pair.tuned.fingerprint"), opened.enter(tmp_path / "out", changed, "weights"):
         pass
 
 

@@ -253,7 +253,7 @@ def test_a_missing_option_shows_the_usage(capsys, words):
 
 
 def test_what_does_not_fit_is_said_before_it_is_loaded(refuse, checkpoints, few, tmp_path, monkeypatch):
-    monkeypatch.setattr(answers.memory, "free", lambda: 10_000)
+    monkeypatch.setattr(answers.memory, "available", lambda: 10_000)
     words = (*checkpoints, "--out", tmp_path / "out")
     assert "the device has" in refuse("weights", *words)
     assert "the device has" in refuse("activations", *words, "--prompts", few)
@@ -262,9 +262,29 @@ def test_what_does_not_fit_is_said_before_it_is_loaded(refuse, checkpoints, few,
     )
 
 
+def test_a_command_that_asked_for_too_much_leaves_nothing_in_the_way(refuse, checkpoints, few, tmp_path):
+    words = ("activations", *checkpoints, "--out", tmp_path / "out", "--prompts", few, "--answers")
+    assert "expected fewer new tokens" in refuse(*words, "500")
+    assert not (tmp_path / "out").exists()
+    # Beside another analysis, that one's files stay.
+    assert cli.main(["analyze", "weights", *map(str, checkpoints), "--out", str(tmp_path / "out")]) == 0
+    before = {path.name for path in (tmp_path / "out").iterdir()}
+    refuse(*words, "500")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == before
+    assert cli.main(["analyze", *map(str, words), "2"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["weights", "activations"])
+def test_a_model_is_no_place_for_a_run(refuse, checkpoints, few, verb):
+    more = ("--prompts", few) if verb == "activations" else ()
+    before = sorted(path.name for path in checkpoints[0].iterdir())
+    assert "is a model directory: choose another place" in refuse(verb, *checkpoints, "--out", checkpoints[0], *more)
+    assert sorted(path.name for path in checkpoints[0].iterdir()) == before
+
+
 def test_a_directory_in_use_or_of_a_study_is_refused(refuse, checkpoints, tmp_path):
     out = tmp_path / "out"
-    with opened.enter(out, opened.open_pair(*checkpoints)):
+    with opened.enter(out, opened.open_pair(*checkpoints), "weights"):
         assert "another process" in refuse("weights", *checkpoints, "--out", out)
     study = tmp_path / "study"
     with runlog.open_run(study, {"world": "tiny"}, resolved_yaml="world: tiny\n"):

@@ -133,7 +133,7 @@ def test_a_run_goes_on_where_it_was_killed(measured, pair, tmp_path, monkeypatch
 
 
 def test_a_matrix_that_is_too_large_is_refused_before_it_is_read(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.memory, "free", lambda: 1000)
+    monkeypatch.setattr(loop.memory, "available", lambda: 1000)
     with pytest.raises(ValueError, match=r"analysis of a matrix of 32 x 48 needs .* GiB, and the device has"):
         weights.write(pair, tmp_path, WeightsConfig())
 

@@ -226,13 +226,30 @@ def test_bad_options_are_one_sentence(command, tmp_path, capsys, unchecked, word
     assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def test_no_model_is_taken_for_the_runs_own(command, opened, tmp_path, capsys):
+    assert command("--method", "sft", out=opened.directory) == 2
+    assert "is a model directory: choose another place for the run" in capsys.readouterr().err
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    assert command("--method", "sft", out=tmp_path / "run") == 2
+    assert "no run has made it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+
+
+def test_a_run_that_does_not_fit_leaves_nothing_in_the_way(command, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxsafety.memory.available", lambda: 1000)
+        assert command("--method", "sft", "--steps", "1", "--batch_size", "4", out=tmp_path / "run") == 2
+    assert "GiB free" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert command("--method", "sft", "--steps", "1", "--batch_size", "2", out=tmp_path / "run") == 0
+
+
 def test_a_directory_that_is_no_model_is_one_sentence(command, tmp_path, capsys):
     assert command("--method", "sft", start=tmp_path, out=tmp_path / "run") == 2
     assert "is not a model directory: expected one with a config.json, or the YAML file" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_said_before_anything_is_loaded(opened, encode, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxsafety.memory.free", lambda: 1000)
+    monkeypatch.setattr("jaxsafety.memory.available", lambda: 1000)
     monkeypatch.setattr(hf, "load", None)
     with pytest.raises(ValueError, match=r"tuning with 2 sequences at a time needs .* GiB"):
         write(opened, encode(), tmp_path, LORA)
