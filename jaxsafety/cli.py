@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxsafety import cluster, pair_cli, signals, tune_cli
+from jaxsafety.suggest import nearest
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = pair_cli.parse(arguments[1:])
         options.verb, options.handler = f"analyze {options.analysis}", _pair
         return _run(options, [])[0]
+    if arguments[:1] == ["analyze"] and arguments[1:] and not Path(arguments[1]).exists():
+        hint = nearest(arguments[1], pair_cli.VERBS)
+        if hint:
+            return _fail(f"no recipe or analysis {arguments[1]!r}{hint}", code=2)
     if arguments[:1] == ["tune"] and tune_cli.is_meant(arguments[1:]):
         options = tune_cli.parse(arguments[1:])
         options.verb, options.handler = "tune", _tune

@@ -137,7 +137,7 @@ def _config(options: argparse.Namespace) -> "TuningConfig":
     """The options as a record; a single step stands for those of the epochs, which the examples decide."""
     from jaxsafety.tuning.options import TuningConfig
 
-    if options.steps is None and not (options.epochs > 0 and math.isfinite(options.epochs)):
+    if not (options.epochs > 0 and math.isfinite(options.epochs)):
         raise ValueError(f"epochs must be > 0 and finite, got {options.epochs}")
     weight = 0.1 if options.method == "dpo" else 1.0
     return TuningConfig(

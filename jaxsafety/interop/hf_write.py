@@ -175,7 +175,8 @@ def _stored(tensor: Any, slot: names.Slot, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
         values = values.astype(dtype, copy=False)
     if not np.isfinite(values).all():
-        raise ValueError(f"{slot.path}, layer {slot.layer}, is not finite as {dtype}: expected numbers only")
+        where = slot.path if slot.layer is None else f"{slot.path}, layer {slot.layer},"
+        raise ValueError(f"{where} is not finite as {dtype}: expected numbers only")
     return values
 
 

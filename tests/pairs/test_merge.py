@@ -151,7 +151,7 @@ def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, op
 
 
 def test_what_overflows_is_named(pair, tmp_path):
-    with pytest.raises(ValueError, match=r"is not finite as float16"):
+    with pytest.raises(ValueError, match=r"^(\w+|[\w/]+, layer \d+,) is not finite as float16"):
         merge.write(pair, tmp_path / "merged", MergeConfig(1e9), dtype="float16")
     assert not list(tmp_path.iterdir())
 

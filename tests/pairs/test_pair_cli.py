@@ -262,6 +262,11 @@ def test_what_does_not_fit_is_said_before_it_is_loaded(refuse, checkpoints, few,
     )
 
 
+def test_a_misspelt_analysis_is_asked_about(capsys):
+    assert cli.main(["analyze", "wieghts", "a", "b", "--out", "c"]) == 2
+    assert capsys.readouterr().err == "jaxsafety: no recipe or analysis 'wieghts'; did you mean 'weights'?\n"
+
+
 def test_a_command_that_asked_for_too_much_leaves_nothing_in_the_way(refuse, checkpoints, few, tmp_path):
     words = ("activations", *checkpoints, "--out", tmp_path / "out", "--prompts", few, "--answers")
     assert "expected fewer new tokens" in refuse(*words, "500")
