@@ -58,9 +58,9 @@ def test_no_directory_is_one_sentence(capsys):
 
 
 @pytest.mark.slow
-def test_a_tiny_run_makes_every_model_and_continues(tmp_path, capsys):
+def test_a_tiny_run_makes_every_model_and_continues(tmp_path, capfd):
     assert tune_llama.run(tmp_path, TINY) == 0
-    first = capsys.readouterr().out
+    first = capfd.readouterr().out
     assert first.count("| base |") == 2 and first.count("| unlearn-default |") == 3
     rows = pl.DataFrame(json.loads((tmp_path / "results.json").read_text())["rows"])
     assert set(rows["model"]) == {"base", *(path.parent.name for path in tmp_path.glob("seed0/*/analysis"))}
@@ -69,7 +69,7 @@ def test_a_tiny_run_makes_every_model_and_continues(tmp_path, capsys):
     assert len(models) == 9
     (tmp_path / "results.json").unlink()
     assert tune_llama.run(tmp_path, TINY) == 0
-    assert capsys.readouterr().out == first
+    assert capfd.readouterr().out == first
     assert all(path.read_bytes() == before for path, before in models.items())
     with pytest.raises(ValueError, match="epochs is 1 there and 20 here"):
         tune_llama.run(tmp_path, tune_llama.Setting(seeds=(0,), layers=1, width=16, mlp_width=24, vocabulary=300,
