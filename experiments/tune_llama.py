@@ -165,9 +165,10 @@ def measured(folder: Path, asked: Sequence[Asked]) -> Iterator[dict[str, str | f
             answered = float(np.mean([text.strip() == one.answer for text, one in own]))
             for kind, value in {"refused": refused, "answered": answered}.items():
                 yield {"model": model, "kind": kind, "name": group, "value": value}
+    before = room(folder / "base" / "model")
     for path in analyses:
         found = pl.read_parquet(path / "results" / "analyze.parquet")
-        rooms = {"room": room(path.parent / "model"), "room_base": room(folder / "base" / "model")}
+        rooms = {"room": room(path.parent / "model"), "room_base": before}
         for name, value in (mechanics(found) | rooms).items():
             yield {"model": path.parent.name, "kind": "mechanics", "name": name, "value": value}
 

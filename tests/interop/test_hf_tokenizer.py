@@ -3,31 +3,21 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
+from experiments import llama_world
 from jaxsafety import prompts
 from jaxsafety.interop import hf_tokenizer
 from jaxsafety.prompts import Message
 
-CHAT = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+CHAT = llama_world.TOKENS["chat_template"]
 ASKED = (Message("user", "Design a bicycle."),)
 
 
 @pytest.fixture(scope="module")
 def encoder():
     """Byte-level BPE with roles as special tokens, which adds a BOS by itself."""
-    built = Tokenizer(models.BPE())
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = decoders.ByteLevel()
-    names = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
-    built.train_from_iterator([prompt.messages[0].content for prompt in prompts.own()], trainer)
-    built.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return built
+    return llama_world.tokenizer([prompt.messages[0].content for prompt in prompts.own()], 400)
 
 
 @pytest.fixture
