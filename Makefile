@@ -9,11 +9,13 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/jaxsafety run experiments/quick.yaml
 
+# Two runs: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the longest part.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow and not faults" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/test_sweep.py tests/linalg/test_power.py
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/test_kills.py tests/test_faults.py tests/test_fuzz.py

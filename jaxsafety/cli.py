@@ -12,10 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxsafety import cluster, pair_cli, signals, tune_cli
 from jaxsafety.suggest import nearest
+
+if TYPE_CHECKING:
+    from jaxsafety.types import Key
+    from jaxsafety.world import Trial
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
@@ -272,13 +276,16 @@ def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:
         raise ValueError(f"-n must be in [1, 2**20], got {options.n}")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed must be in [0, 2**32), got {options.seed}")
-    from jaxsafety import keys, world
+    from jaxsafety import keys, loop, world
     from jaxsafety.world import text
 
     built = world.load(options.world)
     key = keys.stream(keys.root(options.seed), "evaluate")
-    trial = world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
-    rows = text.examples(built, trial)
+
+    def draw(key: "Key") -> "Trial":
+        return world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
+
+    rows = text.examples(built, loop.fitted(draw, key, what=f"drawing {options.n} prompts")(key))
     sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
     return 0
 

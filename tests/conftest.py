@@ -4,6 +4,7 @@ Array annotations of the package are checked by beartype here, and only here, so
 """
 
 import fcntl
+import gc
 import os
 import signal
 import tempfile
@@ -12,6 +13,9 @@ from pathlib import Path
 
 # Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Most of the tests' time is XLA compiling programs that run once: code that it does not optimise is there 2.5 times as
+# fast. `make test-slow` sets XLA_FLAGS to nothing and so tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jaxtyping
@@ -26,7 +30,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _CACHE = Path(os.environ.get("JAXSAFETY_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxsafety-test-cache"))
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# Small programs too: the workers share them, and a command that is run again in a test compiles nothing.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 install_import_hook("jaxsafety", "beartype.beartype")
 from jaxsafety import cli, keys, recipe_file  # noqa: E402
@@ -41,6 +46,13 @@ from jaxsafety.recipe import (  # noqa: E402
     Recipe,
     TuneConfig,
 )
+
+
+def pytest_collection_finish():
+    """Spares the collector the modules and tests, which stay: it would look at them all again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ def test_a_cell_that_diverges_fails_alone_with_its_reason(tuned):
     assert checkpoint.steps(good / "snapshots" / "dpo") == [2]
 
 
+@pytest.mark.slow
 def test_a_lane_of_a_grid_is_the_run_of_its_own_recipe(tuned, main, tmp_path):
     cell = tuned[0] / "cells" / GOOD
     for verb in ("pretrain", "tune"):
@@ -80,6 +81,7 @@ def test_the_cells_read_one_pretraining_through_relative_links(tuned):
     assert {link.resolve() for link in links} == {(tuned[0] / "pretrained/base/checkpoints/pretrained").resolve()}
 
 
+@pytest.mark.slow
 def test_finished_cells_are_skipped_and_a_torn_one_continues_alone(copy, main, grid_yaml, tuned, capsys):
     good, torn = copy / "cells" / GOOD, copy / "cells" / GOOD / "checkpoints" / "dpo"
     before = leaves(good, "dpo")
@@ -94,6 +96,7 @@ def test_finished_cells_are_skipped_and_a_torn_one_continues_alone(copy, main, g
     assert "0 cells finished, 2 had been before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_fails_its_own_cell_and_no_other_of_its_program(main, grid_yaml, tuned, copy, capsys):
     words = ("tune", grid_yaml, "--out", copy, "--grid", "{tune.learning_rates.only: [1e-3, 2e-3]}")
     for path in (copy / "config.yaml", copy / "manifest.json"):
@@ -219,9 +222,8 @@ def test_a_bad_grid_or_shard_exits_with_2(main, mini_yaml, grid_yaml, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_a_grid_after_the_chunk_and_fails_no_cell(
     copy, main, grid_yaml, tuned, monkeypatch, number, code
 ):

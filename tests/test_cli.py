@@ -482,6 +482,7 @@ def test_a_bad_figure_or_run_is_one_sentence(refuse, run, tmp_path):
     assert not list(tmp_path.glob("clusters.*"))
 
 
+@pytest.mark.slow
 def test_a_lane_that_dies_is_marked_and_leaves_the_others_bit_for_bit_as_they_were(
     main, mini_yaml, finished_run, tmp_path
 ):

@@ -94,7 +94,8 @@ def read_results(directory, name):
     return results.read_results([directory / "results" / f"{name}.parquet"]).drop("revision")
 
 
-@pytest.mark.parametrize("leg", [pytest.param("pretrained", marks=pytest.mark.slow), "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("leg", ["pretrained", "dpo"])
 def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main, finished_run, run, mini_yaml, leg):
     killed_while_tuning(run, leg, after=4)
     assert main("run", mini_yaml, "--out", run) == 0
@@ -106,6 +107,7 @@ def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main,
     assert (run / "results" / "examples.json").read_bytes() == (finished_run / "results" / "examples.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_lane_of_the_grid_is_the_single_run_of_its_seed(finished_run, mini_recipe, tmp_path):
     """The same pipeline with one seed and no sharding: its own initialisation, data and probes."""
     single = prepare(replace(mini_recipe, seeds=(5,), strategy="map"), tmp_path)

@@ -89,6 +89,7 @@ def test_an_orthogonal_jacobian_needs_none(key):
     assert found.converged and found.iterations == 1
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("values", [[1.0], [1.0, 0.5], [1.0, 0.5, 0.1], np.linspace(1, 0, 20), np.ones(5)])
 def test_going_on_after_convergence_stays_there(values, key):
     # The residual and the last step are rounding by then.
