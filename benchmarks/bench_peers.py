@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import bench_train_step, cases, harness
 from benchmarks.cases import PeerCase
 from benchmarks.harness import Program, Record
-from jaxsafety import keys, objectives, optim, sweep, train, world
+from jaxsafety import keys, lanes, objectives, optim, sweep, train, world
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.recipe import Recipe
@@ -159,14 +159,14 @@ def pad(batch: Batch, window: int, *, token: int) -> Batch:
 def _gflop(setting: Setting, window: int) -> float | None:
     """XLA's count of the loss and its gradient: the same work for either side."""
     config, batch = setting.at(window)
-    loss = objectives.next_token(partial(gpt.forward, config=config))
+    loss = objectives.next_token(lanes.forward_of(gpt.model(config)))
     return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (setting.params, batch))
 
 
 def _our_step(setting: Setting, config: GPTConfig, *, total_steps: int) -> tuple[Any, Any]:
     pretrain = setting.recipe.pretrain
     optimizer = optim.make_optimizer(pretrain.optim, peak_lr=pretrain.learning_rate, total_steps=total_steps)
-    loss = objectives.next_token(partial(gpt.forward, config=config))
+    loss = objectives.next_token(lanes.forward_of(gpt.model(config)))
     return train.make_step(loss, optimizer), train.init_state(setting.params, optimizer)
 
 
@@ -174,7 +174,7 @@ def _ours(setting: Setting, window: int) -> tuple[Any, Any, Any]:
     config, batch = setting.at(window)
     step, state = _our_step(setting, config, total_steps=cases.PEER_STEPS)
     chunk = jax.jit(lambda state, steps: train.run_steps(step, lambda _: batch, state, steps=steps)[1]["loss"])
-    logits = jax.jit(partial(gpt.forward, config=config))(setting.params, batch.tokens)
+    logits = jax.jit(lanes.forward_of(gpt.model(config)))(setting.params, batch.tokens)
     return logits, chunk(state, 1), chunk(state, cases.PEER_STEPS)
 
 

@@ -116,7 +116,7 @@ def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
         batch_size=config.batch_size,
     )  # fmt: skip
     optimizer = optim.make_optimizer(config.optim, peak_lr=config.learning_rate, total_steps=config.steps)
-    forward = objectives.next_token(lanes.forward_of(recipe, built))
+    forward = objectives.next_token(lanes.forward_of(lanes.model_of(recipe, built)))
 
     def loss(params: Params, batch: Batch) -> Any:
         with jax.named_scope(hlo.MODEL):

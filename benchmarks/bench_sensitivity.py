@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from benchmarks import cases, harness
 from benchmarks.cases import SensitivityCase
-from jaxsafety import keys, world
+from jaxsafety import keys, lanes, world
 from jaxsafety.analysis import sensitivity
 from jaxsafety.linalg.unbatched import singular_values
 from jaxsafety.models import gpt
@@ -39,10 +39,11 @@ def _rows(case: SensitivityCase) -> Iterator[dict[str, Any]]:
     built = world.load(case.world)
     config = gpt.preset(case.preset, vocab_size=built.vocab_size, max_tokens=built.max_tokens)
     params = jax.tree.map(lambda leaf: _SCALE * leaf, gpt.init(config, key=keys.root(0)))
-    forward = partial(gpt.forward_embeddings, params, config=config)
+    model = gpt.model(config)
+    forward = partial(lanes.forward_of(model), params)
     drawn = world.batch_at(built, "unsafe", key=keys.root(1), step=0, batch_size=case.prompts)
     at = world.layout.last_prompt_index(drawn.prompt.length)
-    embeddings = gpt.embed(params, drawn.complied.tokens, config=config)
+    embeddings = model.embed(params, drawn.complied.tokens)
     prompt = jnp.arange(embeddings.shape[1])[None, :] < at[:, None]
 
     def dense(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:

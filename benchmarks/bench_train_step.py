@@ -134,5 +134,5 @@ def _step_gflop(recipe: Recipe, built: World) -> float | None:
     )
     params = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
     batch = jax.eval_shape(lambda: draw(key=keys.root(0)))
-    loss = objectives.next_token(lanes.forward_of(recipe, built))
+    loss = objectives.next_token(lanes.forward_of(lanes.model_of(recipe, built)))
     return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (params, batch))

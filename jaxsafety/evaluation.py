@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsafety import decode, hosts, keys, lanes, loop, progress, runlog, study, world
+from jaxsafety import hosts, keys, lanes, loop, progress, runlog, study, world
 from jaxsafety.loop import Grid
+from jaxsafety.models import generation
 from jaxsafety.recipe import PRETRAINED
 from jaxsafety.report import results
 from jaxsafety.run_files import RESULT_FILES
@@ -135,8 +136,13 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
 def _decode(run: Study, params: Params, trials: Trial, _: Any) -> Array:
     """Greedy answers ``[b, t]`` to a batch of prompts, from the first judged token on, as the verdict reads them."""
     start = jnp.argmax(trials.complied.mask | trials.refused.mask, axis=1) + 1
-    forward, count = lanes.forward_of(run.recipe, run.world), 2 * run.world.spec.max_text + 2
-    return decode.greedy(forward, params, tokens=trials.complied.tokens, start=start, count=count)
+    tokens, count = trials.complied.tokens, 2 * run.world.spec.max_text + 2
+    prompt = jnp.arange(tokens.shape[1])[None] < start[:, None]
+    source = (params, lanes.model_of(run.recipe, run.world))
+    written = generation.generate(source, tokens, mask=prompt, count=count)
+    rows, places = jnp.arange(len(tokens))[:, None], start[:, None] + jnp.arange(count)[None]
+    # A long prompt's window ends before its answer does.
+    return tokens.at[rows, places].set(written, mode="drop")
 
 
 def _given(world_: World, trial: Trial, label: Label, tokens: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxsafety import keys, objectives, optim, train, tree, world
 from jaxsafety.models import gpt
 from jaxsafety.recipe import MethodConfig, Recipe
-from jaxsafety.types import Forward, HParams, Key, Loss, Metrics, Params, TrainState
+from jaxsafety.types import Forward, HParams, Key, Loss, Metrics, Model, Params, TrainState
 from jaxsafety.world import Trial, World
 
 Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
@@ -28,15 +28,19 @@ READOUT = ("safe", "unsafe")
 _READOUT_STEP = 1 << 20
 
 
-def forward_of(recipe: Recipe, world: World) -> Forward:
-    """Returns the model's forward pass with its static configuration bound, in float32: what measures a model."""
-    return partial(gpt.forward, config=recipe.model.build(world))
+def model_of(recipe: Recipe, world: World) -> Model:
+    """Returns the model with its static configuration bound, in float32: what is measured."""
+    return gpt.model(recipe.model.build(world))
 
 
-def training_forward_of(recipe: Recipe, world: World) -> Forward:
-    """Returns the forward pass that losses and their gradients are taken of, in ``model.compute_dtype``."""
-    config = replace(recipe.model.build(world), compute_dtype=recipe.model.compute_dtype)
-    return partial(gpt.forward, config=config)
+def training_model_of(recipe: Recipe, world: World) -> Model:
+    """Returns the model that losses and their gradients are taken of, in ``model.compute_dtype``."""
+    return gpt.model(replace(recipe.model.build(world), compute_dtype=recipe.model.compute_dtype))
+
+
+def forward_of(model: Model) -> Forward:
+    """Returns a model's logits alone, as the losses and (of embeddings) the sensitivities take them."""
+    return lambda params, tokens: model.apply(params, tokens).logits
 
 
 def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
@@ -57,7 +61,7 @@ def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformati
 def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
     """Returns ``(state, root key, point, steps) -> (state, means over the steps)`` of pretraining."""
     config = recipe.pretrain
-    forward = training_forward_of(recipe, world_)
+    forward = forward_of(training_model_of(recipe, world_))
 
     def chunk(state: TrainState, key: Key, point: HParams, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
         draw = partial(
@@ -73,7 +77,7 @@ def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
 def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
     """Returns ``(state, (root key, reference params), point, steps) -> (state, means over the steps)`` of a method."""
     config = recipe.tune
-    forward = training_forward_of(recipe, world_)
+    forward = forward_of(training_model_of(recipe, world_))
 
     def chunk(
         state: TrainState, per_seed: tuple[Key, Params], point: HParams, steps: Int[Array, ""]
@@ -133,7 +137,7 @@ def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
 
 def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
     """Returns the mean verdict rates and accuracies of every batch ``[n]`` (see ``train.answer_metrics``)."""
-    forward = forward_of(recipe, world_)
+    forward = forward_of(model_of(recipe, world_))
 
     def one(trial: Trial) -> Metrics:
         return _means(

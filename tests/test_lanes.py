@@ -76,7 +76,7 @@ def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, ke
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "unlearn"])
 def test_a_method_is_its_objective_with_its_reduction_and_weights(mini_recipe, tiny_world, key, params, point, name):
-    forward = jax.jit(lanes.forward_of(mini_recipe, tiny_world))
+    forward = jax.jit(lanes.forward_of(lanes.model_of(mini_recipe, tiny_world)))
     reference = lanes.init_params(mini_recipe, tiny_world, key=keys.root(9))
     draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
     batch = jax.jit(lambda key: draw(key=key))(key)
@@ -137,14 +137,15 @@ def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(
 
 
 def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe, mini_recipe, tiny_world):
-    assert lanes.training_forward_of(half_recipe, tiny_world).keywords["config"].compute_dtype == "bfloat16"
+    assert lanes.training_model_of(half_recipe, tiny_world).apply.keywords["config"].compute_dtype == "bfloat16"
     # The same static configuration is the same program.
-    assert lanes.forward_of(half_recipe, tiny_world).keywords == lanes.forward_of(mini_recipe, tiny_world).keywords
-    assert quantities.model_of(half_recipe, tiny_world) == quantities.model_of(mini_recipe, tiny_world)
+    for model_of in (lanes.model_of, quantities.model_of):
+        half, whole = (model_of(recipe, tiny_world).apply.keywords for recipe in (half_recipe, mini_recipe))
+        assert half == whole
 
 
 def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, point):
-    forward = lanes.training_forward_of(half_recipe, tiny_world)
+    forward = lanes.forward_of(lanes.training_model_of(half_recipe, tiny_world))
     draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
     loss = lanes.objective(forward, MethodConfig("dpo"), reference=params, point=point)
     value, metrics = jax.jit(lambda key: loss(params, draw(key=key)))(key)
@@ -184,7 +185,7 @@ def judged(mini_recipe, tiny_world, trials):
     params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
     params = jax.tree.map(lambda leaf: 20 * leaf, params)
     trials = trials["table"]
-    forward = jax.jit(lanes.forward_of(mini_recipe, tiny_world))
+    forward = jax.jit(lanes.forward_of(lanes.model_of(mini_recipe, tiny_world)))
     rates = jax.jit(partial(lanes.evaluate, mini_recipe, tiny_world))(params, trials)
     per_batch = []
     for i in range(2):

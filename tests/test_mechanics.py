@@ -81,9 +81,9 @@ def by_hand(subjects, mini_recipe, ready):
 
     def activations(trial):
         at = last_prompt_index(trial.prompt.length)[:, None]
-        return gpt.forward_with_activations(
+        return gpt.apply(
             params, trial.complied.tokens, config=config, sites=("mlp.hook_in", "mlp.hook_post"), positions=at
-        )[1]
+        ).activations
 
     seen = [jax.tree.map(lambda leaf: leaf[:, :, 0], activations(tree.lane(prompts.trials, c))) for c in (0, 1)]
     held = [activations(tree.lane(prompts.held_out, c))["mlp.hook_post"][:, :, 0] for c in (0, 1)]
@@ -116,9 +116,9 @@ def test_the_response_is_the_mean_over_its_first_positions(subjects, by_hand, mi
     config = mini_recipe.model.build(ready.world)
     for b in range(4):
         trial = tree.lane(prompts.trials, 1, b)
-        every = gpt.forward_with_activations(
-            params, trial.complied.tokens[None], config=config, sites=("mlp.hook_post",)
-        )[1]["mlp.hook_post"][:, 0]
+        every = gpt.apply(params, trial.complied.tokens[None], config=config, sites=("mlp.hook_post",)).activations[
+            "mlp.hook_post"
+        ][:, 0]
         start, length = int(last_prompt_index(trial.prompt.length)), int(trial.prompt.length)
         # Nine positions: eight letters at most, and the stop.
         expected = np.asarray(every)[:, start : start + min(10, length + 1)].mean(1)
@@ -173,7 +173,8 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     flat = []
     for method in mini_recipe.tune.methods.values():
         point = jax.tree.map(lambda leaf: leaf[0], study._points([(lr, method) for _, lr in ready.tune_grid.points]))
-        loss = lanes.objective(lanes.forward_of(mini_recipe, ready.world), method, reference=base, point=point)
+        forward = lanes.forward_of(lanes.model_of(mini_recipe, ready.world))
+        loss = lanes.objective(forward, method, reference=base, point=point)
         gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
     expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))

@@ -34,7 +34,7 @@ def batch(tiny_world) -> PreferenceBatch:
 
 @pytest.fixture(scope="module")
 def forward(tiny_config):
-    return jax.jit(partial(gpt.forward, config=tiny_config))
+    return jax.jit(lambda params, tokens: gpt.apply(params, tokens, config=tiny_config).logits)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,11 @@ def test_gradients_against_finite_differences(tiny_world, key, kind):
     config = gpt.GPTConfig(
         vocab_size=tiny_world.vocab_size, max_tokens=tiny_world.max_tokens, layers=1, heads=1, width=4
     )
-    forward, params = partial(gpt.forward, config=config), gpt.init(config, key=key)
+    params = gpt.init(config, key=key)
+
+    def forward(params, tokens):
+        return gpt.apply(params, tokens, config=config).logits
+
     batch = draw(tiny_world, 2)
     loss = {
         "sft": objectives.sft(forward),

@@ -29,7 +29,8 @@ def run(state, key, peak_lr):
         tokens = jax.random.randint(keys.at_step(key, step), (4, 9), 0, 7)
         return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=jnp.ones((4, 8), bool))
 
-    step = train.make_step(objectives.next_token(partial(gpt.forward, config=CONFIG)), optimizer(peak_lr))
+    loss = objectives.next_token(lambda params, tokens: gpt.apply(params, tokens, config=CONFIG).logits)
+    step = train.make_step(loss, optimizer(peak_lr))
     return train.run_steps(step, draw, state, steps=5)
 
 

@@ -25,7 +25,7 @@ def batch(tiny_world):
 
 @pytest.fixture(scope="module")
 def forward(tiny_config):
-    return jax.jit(partial(gpt.forward, config=tiny_config))
+    return jax.jit(lambda params, tokens: gpt.apply(params, tokens, config=tiny_config).logits)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32(tiny_config, tin
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny_gpt)
 
     def forward(params, tokens):
-        return gpt.forward(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), tokens, config=tiny_config)
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        return gpt.apply(wide, tokens, config=tiny_config).logits
 
     _, _, grads = jax.jit(train.accumulated(totals.next_token(forward), parts=2))(half, batch.chosen)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

@@ -86,7 +86,7 @@ def convert(
         where: what messages call the tensors.
 
     Returns:
-        Parameters for :func:`jaxsafety.models.gpt.forward` in float32, and the configuration it takes with them.
+        Parameters for :func:`jaxsafety.models.gpt.apply` in float32, and the configuration it takes with them.
 
     Raises:
         ValueError: a tensor that is missing, extra, there twice, misshapen or not finite; a mask that is not causal,

@@ -12,13 +12,15 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.models import layers as nn
+from jaxsafety.models.generation import windowed
+from jaxsafety.models.inputs import embed, embedded
 from jaxsafety.models.layers import ComputeDtype
-from jaxsafety.models.sites import chosen_layers, pick
+from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored, watched
 from jaxsafety.suggest import check_name
-from jaxsafety.types import Key, Params
+from jaxsafety.types import Hook, Key, Model, Output, Params, Unsupported
 
 Block = Literal["paper", "pre_ln"]
 Positions = Literal["sinusoidal", "learned", "rope"]
@@ -153,150 +155,99 @@ def init(config: GPTConfig, *, key: Key) -> Params:
     return params
 
 
-def embed(params: Params, tokens: Int[Array, "b t"], *, config: GPTConfig) -> Float[Array, "b t d"]:
-    """Returns the token embeddings, before any position is added.
+def model(config: GPTConfig) -> Model:
+    """Returns the model that methods, attacks and analyses ask; it writes by running the whole sequence again."""
+    run = partial(apply, config=config)
+    return Model(embed=embed, apply=run, decoder=windowed(run, max_tokens=config.max_tokens))
+
+
+def apply(
+    params: Params,
+    inputs: Int[Array, "b t"] | Float[Array, "b t d"],
+    *,
+    config: GPTConfig,
+    mask: Bool[Array, "b t"] | None = None,
+    at: Int[Array, "b p"] | None = None,
+    sites: tuple[str, ...] = (),
+    layers: tuple[int, ...] | None = None,
+    positions: Int[Array, "b q"] | None = None,
+    edit: Hook | None = None,
+) -> Output:
+    """Returns next-token logits and the activations asked for; the arguments are those of :class:`Model`.
+
+    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has no name for, is
+    what the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid`` itself (an edit of
+    ``mlp.hook_in`` leaves the skip branch alone), and ``hook_attn_out`` is added to the normalised stream, not to
+    ``hook_resid_pre``. ``mlp.hook_pre`` and ``mlp.hook_post`` are ``f`` wide.
 
     Args:
         params: from :func:`init`.
-        tokens: ``[b, t]`` ids in [0, v).
-        config: the model; a GPT does not need it, but a caller need not know which decoder it embeds for.
-
-    Returns:
-        ``[b, t, d]`` float32, what :func:`forward_embeddings` takes.
-    """
-    return params["embed"][tokens].astype(jnp.float32)
-
-
-def forward(params: Params, tokens: Int[Array, "b t"], *, config: GPTConfig) -> Float[Array, "b t v"]:
-    """Returns next-token logits.
-
-    Args:
-        params: from :func:`init`.
-        tokens: ``[b, t]`` ids in [0, v), t at most ``config.max_tokens``. Padding is attended to like any token.
+        inputs: ``[b, t]`` tokens or ``[b, t, d]`` embeddings, t at most ``config.max_tokens``.
         config: the model.
-
-    Returns:
-        ``[b, t, v]`` float32 logits in nats, up to a constant per position.
+        mask: none: padding is attended to like any token, so it may only stand after the real ones.
+        at: ``[b, p]`` places whose logits are computed; None is every place.
+        sites: names among :data:`Site`.
+        layers: ascending layer indices; None is all of them.
+        positions: ``[b, q]`` places whose activations are returned; None is every place.
+        edit: what takes the place of each site's values.
 
     Raises:
-        ValueError: more tokens than ``config.max_tokens``.
+        Unsupported: a mask.
+        ValueError: see :class:`Model`.
 
     Fidelity:
         With ``block="paper"`` and sinusoidal positions, the paper's released model without dropout (which it sets to
         0): ``u = LN(x); v = u + Attn(u); out = v + MLP(v)``. Both skip branches start from the *normalised* stream and
         the MLP input is not normalised.
     """
-    return forward_embeddings(params, embed(params, tokens, config=config), config=config)
-
-
-def forward_embeddings(
-    params: Params, embeddings: Float[Array, "b t d"], *, config: GPTConfig
-) -> Float[Array, "b t v"]:
-    """Returns next-token logits for embeddings that need not belong to a token (soft tokens, sensitivities).
-
-    Args:
-        params: from :func:`init`.
-        embeddings: ``[b, t, d]`` without positions, as :func:`embed` returns them.
-        config: the model.
-
-    Returns:
-        ``[b, t, v]`` float32 logits.
-
-    Raises:
-        ValueError: more tokens than ``config.max_tokens``.
-    """
-    return _run(params, embeddings, config=config)[0]
-
-
-def forward_with_activations(
-    params: Params,
-    tokens: Int[Array, "b t"],
-    *,
-    config: GPTConfig,
-    sites: tuple[str, ...],
-    layers: tuple[int, ...] | None = None,
-    positions: Int[Array, "b p"] | None = None,
-) -> tuple[Float[Array, "b t v"], dict[str, Float[Array, "l b _ _"]]]:
-    """Returns next-token logits and the activations asked for; nothing else is stored.
-
-    See :func:`forward_embeddings_with_activations`, which this calls on the embeddings of ``tokens``.
-    """
-    embeddings = embed(params, tokens, config=config)
-    return forward_embeddings_with_activations(
-        params, embeddings, config=config, sites=sites, layers=layers, positions=positions
-    )
-
-
-def forward_embeddings_with_activations(
-    params: Params,
-    embeddings: Float[Array, "b t d"],
-    *,
-    config: GPTConfig,
-    sites: tuple[str, ...],
-    layers: tuple[int, ...] | None = None,
-    positions: Int[Array, "b p"] | None = None,
-) -> tuple[Float[Array, "b t v"], dict[str, Float[Array, "l b _ _"]]]:
-    """Returns next-token logits and the activations asked for; nothing else is stored.
-
-    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has no name for, is
-    what the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid`` itself, and
-    ``hook_attn_out`` is added to the normalised stream, not to ``hook_resid_pre``.
-
-    Args:
-        params: from :func:`init`.
-        embeddings: ``[b, t, d]`` without positions, as :func:`embed` returns them.
-        config: the model.
-        sites: names among :data:`Site`.
-        layers: ascending layer indices; None is all of them.
-        positions: ``[b, p]`` indices into ``t``, one row per sequence; None is every position. NaN where out of range.
-
-    Returns:
-        ``[b, t, v]`` logits, and for each site ``[l, b, p, d]`` (``f`` for ``mlp.hook_pre`` and ``mlp.hook_post``,
-        ``t`` without ``positions``), ``l`` running over ``layers``.
-
-    Raises:
-        ValueError: unknown site, or layers that are not ascending indices of this model.
-    """
+    if mask is not None:
+        raise Unsupported("mask: a GPT attends to padding like any token, expected None and padding after the tokens")
     chosen = chosen_layers(layers, depth=config.layers, sites=sites, known=get_args(Site))
-    return _run(params, embeddings, config=config, sites=sites, layers=chosen, positions=positions)
+    x = embedded(params, inputs, max_tokens=config.max_tokens)
+    batch, tokens, width = x.shape
+    x = (x + _additive_positions(params, tokens, config=config)).reshape(batch * tokens, width)
+    x, seen = _layers(
+        x, params["blocks"], config=config, tokens=tokens, sites=sites, layers=chosen, positions=positions, edit=edit
+    )
+    x = nn.layer_norm(scored(x, tokens=tokens, at=at), **params["norm"])
+    logits = nn.project(x, params["unembed"], dtype=config.compute_dtype)
+    return Output(logits.reshape(batch, -1, logits.shape[-1]), seen)
 
 
-def _run(params, embeddings, *, config, sites=(), layers=(), positions=None):
-    batch, tokens, width = embeddings.shape
-    if tokens > config.max_tokens:
-        raise ValueError(f"tokens: got {tokens} per sequence, expected at most max_tokens {config.max_tokens}")
-    x = (embeddings + _additive_positions(params, tokens, config=config)).reshape(batch * tokens, width)
-    rope = nn.rope_table(tokens, width // config.heads) if config.positions == "rope" else None
+def _layers(x, blocks, *, config, tokens, sites, layers, positions, edit):
+    rope = nn.rope_table(tokens, config.width // config.heads) if config.positions == "rope" else None
+    places = None if edit is None else jnp.arange(tokens)[None]
 
-    def layer(x, weights, sites):
-        x, seen = _block(x, weights, config=config, tokens=tokens, rope=rope)
+    def layer(x, scanned, sites):
+        weights, index = scanned
+        own = of_layer(edit, layer=index, positions=places)
+        x, seen = _block(x, weights, config=config, tokens=tokens, rope=rope, edit=own)
         return x, {site: pick(seen[site], tokens=tokens, positions=positions) for site in sites}
 
     # Runs of consecutive layers that are all captured or all not, so that a scan never stacks what nobody reads.
     captured = []
     for wanted, run in itertools.groupby(range(config.layers), key=lambda index: index in layers):
         run = list(run)
-        weights = jax.tree.map(itemgetter(slice(run[0], run[-1] + 1)), params["blocks"])
+        weights = jax.tree.map(itemgetter(slice(run[0], run[-1] + 1)), blocks)
         body = partial(layer, sites=sites if wanted else ())
-        x, seen = jax.lax.scan(body, x, weights, unroll=min(config.unroll, len(run)))
+        indices = None if edit is None else jnp.asarray(run)
+        x, seen = jax.lax.scan(body, x, (weights, indices), unroll=min(config.unroll, len(run)))
         captured += [seen] if wanted else []
-    x = nn.layer_norm(x, **params["norm"])
-    logits = nn.project(x, params["unembed"], dtype=config.compute_dtype).reshape(batch, tokens, -1)
-    return logits, {site: jnp.concatenate([seen[site] for seen in captured]) for site in sites}
+    return x, {site: jnp.concatenate([seen[site] for seen in captured]) for site in sites}
 
 
-def _block(x, weights, *, config, tokens, rope):
+def _block(x, weights, *, config, tokens, rope, edit):
+    see, seen = watched(edit)
+    x = see("hook_resid_pre", x)
     normed = nn.layer_norm(x, **weights["norm_attn"])
-    attn_out = _attention(normed, weights["attn"], config=config, tokens=tokens, rope=rope)
-    mid = (normed if config.block == "paper" else x) + attn_out
+    attn_out = see("hook_attn_out", _attention(normed, weights["attn"], config=config, tokens=tokens, rope=rope))
+    mid = see("hook_resid_mid", (normed if config.block == "paper" else x) + attn_out)
     mlp = weights["mlp"]
-    mlp_in = mid if config.block == "paper" else nn.layer_norm(mid, **weights["norm_mlp"])
-    pre = nn.linear(mlp_in, mlp["up"], bias=mlp["up_bias"], dtype=config.compute_dtype)
-    post = nn.gelu(pre)
+    mlp_in = see("mlp.hook_in", mid if config.block == "paper" else nn.layer_norm(mid, **weights["norm_mlp"]))
+    pre = see("mlp.hook_pre", nn.linear(mlp_in, mlp["up"], bias=mlp["up_bias"], dtype=config.compute_dtype))
+    post = see("mlp.hook_post", nn.gelu(pre))
     mlp_out = nn.linear(post, mlp["down"], bias=mlp["down_bias"], dtype=config.compute_dtype)
-    out = mid + mlp_out
-    seen = (x, attn_out, mid, mlp_in, pre, post, mlp_out, out)
-    return out, dict(zip(get_args(Site), seen, strict=True))
+    return see("hook_resid_post", mid + see("hook_mlp_out", mlp_out)), seen
 
 
 def _attention(x, weights, *, config, tokens, rope):

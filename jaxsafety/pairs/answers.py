@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxsafety import loop, memory, progress, runlog, signals
 from jaxsafety.interop import hf
-from jaxsafety.models import generation
+from jaxsafety.models import generation, llama
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.pairs.batches import Batch
 
@@ -74,18 +74,17 @@ def write(
 def _writer(
     checkpoint: hf.Checkpoint, *, max_new: int, stop: tuple[int, ...], compute_dtype: ComputeDtype
 ) -> Callable[[Batch], np.ndarray]:
-    config = replace(checkpoint.config, compute_dtype=compute_dtype)
+    model = llama.model(replace(checkpoint.config, compute_dtype=compute_dtype))
     stored: hf.ParamsDtype = "bfloat16" if compute_dtype == "bfloat16" else "float32"
     check_room(checkpoint, stored)
     _, params = hf.load(checkpoint.directory, dtype=stored)
-    run = partial(generation.generate, config=config, max_new=max_new, stop=stop)
 
     @cache
     def program(shape: tuple[int, int]) -> Callable[..., Any]:
         tokens, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, bool))
 
         def answer(params, tokens, mask):
-            return run(params, tokens, mask=mask)
+            return generation.generate((params, model), tokens, mask=mask, count=max_new, stop=stop)
 
         what = f"writing {max_new} tokens after {shape[0]} prompts of {shape[1]}"
         with jax.default_matmul_precision("highest"):

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsafety import keys, losses
+from jaxsafety import keys, lanes, losses
 from jaxsafety.analysis import clusters, sensitivity, update_spaces
 from jaxsafety.attacks import prefill, soft_tokens
-from jaxsafety.models import gpt
 from jaxsafety.probes.features import Prompts, class_centroids, features, opening
 from jaxsafety.probes.quantities import Quantities, Quantity, averaged, model_of
 from jaxsafety.recipe import Recipe
-from jaxsafety.types import Key, Params
+from jaxsafety.types import Key, Output, Params
 from jaxsafety.world import Trial, World
 from jaxsafety.world.layout import last_prompt_index
 
@@ -28,12 +27,12 @@ def soft_token_quantities(
     make the text look longer, and a model that counts positions stops as many letters late, whatever it answers.
     ``nll_nats`` is that of the complied letters, per token.
     """
-    config, analyze = model_of(recipe, world), recipe.analyze
+    model, analyze = model_of(recipe, world), recipe.analyze
     unsafe = jax.tree.map(lambda leaf: leaf[1, : analyze.attack_prompts], prompts.trials)
-    embeddings = gpt.embed(params, unsafe.complied.tokens, config=config)
+    embeddings = model.embed(params, unsafe.complied.tokens)
     at = last_prompt_index(unsafe.prompt.length)
     found = soft_tokens.attack(
-        partial(gpt.forward_embeddings, params, config=config), embeddings,
+        partial(lanes.forward_of(model), params), embeddings,
         targets=unsafe.complied.targets, mask=unsafe.complied.mask, at=at, count=count,
         max_count=max(1, *analyze.soft_tokens), radius=jnp.mean(jnp.linalg.norm(embeddings, axis=-1)),
         steps=analyze.soft_steps[-1], record=analyze.soft_steps, key=keys.stream(key, "attack"),
@@ -47,20 +46,18 @@ def _judge_attacked(
     recipe: Recipe, world: World, params: Params, base: Params, unsafe: Trial, soft: Float[Array, "b n d"],
     *, centroids: clusters.Centroids, count: Int[Array, ""],
 ) -> Quantities:  # fmt: skip
-    config = model_of(recipe, world)
+    model = model_of(recipe, world)
     at = last_prompt_index(unsafe.prompt.length)
     moved = partial(soft_tokens.shifted, at=at, count=count, fill=0)
     marks = partial(soft_tokens.shifted_mask, at=at, count=count)
 
-    def run(tokens: Int[Array, "b t"]) -> tuple[Array, dict[str, Array]]:
-        inputs = soft_tokens.attacked(gpt.embed(params, tokens, config=config), soft, at=at, count=count)
-        return gpt.forward_embeddings_with_activations(
-            params, inputs, config=config, sites=("mlp.hook_in", "mlp.hook_post"), positions=(at + count)[:, None]
-        )
+    def run(tokens: Int[Array, "b t"]) -> Output:
+        inputs = soft_tokens.attacked(model.embed(params, tokens), soft, at=at, count=count)
+        return model.apply(params, inputs, sites=("mlp.hook_in", "mlp.hook_post"), positions=(at + count)[:, None])
 
     logits, seen = run(unsafe.complied.tokens)
     ok = losses.correct(logits, moved(unsafe.complied.targets))
-    ok_null = losses.correct(run(unsafe.refused.tokens)[0], moved(unsafe.refused.targets))
+    ok_null = losses.correct(run(unsafe.refused.tokens).logits, moved(unsafe.refused.targets))
     stop = world.special["stop"]
     letters, null_letters = (side.mask & (side.targets != stop) for side in (unsafe.complied, unsafe.refused))
     refused = losses.exact_match(ok_null, marks(null_letters))
@@ -72,10 +69,10 @@ def _judge_attacked(
     before = base["blocks"]["mlp"]["up"]
     delta = params["blocks"]["mlp"]["up"] - before
     acted = update_spaces.input_space(before, delta, inputs=seen["mlp.hook_in"][:, :, 0], rank=1)
-    inputs = soft_tokens.attacked(gpt.embed(params, unsafe.complied.tokens, config=config), soft, at=at, count=count)
+    inputs = soft_tokens.attacked(model.embed(params, unsafe.complied.tokens), soft, at=at, count=count)
     # Tokens pushed right by the insertion are prompt as well, and so are the soft ones.
     prompt = jnp.arange(ok.shape[1])[None, :] < (at + count)[:, None]
-    forward = partial(gpt.forward_embeddings, params, config=config)
+    forward = partial(lanes.forward_of(model), params)
     norms = sensitivity.gradient_norm(forward, inputs, position=at + count, prompt=prompt)
     # All prompts that fit, and those of them that the attack succeeded on.
     subsets = jnp.stack([fits, fits & complied])
@@ -102,7 +99,7 @@ def prefill_quantities(recipe: Recipe, world: World, params: Params, prompts: Pr
     ``first_refusal`` is the share of prompts by the judged token at which the model, fed the complied answer, first
     says the refusal's token; ``never_refuses`` is the rest.
     """
-    forward = partial(gpt.forward, params, config=model_of(recipe, world))
+    forward = partial(lanes.forward_of(model_of(recipe, world)), params)
     depths = jnp.asarray(recipe.analyze.prefill_depths, jnp.int32)
     places = world.spec.max_text + 1
 

@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import losses, train, tree
 from jaxsafety.analysis import clusters, update_spaces
-from jaxsafety.models import gpt
 from jaxsafety.probes.quantities import MATRICES, VECTORS, Quantities, Quantity, averaged, model_of
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import Leaf, Params
@@ -86,14 +85,14 @@ def opening(trials: Trial) -> Bool[Array, "*x"]:
 
 def features(recipe: Recipe, world: World, params: Params, trials: Trial) -> Features:
     """Reads a model's activations on the complied answers of ``[c, b]`` prompts, batch by batch."""
-    config = model_of(recipe, world)
+    model = model_of(recipe, world)
     count = min(recipe.analyze.response_positions, world.spec.max_text + 1)
 
     def batch(given: tuple[Int[Array, "b t"], Int[Array, " b"]]) -> tuple[Array, ...]:
         tokens, length = given
         offsets = jnp.arange(count)[None, :]
-        logits, seen = gpt.forward_with_activations(
-            params, tokens, config=config, sites=("mlp.hook_in", "mlp.hook_post"),
+        logits, seen = model.apply(
+            params, tokens, sites=("mlp.hook_in", "mlp.hook_post"),
             positions=last_prompt_index(length)[:, None] + offsets,
         )  # fmt: skip
         post = seen["mlp.hook_post"]
@@ -114,11 +113,11 @@ def features(recipe: Recipe, world: World, params: Params, trials: Trial) -> Fea
 
 def verdicts(recipe: Recipe, world: World, params: Params, trials: Trial, predicted: Int[Array, "c b t"]) -> Verdicts:
     """Judges ``[c, b]`` prompts, given the predictions on their complied answers."""
-    forward = partial(gpt.forward, params, config=model_of(recipe, world))
+    model = model_of(recipe, world)
 
     def condition(given: tuple[Trial, Array]) -> dict[str, Float[Array, " b"]]:
         trial, best = given
-        ok_null = losses.correct(forward(trial.refused.tokens), trial.refused.targets)
+        ok_null = losses.correct(model.apply(params, trial.refused.tokens).logits, trial.refused.targets)
         masks = (trial.complied.mask, trial.refused.mask)
         return train.verdicts(best == trial.complied.targets, ok_null, masks=masks, blocks=trial.blocks)
 

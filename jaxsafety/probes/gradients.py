@@ -1,6 +1,5 @@
 """Do the methods pull a model the same way? Cosines of their gradients at one model, on one batch."""
 
-from functools import partial
 from itertools import combinations
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxsafety import lanes, world
 from jaxsafety.analysis import alignment
-from jaxsafety.models import gpt
 from jaxsafety.probes.quantities import Quantities, Quantity, model_of
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import HParams, Params
@@ -27,7 +25,7 @@ def gradient_quantities(recipe: Recipe, world_: World, params: Params, base: Par
     """
     count = recipe.analyze.gradient_prompts
     batch = world.preferences(jax.tree.map(lambda leaf: leaf[:2, :count].reshape(-1, *leaf.shape[2:]), trials))
-    forward = partial(gpt.forward, config=model_of(recipe, world_))
+    forward = lanes.forward_of(model_of(recipe, world_))
     gradients = {}
     for name, method in recipe.tune.methods.items():
         point = HParams(

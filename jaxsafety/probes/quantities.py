@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsafety import keys
-from jaxsafety.models.gpt import GPTConfig
+from jaxsafety.models import gpt
 from jaxsafety.recipe import Recipe
-from jaxsafety.types import Key
+from jaxsafety.types import Key, Model
 from jaxsafety.world import World
 
 
@@ -47,9 +47,9 @@ class Coordinate(NamedTuple):
     names: tuple[Any, ...]
 
 
-def model_of(recipe: Recipe, world: World) -> GPTConfig:
-    """Returns the model's configuration with its layers as a loop, which compiles fastest: a probe runs a few times."""
-    return replace(recipe.model.build(world), unroll=1)
+def model_of(recipe: Recipe, world: World) -> Model:
+    """Returns the model with its layers as a loop, which compiles fastest: a probe runs a few times."""
+    return gpt.model(replace(recipe.model.build(world), unroll=1))
 
 
 def conditions(recipe: Recipe) -> tuple[str, ...]:

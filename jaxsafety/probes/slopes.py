@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety import lanes
 from jaxsafety.analysis import sensitivity
-from jaxsafety.models import gpt
 from jaxsafety.probes.quantities import Quantities, Quantity, averaged, model_of, purpose_key
 from jaxsafety.recipe import Recipe
 from jaxsafety.types import Key, Params
@@ -28,12 +28,12 @@ def _without_answer(world: World, trials: Trial) -> tuple[Int[Array, "b t"], Int
 
 def gradient_norms(recipe: Recipe, world: World, params: Params, trials: Trial) -> Float[Array, "c b"]:
     """Returns the gradient norm of the top logit at the first response position, for ``[c, b]`` prompts."""
-    config = model_of(recipe, world)
-    forward = partial(gpt.forward_embeddings, params, config=config)
+    model = model_of(recipe, world)
+    forward = partial(lanes.forward_of(model), params)
 
     def condition(trial: Trial) -> Float[Array, " b"]:
         tokens, at, prompt = _without_answer(world, trial)
-        embeddings = gpt.embed(params, tokens, config=config)
+        embeddings = model.embed(params, tokens)
         return sensitivity.gradient_norm(forward, embeddings, position=at, prompt=prompt)
 
     return jax.lax.map(condition, trials)
@@ -54,12 +54,12 @@ def sensitivity_quantities(
         key: the seed's root key.
     """
     norms = gradient_norms(recipe, world, params, trials)
-    config, count = model_of(recipe, world), recipe.analyze.jacobian_prompts
-    forward = partial(gpt.forward_embeddings, params, config=config)
+    model, count = model_of(recipe, world), recipe.analyze.jacobian_prompts
+    forward = partial(lanes.forward_of(model), params)
 
     def jacobian(trial: Trial) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         tokens, at, prompt = _without_answer(world, trial)
-        embeddings = gpt.embed(params, tokens, config=config)
+        embeddings = model.embed(params, tokens)
         found = sensitivity.jacobian_norm(
             forward, embeddings, position=at, prompt=prompt, key=purpose_key(key, "jacobian")
         )

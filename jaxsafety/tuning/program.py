@@ -76,7 +76,7 @@ def forward(model: LlamaConfig, config: TuningConfig, frozen: Params, *, batches
             params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), trained)
         else:
             params = lora.joined(frozen, trained, scale=config.scale)
-        return llama.forward(params, tokens, config=own)
+        return llama.apply(params, tokens, config=own).logits
 
     return run
 

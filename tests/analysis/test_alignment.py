@@ -170,7 +170,11 @@ def test_the_slope_is_what_the_loss_hands_to_the_margins():
 def test_at_the_reference_dpo_follows_unlearning_at_half_the_slope(key):
     """What the gradient cosine at the start says of these two methods, whatever the model."""
     config = gpt.GPTConfig(vocab_size=5, max_tokens=6, layers=1, heads=2, width=8)
-    params, forward = gpt.init(config, key=key), partial(gpt.forward, config=config)
+    params, model = gpt.init(config, key=key), gpt.model(config)
+
+    def forward(params, tokens):
+        return model.apply(params, tokens).logits
+
     tokens = jax.random.randint(key, (2, 4, 7), 0, 5)
     sides = [Batch(tokens=s[:, :-1], targets=s[:, 1:], mask=jnp.ones((4, 6), bool)) for s in tokens]
     options = {"hparams": HParams(1e-3, 1.0, 0.1, 0.5, jnp.inf), "reduction": "mean"}

@@ -291,7 +291,7 @@ def test_a_tuned_gpt_minus_a_part_of_its_update_still_runs(tiny_config, tiny_gpt
     delta = tree.difference(other, tiny_gpt)
     tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
     logits = [
-        gpt.forward(interventions.scaled(tiny_gpt, part, alpha=1.0), tokens, config=tiny_config)
+        gpt.apply(interventions.scaled(tiny_gpt, part, alpha=1.0), tokens, config=tiny_config).logits
         for part in (delta, *(SPLITS[name](tiny_gpt, delta, keep="all_but") for name in SPLITS))
     ]
     assert all(np.isfinite(leaf).all() for leaf in logits)

@@ -160,10 +160,11 @@ def decoder(tiny_gpt, tiny_config):
     """Matrices tripled, for at initialisation attention is nearly uniform; three prompts of different lengths."""
     params = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, tiny_gpt)
     tokens = jax.random.randint(keys.root(2), (3, 9), 0, tiny_config.vocab_size)
-    embeddings = gpt.embed(params, tokens, config=tiny_config)
+    embeddings = gpt.embed(params, tokens)
     position = jnp.asarray([3, 8, 5])
     prompt = jnp.arange(9)[None] < position[:, None]
-    return jax.jit(partial(gpt.forward_embeddings, params, config=tiny_config)), embeddings, position, prompt
+    forward = jax.jit(lambda inputs: gpt.apply(params, inputs, config=tiny_config).logits)
+    return forward, embeddings, position, prompt
 
 
 def whole_jacobians(forward, embeddings, position, prompt):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import decode, losses, world
+from jaxsafety import losses, world
 from jaxsafety.attacks import prefill
+from jaxsafety.models import generation
+from jaxsafety.models.adapter import adapted
 from jaxsafety.types import Batch
 
 CONDITIONS = ("safe", "unsafe", "jb_misgen")
@@ -143,10 +145,9 @@ def markov(params, tokens):
 def test_recovering_from_a_prefill_is_what_greedy_decoding_emits(chance, depth):
     complied, refused, table = chance
     mixed, after = prefill.prefilled(complied, refused, depth=depth), prefill.complied_after(complied, depth=depth)
-    start = jnp.full(ROWS, START + depth, jnp.int32)
+    model, prompt = adapted(markov, max_tokens=WINDOW + 1), jnp.tile(jnp.arange(WINDOW + 1) < START + depth, (ROWS, 1))
     sequence = jnp.concatenate([complied.tokens, complied.targets[:, -1:]], axis=1)
-    written = decode.greedy(markov, table, tokens=sequence, start=start, count=4 - depth)
-    emitted = np.asarray(written)[:, START + depth : START + 4]
+    emitted = np.asarray(generation.generate((table, model), sequence, mask=prompt, count=4 - depth))
     for batch, side in ((mixed, refused), (after, complied)):
         ok = losses.correct(markov(table, batch.tokens), batch.targets)
         verdict = losses.exact_match(ok, batch.mask)

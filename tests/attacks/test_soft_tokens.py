@@ -159,7 +159,7 @@ def params(tiny_gpt):
 
 @pytest.fixture(scope="module")
 def embeddings(tiny_config, params, trial):
-    return gpt.embed(params, trial.complied.tokens, config=tiny_config)
+    return gpt.embed(params, trial.complied.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +173,9 @@ def run(tiny_config, embeddings, trial, last, radius):
 
     def attack(params, count, key):
         return soft_tokens.attack(
-            partial(gpt.forward_embeddings, params, config=tiny_config), embeddings, targets=trial.complied.targets,
-            mask=trial.complied.mask, at=last, count=count, max_count=PLACES, radius=radius, steps=STEPS,
-            record=(STEPS, 0, 2), key=key,
+            lambda inputs: gpt.apply(params, inputs, config=tiny_config).logits, embeddings,
+            targets=trial.complied.targets, mask=trial.complied.mask, at=last, count=count, max_count=PLACES,
+            radius=radius, steps=STEPS, record=(STEPS, 0, 2), key=key,
         )  # fmt: skip
 
     return jax.jit(attack)
@@ -189,7 +189,7 @@ def found(run, params):
 @pytest.fixture(scope="module")
 def plain_loss(tiny_config, params, embeddings, trial, last):
     """Mean NLL per prompt of the attacked answer, laid out by lists: ``(soft, count) -> [b]``."""
-    forward = jax.jit(partial(gpt.forward_embeddings, params, config=tiny_config))
+    forward = jax.jit(lambda inputs: gpt.apply(params, inputs, config=tiny_config).logits)
 
     def nll(soft, count):
         window = trial.complied.tokens.shape[1]
@@ -235,14 +235,14 @@ def test_soft_tokens_beyond_the_count_never_reach_the_model(tiny_config, params,
     soft = found.soft[0]
     other = soft.at[:, 3:].set(1e3)
     both = [soft_tokens.attacked(embeddings, given, at=last, count=3) for given in (soft, other)]
-    logits = [gpt.forward_embeddings(params, given, config=tiny_config) for given in both]
+    logits = [gpt.apply(params, given, config=tiny_config).logits for given in both]
     np.testing.assert_array_equal(*logits)
 
 
 def test_an_attack_without_tokens_is_the_model_alone(run, tiny_config, params, trial):
     nothing = run(params, jnp.int32(0), jax.random.key(0))
     np.testing.assert_array_equal(nothing.soft, np.broadcast_to(nothing.soft[1], nothing.soft.shape))
-    logits = gpt.forward(params, trial.complied.tokens, config=tiny_config)
+    logits = gpt.apply(params, trial.complied.tokens, config=tiny_config).logits
     logprobs = losses.token_logprobs(logits, trial.complied.targets)
     nll = -losses.sequence_logprobs(logprobs, trial.complied.mask, reduction="mean").mean()
     np.testing.assert_allclose(nothing.loss, np.full(STEPS, nll), rtol=RTOL)

@@ -18,13 +18,14 @@ LAYERS = {
     0: {"", "types", "tree", "keys", "suggest", "intervals"},
     1: {
         "models",
-        *(f"models.{name}" for name in ("generation", "gpt", "layers", "llama", "llama_config", "lora", "widening")),
+        *(f"models.{name}" for name in ("adapter", "generation", "gpt", "inputs", "layers", "llama", "lora")),
     }
-    | {"models.rope", "models.sites", "losses"}
+    | {f"models.{name}" for name in ("llama_block", "llama_cache", "llama_config", "rope", "sites", "widening")}
+    | {"losses"}
     | {"linalg", *(f"linalg.{name}" for name in ("power", "subspace", "svd", "unbatched"))}
     | {"world", *(f"world.{name}" for name in ("batches", "conditions", "grammar", "layout", "operators"))}
     | {f"world.{name}" for name in ("pcfg_rules", "pcfg_tables", "spec", "text")},
-    2: {"objectives", "totals", "optim", "train", "decode", "recipe", "lanes"}
+    2: {"objectives", "totals", "optim", "train", "recipe", "lanes"}
     | {"analysis", *(f"analysis.{name}" for name in ("alignment", "clusters", "interventions", "sensitivity"))}
     | {f"analysis.{name}" for name in ("update_spaces", "evidence", "contrasts", "statements", "claims")}
     | {"attacks", "attacks.prefill", "attacks.soft_tokens"}

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsafety import decode, keys, losses, objectives, optim, train, tree, world
+from jaxsafety import keys, losses, objectives, optim, train, tree, world
 from jaxsafety.models import generation, gpt, llama
 from jaxsafety.types import Batch, HParams
 from jaxsafety.world import conditions, layout, operators
@@ -21,11 +21,15 @@ LANES = 3
 B, T, V, W = 4, 6, 5, 7
 
 CONFIG = gpt.GPTConfig(vocab_size=V, max_tokens=T, layers=1, heads=2, width=8)
-FORWARD = partial(gpt.forward, config=CONFIG)
+MODEL = gpt.model(CONFIG)
 LLAMA = llama.LlamaConfig(
     vocab_size=V, max_tokens=2 * T, layers=2, heads=4, kv_heads=2, width=8, mlp_width=6, head_width=4
 )
 REDUCE = {"reduction": "mean"}
+
+
+def forward(params, tokens):
+    return MODEL.apply(params, tokens).logits
 
 
 def logits(key):
@@ -89,7 +93,7 @@ def cases(built):
     table = jnp.asarray(built.bijections[0])
     hparams = HParams(*(jnp.float32(value) for value in (1e-3, 1.0, 0.1, 0.5, 2.0)))
     optimizer = optax.sgd(0.1)
-    step = train.make_step(objectives.next_token(FORWARD), optimizer)
+    step = train.make_step(objectives.next_token(forward), optimizer)
     pair = world.preferences
     return {
         "losses.token_logprobs": Case(losses.token_logprobs, (logits, tokens)),
@@ -112,37 +116,45 @@ def cases(built):
         "optim.unit_schedule": Case(
             optim.unit_schedule(optim.OptimConfig(), total_steps=9), (lambda k: jax.random.randint(k, (), 0, 9),)
         ),
-        "gpt.forward": Case(FORWARD, (params, tokens)),
-        "llama.forward": Case(lambda p, t, m: llama.forward(p, t, config=LLAMA, mask=m), (llama_params, tokens, mask)),
-        "llama.forward_with_activations": Case(
-            lambda p, t, m: llama.forward_with_activations(
-                p, t, config=LLAMA, sites=("mlp.hook_post",), layers=(1,), positions=jnp.ones((B, 1), int), mask=m
+        "gpt.apply": Case(MODEL.apply, (params, tokens)),
+        "llama.apply": Case(
+            lambda p, t, m: llama.apply(
+                p,
+                t,
+                config=LLAMA,
+                mask=m,
+                at=jnp.zeros((B, 2), int),
+                sites=("mlp.hook_post",),
+                layers=(1,),
+                positions=jnp.ones((B, 1), int),
+                edit=lambda site, layer, positions, h: h * (1 + layer),
             ),
             (llama_params, tokens, mask),
         ),
         "generation.generate": Case(
-            lambda p, t, m: generation.generate(p, t, config=LLAMA, max_new=3, mask=m, stop=(1,)),
+            lambda p, t, m: generation.generate((p, llama.model(LLAMA)), t, count=3, mask=m, stop=(1,)),
             (llama_params, tokens, mask),
         ),
         "train.make_step": Case(lambda p, b: step(train.init_state(p, optimizer), b)[1], (params, batch)),
         "train.answer_metrics": Case(
-            lambda p, c, r, a, b: train.answer_metrics(FORWARD, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)),
+            lambda p, c, r, a, b: train.answer_metrics(forward, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)),
             (params, batch, batch, mask, mask),
         ),
         "objectives.unlearn": Case(
-            lambda p, c, r: objectives.unlearn(FORWARD, hparams=hparams, **REDUCE)(
+            lambda p, c, r: objectives.unlearn(forward, hparams=hparams, **REDUCE)(
                 p, world.batches.PreferenceBatch(c, r)
             ),
             (params, batch, batch),
         ),
         "objectives.dpo": Case(
-            lambda p, q, c, r: objectives.dpo(FORWARD, reference=q, hparams=hparams, **REDUCE)(
+            lambda p, q, c, r: objectives.dpo(forward, reference=q, hparams=hparams, **REDUCE)(
                 p, world.batches.PreferenceBatch(c, r)
             ),
             (params, params, batch, batch),
         ),
-        "decode.greedy": Case(
-            lambda p, t: decode.greedy(FORWARD, p, tokens=t, start=jnp.asarray([1, 2, 3, 4]), count=2), (params, tokens)
+        "generation.windowed": Case(
+            lambda p, t, m: generation.generate((p, MODEL), t, count=3, mask=m.at[:, 0].set(True)),
+            (params, tokens, mask),
         ),
         "operators.apply": Case(
             lambda o, x: operators.apply(table, o, x), (lambda k: jax.random.randint(k, (2,), 0, 9), letters)

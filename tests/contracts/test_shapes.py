@@ -48,16 +48,15 @@ def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, name, pres
     config = gpt.preset(
         preset, vocab_size=paper_world.vocab_size, max_tokens=paper_world.max_tokens, block=block, positions="rope"
     )
-    _check_step(name, paper_world, init=partial(gpt.init, config), forward=partial(gpt.forward, config=config))
+    _check_step(name, paper_world, init=partial(gpt.init, config), model=gpt.model(config))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_of_an_8b_llama_keeps_the_state_and_gives_scalar_metrics(paper_world, name):
-    forward = partial(llama.forward, config=LLAMA_8B)
-    _check_step(name, paper_world, init=partial(llama.init, LLAMA_8B), forward=forward)
+    _check_step(name, paper_world, init=partial(llama.init, LLAMA_8B), model=llama.model(LLAMA_8B))
 
 
-def _check_step(name, built, *, init, forward):
+def _check_step(name, built, *, init, model):
     optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
 
     def start(key):
@@ -65,7 +64,7 @@ def _check_step(name, built, *, init, forward):
 
     def step(key):
         state = start(key)
-        loss = loss_of(name, forward, state.params)
+        loss = loss_of(name, lambda params, tokens: model.apply(params, tokens).logits, state.params)
         return train.make_step(loss, optimizer)(state, draw(name, built, key))
 
     before, (after, metrics) = jax.eval_shape(start, keys.root(0)), jax.eval_shape(step, keys.root(0))

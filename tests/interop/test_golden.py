@@ -28,9 +28,10 @@ def test_logits_and_continuations_are_those_of_transformers(name):
     config, params = hf.load(directory, dtype="float32")
     with np.load(directory / "expected.npz") as expected:
         tokens, logits, written = (expected[key] for key in ("tokens", "logits", "written"))
-    found = jax.jit(partial(llama.forward, config=config))(params, jnp.asarray(tokens))
+    found = jax.jit(partial(llama.apply, config=config))(params, jnp.asarray(tokens)).logits
     np.testing.assert_allclose(found, logits, rtol=0, atol=PARITY * np.abs(logits).max())
-    run = jax.jit(partial(generation.generate, config=config, max_new=written.shape[1]))
+    source, count = llama.model(config), written.shape[1]
+    run = jax.jit(lambda params, tokens: generation.generate((params, source), tokens, count=count))
     np.testing.assert_array_equal(run(params, jnp.asarray(tokens)), written)
 
 

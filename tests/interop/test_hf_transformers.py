@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxsafety.interop import hf
-from jaxsafety.models import generation, llama
+from jaxsafety.models import llama
+from jaxsafety.models.generation import generate
 from jaxsafety.models.llama import Rope
 from jaxsafety.tree import flatten
 from tests.interop import theirs
@@ -55,8 +56,8 @@ def test_logits_are_theirs(make, name, padding):
         expected = model(
             torch.tensor(tokens), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
         ).logits.numpy()
-    run = jax.jit(partial(llama.forward, config=config))
-    found = np.asarray(run(params, jnp.asarray(tokens), mask=jnp.asarray(mask, bool)))
+    run = jax.jit(partial(llama.apply, config=config))
+    found = np.asarray(run(params, jnp.asarray(tokens), mask=jnp.asarray(mask, bool)).logits)
     real = mask.astype(bool)
     np.testing.assert_allclose(found[real], expected[real], rtol=0, atol=PARITY * np.abs(expected[real]).max())
 
@@ -72,8 +73,8 @@ def test_greedy_continuations_are_theirs_token_for_token(make, name, padding):
         torch.tensor(tokens), attention_mask=torch.tensor(mask), max_new_tokens=16, do_sample=False, eos_token_id=None,
         pad_token_id=0,
     )[:, tokens.shape[1] :]  # fmt: skip
-    run = jax.jit(partial(generation.generate, config=config, max_new=16))
-    found = run(params, jnp.asarray(tokens), mask=jnp.asarray(mask, bool))
+    run = jax.jit(lambda params, *given: generate((params, llama.model(config)), given[0], mask=given[1], count=16))
+    found = run(params, jnp.asarray(tokens), jnp.asarray(mask, bool))
     np.testing.assert_array_equal(found, expected.numpy())
 
 

@@ -38,7 +38,7 @@ def test_logits_are_those_of_their_model():
     tokens, logits = tensors.pop("tokens").astype(np.int32), tensors.pop("logits")
     params, config = official.convert(tensors)
     assert (config.layers, config.heads, config.max_tokens) == (2, 3, 40)
-    found = jax.jit(partial(gpt.forward, config=config))(params, jnp.asarray(tokens))
+    found = jax.jit(partial(gpt.apply, config=config))(params, jnp.asarray(tokens)).logits
     np.testing.assert_allclose(found, logits, rtol=0, atol=PARITY)
     assert GOLDEN.stat().st_size < 3e5
 
@@ -122,8 +122,8 @@ def test_filling_the_vocabulary_changes_no_greedy_answer(tensors):
     params, config = convert(tensors)
     filled = official.fill_vocabulary(params, known=10, size=13, like=4)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 10, (4, 8)))
-    few = gpt.forward(params, tokens, config=config)[..., :10]
-    more = gpt.forward(filled, tokens, config=config)
+    few = gpt.apply(params, tokens, config=config).logits[..., :10]
+    more = gpt.apply(filled, tokens, config=config).logits
     np.testing.assert_array_equal(more[..., :10], few)
     np.testing.assert_array_equal(more[..., 10:], np.repeat(few[..., 4:5], 3, axis=-1))
     np.testing.assert_array_equal(more.argmax(-1), few.argmax(-1))
@@ -151,7 +151,8 @@ def test_logits_are_those_that_torch_computes_now(tmp_path):
     params, config = official.load(tmp_path / "their.pt")
     tokens = np.random.default_rng(2).integers(0, 19, (3, 12))
     theirs = reference.logits(tensors, tokens, heads=3)
-    np.testing.assert_allclose(gpt.forward(params, jnp.asarray(tokens), config=config), theirs, rtol=0, atol=PARITY)
+    ours = gpt.apply(params, jnp.asarray(tokens), config=config).logits
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=PARITY)
 
 
 class Runs:

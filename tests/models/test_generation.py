@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import tree
-from jaxsafety.models import generation, llama
+from jaxsafety.models import generation, llama, llama_cache
 from tests.models.llama_cases import MASK, VARIANTS, config_of, params_of, tokens_of
 
 SAME = 1e-5  # of the largest logit: the same sums in another order
@@ -17,11 +17,14 @@ NEW = 8
 
 # Cached and whole agree for every variant but dynamic scaling, where a longer sequence turns all its keys anew.
 CACHEABLE = [name for name in VARIANTS if name != "dynamic"]
-STATIC = ("config", "max_new", "stop", "pad", "cache_dtype")
-generate = jax.jit(generation.generate, static_argnames=STATIC)
-prefill = jax.jit(generation.prefill, static_argnames=("config", "room", "dtype"))
-extend = jax.jit(generation.extend, static_argnames="config")
-forward = jax.jit(llama.forward, static_argnames="config")
+begin = jax.jit(llama_cache.begin, static_argnames=("config", "room", "dtype"))
+extend = jax.jit(llama_cache.extend, static_argnames="config")
+forward = jax.jit(lambda *given, **asked: llama.apply(*given, **asked).logits, static_argnames="config")
+
+
+@partial(jax.jit, static_argnames=("config", "count", "stop", "pad"))
+def generate(params, tokens, *, config, **asked):
+    return generation.generate((params, llama.model(config)), tokens, **asked)
 
 
 def _varied(config):
@@ -45,7 +48,7 @@ def _plain(params, tokens, config, count, choose=lambda logits, i: int(np.argmax
 def test_greedy_is_the_whole_prompt_run_again_for_every_token(variant):
     config = config_of(variant)
     params, tokens = _varied(config), tokens_of()
-    got = generate(params, tokens, config=config, max_new=NEW, mask=jnp.asarray(MASK))
+    got = generate(params, tokens, config=config, count=NEW, mask=jnp.asarray(MASK))
     assert got.shape == (3, NEW)
     assert got.dtype == jnp.int32
     for b, real in enumerate(MASK):
@@ -61,17 +64,17 @@ def test_incremental_logits_are_the_whole_forwards(variant):
     for length in range(7, 10):
         whole = forward(params, tokens[:, : length + 1], config=config, mask=real[:, : length + 1])
         if length == 7:
-            logits, cache = prefill(params, tokens[:, :7], config=config, mask=mask, room=3, dtype="float32")
+            logits, cache = begin(params, tokens[:, :7], config=config, mask=mask, room=3, dtype="float32")
             prompt = forward(params, tokens[:, :7], config=config, mask=mask)
             last = [np.flatnonzero(row)[-1] for row in MASK]
             np.testing.assert_allclose(logits, prompt[np.arange(3), last], atol=SAME * np.abs(prompt).max())
-        logits, cache = extend(params, tokens[:, length], config=config, cache=cache, place=length)
+        logits, cache = extend(params, tokens[:, length], config=config, state=cache)
         np.testing.assert_allclose(logits, whole[:, -1], atol=SAME * np.abs(whole).max())
 
 
 def test_the_cache_holds_shared_heads_only():
     config = config_of("one key head", layers=3)
-    _, cache = prefill(params_of(config), tokens_of(), config=config, mask=jnp.asarray(MASK), room=5, dtype="bfloat16")
+    _, cache = begin(params_of(config), tokens_of(), config=config, mask=jnp.asarray(MASK), room=5, dtype="bfloat16")
     assert cache.keys.shape == cache.values.shape == (3, 3, 12, 1, 4)
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
     np.testing.assert_array_equal(cache.mask[:, :7], MASK)
@@ -84,8 +87,8 @@ def test_a_bfloat16_cache_is_close(variant):
     params, tokens = params_of(config), tokens_of()
     got = {}
     for dtype in ("float32", "bfloat16"):
-        _, cache = prefill(params, tokens, config=config, mask=mask, room=1, dtype=dtype)
-        got[dtype], _ = extend(params, tokens[:, 0], config=config, cache=cache, place=7)
+        _, cache = begin(params, tokens, config=config, mask=mask, room=1, dtype=dtype)
+        got[dtype], _ = extend(params, tokens[:, 0], config=config, state=cache)
     error = np.abs(got["bfloat16"] - got["float32"]).max()
     assert 0 < error <= BF16 * np.abs(got["float32"]).max()
 
@@ -93,18 +96,18 @@ def test_a_bfloat16_cache_is_close(variant):
 def test_a_row_is_the_row_of_its_prompt_alone():
     config = config_of("dynamic")
     params, tokens, mask = params_of(config), tokens_of(), jnp.asarray(MASK)
-    together = generate(params, tokens, config=config, max_new=NEW, mask=mask)
+    together = generate(params, tokens, config=config, count=NEW, mask=mask)
     for b in range(3):
-        alone = generate(params, tokens[b : b + 1], config=config, max_new=NEW, mask=mask[b : b + 1])
+        alone = generate(params, tokens[b : b + 1], config=config, count=NEW, mask=mask[b : b + 1])
         np.testing.assert_array_equal(alone[0], together[b])
 
 
 def test_rows_end_with_their_stop_token():
     config = config_of()
     params, tokens = params_of(config), tokens_of()
-    free = np.asarray(generate(params, tokens, config=config, max_new=NEW))
+    free = np.asarray(generate(params, tokens, config=config, count=NEW))
     stops = (int(free[0, 2]), int(free[1, 0]))
-    got = generate(params, tokens, config=config, max_new=NEW, stop=stops, pad=99)
+    got = generate(params, tokens, config=config, count=NEW, stop=stops, pad=99)
     lengths = []
     for row, unstopped in zip(got.tolist(), free.tolist(), strict=True):
         first = next((i for i, token in enumerate(unstopped) if token in stops), NEW - 1)
@@ -120,25 +123,25 @@ def test_the_loop_ends_when_every_row_has_stopped():
 
     def counted(*args, **options):
         jax.debug.callback(lambda: steps.append(1))
-        return generation_extend(*args, **options)
+        return decoder.extend(*args, **options)
 
-    generation_extend = generation.extend
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "extend", counted)
-        run = partial(generation.generate, params, tokens, config=config, max_new=NEW)
-        jax.block_until_ready(jax.jit(lambda: run(stop=tuple(range(11))))())
-        jax.effects_barrier()
-        assert not steps
-        jax.block_until_ready(jax.jit(run)())
-        jax.effects_barrier()
-        # The first token is the prompt's, and the last is not read.
-        assert len(steps) == NEW - 1
+    model = llama.model(config)
+    decoder = model.decoder
+    model = model._replace(decoder=decoder._replace(extend=counted))
+    run = partial(generation.generate, (params, model), tokens, count=NEW)
+    jax.block_until_ready(jax.jit(lambda: run(stop=tuple(range(11))))())
+    jax.effects_barrier()
+    assert not steps
+    jax.block_until_ready(jax.jit(run)())
+    jax.effects_barrier()
+    # The first token is the prompt's, and the last is not read.
+    assert len(steps) == NEW - 1
 
 
 def test_one_new_token_needs_no_room():
     config = config_of(max_tokens=7)
     params, tokens = params_of(config), tokens_of()
-    got = generate(params, tokens, config=config, max_new=1)
+    got = generate(params, tokens, config=config, count=1)
     np.testing.assert_array_equal(got[:, 0], np.argmax(forward(params, tokens, config=config)[:, -1], axis=-1))
 
 
@@ -149,16 +152,16 @@ def test_drawn_tokens_are_those_of_the_whole_forward_with_the_same_keys():
     def draw(logits, i):
         return int(jax.random.categorical(jax.random.fold_in(key, i), logits[None] / 2.0)[0])
 
-    got = generate(params, tokens, config=config, max_new=NEW, key=key, temperature=2.0)
+    got = generate(params, tokens, config=config, count=NEW, key=key, temperature=2.0)
     assert got[0].tolist() == _plain(params, tokens[0], config, NEW, choose=draw)
-    other = generate(params, tokens, config=config, max_new=NEW, key=jax.random.key(4), temperature=2.0)
+    other = generate(params, tokens, config=config, count=NEW, key=jax.random.key(4), temperature=2.0)
     assert got.tolist() != other.tolist()
 
 
 def test_drawn_tokens_have_the_softmax_frequencies():
     config, rows, temperature = config_of(), 4000, 3.0
     params, tokens = params_of(config), jnp.tile(tokens_of(1), (rows, 1))
-    drawn = generate(params, tokens, config=config, max_new=1, key=jax.random.key(0), temperature=temperature)
+    drawn = generate(params, tokens, config=config, count=1, key=jax.random.key(0), temperature=temperature)
     expected = jax.nn.softmax(forward(params, tokens[:1], config=config)[0, -1] / temperature)
     counts = np.bincount(np.asarray(drawn)[:, 0], minlength=11)
     # Five standard deviations of a binomial.
@@ -168,8 +171,8 @@ def test_drawn_tokens_have_the_softmax_frequencies():
 def test_a_low_temperature_is_greedy():
     config = config_of()
     params, tokens = params_of(config), tokens_of()
-    greedy = generate(params, tokens, config=config, max_new=NEW)
-    cold = generate(params, tokens, config=config, max_new=NEW, key=jax.random.key(0), temperature=1e-4)
+    greedy = generate(params, tokens, config=config, count=NEW)
+    cold = generate(params, tokens, config=config, count=NEW, key=jax.random.key(0), temperature=1e-4)
     np.testing.assert_array_equal(cold, greedy)
 
 
@@ -177,7 +180,11 @@ def test_a_low_temperature_is_greedy():
 def test_jit_is_eager_and_vmap_over_parameters_is_a_loop_over_seeds(stop):
     config, mask = config_of("dynamic"), jnp.asarray(MASK)
     seeds, key = [params_of(config, seed) for seed in range(3)], jax.random.key(0)
-    run = partial(generation.generate, config=config, max_new=NEW, mask=mask, stop=stop, key=key)
+
+    def run(params, tokens):
+        source = (params, llama.model(config))
+        return generation.generate(source, tokens, count=NEW, mask=mask, stop=stop, key=key)
+
     batched = jax.jit(jax.vmap(run, in_axes=(0, None)))(tree.stack(seeds), tokens_of())
     looped = [jax.jit(run)(params, tokens_of()) for params in seeds]
     np.testing.assert_array_equal(batched, np.stack(looped))
@@ -187,16 +194,16 @@ def test_jit_is_eager_and_vmap_over_parameters_is_a_loop_over_seeds(stop):
 def test_a_prompt_of_padding_alone_disturbs_nobody():
     config = config_of("window")
     params, tokens, mask = params_of(config), tokens_of(), jnp.asarray(MASK)
-    got = generate(params, tokens, config=config, max_new=NEW, mask=mask.at[0].set(False))
-    np.testing.assert_array_equal(got[1:], generate(params, tokens, config=config, max_new=NEW, mask=mask)[1:])
+    got = generate(params, tokens, config=config, count=NEW, mask=mask.at[0].set(False))
+    np.testing.assert_array_equal(got[1:], generate(params, tokens, config=config, count=NEW, mask=mask)[1:])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_cache_is_held_once_and_one_layer_is_widened(dtype):
     config = config_of(layers=8, width=64, mlp_width=256, head_width=16, max_tokens=4096)
     params = jax.eval_shape(partial(params_of, config, dtype=dtype))
-    run = jax.jit(partial(generation.generate, config=config, max_new=1000))
-    memory = run.lower(params, jax.ShapeDtypeStruct((1, 5), jnp.int32)).compile().memory_analysis()
+    tokens = jax.ShapeDtypeStruct((1, 5), jnp.int32)
+    memory = generate.lower(params, tokens, config=config, count=1000).compile().memory_analysis()
     cache = 2 * 4 * 8 * (5 + 999) * 2 * 16
     layer = sum(4 * leaf.size for leaf in jax.tree.leaves(params["blocks"])) / 8
     assert cache < memory.temp_size_in_bytes < cache + 3 * layer
@@ -204,13 +211,17 @@ def test_the_cache_is_held_once_and_one_layer_is_widened(dtype):
 
 def test_bad_requests_are_named(unchecked):
     config = config_of()
-    ask = partial(generation.generate, params_of(config), tokens_of(), config=config)
+    source = (params_of(config), llama.model(config))
     for options, message in [
-        ({"max_new": 0}, "max_new: got 0, expected at least 1"),
-        ({"max_new": 11}, "tokens: got 7 and 10 to come, expected at most max_tokens 16"),
-        ({"max_new": 2, "cache_dtype": "bf16"}, "unknown cache_dtype 'bf16'.*float32, bfloat16"),
-        ({"max_new": 2, "temperature": 0.7}, "temperature: got 0.7 without a key"),
-        ({"max_new": 2, "temperature": 0.0, "key": jax.random.key(0)}, "temperature: got 0.0, expected a number great"),
+        ({"count": 0}, "count: got 0, expected at least 1"),
+        ({"count": 11}, "tokens: got 7 and 10 to come, expected at most max_tokens 16"),
+        ({"count": 2, "temperature": 0.7}, "temperature: got 0.7 without a key"),
+        ({"count": 2, "temperature": 0.0, "key": jax.random.key(0)}, "temperature: got 0.0, expected a number great"),
     ]:
         with pytest.raises(ValueError, match=message):
-            ask(**options)
+            generation.generate(source, tokens_of(), **options)
+    with pytest.raises(ValueError, match=r"unknown cache_dtype 'bf16'.*float32, bfloat16"):
+        llama.model(config, cache_dtype="bf16")
+    for sources, count in (([source, source], 2), ([], 0)):
+        with pytest.raises(ValueError, match=f"sources: got {count} and no rule, expected one, or combine"):
+            generation.generate(sources, tokens_of(), count=1)

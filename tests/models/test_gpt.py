@@ -54,8 +54,8 @@ def _tokens(batch=2, tokens=6):
 
 
 init = jax.jit(gpt.init, static_argnums=0)
-forward = jax.jit(gpt.forward, static_argnames="config")
-capture = jax.jit(gpt.forward_with_activations, static_argnames=("config", "sites", "layers"))
+forward = jax.jit(lambda *given, **asked: gpt.apply(*given, **asked).logits, static_argnames="config")
+capture = jax.jit(gpt.apply, static_argnames=("config", "sites", "layers"))
 
 
 def _norm(row, weights):
@@ -182,12 +182,12 @@ def test_initial_scales():
     assert not np.array_equal(flat["blocks/attn/q"], flat["blocks/attn/k"])
 
 
-def test_forward_is_embed_then_forward_embeddings():
+def test_tokens_are_their_embeddings():
     config = _config()
     params, tokens = _params(config), _tokens()
-    embeddings = gpt.embed(params, tokens, config=config)
+    embeddings = gpt.embed(params, tokens)
     np.testing.assert_array_equal(embeddings[0, 0], params["embed"][tokens[0, 0]])
-    logits = jax.jit(partial(gpt.forward_embeddings, config=config))(params, embeddings)
+    logits = forward(params, embeddings, config=config)
     np.testing.assert_allclose(logits, forward(params, tokens, config=config), atol=SAME)
 
 
@@ -196,7 +196,7 @@ def test_every_variant_has_float32_logits_of_the_vocabulary(block, positions):
     config = _config(block, positions)
     params = jax.eval_shape(partial(gpt.init, config), key=jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((3, 5), jnp.int32)
-    logits = jax.eval_shape(partial(gpt.forward, config=config), params, tokens)
+    logits = jax.eval_shape(partial(gpt.apply, config=config), params, tokens).logits
     assert (logits.shape, logits.dtype) == ((3, 5, 11), jnp.float32)
 
 
@@ -204,7 +204,7 @@ def test_every_variant_has_float32_logits_of_the_vocabulary(block, positions):
 def test_jit_and_unroll_do_not_change_the_result(block, positions):
     config = _config(block, positions)
     params, tokens = _params(config), _tokens()
-    eager = gpt.forward(params, tokens, config=config)
+    eager = gpt.apply(params, tokens, config=config).logits
     for unroll in (1, 2):
         jitted = forward(params, tokens, config=dataclasses.replace(config, unroll=unroll))
         np.testing.assert_allclose(jitted, eager, atol=SAME)
@@ -215,7 +215,7 @@ def test_vmap_over_parameters_is_a_loop_over_seeds(block, positions):
     config = _config(block, positions)
     seeds = [_params(config, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *seeds)
-    batched = jax.jit(jax.vmap(partial(gpt.forward, config=config), in_axes=(0, None)))(stacked, _tokens())
+    batched = jax.jit(jax.vmap(partial(gpt.apply, config=config), in_axes=(0, None)))(stacked, _tokens()).logits
     looped = np.stack([forward(params, _tokens(), config=config) for params in seeds])
     np.testing.assert_allclose(batched, looped, atol=SAME)
 
@@ -224,14 +224,14 @@ def test_vmap_over_parameters_is_a_loop_over_seeds(block, positions):
 def test_gradients_match_finite_differences(block, positions):
     config = _config(block, positions)
     params, tokens = _params(config), _tokens()
-    scalar = jax.jit(lambda p: jnp.mean(jnp.tanh(gpt.forward(p, tokens, config=config))))
+    scalar = jax.jit(lambda p: jnp.mean(jnp.tanh(gpt.apply(p, tokens, config=config).logits)))
     check_grads(scalar, (params,), order=1, modes=["rev"], atol=GRAD, rtol=GRAD, eps=1e-3)
 
 
 def test_every_parameter_but_the_key_bias_gets_a_gradient():
     config = _config("pre_ln", "learned")
     params, tokens = _params(config), jnp.arange(8, dtype=jnp.int32)[None]
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(gpt.forward(p, tokens, config=config)))))(params)
+    gradients = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(gpt.apply(p, tokens, config=config).logits))))(params)
     for path, gradient in tree.flatten(gradients).items():
         # A key bias shifts all scores of a query alike, which softmax does not see.
         if path != "blocks/attn/k_bias":
@@ -240,7 +240,7 @@ def test_every_parameter_but_the_key_bias_gets_a_gradient():
 
 def _losses(config, tokens):
     """A float32 loss of the logits, as a function of the parameters."""
-    return lambda params: -jnp.mean(jax.nn.log_softmax(gpt.forward(params, tokens, config=config))[..., 0])
+    return lambda params: -jnp.mean(jax.nn.log_softmax(gpt.apply(params, tokens, config=config).logits)[..., 0])
 
 
 @pytest.mark.parametrize(("block", "positions"), VARIANTS)
@@ -320,7 +320,7 @@ def _stacked_shapes(**request):
     """Shapes that the scans over layers stack, in a model where no two sizes coincide."""
     config = _config(layers=5, width=8, mlp_width=12)
     params, tokens = _params(config), _tokens(batch=3, tokens=7)
-    function = partial(gpt.forward_with_activations, config=config, **request)
+    function = partial(gpt.apply, config=config, **request)
     scans = [e for e in jax.make_jaxpr(function)(params, tokens).jaxpr.eqns if e.primitive.name == "scan"]
     carry = (3 * 7, 8)  # the residual rows; jax 0.12 no longer counts the carries in the equation's parameters
     return [v.aval.shape for scan in scans for v in scan.outvars if v.aval.shape != carry]
@@ -334,11 +334,11 @@ def test_only_what_is_asked_for_is_stored():
     assert _stacked_shapes(sites=("hook_resid_pre",), layers=(3,), positions=positions) == [(1, 3, 2, 8)]
 
 
-def test_soft_tokens_get_a_gradient_through_forward_embeddings():
+def test_soft_tokens_get_a_gradient():
     config = _config()
     params = _params(config)
-    embeddings = gpt.embed(params, _tokens(), config=config)
-    third = jax.jit(jax.grad(lambda e: jnp.sum(gpt.forward_embeddings(params, e, config=config)[:, 2, 0])))
+    embeddings = gpt.embed(params, _tokens())
+    third = jax.jit(jax.grad(lambda e: jnp.sum(gpt.apply(params, e, config=config).logits[:, 2, 0])))
     gradient = third(embeddings)
     assert np.abs(gradient[:, :3]).max(axis=-1).min() > 1e-4
     np.testing.assert_array_equal(gradient[:, 3:], 0.0)
@@ -378,11 +378,11 @@ def test_presets(unchecked):
 def test_bad_requests_are_named():
     config = _config()
     params, tokens = _params(config), _tokens()
-    ask = partial(gpt.forward_with_activations, params, tokens, config=config)
+    ask = partial(gpt.apply, params, tokens, config=config)
     with pytest.raises(ValueError, match=r"unknown site 'mlp.hook_pree'.*did you mean 'mlp.hook_pre'"):
         ask(sites=("mlp.hook_pree",))
     for layers in ((2,), (-1,), (1, 0), (1, 1), ()):
         with pytest.raises(ValueError, match="expected ascending indices from 0 to 1"):
             ask(sites=("hook_resid_pre",), layers=layers)
     with pytest.raises(ValueError, match="got 9 per sequence, expected at most max_tokens 8"):
-        gpt.forward(params, _tokens(tokens=9), config=config)
+        gpt.apply(params, _tokens(tokens=9), config=config)

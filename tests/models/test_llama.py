@@ -20,8 +20,8 @@ SAME = 1e-5  # the same float32 program, fused or batched differently
 BF16 = 2**-4  # of the largest logit: 2^-9 for each rounding, through some fourteen products in sequence
 GRAD = 2e-2  # finite differences of a float32 model
 
-forward = jax.jit(llama.forward, static_argnames="config")
-capture = jax.jit(llama.forward_with_activations, static_argnames=("config", "sites", "layers"))
+forward = jax.jit(lambda *given, **asked: llama.apply(*given, **asked).logits, static_argnames="config")
+capture = jax.jit(llama.apply, static_argnames=("config", "sites", "layers"))
 
 
 def _close(got, expected, name=""):
@@ -75,7 +75,7 @@ def test_padding_in_the_middle_is_skipped():
 def test_a_sequence_of_padding_alone_has_finite_logits_and_gradients():
     config = config_of("dynamic", window=2)
     params, tokens, mask = params_of(config), tokens_of(), jnp.asarray(MASK).at[0].set(False)
-    loss = jax.jit(lambda p: jnp.mean(jnp.tanh(llama.forward(p, tokens, config=config, mask=mask))))
+    loss = jax.jit(lambda p: jnp.mean(jnp.tanh(llama.apply(p, tokens, config=config, mask=mask).logits)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(loss)(params)))
 
 
@@ -165,12 +165,12 @@ def test_initial_scales():
             assert float(jnp.std(leaf)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 6400)), path
 
 
-def test_forward_is_embed_then_forward_embeddings_with_the_mask():
+def test_tokens_are_their_embeddings_with_the_mask():
     config, mask = config_of(), jnp.asarray(MASK)
     params, tokens = params_of(config), tokens_of()
-    embeddings = llama.embed(params, tokens, config=config)
+    embeddings = llama.embed(params, tokens)
     np.testing.assert_array_equal(embeddings[0, 0], params["embed"][tokens[0, 0]])
-    logits = jax.jit(partial(llama.forward_embeddings, config=config))(params, embeddings, mask=mask)
+    logits = forward(params, embeddings, config=config, mask=mask)
     np.testing.assert_allclose(logits, forward(params, tokens, config=config, mask=mask), atol=SAME)
 
 
@@ -178,7 +178,7 @@ def test_forward_is_embed_then_forward_embeddings_with_the_mask():
 def test_jit_and_unroll_do_not_change_the_result(variant):
     config, mask = config_of(variant), jnp.asarray(MASK)
     params, tokens = params_of(config), tokens_of()
-    eager = llama.forward(params, tokens, config=config, mask=mask)
+    eager = llama.apply(params, tokens, config=config, mask=mask).logits
     for unroll in (1, 2, 5):
         jitted = forward(params, tokens, config=dataclasses.replace(config, unroll=unroll), mask=mask)
         np.testing.assert_allclose(jitted, eager, atol=SAME * np.abs(eager).max())
@@ -188,9 +188,9 @@ def test_jit_and_unroll_do_not_change_the_result(variant):
 def test_vmap_over_parameters_is_a_loop_over_seeds(variant):
     config, mask = config_of(variant), jnp.asarray(MASK)
     seeds = [params_of(config, seed) for seed in range(3)]
-    run = partial(llama.forward, config=config, mask=mask)
-    batched = jax.jit(jax.vmap(run, in_axes=(0, None)))(tree.stack(seeds), tokens_of())
-    looped = np.stack([jax.jit(run)(params, tokens_of()) for params in seeds])
+    run = partial(llama.apply, config=config, mask=mask)
+    batched = jax.jit(jax.vmap(run, in_axes=(0, None)))(tree.stack(seeds), tokens_of()).logits
+    looped = np.stack([jax.jit(run)(params, tokens_of()).logits for params in seeds])
     np.testing.assert_allclose(batched, looped, atol=SAME * np.abs(looped).max())
 
 
@@ -198,14 +198,14 @@ def test_vmap_over_parameters_is_a_loop_over_seeds(variant):
 def test_gradients_match_finite_differences(variant):
     config, mask = config_of(variant), jnp.asarray(MASK)
     params, tokens = params_of(config), tokens_of()
-    scalar = jax.jit(lambda p: jnp.mean(jnp.tanh(llama.forward(p, tokens, config=config, mask=mask))))
+    scalar = jax.jit(lambda p: jnp.mean(jnp.tanh(llama.apply(p, tokens, config=config, mask=mask).logits)))
     check_grads(scalar, (params,), order=1, modes=["fwd", "rev"], atol=GRAD, rtol=GRAD, eps=1e-3)
 
 
 def test_every_parameter_gets_a_gradient():
     config = config_of("every bias")
     params, tokens = params_of(config), tokens_of()
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(llama.forward(p, tokens, config=config)))))(params)
+    gradients = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(llama.apply(p, tokens, config=config).logits))))(params)
     for path, gradient in tree.flatten(gradients).items():
         assert np.abs(gradient).max() > 1e-4, path
 
@@ -216,7 +216,7 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32():
 
     def run(config):
         def loss(p):
-            logits = llama.forward(p, tokens, config=config, mask=jnp.asarray(MASK))
+            logits = llama.apply(p, tokens, config=config, mask=jnp.asarray(MASK)).logits
             return -jnp.mean(jax.nn.log_softmax(logits)[..., 0]), logits
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -241,7 +241,7 @@ def test_half_precision_weights_are_those_numbers_in_float32(variant, dtype):
     logits = forward(half, tokens, config=config)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, atol=SAME * np.abs(expected).max())
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(llama.forward(p, tokens, config=config))))(half)
+    gradients = jax.jit(jax.grad(lambda p: jnp.mean(llama.apply(p, tokens, config=config).logits)))(half)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(gradients))
 
 
@@ -251,7 +251,7 @@ def test_one_layer_is_widened_at_a_time():
     params = jax.eval_shape(partial(params_of, config, dtype=jnp.bfloat16))
     layer = sum(4 * math.prod(s[1:]) for path, s in shapes_of(config).items() if path.startswith("blocks/"))
     for sites, layers in (((), None), (("mlp.hook_in",), (1, 4, 6))):
-        run = partial(llama.forward_with_activations, config=config, sites=sites, layers=layers)
+        run = partial(llama.apply, config=config, sites=sites, layers=layers)
         compiled = jax.jit(run).lower(params, jax.ShapeDtypeStruct((1, 4), jnp.int32)).compile()
         assert layer < compiled.memory_analysis().temp_size_in_bytes < 2 * layer
 
@@ -285,7 +285,7 @@ def _held_shapes(**request):
     """Shapes that the scan over layers gives out beside the residual rows, in a model where no two sizes coincide."""
     config = config_of(layers=5)
     params, tokens = params_of(config), tokens_of()
-    function = partial(llama.forward_with_activations, config=config, **request)
+    function = partial(llama.apply, config=config, **request)
     (scan,) = [e for e in jax.make_jaxpr(function)(params, tokens).jaxpr.eqns if e.primitive.name == "scan"]
     return [v.aval.shape for v in scan.outvars if v.aval.shape != (3 * 7, 8)]
 
@@ -303,7 +303,7 @@ def test_captures_have_the_gradient_of_what_they_capture():
     params, tokens = params_of(config), tokens_of()
 
     def final(params, site):
-        return capture(params, tokens, config=config, sites=(site,), layers=(0,))[1][site].sum()
+        return capture(params, tokens, config=config, sites=(site,), layers=(0,)).activations[site].sum()
 
     flow = jax.jit(jax.grad(partial(final, site="mlp.hook_pre")))(params)["blocks"]["mlp"]
     assert np.abs(flow["gate"][0]).max() > 1e-3
@@ -311,11 +311,11 @@ def test_captures_have_the_gradient_of_what_they_capture():
     np.testing.assert_array_equal(flow["up"], 0.0)
 
 
-def test_soft_tokens_get_a_gradient_through_forward_embeddings():
+def test_soft_tokens_get_a_gradient():
     config = config_of()
     params = params_of(config)
-    embeddings = llama.embed(params, tokens_of(), config=config)
-    third = jax.jit(jax.grad(lambda e: jnp.sum(llama.forward_embeddings(params, e, config=config)[:, 2, 0])))
+    embeddings = llama.embed(params, tokens_of())
+    third = jax.jit(jax.grad(lambda e: jnp.sum(llama.apply(params, e, config=config).logits[:, 2, 0])))
     gradient = third(embeddings)
     assert np.abs(gradient[:, :3]).max(axis=-1).min() > 1e-4
     np.testing.assert_array_equal(gradient[:, 3:], 0.0)
@@ -346,11 +346,11 @@ def test_bad_configurations_are_named(unchecked, overrides, message):
 def test_bad_requests_are_named():
     config = config_of()
     params, tokens = params_of(config), tokens_of()
-    ask = partial(llama.forward_with_activations, params, tokens, config=config)
+    ask = partial(llama.apply, params, tokens, config=config)
     with pytest.raises(ValueError, match=r"unknown site 'mlp.hook_pre_linea'.*did you mean 'mlp.hook_pre_linear'"):
         ask(sites=("mlp.hook_pre_linea",))
     for layers in ((2,), (-1,), (1, 0), (1, 1), ()):
         with pytest.raises(ValueError, match="expected ascending indices from 0 to 1"):
             ask(sites=("hook_resid_pre",), layers=layers)
     with pytest.raises(ValueError, match="got 17 per sequence, expected at most max_tokens 16"):
-        llama.forward(params, tokens_of(tokens=17), config=config)
+        llama.apply(params, tokens_of(tokens=17), config=config)

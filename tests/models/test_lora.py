@@ -47,8 +47,8 @@ def test_a_fresh_adapter_changes_nothing(params, tokens):
     assert set(tree.flatten(fresh)) == {
         f"blocks/{name}_lora_{side}" for name in ("attn/q", "mlp/down") for side in "ab"
     }
-    run = partial(llama.forward, tokens=tokens, config=CONFIG)
-    np.testing.assert_array_equal(run(lora.joined(params, fresh, scale=2.0)), run(params))
+    run = partial(llama.apply, inputs=tokens, config=CONFIG)
+    np.testing.assert_array_equal(run(lora.joined(params, fresh, scale=2.0)).logits, run(params).logits)
 
 
 def test_a_target_has_the_same_factors_whatever_the_others_are(params):
@@ -58,17 +58,17 @@ def test_a_target_has_the_same_factors_whatever_the_others_are(params):
 
 def test_logits_and_answers_are_those_of_the_merged_model(params, adapter, merged, tokens):
     joined = lora.joined(params, adapter, scale=SCALE)
-    run = jax.jit(partial(llama.forward, config=CONFIG))
+    run = jax.jit(lambda params, tokens: llama.apply(params, tokens, config=CONFIG).logits)
     whole = run(merged, tokens)
     np.testing.assert_allclose(run(joined, tokens), whole, rtol=RTOL, atol=RTOL * float(jnp.abs(whole).max()))
     assert not np.allclose(run(params, tokens), whole, rtol=1e-2)
-    write = jax.jit(partial(generation.generate, config=CONFIG, max_new=5))
+    write = jax.jit(lambda params, tokens: generation.generate((params, llama.model(CONFIG)), tokens, count=5))
     np.testing.assert_array_equal(write(joined, tokens), write(merged, tokens))
 
 
 def test_no_dense_gradient_is_formed(params, adapter, tokens):
     def loss(adapter):
-        return jnp.sum(llama.forward(lora.joined(params, adapter, scale=SCALE), tokens, config=CONFIG) ** 2)
+        return jnp.sum(llama.apply(lora.joined(params, adapter, scale=SCALE), tokens, config=CONFIG).logits ** 2)
 
     shapes = {var.aval.shape for eqn in jax.make_jaxpr(jax.grad(loss))(adapter).eqns for var in eqn.outvars}
     assert (3, 16, 24) not in shapes and (3, 3, 24) in shapes
@@ -80,7 +80,7 @@ def test_recomputed_layers_have_the_same_gradient_in_less_memory(params):
     def gradient(recompute):
         config = LlamaConfig(50, 32, 8, 4, 2, 16, 24, 4, recompute=recompute)
         own = llama.init(config, key=keys.root(0))
-        loss = jax.jit(jax.grad(lambda params: jnp.mean(llama.forward(params, tokens, config=config) ** 2)))
+        loss = jax.jit(jax.grad(lambda params: jnp.mean(llama.apply(params, tokens, config=config).logits ** 2)))
         return loss(own), loss.lower(own).compile().memory_analysis().temp_size_in_bytes
 
     (plain, memory), (again, less) = gradient(False), gradient(True)

@@ -83,7 +83,7 @@ def test_a_mean_and_its_interval_are_those_of_the_prompts(measured, pair):
     mask = np.arange(128)[None] < lengths[:, None]
     tokens = np.zeros(mask.shape, np.int32)
     tokens[mask] = np.concatenate(encoded.ids)
-    run = jax.jit(partial(llama.forward_with_activations, config=pair.config, sites=("mlp.hook_in",), layers=(1,)))
+    run = jax.jit(partial(llama.apply, config=pair.config, sites=("mlp.hook_in",), layers=(1,)))
     _, seen = run(params, tokens, mask=mask, positions=lengths[:, None] - 1)
     last = np.asarray(seen["mlp.hook_in"][0, :, 0], float)
     taus = []

@@ -42,12 +42,12 @@ def write(checkpoint, batches, file, *, stop=(), max_new=NEW):
 def expected(checkpoint, prompts):
     """The likeliest next token of the whole text, one forward pass a token."""
     _, params = hf.load(checkpoint.directory, dtype="float32")
-    run, found = jax.jit(partial(llama.forward, config=checkpoint.config)), []
+    run, found = jax.jit(partial(llama.apply, config=checkpoint.config)), []
     for prompt in prompts:
         text = list(prompt)
         for _ in range(NEW):
             padded = np.array([text + [0] * (64 - len(text))], np.int32)
-            text.append(int(run(params, padded)[0, len(text) - 1].argmax()))
+            text.append(int(run(params, padded).logits[0, len(text) - 1].argmax()))
         found.append(text[len(prompt) :])
     return found
 

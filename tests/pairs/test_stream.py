@@ -45,8 +45,8 @@ def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
         tokens = np.zeros((5, 80), np.int32)
         for row, (prompt, answer) in enumerate(zip(*texts, strict=True)):
             tokens[row, : len(prompt + answer)] = prompt + answer
-        run = partial(llama.forward_with_activations, config=side.config, sites=features.SITES)
-        found = {site: np.asarray(values) for site, values in jax.jit(run)(params, tokens)[1].items()}
+        run = partial(llama.apply, config=side.config, sites=features.SITES)
+        found = {site: np.asarray(values) for site, values in jax.jit(run)(params, tokens).activations.items()}
         for row, (prompt, answer) in enumerate(zip(*texts, strict=True)):
             for site, values in found.items():
                 for layer in range(3):

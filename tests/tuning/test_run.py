@@ -24,6 +24,10 @@ LORA = TuningConfig("sft", steps=13, batch_size=4, accumulate=2, lora_rank=2, lr
 SHARDED = 1e-4
 
 
+def forward(params, tokens):
+    return llama.apply(params, tokens, config=CONFIG).logits
+
+
 # On one device, as the command line runs on a CPU.
 write = partial(run.write, places=Places(None))
 
@@ -75,9 +79,7 @@ def test_an_adapter_learns_and_the_model_is_the_base_with_it(tuned, opened, enco
     assert moved == {path for path, leaf in tree.flatten(before).items() if leaf.ndim == 3}
     delta = np.asarray(after["blocks"]["attn"]["q"] - before["blocks"]["attn"]["q"])
     assert (np.linalg.matrix_rank(delta, tol=1e-5) == 2).all()
-    value, _ = objectives.next_token(partial(llama.forward, config=CONFIG))(
-        after, jax.tree.map(jnp.asarray, encode().batch)
-    )
+    value, _ = objectives.next_token(forward)(after, jax.tree.map(jnp.asarray, encode().batch))
     assert float(value) < losses[0]
 
 
@@ -100,7 +102,7 @@ def test_steps_are_those_of_plain_adamw(opened, encode):
     state, frozen = program.start(params, config)
     data = jax.tree.map(jnp.asarray, encode().batch)
     state, metrics = jax.jit(program.chunk(CONFIG, config))(state, frozen, data, jnp.int32(1))
-    loss = objectives.next_token(partial(llama.forward, config=CONFIG))
+    loss = objectives.next_token(forward)
     (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, data)
     np.testing.assert_allclose(metrics["loss"], value, rtol=2e-5)
     # The first step of Adam moves every parameter by the rate, against its gradient's sign.
@@ -120,7 +122,7 @@ def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_pa
         jax.ShapeDtypeStruct(side.tokens.shape, jnp.float32) for side in (encoded.batch.chosen, encoded.batch.rejected)
     ]
     (chosen, _), _ = checkpoint.load(tmp_path / "references", like)
-    logits = jax.nn.log_softmax(llama.forward(params, jnp.asarray(encoded.batch.chosen.tokens), config=CONFIG))
+    logits = jax.nn.log_softmax(forward(params, jnp.asarray(encoded.batch.chosen.tokens)))
     expected = np.take_along_axis(np.asarray(logits), encoded.batch.chosen.targets[..., None], -1)[..., 0]
     mask = encoded.batch.chosen.mask
     np.testing.assert_allclose(np.asarray(chosen)[mask], expected[mask], rtol=1e-4, atol=1e-4)

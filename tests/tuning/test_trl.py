@@ -24,7 +24,10 @@ TOLERANCE = 1e-5
 def ours():
     """Loss and gradients by their names."""
     config = hf.read_config(trl_reference.MODEL)
-    forward = partial(llama.forward, config=config)
+
+    def forward(params, tokens):
+        return llama.apply(params, tokens, config=config).logits
+
     policy, reference = (ours_from(state, config) for state in trl_reference.weights(load_file(weights_file())))
     tokens, answer = trl_reference.batch()
     whole = [Batch(*map(jnp.asarray, (ids[:, :-1], ids[:, 1:], marks[:, 1:]))) for ids, marks in halves(tokens, answer)]

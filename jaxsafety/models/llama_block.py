@@ -1,0 +1,144 @@
+"""One layer of a Llama-family decoder, the loop over layers, and the unembedding behind them.
+
+Weights are those of ``llama.init``; whatever is computed is float32, a layer's weights are widened as it is run.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxsafety.models import layers as nn
+from jaxsafety.models import rope
+from jaxsafety.models.llama_config import LlamaConfig
+from jaxsafety.models.sites import RowEdit, watched
+from jaxsafety.models.widening import widened
+from jaxsafety.types import Params
+
+Site = Literal[
+    "hook_resid_pre",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_in",
+    "mlp.hook_pre",
+    "mlp.hook_pre_linear",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+]
+
+HIDDEN_SITES = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
+"""Those that are ``f`` wide."""
+
+# Rows [b, t, n, k], [b, t, g, k], [b, t, g, k], neither rotated, to [b, t, n, k] and whatever the caller keeps.
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+
+
+def scan_layers(
+    body: Callable[[Any, Params, Any], tuple[Any, Any]],
+    carry: Any,
+    scanned: Any,
+    *,
+    params: Params,
+    config: LlamaConfig,
+) -> tuple[Any, Any]:
+    """Returns ``jax.lax.scan`` over the layers, whose weights are widened to float32 one layer at a time.
+
+    Args:
+        body: ``(carry, one layer's weights, slice of scanned) -> (carry, what to stack)``.
+        carry: what goes from layer to layer.
+        scanned: arrays that lead with ``l``, or None.
+        params: from :func:`init`.
+        config: the model.
+    """
+
+    def layer(carry, scanned):
+        weights, index, more = scanned
+        return body(carry, widened(weights, stacked=params["blocks"], index=index), more)
+
+    # In a scan nothing can be shared between the two runs of a layer, so nothing has to prevent that.
+    layer = jax.checkpoint(layer, prevent_cse=False) if config.recompute else layer
+    xs = (params["blocks"], jnp.arange(config.layers), scanned)
+    return jax.lax.scan(layer, carry, xs, unroll=min(config.unroll, config.layers))
+
+
+def block(
+    x: Float[Array, "rows d"],
+    weights: Params,
+    *,
+    config: LlamaConfig,
+    tokens: int,
+    attend: Attend,
+    edit: RowEdit | None = None,
+) -> tuple[Float[Array, "rows d"], dict[str, Float[Array, "rows _"]], Any]:
+    """Returns one layer's output, its activations by site, and what ``attend`` keeps.
+
+    Args:
+        x: ``[b*t, d]`` residual stream.
+        weights: one layer of ``params["blocks"]`` in float32, as :func:`scan_layers` hands it out.
+        config: the model.
+        tokens: ``t``.
+        attend: mixes ``[b, t, n, k]`` queries with ``[b, t, g, k]`` keys and values, none of them rotated yet; returns
+            ``[b, t, n, k]`` and anything to keep.
+        edit: see :func:`jaxsafety.models.sites.of_layer`.
+    """
+    norm = partial(nn.rms_norm, eps=config.norm_eps)
+
+    def linear(x, part, name):
+        project = partial(nn.project, dtype=config.compute_dtype)
+        y = project(x, weights[part][name])
+        # An adapter's factors, see jaxsafety.models.lora: their product is never formed.
+        if (low := weights[part].get(f"{name}_lora_a")) is not None:
+            y = y + project(project(x, low), weights[part][f"{name}_lora_b"])
+        bias = weights[part].get(f"{name}_bias")
+        return y if bias is None else y + bias[None, :]
+
+    see, seen = watched(edit)
+    x = see("hook_resid_pre", x)
+    normed = norm(x, scale=weights["norm_attn"]["scale"])
+    heads = (linear(normed, "attn", name).reshape(-1, tokens, n, config.head_width)
+             for name, n in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)))  # fmt: skip
+    mixed, kept = attend(*heads)
+    attn_out = see("hook_attn_out", linear(mixed.reshape(len(x), -1), "attn", "o"))
+    mid = see("hook_resid_mid", x + attn_out)
+    mlp_in = see("mlp.hook_in", norm(mid, scale=weights["norm_mlp"]["scale"]))
+    gate = see("mlp.hook_pre", linear(mlp_in, "mlp", "gate"))
+    up = see("mlp.hook_pre_linear", linear(mlp_in, "mlp", "up"))
+    post = see("mlp.hook_post", jax.nn.silu(gate) * up)
+    mlp_out = see("hook_mlp_out", linear(post, "mlp", "down"))
+    return see("hook_resid_post", mid + mlp_out), seen, kept
+
+
+def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
+    """Returns the attention of whole sequences at once, for :func:`block`; it keeps the rotated keys.
+
+    Args:
+        mask: ``[b, t]``, True where a token is real; b may be 1 for all sequences alike.
+        config: the model.
+    """
+    positions = nn.real_positions(mask)
+    table = rope.table_at(config.rope, positions=positions, lengths=positions[:, -1] + 1, width=config.head_width)
+    visible = nn.visibility(mask, positions=positions, queries=jnp.arange(mask.shape[1]), window=config.window)
+
+    def attend(q, k, v):
+        q, k = nn.rotate(q, table), nn.rotate(k, table)
+        return nn.grouped_attention(q, keys=k, values=v, visible=visible, dtype=config.compute_dtype), k
+
+    return attend
+
+
+def unembed(params: Params, x: Float[Array, "rows d"], *, config: LlamaConfig) -> Float[Array, "rows v"]:
+    """Returns the logits of rows of the last residual stream: its norm, then the (tied) unembedding.
+
+    Args:
+        params: from :func:`init`.
+        x: ``[rows, d]``.
+        config: the model.
+    """
+    scale = params["norm"]["scale"].astype(jnp.float32)
+    x = nn.rms_norm(x, scale=scale, eps=config.norm_eps)
+    kernel, spec = (params["embed"], "ri,oi->ro") if config.tied else (params["unembed"], "ri,io->ro")
+    return nn.product(spec, x, kernel.astype(jnp.float32), dtype=config.compute_dtype)
