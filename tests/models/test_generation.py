@@ -138,6 +138,46 @@ def test_the_loop_ends_when_every_row_has_stopped():
     assert len(steps) == NEW - 1
 
 
+def _loop(sources, rule, tokens, edit=None):
+    """The continuation of prompts without padding, one whole pass of every source a token."""
+    run = jax.jit(lambda text, at: rule([m.apply(p, text, at=at, edit=edit).logits[:, 0] for p, m in sources]))
+    text = np.pad(np.asarray(tokens), ((0, 0), (0, NEW)))
+    for place in range(tokens.shape[1], text.shape[1]):
+        text[:, place] = run(jnp.asarray(text), jnp.full((len(text), 1), place - 1)).argmax(-1)
+    return text[:, tokens.shape[1] :]
+
+
+def test_several_sources_are_combined_at_every_step():
+    model, tokens, mask = llama.model(config_of()), tokens_of(), jnp.asarray(MASK)
+    first, second = (params_of(config_of(), seed, scale=1.5) for seed in (0, 1))
+    # The same model without a cache.
+    windowed = model._replace(decoder=generation.windowed(model.apply, max_tokens=16))
+
+    def amplified(logits):
+        return 2 * logits[0] - logits[1]
+
+    sources = [(first, model), (second, windowed)]
+    got = jax.jit(lambda tokens: generation.generate(sources, tokens, count=NEW, combine=amplified))(tokens)
+    np.testing.assert_array_equal(got, _loop(sources, amplified, tokens))
+    alone = generate(first, tokens, config=config_of(), count=NEW, mask=mask)
+    assert (got != alone).any()
+    twice = [(first, model), (first, windowed)]
+    run = jax.jit(lambda tokens: generation.generate(twice, tokens, count=NEW, mask=mask, combine=amplified))
+    np.testing.assert_array_equal(run(tokens), alone)
+
+
+def test_an_edit_reaches_every_step_with_the_positions_of_the_whole_text():
+    config = config_of("window")
+    source, tokens = (_varied(config), llama.model(config)), tokens_of()
+
+    def edit(site, layer, positions, h):
+        return h * jnp.cos(positions + layer)[..., None] if site == "hook_resid_mid" else h
+
+    got = jax.jit(lambda tokens: generation.generate(source, tokens, count=NEW, edit=edit))(tokens)
+    np.testing.assert_array_equal(got, _loop([source], lambda logits: logits[0], tokens, edit))
+    assert (got != generate(source[0], tokens, config=config, count=NEW)).any()
+
+
 def test_one_new_token_needs_no_room():
     config = config_of(max_tokens=7)
     params, tokens = params_of(config), tokens_of()
