@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxsafety.models.generation import windowed
-from jaxsafety.types import Model, Output, Params, Unsupported
-
-_LACKS = "expected one that has; activations and masks need jaxsafety.types.Model written out"
+from jaxsafety.types import Model, Output, Unsupported
 
 
 def adapted(
@@ -43,7 +41,7 @@ def adapted(
     return Model(partial(_embed, embed), run, windowed(run, max_tokens=max_tokens))
 
 
-def _embed(embed: Callable[[Any, Any], Array] | None, params: Params, tokens: Int[Array, "b t"]) -> Array:
+def _embed(embed: Callable[[Any, Any], Array] | None, params: Any, tokens: Int[Array, "b t"]) -> Array:
     if embed is None:
         raise Unsupported("embed: this model has none, expected of_embeddings and embed where it was adapted")
     return embed(params, tokens).astype(jnp.float32)
@@ -52,7 +50,7 @@ def _embed(embed: Callable[[Any, Any], Array] | None, params: Params, tokens: In
 def _apply(
     functions: dict[int, Callable[[Any, Any], Array] | None],
     max_tokens: int,
-    params: Params,
+    params: Any,
     inputs: Int[Array, "b t"] | Float[Array, "b t d"],
     *,
     mask: Any = None,
@@ -64,7 +62,7 @@ def _apply(
 ) -> Output:
     asked = {"mask": mask, "sites": sites or None, "edit": edit}
     for name in (name for name, value in asked.items() if value is not None):
-        raise Unsupported(f"{name}: this model was adapted from its logits alone, {_LACKS}")
+        raise Unsupported(f"{name}: this model was adapted from its logits alone, expected none; write out its Model")
     if inputs.shape[1] > max_tokens:
         raise ValueError(f"tokens: got {inputs.shape[1]} per sequence, expected at most max_tokens {max_tokens}")
     run = functions[inputs.ndim]

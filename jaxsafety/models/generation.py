@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import keys
-from jaxsafety.types import Decoder, Hook, Key, Leaf, Model, Output, Params
+from jaxsafety.types import Decoder, Hook, Key, Leaf, Model, Output
 
-Source = tuple[Params, Model]
+# Parameters of any structure, and whose they are.
+Source = tuple[Any, Model]
 # The next-token logits [b, v] of every source to those that the token is taken by.
 Combine = Callable[[list[Array]], Array]
 
@@ -39,8 +40,7 @@ def generate(
         mask: ``[b, t]``, True where a prompt's token is real; padding may stand anywhere. None is no padding.
         combine: the decoding rule, from the logits ``[b, v]`` of every source to those that the token is taken by;
             None takes those of the only source.
-        edit: see :class:`jaxsafety.types.Model`; every source has it at every step. For one source alone, bind it in
-            that model.
+        edit: see :class:`jaxsafety.types.Model`; every source has it, at every step.
         key: typed PRNG key to draw with; None is greedy.
         temperature: what logits are divided by before a draw, > 0; None is 1.
         stop: tokens that end a row.
@@ -108,11 +108,11 @@ def windowed(apply: Callable[..., Output], *, max_tokens: int) -> Decoder:
         max_tokens: the longest ``t`` that it takes.
     """
 
-    def read(params: Params, window: Window, edit: Hook | None) -> tuple[Array, Window]:
+    def read(params: Any, window: Window, edit: Hook | None) -> tuple[Array, Window]:
         return apply(params, window.tokens, at=window.last[:, None], edit=edit).logits[:, 0], window
 
     def begin(
-        params: Params, tokens: Int[Array, "b t"], *, mask: Bool[Array, "b t"], room: int, edit: Hook | None = None
+        params: Any, tokens: Int[Array, "b t"], *, mask: Bool[Array, "b t"], room: int, edit: Hook | None = None
     ) -> tuple[Array, Window]:
         tokens = jnp.take_along_axis(tokens, jnp.argsort(~mask, axis=1, stable=True), axis=1)
         more = max(0, min(room, max_tokens - tokens.shape[1]))
@@ -120,7 +120,7 @@ def windowed(apply: Callable[..., Output], *, max_tokens: int) -> Decoder:
         return read(params, Window(jnp.pad(tokens, ((0, 0), (0, more))), last), edit)
 
     def extend(
-        params: Params, token: Int[Array, " b"], *, state: Window, edit: Hook | None = None
+        params: Any, token: Int[Array, " b"], *, state: Window, edit: Hook | None = None
     ) -> tuple[Array, Window]:
         last = state.last + 1
         written = state.tokens.at[jnp.arange(len(last)), last].set(token.astype(state.tokens.dtype), mode="drop")

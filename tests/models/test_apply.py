@@ -65,7 +65,8 @@ def by_hand(kind, added):
 
 def test_steering_one_layer_is_the_rest_of_the_model_run_on_what_was_edited(kind):
     module, config, params, whole = kind
-    run = jax.jit(lambda added: module.apply(params, TOKENS, config=config, sites=(SITE,), edit=partial(steer, added)))
+    asked = {"config": config, "sites": (SITE,), "layers": (0,)}
+    run = jax.jit(lambda added: module.apply(params, TOKENS, **asked, edit=partial(steer, added)))
     logits, seen = run(STEER)
     close(logits, by_hand(kind, STEER))
     close(seen[SITE][0], whole.activations[SITE][0] + STEER[None, None])
