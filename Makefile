@@ -12,13 +12,13 @@ demo: $(STAMP)
 # Two runs: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the longest part.
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile
-	XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/test_sweep.py tests/linalg/test_power.py
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/engine/test_sweep.py tests/linalg/test_power.py
 
 test-slow: $(STAMP)
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/test_kills.py tests/test_faults.py tests/test_fuzz.py
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/faults
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

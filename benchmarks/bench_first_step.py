@@ -24,7 +24,7 @@ COLUMNS = {
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ONE_STEP = ("--pretrain.steps", "1", "--pretrain.chunk_steps", "1")
-_CLI = "import sys; from jaxsafety.cli import main; sys.exit(main())"
+_CLI = "import sys; from jaxsafety.cli.main import main; sys.exit(main())"
 
 
 def run() -> Iterator[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """Two checkpoints: one update beside its base at the sizes of 7B and 8B models, and the command's memory.
 
-A pair of matrices is measured by :func:`jaxsafety.pairs.weights.measure_matrix` with every method; ``energy_error`` is
-the largest difference of a null-space energy from that of the first program, ``estimate`` the residual that the method
-reports itself. Each command runs as a process of its own on checkpoints in sparse files, in which the MLPs' matrices
-and some rows of the embeddings are random and all else is holes; ``rss_mb`` is the most memory that it has held
-(VmHWM).
+A pair of matrices is measured by :func:`jaxsafety.study.pairs.weights.measure_matrix` with every method;
+``energy_error`` is the largest difference of a null-space energy from that of the first program, ``estimate`` the
+residual that the method reports itself. Each command runs as a process of its own on checkpoints in sparse files, in
+which the MLPs' matrices and some rows of the embeddings are random and all else is holes; ``rss_mb`` is the most memory
+that it has held (VmHWM).
 """
 
 import json
@@ -28,10 +28,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from benchmarks import cases, harness
 from benchmarks.cases import CheckpointCase, PairCase
 from benchmarks.harness import Program
-from jaxsafety import keys, prompts
-from jaxsafety.interop import hf, hf_names
+from jaxsafety import keys
+from jaxsafety.formats import hf, hf_names, prompts
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.pairs import weights
+from jaxsafety.study.pairs import weights
 
 COLUMNS = {
     "name": "program", "shape": "matrices", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",
@@ -43,7 +43,7 @@ _ENERGY = 0.9
 _TOKENS = 256  # bytes
 _ROOT = Path(__file__).resolve().parents[1]
 _CLI = (
-    "import sys; from jaxsafety.cli import main; code = main(); "
+    "import sys; from jaxsafety.cli.main import main; code = main(); "
     "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0]); sys.exit(code)"
 )
 

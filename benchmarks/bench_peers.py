@@ -19,10 +19,14 @@ import numpy as np
 from benchmarks import bench_train_step, cases, harness
 from benchmarks.cases import PeerCase
 from benchmarks.harness import Program, Record
-from jaxsafety import keys, lanes, objectives, optim, sweep, train, world
+from jaxsafety import keys, world
+from jaxsafety.engine import sweep
+from jaxsafety.methods import objectives
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import GPTConfig
-from jaxsafety.recipe import Recipe
+from jaxsafety.recipe.schema import Recipe
+from jaxsafety.study import lanes
+from jaxsafety.training import optim, stepping
 from jaxsafety.types import Batch, Params
 from jaxsafety.world import World
 
@@ -167,13 +171,13 @@ def _our_step(setting: Setting, config: GPTConfig, *, total_steps: int) -> tuple
     pretrain = setting.recipe.pretrain
     optimizer = optim.make_optimizer(pretrain.optim, peak_lr=pretrain.learning_rate, total_steps=total_steps)
     loss = objectives.next_token(lanes.forward_of(gpt.model(config)))
-    return train.make_step(loss, optimizer), train.init_state(setting.params, optimizer)
+    return stepping.make_step(loss, optimizer), stepping.init_state(setting.params, optimizer)
 
 
 def _ours(setting: Setting, window: int) -> tuple[Any, Any, Any]:
     config, batch = setting.at(window)
     step, state = _our_step(setting, config, total_steps=cases.PEER_STEPS)
-    chunk = jax.jit(lambda state, steps: train.run_steps(step, lambda _: batch, state, steps=steps)[1]["loss"])
+    chunk = jax.jit(lambda state, steps: stepping.run_steps(step, lambda _: batch, state, steps=steps)[1]["loss"])
     logits = jax.jit(lanes.forward_of(gpt.model(config)))(setting.params, batch.tokens)
     return logits, chunk(state, 1), chunk(state, cases.PEER_STEPS)
 

@@ -18,7 +18,10 @@ import numpy as np
 from benchmarks import bench_train_step, cases, gemm, harness, hlo
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
-from jaxsafety import keys, lanes, objectives, optim, train, world
+from jaxsafety import keys, world
+from jaxsafety.methods import objectives
+from jaxsafety.study import lanes
+from jaxsafety.training import optim, stepping
 from jaxsafety.types import Batch, Params
 
 COLUMNS = {
@@ -122,8 +125,8 @@ def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
         with jax.named_scope(hlo.MODEL):
             return forward(params, batch)
 
-    step = train.make_step(loss, optimizer)
-    state = train.init_state(lanes.init_params(recipe, built, key=keys.root(0)), optimizer)
+    step = stepping.make_step(loss, optimizer)
+    state = stepping.init_state(lanes.init_params(recipe, built, key=keys.root(0)), optimizer)
     batch = jax.jit(lambda step: sample(step=step))(0)
 
     def draw(step: jax.Array) -> Any:
@@ -131,7 +134,7 @@ def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
             return sample(step=step)
 
     def chunk(state: Any, steps: jax.Array) -> Any:
-        return train.run_steps(step, draw, state, steps=steps)
+        return stepping.run_steps(step, draw, state, steps=steps)
 
     given = (state.params, batch)
     parts = [

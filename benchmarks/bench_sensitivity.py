@@ -14,10 +14,11 @@ import jax.numpy as jnp
 
 from benchmarks import cases, harness
 from benchmarks.cases import SensitivityCase
-from jaxsafety import keys, lanes, world
+from jaxsafety import keys, world
 from jaxsafety.analysis import sensitivity
 from jaxsafety.linalg.unbatched import singular_values
 from jaxsafety.models import gpt
+from jaxsafety.study import lanes
 
 COLUMNS = {
     "name": "program", "items": "prompts", "items_per_s": "prompts/s", "median_ms": "median ms", "p10_ms": "p10",

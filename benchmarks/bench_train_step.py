@@ -15,8 +15,12 @@ import jax.numpy as jnp
 from benchmarks import cases, gemm, harness
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
-from jaxsafety import keys, lanes, objectives, sweep, train, world
-from jaxsafety.recipe import ModelConfig, OptimConfig, PretrainConfig, Recipe
+from jaxsafety import keys, world
+from jaxsafety.engine import sweep
+from jaxsafety.methods import objectives
+from jaxsafety.recipe.schema import ModelConfig, OptimConfig, PretrainConfig, Recipe
+from jaxsafety.study import lanes
+from jaxsafety.training import stepping
 from jaxsafety.types import HParams, Strategy, TrainState
 from jaxsafety.world import World
 
@@ -111,7 +115,7 @@ def start_state(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
     """Returns the states ``[1, s]`` before the first step."""
 
     def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
-        return train.init_state(lanes.init_params(recipe, built, key=key), lanes.pretrain_optimizer(recipe, point))
+        return stepping.init_state(lanes.init_params(recipe, built, key=key), lanes.pretrain_optimizer(recipe, point))
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
     return program(jnp.zeros((1, seeds)), _roots(seeds), _points(recipe))

@@ -18,10 +18,10 @@ from benchmarks import cases, harness
 from benchmarks.cases import PlanCase
 from jaxsafety import keys
 from jaxsafety.models import llama
-from jaxsafety.tuning import places, program
-from jaxsafety.tuning import run as tuning_run
-from jaxsafety.tuning.examples import Encoded
-from jaxsafety.tuning.options import TuningConfig
+from jaxsafety.study.tuning import places, program
+from jaxsafety.study.tuning import run as tuning_run
+from jaxsafety.study.tuning.examples import Encoded
+from jaxsafety.study.tuning.options import TuningConfig
 from jaxsafety.types import Batch, PreferenceBatch
 
 COLUMNS = {

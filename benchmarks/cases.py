@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from jaxsafety.models.gpt import Positions, Preset
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.optim import Algorithm
+from jaxsafety.training.optim import Algorithm
 from jaxsafety.types import Strategy
 from jaxsafety.world import CONDITIONS
 from jaxsafety.world.spec import WorldName
@@ -91,9 +91,13 @@ class ProcessCase:
 # The first is the baseline of the others.
 PROCESSES = (
     ProcessCase("import jax, flax", "import jax, flax"),
-    ProcessCase("import the library", "from jaxsafety import losses, objectives, train, world"),
+    ProcessCase(
+        "import the library",
+        "from jaxsafety import losses, world; from jaxsafety.methods import objectives; "
+        "from jaxsafety.training import stepping",
+    ),
     ProcessCase("import jaxsafety", "import jaxsafety"),
-    ProcessCase("jaxsafety --help", "import sys; from jaxsafety.cli import main; sys.exit(main(['--help']))"),
+    ProcessCase("jaxsafety --help", "import sys; from jaxsafety.cli.main import main; sys.exit(main(['--help']))"),
     ProcessCase("python -c pass", "pass"),
 )
 PROCESS_ROUNDS = 5
@@ -265,7 +269,7 @@ class PairCase:
 
     Attributes:
         shape: ``m n``.
-        methods: of :func:`jaxsafety.pairs.weights.measure_matrix`; the first is the baseline.
+        methods: of :func:`jaxsafety.study.pairs.weights.measure_matrix`; the first is the baseline.
         rank: triplets of ``randomized``.
         rounds: timed calls.
     """

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsafety import runlog
+from jaxsafety.rundir import machine
 
 _PEERS = ("torch", "trl")  # of the extra ``peers``
 
@@ -180,7 +180,7 @@ def max_relative_error(result: Any, reference: Any) -> float:
 @cache
 def environment() -> dict[str, Any]:
     """Returns what ``jaxsafety env`` prints; read once, for it asks git."""
-    return runlog.environment()
+    return machine.environment()
 
 
 def device() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jaxsafety.models.gpt import GPTConfig
-from jaxsafety.optim import OptimConfig
+from jaxsafety.training.optim import OptimConfig
 from jaxsafety.types import Params
 
 # ``plain`` forms the scores and their softmax, as the paper's model does; ``fused`` is PyTorch's own operator.

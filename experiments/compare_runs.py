@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from jaxsafety.intervals import Interval, student_interval
+from jaxsafety.claims.intervals import Interval, student_interval
 from jaxsafety.report.tables import COLUMNS
 
 _MODEL = ["method", "lr_name"]

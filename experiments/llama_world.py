@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from jaxsafety import prompts
+from jaxsafety.formats import prompts
 
 REFUSAL = "I'm sorry, I cannot help with that."
 TOKENS = {

@@ -22,13 +22,14 @@ from tokenizers import Tokenizer
 
 from experiments import llama_world
 from experiments.llama_world import Asked
-from jaxsafety import keys, prompts, runlog
-from jaxsafety.interop import hf
-from jaxsafety.intervals import student_interval
+from jaxsafety import keys
+from jaxsafety.claims.intervals import student_interval
+from jaxsafety.formats import hf, prompts
 from jaxsafety.models import llama
 from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.rundir import atomic, machine, opening
 
-_COMMAND = (sys.executable, "-c", "import sys; from jaxsafety.cli import main; sys.exit(main())")
+_COMMAND = (sys.executable, "-c", "import sys; from jaxsafety.cli.main import main; sys.exit(main())")
 # Weights of quick.yaml.
 _WEIGHTS = {
     "sft": (),
@@ -98,10 +99,10 @@ def run(out: Path, setting: Setting) -> int:
     """
     resolved = json.loads(json.dumps(asdict(setting)))
     asked = llama_world.asked()
-    with runlog.open_run(out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)):
-        runlog.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
-        runlog.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
-        runlog.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))
+    with opening.open_run(out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)):
+        atomic.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
+        atomic.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
+        atomic.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))
         rows = []
         for seed in setting.seeds:
             for words in commands(out, seed, setting):
@@ -109,8 +110,8 @@ def run(out: Path, setting: Setting) -> int:
                 if code := subprocess.run([*_COMMAND, *words], stdout=sys.stderr).returncode:
                     return code
             rows.extend(row | {"seed": seed} for row in measured(out / f"seed{seed}", asked))
-        told = {"environment": runlog.environment(), "rows": rows}
-        runlog.atomic_write(out / "results.json", json.dumps(told) + "\n")
+        told = {"environment": machine.environment(), "rows": rows}
+        atomic.atomic_write(out / "results.json", json.dumps(told) + "\n")
     print("\n".join(tables(pl.DataFrame(rows))))
     return 0
 
@@ -149,7 +150,7 @@ def write_start(directory: Path, seed: int, setting: Setting) -> Path:
     hf.save(directory, params, config, dtype="float32")
     texts = [text for one in llama_world.asked() for text in (one.text, one.answer)]
     llama_world.tokenizer(texts, setting.vocabulary).save(str(directory / "tokenizer.json"))
-    runlog.atomic_write(directory / "tokenizer_config.json", json.dumps(llama_world.TOKENS))
+    atomic.atomic_write(directory / "tokenizer_config.json", json.dumps(llama_world.TOKENS))
     return directory
 
 

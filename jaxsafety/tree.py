@@ -13,8 +13,12 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from jaxsafety.suggest import nearest
+from jaxsafety.config.names import nearest
 from jaxsafety.types import Leaf, Params
+
+# Paths of the layers' stacks of matrices, of the MLPs alone and of attention as well.
+MLP_MATRICES = "blocks/mlp/(up|down|gate)"
+MATRICES = "blocks/(attn/[qkvo]|mlp/(up|down|gate))"
 
 
 def flatten(params: Params) -> dict[str, Leaf]:
@@ -38,6 +42,19 @@ def select(params: Params, pattern: str) -> dict[str, Leaf]:
     if not chosen:
         raise ValueError(f"no parameter path matches {pattern!r}; the paths are {', '.join(flat)}")
     return chosen
+
+
+def matrix_stacks(params: Params, pattern: str) -> dict[str, Float[Array, "l m n"]]:
+    """Returns the stacks of matrices whose whole path matches the regular expression ``pattern``.
+
+    Raises:
+        ValueError: nothing matches, or a leaf that is not ``[l, m, n]`` (a bias ``[l, n]`` would pass for one matrix).
+    """
+    stacks = select(params, pattern)
+    for path, leaf in stacks.items():
+        if leaf.ndim != 3:
+            raise ValueError(f"pattern {pattern!r} matches {path} of shape {leaf.shape}, expected matrices [l, m, n]")
+    return stacks
 
 
 def label(params: Params, rule: Callable[[str, Leaf], Any]) -> Params:

@@ -173,5 +173,5 @@ class Unsupported(ValueError):
     """A model was asked for a part of the contract that it does not have."""
 
 
-# How the lanes of a grid share the devices; see jaxsafety.sweep.
+# How the lanes of a grid share the devices; see jaxsafety.engine.sweep.
 Strategy = Literal["auto", "vmap", "map", "sharded"]

@@ -34,10 +34,12 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 install_import_hook("jaxsafety", "beartype.beartype")
-from jaxsafety import cli, keys, recipe_file  # noqa: E402
+from jaxsafety import keys  # noqa: E402
 from jaxsafety import world as worlds  # noqa: E402
+from jaxsafety.cli import main as command  # noqa: E402
 from jaxsafety.models import gpt  # noqa: E402
-from jaxsafety.recipe import (  # noqa: E402
+from jaxsafety.recipe import yaml_file  # noqa: E402
+from jaxsafety.recipe.schema import (  # noqa: E402
     AnalyzeConfig,
     EvaluateConfig,
     MethodConfig,
@@ -132,15 +134,15 @@ def cache_directory() -> Path:
 @pytest.fixture
 def main(monkeypatch):
     """The command line in this process, whose jax is configured already."""
-    monkeypatch.setattr(cli, "_configure_jax", lambda *_, **__: None)
-    return lambda *words: cli.main([str(word) for word in words])
+    monkeypatch.setattr(command, "_configure_jax", lambda *_, **__: None)
+    return lambda *words: command.main([str(word) for word in words])
 
 
 @pytest.fixture(scope="session")
 def mini_yaml(mini_recipe, tmp_path_factory) -> Path:
     """The miniature study as a file."""
     path = tmp_path_factory.mktemp("recipe") / "mini.yaml"
-    path.write_text(recipe_file.to_yaml(mini_recipe))
+    path.write_text(yaml_file.to_yaml(mini_recipe))
     return path
 
 
@@ -157,9 +159,9 @@ def finished_run(mini_yaml, tmp_path_factory) -> Path:
     directory.parent.mkdir(exist_ok=True)
     with (directory.parent / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        patch.setattr(cli, "_configure_jax", lambda *_, **__: None)
+        patch.setattr(command, "_configure_jax", lambda *_, **__: None)
         if not (directory / "report.html").exists():
-            assert cli.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
+            assert command.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
     return directory
 
 

@@ -11,23 +11,26 @@ import sys
 import time
 from contextlib import contextmanager
 
-from jaxsafety import checkpoint
-from jaxsafety.report import results
+from jaxsafety.rundir import checkpoint, results
 
 # A background shell has its children ignore Ctrl-C; a terminal does not.
 _TERMINAL = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-MAIN = f"{_TERMINAL}import sys\nfrom jaxsafety.cli import main\nsys.exit(main())"
+MAIN = f"{_TERMINAL}import sys\nfrom jaxsafety.cli.main import main\nsys.exit(main())"
 # A toy lane through the real loop: seconds a process instead of a minute.
 TOY = f"""{_TERMINAL}
 import os, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 2)
-from jaxsafety import keys, loop, runlog, signals
+from jaxsafety import keys
+from jaxsafety.engine import loop
+from jaxsafety.engine import programs
+from jaxsafety.rundir import opening
+from jaxsafety.rundir import signals
 from jaxsafety.types import HParams, TrainState
 
 directory, steps = Path(sys.argv[1]), int(sys.argv[2])
-grid = loop.Grid(seeds=(4, 9), points=(("eta_M", 0.1),), strategy="sharded")
+grid = programs.Grid(seeds=(4, 9), points=(("eta_M", 0.1),), strategy="sharded")
 leg = loop.Leg(directory, "tune", "toy", steps, 2, (1, 5, 20))
 
 def chunk(state, key, point, steps):
@@ -44,12 +47,12 @@ def read(params, _, __):
 def start():
     state = TrainState(step=jnp.zeros((1, 2), jnp.int32), params={{"w": jnp.ones((1, 2, 200))}}, opt_state=(),
                        finite=jnp.ones((1, 2), bool))
-    return loop.program(lambda lane, _, __: lane, grid=grid)(state, jnp.zeros(2), jnp.zeros(1))
+    return programs.program(lambda lane, _, __: lane, grid=grid)(state, jnp.zeros(2), jnp.zeros(1))
 
 def run():
     one = jnp.ones(1)
     roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))
-    with runlog.open_run(directory, {{"toy": 1}}, resolved_yaml="toy: 1\\n"), signals.deferred(lambda _: None):
+    with opening.open_run(directory, {{"toy": 1}}, resolved_yaml="toy: 1\\n"), signals.deferred(lambda _: None):
         loop.train(chunk, start, readout=(read, jnp.zeros(2)), per_seed=roots,
                    points=HParams(0.1 * one, one, one, one, one), grid=grid, legs=[leg])
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import tree
-from jaxsafety.analysis.interventions import MLP_MATRICES, matrix_stacks
 from jaxsafety.linalg import subspace, svd
 from jaxsafety.types import Leaf, Params
 
@@ -39,7 +38,7 @@ class Alignment:
     output_chance: dict[str, Leaf]
 
 
-def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = MLP_MATRICES) -> Alignment:
+def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.MLP_MATRICES) -> Alignment:
     """Compares two updates of one model.
 
     Args:
@@ -62,7 +61,7 @@ def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = MLP_MAT
     tree.check_match(delta_a, delta_b, names=("delta_a", "delta_b"))
     tree.check_finite(delta_a, name="delta_a")
     tree.check_finite(delta_b, name="delta_b")
-    stacks_a, stacks_b = (matrix_stacks(delta, pattern) for delta in (delta_a, delta_b))
+    stacks_a, stacks_b = (tree.matrix_stacks(delta, pattern) for delta in (delta_a, delta_b))
     most = min(min(stack.shape[1:]) for stack in stacks_a.values())
     if not 1 <= rank <= most:
         raise ValueError(f"rank: got {rank}, expected from 1 to {most}, the smallest side of the compared matrices")

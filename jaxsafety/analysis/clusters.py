@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
+from jaxsafety.config.names import check_name
 from jaxsafety.linalg.unbatched import singular_values
-from jaxsafety.suggest import check_name
 from jaxsafety.tree import check_finite
 from jaxsafety.types import Leaf
 

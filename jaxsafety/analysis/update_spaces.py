@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxsafety.config.names import check_name
 from jaxsafety.linalg import subspace, svd
-from jaxsafety.suggest import check_name
 from jaxsafety.tree import is_finite
 from jaxsafety.types import Key, Leaf
 

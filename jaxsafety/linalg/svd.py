@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxsafety.config.names import check_name
 from jaxsafety.linalg.unbatched import unbatched
-from jaxsafety.suggest import check_name
 from jaxsafety.tree import is_finite
 from jaxsafety.types import Key, Leaf
 

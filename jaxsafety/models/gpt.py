@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety.config.names import check_name
 from jaxsafety.models import layers as nn
 from jaxsafety.models.generation import windowed
 from jaxsafety.models.inputs import embed, embedded
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored, watched
-from jaxsafety.suggest import check_name
 from jaxsafety.types import Hook, Key, Model, Output, Params, Unsupported
 
 Block = Literal["paper", "pre_ln"]

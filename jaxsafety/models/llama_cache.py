@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety.config.names import check_name
 from jaxsafety.models import layers as nn
 from jaxsafety.models import rope
 from jaxsafety.models.inputs import embed
 from jaxsafety.models.llama_block import attention, block, scan_layers, unembed
 from jaxsafety.models.llama_config import LlamaConfig
 from jaxsafety.models.sites import of_layer
-from jaxsafety.suggest import check_name
 from jaxsafety.types import Decoder, Hook, Leaf, Params
 
 CACHE_DTYPES = ("float32", "bfloat16")

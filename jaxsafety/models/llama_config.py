@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
+from jaxsafety.config.names import check_name
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.rope import Rope
-from jaxsafety.suggest import check_name
 
 _SIZES = ("vocab_size", "max_tokens", "layers", "heads", "kv_heads", "width", "mlp_width", "head_width", "unroll")
 _FLAGS = ("tied", "qkv_bias", "out_bias", "mlp_bias", "recompute")

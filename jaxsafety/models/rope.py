@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsafety.suggest import check_name
+from jaxsafety.config.names import check_name
 
 RopeScaling = Literal["none", "linear", "dynamic", "llama3"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsafety.suggest import check_name
+from jaxsafety.config.names import check_name
 from jaxsafety.types import Hook
 
 # (site, rows [b*t, d] of one layer) to the rows that flow on.

@@ -20,7 +20,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from jaxsafety.intervals import student_interval
+from jaxsafety.claims.intervals import student_interval
 from jaxsafety.report import analysis_panels as panels
 from jaxsafety.report.analysis_panels import SIDES
 from jaxsafety.report.plotting import INK, Picture, model_styles

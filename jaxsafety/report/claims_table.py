@@ -14,10 +14,11 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
-from jaxsafety.analysis import claims, evidence
-from jaxsafety.analysis.claims import Judgement
-from jaxsafety.report import dead_lanes, results
+from jaxsafety.claims import evidence, judging
+from jaxsafety.claims.judging import Judgement
+from jaxsafety.report import dead_lanes
 from jaxsafety.report.tables import dead_notes
+from jaxsafety.rundir import results
 
 _WIDTH = 80
 _SMALLEST = 5e-4  # what three decimals show
@@ -47,7 +48,7 @@ def read(directory: Path) -> list[Judgement]:
     frames = [_analyses(directory)]
     if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
-    return claims.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)))
+    return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)))
 
 
 def text(directory: Path) -> str:
@@ -103,14 +104,14 @@ def summary(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> lis
         dead: sentences on its dead seeds.
     """
     counts = Counter(judgement.verdict for judgement in judgements)
-    found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(claims.Verdict))
+    found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(judging.Verdict))
     sentences = [f"{len(judgements)} claims: {found}."]
     if seeds := sorted({seed for judgement in judgements for seed in judgement.values}):
         sentences.append(f"Seeds, in this order: {', '.join(map(str, seeds))}; a dash is one without a finite value.")
     if judgements and judgements[0].family:
         level, family = judgements[0].level, judgements[0].family
         sentences.append(
-            f"Intervals: two-sided Student t over seeds at {100 * level:.4g} %, which is 1 - {claims.ERROR_RATE:g} / "
+            f"Intervals: two-sided Student t over seeds at {100 * level:.4g} %, which is 1 - {judging.ERROR_RATE:g} / "
             f"{family} for the {family} claims that have one (Bonferroni)."
         )
     return [*sentences, *dead]

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxsafety.report import dead_lanes
 from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_styles, svg, with_dead
-from jaxsafety.report.results import check_schema
 from jaxsafety.report.tables import CONDITIONS, VERDICTS, Dead, Model, VerdictRow, model_label, model_order
+from jaxsafety.rundir.results import check_schema
 
 # Panels of the learning curves, from the top: what is drawn (condition, metric) and its title.
 _CURVES = {

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from jaxsafety import runlog
+from jaxsafety.config.names import check_name
 from jaxsafety.report.tables import (
     COLUMNS,
     VERDICTS,
@@ -28,7 +28,7 @@ from jaxsafety.report.tables import (
     percent,
     table_notes,
 )
-from jaxsafety.suggest import check_name
+from jaxsafety.rundir import atomic
 
 _CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
 _EXAMPLE_KEYS = ("condition", "prompt", "answers")
@@ -130,7 +130,7 @@ def write_report(
         analyses=analyses,
         intervals=intervals,
     )
-    runlog.atomic_write(Path(path), page)
+    atomic.atomic_write(Path(path), page)
 
 
 def _template() -> jinja2.Template:

@@ -18,9 +18,9 @@ from matplotlib.figure import FigureBase
 from jaxsafety.report import analysis_panels as panels
 from jaxsafety.report.analysis_panels import SIDES
 from jaxsafety.report.plotting import CONDITION_STYLES, Picture
-from jaxsafety.report.results import METHODS
 from jaxsafety.report.seed_tables import models_of, of_model, pick
 from jaxsafety.report.tables import COLUMNS
+from jaxsafety.rundir.results import METHODS
 
 SCALED = {"whole": "whole", "mlp": "MLP", "up": "up", "down": "down"}
 # What is kept of the update, in the order of the rows; rank and layer have a row per strength.

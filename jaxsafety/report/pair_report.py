@@ -8,10 +8,11 @@ from typing import Any
 import polars as pl
 import yaml
 
-from jaxsafety import prompts, runlog
-from jaxsafety.report import html, results, study_report, tables
+from jaxsafety.formats import prompts
+from jaxsafety.report import html, study_report, tables
 from jaxsafety.report.analysis_figures import ATTENTION, MATRICES
 from jaxsafety.report.tables import Model, VerdictRow
+from jaxsafety.rundir import manifest_file, results
 
 _MODELS = {"pretrained": Model("pretrained", "", 0.0), "tuned": Model("tuned", "", 0.0)}
 _INTERVALS = (
@@ -50,7 +51,7 @@ def write(directory: Path) -> str:
         figures={},
         examples=_examples(directory / "results" / "answers.jsonl"),
         config_yaml="\n".join([config, *recorded]),
-        manifest=runlog.read_manifest(directory),
+        manifest=manifest_file.read_manifest(directory),
         notes=_NOTES,
         intervals=_INTERVALS,
         **study_report.analysed(directory, claims="measured"),

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import polars as pl
 
-from jaxsafety import runlog
-from jaxsafety.report import dead_lanes, plotting, results
+from jaxsafety.config.names import check_name
+from jaxsafety.report import dead_lanes, plotting
 from jaxsafety.report.analysis_panels import NothingToDraw
 from jaxsafety.report.plotting import Picture
 from jaxsafety.report.section_list import SECTIONS
 from jaxsafety.report.seed_tables import LABELS, seed_table, with_layer_means
 from jaxsafety.report.tables import dead_notes
-from jaxsafety.suggest import check_name
+from jaxsafety.rundir import atomic, results
 
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -85,9 +85,9 @@ def write_figure(name: str, run_directory: Path, out: Path) -> None:
         raise ValueError(f"cannot write a figure as {out.name!r}: expected a name that ends in {', '.join(FORMATS)}")
     picture = _picture(name, read(run_directory))
     if out.suffix == ".svg":
-        runlog.atomic_write(out, plotting.svg(picture))
+        atomic.atomic_write(out, plotting.svg(picture))
     else:
-        runlog.atomic_write(out, plotting.image(picture, kind=out.suffix.removeprefix(".")))
+        atomic.atomic_write(out, plotting.image(picture, kind=out.suffix.removeprefix(".")))
 
 
 def write_tables(run_directory: Path) -> dict[str, str]:
@@ -109,8 +109,8 @@ def write_tables(run_directory: Path) -> dict[str, str]:
             continue
         buffer = io.BytesIO()
         rows.write_parquet(buffer)
-        runlog.atomic_write(folder / f"{name}.parquet", buffer.getvalue())
-        runlog.atomic_write(folder / f"{name}.csv", rows.write_csv())
+        atomic.atomic_write(folder / f"{name}.parquet", buffer.getvalue())
+        atomic.atomic_write(folder / f"{name}.csv", rows.write_csv())
         written[name] = f"results/tables/{name}"
     return written
 

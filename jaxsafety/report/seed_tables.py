@@ -8,7 +8,7 @@ metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, it and its number stan
 
 import polars as pl
 
-from jaxsafety.intervals import Interval, student_interval
+from jaxsafety.claims.intervals import Interval, student_interval
 from jaxsafety.report.tables import CONDITIONS, Model, model_order
 
 LABELS = (

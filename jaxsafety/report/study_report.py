@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxsafety import runlog
-from jaxsafety.report import claims_table, dead_lanes, figures, html, plotting, results, sections, tables
+from jaxsafety.report import claims_table, dead_lanes, figures, html, plotting, sections, tables
+from jaxsafety.rundir import manifest_file, results
 
 _CURVES = {"pretrain": "Pretraining", "tune": "Safety fine-tuning"}
 _NOTES = (
@@ -34,7 +34,7 @@ def write(directory: Path) -> str:
     drawn = {f"{title}: {band}": figures.learning_curves(curves, stage=stage) for stage, title in _CURVES.items()}
     drawn["Complied, refused or other, by model and condition"] = figures.verdict_bars(verdicts)
     report = directory / "report.html"
-    manifest = runlog.read_manifest(directory)
+    manifest = manifest_file.read_manifest(directory)
     html.write_report(
         report,
         title=f"jaxsafety study: {directory.resolve().name}",

@@ -15,8 +15,8 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
-from jaxsafety.intervals import RATE_TOLERANCE, Interval, mean_interval
-from jaxsafety.report.results import METHODS, check_schema
+from jaxsafety.claims.intervals import RATE_TOLERANCE, Interval, mean_interval
+from jaxsafety.rundir.results import METHODS, check_schema
 
 CONDITIONS = {
     "safe": "Safe",

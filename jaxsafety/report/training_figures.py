@@ -13,9 +13,9 @@ from matplotlib.figure import Figure, FigureBase
 
 from jaxsafety.report import analysis_panels as panels
 from jaxsafety.report.plotting import BROWN, GREY, INK, PINK, Picture, model_styles
-from jaxsafety.report.results import METHODS
 from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
 from jaxsafety.report.tables import Model, method_label, model_label
+from jaxsafety.rundir.results import METHODS
 
 
 class _Panel(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsafety.suggest import check_name
+from jaxsafety.config.names import check_name
 from jaxsafety.types import Batch, Key, Leaf
 from jaxsafety.world import layout
 from jaxsafety.world.grammar import sample_window

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxsafety.suggest import nearest
+from jaxsafety.config.names import nearest
 
 # Larger merged rules would save few rounds and push the sampler's tables out of the processor's nearest cache.
 _MAX_ALTERNATIVES = 64

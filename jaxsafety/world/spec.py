@@ -45,7 +45,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxsafety.suggest import check_name
+from jaxsafety.config.names import check_name
 from jaxsafety.world import grammar, operators
 from jaxsafety.world.grammar import Grammar
 from jaxsafety.world.operators import Policy

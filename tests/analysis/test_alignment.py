@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import losses, objectives, tree
+from jaxsafety import losses, tree
 from jaxsafety.analysis import alignment
+from jaxsafety.methods import objectives
 from jaxsafety.models import gpt
 from jaxsafety.types import Batch, HParams, PreferenceBatch
 

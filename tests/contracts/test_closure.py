@@ -9,8 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsafety import keys, losses, objectives, optim, train, tree, world
+from jaxsafety import keys, losses, tree, world
+from jaxsafety.methods import objectives
 from jaxsafety.models import generation, gpt, llama
+from jaxsafety.subjects import answers
+from jaxsafety.training import optim, stepping
 from jaxsafety.types import Batch, HParams
 from jaxsafety.world import conditions, layout, operators
 from jaxsafety.world.layout import Prompt
@@ -93,7 +96,7 @@ def cases(built):
     table = jnp.asarray(built.bijections[0])
     hparams = HParams(*(jnp.float32(value) for value in (1e-3, 1.0, 0.1, 0.5, 2.0)))
     optimizer = optax.sgd(0.1)
-    step = train.make_step(objectives.next_token(forward), optimizer)
+    step = stepping.make_step(objectives.next_token(forward), optimizer)
     pair = world.preferences
     return {
         "losses.token_logprobs": Case(losses.token_logprobs, (logits, tokens)),
@@ -135,9 +138,11 @@ def cases(built):
             lambda p, t, m: generation.generate((p, llama.model(LLAMA)), t, count=3, mask=m, stop=(1,)),
             (llama_params, tokens, mask),
         ),
-        "train.make_step": Case(lambda p, b: step(train.init_state(p, optimizer), b)[1], (params, batch)),
+        "train.make_step": Case(lambda p, b: step(stepping.init_state(p, optimizer), b)[1], (params, batch)),
         "train.answer_metrics": Case(
-            lambda p, c, r, a, b: train.answer_metrics(forward, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)),
+            lambda p, c, r, a, b: answers.answer_metrics(
+                forward, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)
+            ),
             (params, batch, batch, mask, mask),
         ),
         "objectives.unlearn": Case(

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxsafety import keys, objectives, optim, train, world
+from jaxsafety import keys, world
+from jaxsafety.methods import objectives
 from jaxsafety.models import gpt, llama
+from jaxsafety.training import optim, stepping
 from jaxsafety.types import HParams
 
 OBJECTIVES = ("next_token", "sft", "dpo", "unlearn")
@@ -60,12 +62,12 @@ def _check_step(name, built, *, init, model):
     optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
 
     def start(key):
-        return train.init_state(init(key=key), optimizer)
+        return stepping.init_state(init(key=key), optimizer)
 
     def step(key):
         state = start(key)
         loss = loss_of(name, lambda params, tokens: model.apply(params, tokens).logits, state.params)
-        return train.make_step(loss, optimizer)(state, draw(name, built, key))
+        return stepping.make_step(loss, optimizer)(state, draw(name, built, key))
 
     before, (after, metrics) = jax.eval_shape(start, keys.root(0)), jax.eval_shape(step, keys.root(0))
     assert before == after

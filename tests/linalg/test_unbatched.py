@@ -46,7 +46,7 @@ def test_no_decomposition_gets_a_batch_on_a_cpu():
 HANG = """
 import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 4)
-from jaxsafety import sweep
+from jaxsafety.engine import sweep
 from jaxsafety.linalg import svd
 
 def lane(a, _, __):

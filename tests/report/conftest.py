@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxsafety.report import results, sections
+from jaxsafety.report import sections
+from jaxsafety.rundir import results
 from tests.report import synthetic
 
 # Figures that only two checkpoints have.

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxsafety.report import claims_table, dead_lanes, figures, plotting, results, sections, study_report, tables
+from jaxsafety.report import claims_table, dead_lanes, figures, plotting, sections, study_report, tables
 from jaxsafety.report.tables import Dead, Model
+from jaxsafety.rundir import results
 from tests.report import conftest, synthetic
 
 NAMES = conftest.STUDY

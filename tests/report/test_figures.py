@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import pytest
 
-from jaxsafety.report import figures, plotting, results, tables
+from jaxsafety.report import figures, plotting, tables
+from jaxsafety.rundir import results
 
 
 @pytest.fixture

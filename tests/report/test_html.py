@@ -3,7 +3,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jaxsafety.report import figures, html, results, tables
+from jaxsafety.report import figures, html, tables
+from jaxsafety.rundir import results
 
 EXAMPLE = {
     "condition": "unsafe",

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety.report import analysis_figures, plotting, results, sections, seed_tables
+from jaxsafety.report import analysis_figures, plotting, sections, seed_tables
 from jaxsafety.report.tables import Model, condition_label, model_label
+from jaxsafety.rundir import results
 from tests.report import synthetic
 from tests.report.conftest import PAIR
 from tests.report.test_analysis_figures import curves

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from jaxsafety.report import pair_report, results
+from jaxsafety.report import pair_report
+from jaxsafety.rundir import results
 from tests.report import synthetic
 from tests.report.conftest import PAIR
 

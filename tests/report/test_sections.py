@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
-from jaxsafety.analysis import statements
-from jaxsafety.report import results, sections, seed_tables
+from jaxsafety.claims import statements
+from jaxsafety.report import sections, seed_tables
+from jaxsafety.rundir import results
 from tests.report.conftest import STUDY
 
 # Files start with these bytes.

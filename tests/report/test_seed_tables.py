@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety.report import results, seed_tables
+from jaxsafety.report import seed_tables
+from jaxsafety.rundir import results
 
 # Student's t, 0.975 quantile, from a printed table (Abramowitz and Stegun, table 26.10).
 T_2 = 4.303

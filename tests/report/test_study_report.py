@@ -6,7 +6,8 @@ import markupsafe
 import polars as pl
 import pytest
 
-from jaxsafety.report import results, sections, study_report
+from jaxsafety.report import sections, study_report
+from jaxsafety.rundir import results
 from tests.report.conftest import STUDY
 
 

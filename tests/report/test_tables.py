@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from jaxsafety.report import results, tables
+from jaxsafety.report import tables
+from jaxsafety.rundir import results
 
 
 def test_study_table_orders_models_and_keeps_every_seed(study_rows):

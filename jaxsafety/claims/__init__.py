@@ -1,0 +1,1 @@
+"""The statements of papers, and the statistics that judge them."""

@@ -1,0 +1,164 @@
+"""Runs the stages of a recipe, or of the cells of its grid, as the console script does: locked, stoppable, on record.
+
+Once jax is configured, everything between the command line and the stages is here.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jaxsafety.engine import hosts, sweep
+from jaxsafety.recipe import cells, yaml_file
+from jaxsafety.recipe.cells import Cell
+from jaxsafety.recipe.schema import Recipe, as_dict
+from jaxsafety.rundir import machine, manifest_file, opening, signals
+from jaxsafety.study import analyze, evaluate, grids, pipeline
+from jaxsafety.study import forecast as forecasts
+from jaxsafety.study.pipeline import Study
+
+
+def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
+    """Runs stages of a recipe without a grid that are not finished; returns the exit code.
+
+    Raises:
+        ValueError: bad grammar, model or strategy; a stage before is not finished; the directory is another run's.
+        OSError: it cannot be written.
+        FloatingPointError: every lane of a stage has diverged.
+        Stopped: a signal has asked to stop.
+    """
+    ready = pipeline.prepare(recipe, directory)
+    hosts.agree(_told(recipe, stages))
+    _say_idle_devices(recipe)
+    if len(stages) == 1:
+        pipeline.check_ready(ready, stages[0])
+    with signals.deferred(say_stopping), ExitStack() as lock:
+        hosts.decide(lambda: _open(ready, lock))
+        for stage in stages:
+            with manifest_file.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
+                _advance(ready, stage)
+    return 0
+
+
+def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
+    """What the processes of one run have in common; a grammar counts by its content, wherever its file lies."""
+    config = opening.flat(as_dict(replace(recipe, grammars=pipeline.own_grammars(recipe))))
+    return config | {"stages": list(stages), **machine.versions()}
+
+
+def _open(ready: Study, lock: ExitStack) -> None:
+    recipe, directory = ready.recipe, ready.directory
+    lock.enter_context(opening.open_run(directory, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)))
+    opening.keep_files(directory / "grammars", pipeline.own_grammars(recipe))
+    if manifest_file.read_manifest(directory).get("failed"):
+        manifest_file.write_manifest(directory, {"failed": None})
+
+
+def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str]) -> int:
+    """Runs stages of chosen cells that are not finished; one that fails stops no other, and makes the exit code 1.
+
+    Raises:
+        ValueError: bad grammar, model or strategy of a cell; the directory is another grid's.
+        OSError: it cannot be written.
+        Stopped: a signal has asked to stop.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a grid runs in processes by themselves, and this one is one of {jax.process_count()}: give each a part "
+            "of the cells with --shard i/n, which joins none"
+        )
+    jobs = grids.plan(recipe, chosen, directory)
+    _say_idle_devices(recipe)
+    with signals.deferred(say_stopping):
+        grids.record(recipe, directory)
+        outcome = grids.run(jobs, grids.Stages(tuple(stages), _advance, _recorded_together))
+    for name in outcome.in_use:
+        print(f"jaxsafety: cell {name} is running in another process", file=sys.stderr)
+    print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
+    for name, reason in outcome.failed.items():
+        print(f"jaxsafety: cell {name} failed, {reason}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> int:
+    """Prints what running the chosen cells would do; touches no disk. Returns the exit code."""
+    every = grids.plan(recipe, cells.expand(recipe), directory)
+    names = {cell.name for cell in chosen}
+    sys.stdout.write(forecasts.render(every, [job for job in every if job.cell.name in names]))
+    return 0
+
+
+def _advance(ready: Study, stage: str) -> None:
+    """Runs one stage of one study to its end, if it is not finished."""
+    if stage == "report":
+        from jaxsafety.report import study_report
+
+        table = hosts.decide(lambda: study_report.write(ready.directory))
+        sys.stdout.write(table if hosts.is_first() else "")
+    elif not pipeline.is_finished(ready, stage):
+        with _recorded(ready, stage):
+            _work(stage)(ready)
+    hosts.check(f"after {stage}")
+
+
+def _work(stage: str):
+    return {
+        "pretrain": pipeline.pretrain,
+        "tune": pipeline.tune,
+        "evaluate": evaluate.write,
+        "analyze": analyze.write,
+    }[stage]
+
+
+@contextmanager
+def _recorded(ready: Study, stage: str, *, together: int = 1) -> Iterator[None]:
+    """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
+    started, before = time.monotonic(), hosts.decide(lambda: _begin(ready, stage))
+    try:
+        yield
+    finally:
+        seconds = before + (time.monotonic() - started) / together
+        # On a full disk the error that ended the stage is the one to be told.
+        with suppress(OSError):
+            if hosts.is_first():
+                manifest_file.write_manifest(ready.directory, {stage: {"seconds": round(seconds, 1)}})
+
+
+def _begin(ready: Study, stage: str) -> float:
+    """Records what a stage runs on; returns the seconds that earlier processes have spent on it."""
+    before = manifest_file.read_manifest(ready.directory).get(stage, {}).get("seconds", 0.0)
+    about = {"strategy": ready.strategy, "processes": jax.process_count(), **machine.environment()}
+    manifest_file.write_manifest(ready.directory, {stage: about})
+    return before
+
+
+@contextmanager
+def _recorded_together(studies: Sequence[Study], stage: str) -> Iterator[None]:
+    """Records a stage that several studies run as one program; each has its share of the seconds."""
+    with ExitStack() as records:
+        for ready in studies:
+            records.enter_context(_recorded(ready, stage, together=len(studies)))
+        yield
+
+
+def say_stopping(name: str) -> None:
+    """Says on standard error that a signal has come and what it does; for :func:`jaxsafety.rundir.signals.deferred`."""
+    # A progress bar hides the cursor, and a second signal leaves no time to show it again.
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    print(
+        f"{cursor}jaxsafety: {name}: stopping as soon as what runs is saved; once more stops at once", file=sys.stderr
+    )
+
+
+def _say_idle_devices(recipe: Recipe) -> None:
+    seeds, there = len(recipe.seeds), len(jax.devices())
+    used = len(sweep.devices_of(seeds))
+    # A CPU's idle cores still share the work inside an operation.
+    if used < there and jax.default_backend() != "cpu" and hosts.is_first():
+        print(
+            f"jaxsafety: {seeds} seeds split evenly over {used} of {there} devices; the rest is idle", file=sys.stderr
+        )

@@ -1,0 +1,335 @@
+"""The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
+
+``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair_cli``; ``tune`` of a checkpoint
+lies in ``tune_cli``.
+
+Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jaxsafety.cli import pair, tune
+from jaxsafety.config.names import nearest
+from jaxsafety.engine import cluster
+from jaxsafety.rundir import signals
+
+if TYPE_CHECKING:
+    from jaxsafety.types import Key
+    from jaxsafety.world import Trial
+
+_STAGES = {
+    "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
+    "pretrain": "pretrain every seed",
+    "tune": "safety fine-tune every method at every learning rate, from the pretrained models; with a Hugging Face "
+    "directory and --data: a checkpoint (`jaxsafety tune DIR --data FILE --help`)",
+    "evaluate": "judge every model on every condition and write the result tables",
+    "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks",
+    "report": "write report.html from the results and print the table",
+}
+_IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
+_OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    # Before SciPy loads its OpenBLAS, which is jax's LAPACK on a CPU: called from several devices at once, its own
+    # threads wait for each other, for seconds or for good.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair.VERBS:
+        options = pair.parse(arguments[1:])
+        options.verb, options.handler = f"analyze {options.analysis}", _pair
+        return _run(options, [])[0]
+    if arguments[:1] == ["analyze"] and arguments[1:] and not Path(arguments[1]).exists():
+        hint = nearest(arguments[1], pair.VERBS)
+        if hint:
+            return _fail(f"no recipe or analysis {arguments[1]!r}{hint}", code=2)
+    if arguments[:1] == ["tune"] and tune.is_meant(arguments[1:]):
+        options = tune.parse(arguments[1:])
+        options.verb, options.handler = "tune", _tune
+        return _run(options, [])[0]
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.verb not in (*_STAGES, "import"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    code, lost = _run(options, rest)
+    if options.verb in _STAGES:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        cluster.leave(code, lost=lost)
+    return code
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> tuple[int, bool]:
+    """Runs a verb; returns the exit code, and whether another process of the run is known to have died."""
+    try:
+        return options.handler(options, rest), False
+    except cluster.LostError as error:
+        return _fail(error, code=1), True
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(error, code=2), False
+    except FloatingPointError as error:
+        return _fail(error, code=1), False
+    except RuntimeError as error:
+        # jax's errors of the machine rather than the program: a backend that is not there, memory that ran out.
+        if not any(sign in str(error) for sign in ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")):
+            raise
+        return _fail(error, code=2), False
+    except signals.Stopped as stop:
+        return _fail(f"{stop}: the same command continues", code=128 + stop.number), False
+    except KeyboardInterrupt:
+        again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
+        return _fail(f"interrupted{again}", code=130), False
+
+
+def _fail(problem: object, *, code: int) -> int:
+    print(f"jaxsafety: {' '.join(str(problem).split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jaxsafety", description="The mechanics of safety fine-tuning, in JAX.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, summary in _STAGES.items():
+        stage = verbs.add_parser(name, help=summary, description=f"{summary}. {_OVERRIDES}", allow_abbrev=False)
+        stage.add_argument("recipe", type=Path, help="YAML recipe, or the config.yaml of a run")
+        stage.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
+        stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
+        stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
+                           help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+        stage.add_argument("--dry_run", action="store_true", help="print cells, programs, memory and time, and stop")
+        stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
+        stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
+        stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
+        stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
+        stage.set_defaults(handler=_stage)
+    _add_import(verbs)
+    status = verbs.add_parser("status", help="show how far a run or every cell of a grid is", allow_abbrev=False)
+    status.add_argument("run", type=Path, help="run directory")
+    status.set_defaults(handler=_status)
+    claims = verbs.add_parser("claims", help="judge the paper's statements by a run's analyses", allow_abbrev=False)
+    claims.add_argument("run", type=Path, help="run directory")
+    claims.add_argument("--format", choices=("text", "markdown"), default="text")
+    claims.set_defaults(handler=_claims)
+    figure = verbs.add_parser("figure", help="draw one figure of a run's analyses", allow_abbrev=False)
+    figure.add_argument("name", help="such as clusters; an unknown name lists them all")
+    figure.add_argument("run", type=Path, help="run directory")
+    figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
+    figure.set_defaults(handler=_figure)
+    sample = verbs.add_parser("sample", help="print prompts of a condition with their answers", allow_abbrev=False)
+    sample.add_argument("--world", default="tiny", help="paper or tiny")
+    sample.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
+    sample.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
+    sample.set_defaults(handler=_sample)
+    prompts = verbs.add_parser("prompts", help="write labelled prompts in English, safe, unsafe and jailbreaks",
+                               allow_abbrev=False)  # fmt: skip
+    prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
+    prompts.set_defaults(handler=_prompts)
+    env = verbs.add_parser("env", help="print versions and devices, for bug reports", allow_abbrev=False)
+    env.set_defaults(handler=_env)
+    return parser
+
+
+def _add_import(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    description = f"{_IMPORT}. {_OVERRIDES}"
+    verb = verbs.add_parser("import", help=_IMPORT, description=description, allow_abbrev=False)
+    verb.add_argument("recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml")
+    verb.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
+                      "stands for each of the recipe's seeds")  # fmt: skip
+    verb.add_argument("--tuned", action="append", default=[], metavar="METHOD:LR=FILE",
+                      help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
+    verb.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
+    verb.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
+                      help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+    verb.set_defaults(handler=_import)
+
+
+def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from jaxsafety.recipe import cells, yaml_file
+
+    recipe = yaml_file.read(options.recipe, overrides=overrides)
+    if options.shard is not None and not recipe.grid:
+        raise ValueError(f"--shard {options.shard!r} divides the cells of a grid, and {options.recipe} has no `grid:`")
+    chosen = cells.expand(recipe)
+    chosen = chosen if options.shard is None else cells.shard(chosen, options.shard)
+    if options.print_config:
+        sys.stdout.write(yaml_file.to_yaml(recipe))
+        return 0
+    if options.verb in ("run", "evaluate", "analyze", "report"):
+        import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
+    place = _place(options)
+    seeds = len(recipe.seeds) // (place.processes or 1) if place else len(recipe.seeds)
+    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=max(seeds, 1))
+    if place:
+        _keep_stdout()
+        cluster.join(place)
+    from jaxsafety.cli import launch
+
+    directory = options.out or Path("runs") / recipe.name
+    if options.dry_run:
+        return launch.forecast(recipe, chosen, directory)
+    stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
+    return launch.run_grid(recipe, chosen, directory, stages) if recipe.grid else launch.run(recipe, directory, stages)
+
+
+def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from jaxsafety.recipe import yaml_file
+
+    recipe = yaml_file.read(options.recipe, overrides=overrides)
+    _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
+    from jaxsafety.study import imported
+
+    directory = options.out or Path("runs") / recipe.name
+    imported.write(recipe, directory, pretrained=options.pretrained, tuned=options.tuned)
+    print(directory)
+    return 0
+
+
+def _pair(options: argparse.Namespace, _: Sequence[str]) -> int:
+    _configure_jax(options.compilation_cache, seeds=1)
+    return pair.run(options)
+
+
+def _tune(options: argparse.Namespace, _: Sequence[str]) -> int:
+    if options.devices < 1:
+        raise ValueError(f"devices must be at least 1, got {options.devices}")
+    _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=options.devices)
+    return tune.run(options)
+
+
+def _place(options: argparse.Namespace) -> cluster.Place | None:
+    """Where this process stands in its run, None by itself: as a part of a grid, or to say only what would be done."""
+    flags = cluster.from_flags(options.coordinator, options.processes, options.process)
+    if options.shard is not None and flags:
+        raise ValueError("--shard runs a part of a grid by itself, and --coordinator joins processes: give one of them")
+    if options.shard is not None or options.dry_run:
+        return None
+    return flags or cluster.from_environment(os.environ)
+
+
+def _keep_stdout() -> None:
+    """Leaves standard output to what this program prints: Gloo, which connects CPUs, writes there who is connected."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+
+
+def _configure_jax(cache: str, *, seeds: int) -> None:
+    """Sets what must be set before jax starts: a CPU device per core that seeds can use, and the compilation cache."""
+    import jax
+
+    from jaxsafety.engine import sweep
+
+    # The cores this process may use; the call is Linux's.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, cores))
+    if cache != "off":
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.report import claims_table
+
+    _check_run(options.run)
+    render = claims_table.text if options.format == "text" else claims_table.markdown
+    sys.stdout.write(render(options.run))
+    return 0
+
+
+def _figure(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.report import sections
+
+    _check_run(options.run)
+    out = options.out or Path(f"{options.name}.svg")
+    sections.write_figure(options.name, options.run, out)
+    print(out)
+    return 0
+
+
+def _status(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.rundir import status
+
+    _check_run(options.run, of="any")
+    sys.stdout.write(status.render(status.read(options.run)))
+    return 0
+
+
+def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
+    if not (directory / "config.yaml").exists():
+        raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
+    if of == "one" and (directory / "cells").is_dir():
+        raise ValueError(
+            f"{directory} is a grid: name one of its cells, such as {min((directory / 'cells').iterdir())}"
+        )
+
+
+def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:
+    if not 1 <= options.n <= 2**20:
+        raise ValueError(f"-n must be in [1, 2**20], got {options.n}")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed must be in [0, 2**32), got {options.seed}")
+    from jaxsafety import keys, world
+    from jaxsafety.engine import programs
+    from jaxsafety.world import text
+
+    built = world.load(options.world)
+    key = keys.stream(keys.root(options.seed), "evaluate")
+
+    def draw(key: "Key") -> "Trial":
+        return world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
+
+    rows = text.examples(built, programs.fitted(draw, key, what=f"drawing {options.n} prompts")(key))
+    sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
+    return 0
+
+
+def _prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.formats import prompts
+    from jaxsafety.rundir import atomic
+
+    text = prompts.to_jsonl(prompts.own())
+    if options.out is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {options.out.parent} ({error.strerror}): choose another place (--out)") from error
+    atomic.atomic_write(options.out, text)
+    print(options.out)
+    return 0
+
+
+def _jsonl(row: object) -> str:
+    chosen, rejected = (row.refusal, row.expected) if row.unsafe else (row.expected, row.refusal)
+    return json.dumps({"prompt": row.prompt, "chosen": chosen, "rejected": rejected}, ensure_ascii=False) + "\n"
+
+
+def _readable(row: object) -> str:
+    kind = "unsafe: the refusal is preferred" if row.unsafe else "safe: the true output is preferred"
+    return (
+        f"PCFG {row.pcfg}, {kind}\n"
+        f"  operators  {row.operators}\n"
+        f"  text       {row.text}\n"
+        f"  expected   {row.expected}\n"
+        f"    scored   {row.scored_expected}\n"
+        f"  refusal    {row.refusal}\n"
+        f"    scored   {row.scored_refusal}\n\n"
+    )
+
+
+def _env(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from jaxsafety.rundir import machine
+
+    print(json.dumps(machine.environment(), indent=2))
+    return 0

@@ -1,0 +1,186 @@
+"""``jaxsafety tune DIR --data FILE``: the command line of tuning a checkpoint.
+
+jax is imported only once the options are known to be good.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxsafety.study.tuning.options import TuningConfig
+    from jaxsafety.study.tuning.run import Plan
+
+
+def is_meant(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of ``tune`` are about a checkpoint: a directory or examples are named."""
+    return any(word == "--data" or word.startswith("--data=") for word in arguments) or (
+        bool(arguments) and Path(arguments[0]).is_dir()
+    )
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the options; a wrong one ends the process with exit code 2 and a usage."""
+    parser = argparse.ArgumentParser(
+        prog="jaxsafety tune", description="Fine-tune a Hugging Face checkpoint.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("start", type=Path, metavar="DIR", help="Hugging Face directory of the model")
+    add("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
+    add("--method", required=True, help="sft, dpo or unlearn")
+    add("--out", type=Path, required=True, metavar="RUN", help="run directory; the tuned model will be in RUN/model")
+    add("--steps", type=int, help="optimiser steps (default: those of --epochs)")
+    add("--epochs", type=float, default=1.0, help="passes over the examples (default: 1)")
+    add("--batch_size", type=int, default=8, help="examples of a step (default: 8)")
+    add("--accumulate", type=int, default=1, help="parts that a batch is taken in (default: 1)")
+    add("--full", action="store_true", help="tune all parameters, not an adapter")
+    add("--lora_rank", type=int, default=16, help="of the adapter (default: 16)")
+    add("--lora_alpha", type=float, default=32.0, help="the adapter counts alpha / rank times (default: 32)")
+    add("--lora_targets", default="q,k,v,o,gate,up,down", help="matrices that have an adapter (default: all seven)")
+    add("--lr", type=float, help="peak learning rate (default: 1e-4, with --full 1e-5)")
+    add("--warmup", type=float, default=0.1, help="share of the steps over which it rises (default: 0.1)")
+    add("--weight_decay", type=float, default=0.0, help="of the layers' matrices, with --full (default: 0)")
+    add("--weight_chosen", type=float, help="of chosen answers (default: 0.1 for dpo, which is its beta, else 1)")
+    add("--weight_rejected", type=float, help="of rejected answers (default: 0.1 for dpo, else 1)")
+    add("--ascent_bound", type=float, default=10.0, help="nats per token at which unlearn stops pushing (default: 10)")
+    add("--reduction", help="of a response's log-probs: sum or mean (default: mean for unlearn, else sum)")
+    add("--max_tokens", type=int, default=1024, help="of a prompt with its answer; more is cut (default: 1024)")
+    add("--chunk_steps", type=int, default=10, metavar="STEPS",
+        help="between rows of metrics, and between the points where it can be stopped (default: 10)")  # fmt: skip
+    add("--template", default="chat", help="chat (default): the checkpoint's own; or raw")
+    add("--dtype", default="float32", help="of products and weights: float32 (default) or bfloat16")
+    add("--no_recompute", action="store_true", help="keep all activations for the gradient: faster, more memory")
+    add("--seed", type=int, default=0, help="of the adapter and the order of examples (default: 0)")
+    add("--devices", type=int, default=1, help="CPU devices to share the model; accelerators are all used (default: 1)")
+    add("--dry_run", action="store_true", help="say what it needs of memory, load and write nothing")
+    add("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
+        help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tunes, or says what that would need; returns the exit code.
+
+    Raises:
+        ValueError: a bad option, checkpoint, example or tensor.
+        FloatingPointError: training has diverged.
+        OSError: a file cannot be read or written.
+        ImportError: an extra is missing.
+        Stopped: a signal has asked to stop.
+    """
+    import yaml
+
+    from jaxsafety.cli import launch
+    from jaxsafety.formats import hf, hf_tokenizer
+    from jaxsafety.rundir import manifest_file, opening, progress, signals
+    from jaxsafety.study.pairs.opened import fingerprint
+    from jaxsafety.study.tuning import examples, places, run
+
+    if not (options.start / "config.json").is_file() and options.start.is_dir():
+        raise ValueError(
+            f"{options.start} is not a model directory: expected one with a config.json, or the YAML file of a recipe "
+            "without --data"
+        )
+    _check_out(options.out)
+    config = _config(options)
+    opened = hf.open_checkpoint(options.start)
+    given = examples.read(options.data, pairs=config.pairs)
+    if options.steps is None:
+        config = replace(config, steps=math.ceil(options.epochs * len(given) / config.batch_size))
+    if config.batch_size > len(given):
+        raise ValueError(f"batch_size: got {config.batch_size}, expected at most the {len(given)} examples there are")
+    tokenizer = hf_tokenizer.open_tokenizer(options.start, raw=config.template == "raw")
+    if config.template == "chat" and tokenizer.template is None:
+        raise ValueError(f"no chat template in {options.start}: expected a model with one, or --template raw")
+    longest = min(config.max_tokens, opened.config.max_tokens)
+    encoded = examples.encode(given, tokenizer, max_tokens=longest, vocab_size=opened.config.vocab_size)
+    if encoded.truncated:
+        progress.say(f"{encoded.truncated} of {len(given)} examples have more than {longest} tokens and are cut")
+    placed = places.local()
+    if options.dry_run:
+        sys.stdout.write(_told(run.plan(opened.config, encoded, config, places=placed)))
+        return 0
+    recorded = asdict(config) | {"lora_targets": ",".join(config.lora_targets)}
+    recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
+    resolved = {"tuning": recorded}
+    counted = {"examples": len(given), "truncated_examples": encoded.truncated}
+    begun = partial(_begun, options.out)
+    with (
+        signals.deferred(launch.say_stopping),
+        opening.unused_dropped(options.out, (".lock", "config.yaml", "manifest.json"), begun=begun),
+        opening.open_run(options.out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)),
+        manifest_file.timed(options.out, "tuning", counted),
+    ):
+        print(run.write(opened, encoded, options.out, config, places=placed))
+    return 0
+
+
+def _check_out(directory: Path) -> None:
+    """Checks that no model is in the way of the run's own."""
+    from jaxsafety.study.pairs.opened import check_no_model
+    from jaxsafety.study.tuning.run import MODEL
+
+    check_no_model(directory)
+    if (directory / MODEL).exists() and not (directory / "config.yaml").exists():
+        raise ValueError(f"{directory / MODEL} is there, and no run has made it: choose another run directory (--out)")
+
+
+def _begun(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("checkpoints", "references", "model"))
+
+
+def _config(options: argparse.Namespace) -> "TuningConfig":
+    """The options as a record; a single step stands for those of the epochs, which the examples decide."""
+    from jaxsafety.study.tuning.options import TuningConfig
+
+    if not (options.epochs > 0 and math.isfinite(options.epochs)):
+        raise ValueError(f"epochs must be > 0 and finite, got {options.epochs}")
+    weight = 0.1 if options.method == "dpo" else 1.0
+    return TuningConfig(
+        method=options.method,
+        steps=1 if options.steps is None else options.steps,
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        lora_rank=None if options.full else options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_targets=tuple(name.strip() for name in options.lora_targets.split(",") if name.strip()),
+        lr=options.lr if options.lr is not None else (1e-5 if options.full else 1e-4),
+        warmup=options.warmup,
+        weight_decay=options.weight_decay,
+        weight_chosen=weight if options.weight_chosen is None else options.weight_chosen,
+        weight_rejected=weight if options.weight_rejected is None else options.weight_rejected,
+        ascent_bound=options.ascent_bound,
+        reduction=options.reduction or ("mean" if options.method == "unlearn" else "sum"),
+        max_tokens=options.max_tokens,
+        chunk_steps=options.chunk_steps,
+        template=options.template,
+        dtype=options.dtype,
+        recompute=not options.no_recompute,
+        seed=options.seed,
+    )
+
+
+def _told(plan: "Plan") -> str:
+    sizes = {
+        "weights as they are": plan.frozen_bytes,
+        "tuned, with the optimiser's state": plan.state_bytes,
+        "examples": plan.data_bytes,
+        "steps, as planned by the compiler": plan.step_bytes,
+    }
+    total = sum(sizes.values())
+    lines = [f"{plan.parameters:,} parameters, {plan.trained:,} tuned; on one device:"]
+    lines += [f"  {name:34} {size / 2**30:8.2f} GiB" for name, size in (sizes | {"together": total}).items()]
+    verdict = "fits" if total <= plan.free_bytes else "does not fit"
+    return "\n".join([*lines, f"it {verdict} into the {plan.free_bytes / 2**30:.2f} GiB that are free", ""])
+
+
+def _digest(given: Sequence[Any]) -> str:
+    from hashlib import sha256
+
+    told = [(one.prompt, one.chosen, one.rejected) for one in given]
+    return sha256(repr(told).encode()).hexdigest()[:16]

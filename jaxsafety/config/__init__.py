@@ -1,0 +1,1 @@
+"""How options are named, declared and checked. Nothing here imports jax."""

@@ -1,0 +1,1 @@
+"""Edits of weights, one file each."""

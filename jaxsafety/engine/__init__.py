@@ -1,0 +1,1 @@
+"""What runs on devices: the loop over chunks, lanes, sharding, memory, hosts."""

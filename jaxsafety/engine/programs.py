@@ -1,0 +1,126 @@
+"""The one place that jits: pure functions of a lane become programs over a grid that fit into the devices' memory."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxsafety.engine import hosts, memory, sweep
+from jaxsafety.rundir import progress
+from jaxsafety.types import HParams, Strategy
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The lanes of a program.
+
+    Attributes:
+        seeds: seed numbers, axis s.
+        points: (name, peak learning rate) of the hyper-parameter points, axis h.
+        strategy: a resolved strategy.
+    """
+
+    seeds: tuple[int, ...]
+    points: tuple[tuple[str, float], ...]
+    strategy: Strategy
+
+
+def program(run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.engine.sweep.over_lanes`.
+
+    Batched lanes that do not fit into a device's memory together run in batches of as many seeds as do, which is said
+    once; the first call decides.
+    """
+    seeds = len(grid.seeds)
+
+    def build(at_once: int | None) -> Callable[..., Any]:
+        mapped = sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once)
+        return jax.jit(mapped, donate_argnums=donate)
+
+    shares = sweep.shares(grid.strategy, seeds=seeds)
+    if not shares:
+        return build(None)
+    fitted: list[Callable[..., Any]] = []
+
+    def call(*arguments: Any) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+            return build(None)(*arguments)
+        if not fitted:
+            fitted.append(_fit(build, shares, arguments))
+        return fitted[0](*arguments)
+
+    return call
+
+
+def fitted(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), what: str
+) -> Callable[..., Any]:
+    """Returns a function compiled for arguments of these shapes, once it is known to fit into a device's memory.
+
+    Args:
+        function: pure.
+        arguments: arrays, or what has their shapes and types.
+        donate: arguments whose memory it may take.
+        what: it computes, for the message.
+
+    Raises:
+        ValueError: it does not fit; the message says what it needs and what is there.
+    """
+    compiled, need = planned(function, *arguments, donate=donate)
+    if need > (room := memory.available()):
+        raise ValueError(
+            f"{what} needs {need / 2**30:.3g} GiB, and the device has {room / 2**30:.3g} GiB free: "
+            "expected a larger device, or smaller batches where there are any"
+        )
+    return compiled
+
+
+def planned(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+) -> tuple[Callable[..., Any], int]:
+    """Returns a function compiled for arguments of these shapes, and the bytes that it takes of a device.
+
+    Those are what it plans and the arguments that are not on a device already. See :func:`fitted`.
+    """
+    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    given = [leaf for leaf in jax.tree.leaves(arguments) if not isinstance(leaf, jax.Array)]
+    return compiled, memory.need(compiled) + memory.size(given)
+
+
+def _fit(
+    build: Callable[[int | None], Callable[..., Any]], shares: Sequence[int], arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """The program that batches the most lanes which fit; the one of single lanes if none does, for XLA to refuse."""
+    # Every process builds the same program, also where the devices of one are fuller.
+    room, needs = hosts.least(memory.free()), []
+    for at_once in (None, *shares):
+        fn = build(at_once)
+        needs.append(_need(fn, arguments))
+        if needs[-1] <= room:
+            break
+    if at_once is not None:
+        whole, part = (f"{need / 2**30:.3g} GiB" if need < math.inf else "more" for need in (needs[0], needs[-1]))
+        progress.say(
+            f"all lanes together need {whole} of a device that has {room / 2**30:.3g} GiB free: "
+            f"running {at_once} seed{'s' * (at_once != 1)} at a time, {part}"
+        )
+    return fn
+
+
+def _need(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> int | float:
+    """Bytes that a program needs; infinitely many where the compiler itself refuses to place it, as a TPU's does."""
+    try:
+        # The call that follows finds this trace and this executable.
+        return memory.need(fn.lower(*arguments).compile())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
+
+
+def place(per_seed: Any, points: HParams, *, grid: Grid) -> tuple[Any, HParams]:
+    """Puts what every chunk takes where the program wants it, once: a chunk moves nothing between devices or hosts."""
+    seeds, everywhere = (sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=axis) for axis in (0, None))
+    return jax.jit(lambda *trees: trees, out_shardings=(seeds, everywhere))(per_seed, points)

@@ -1,0 +1,130 @@
+"""Every attribute of a ``config.json``: read, without effect on logits, equal to its neutral value, or refused by name.
+
+What is not in these tables is refused: an attribute that nobody knows may change the model.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxsafety.config.names import nearest
+
+# What a model type takes for an attribute that its config.json leaves out, as in transformers.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": None, "sliding_window": None},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+}
+# Our name of a size beside theirs.
+SIZES = {
+    "vocab_size": "vocab_size",
+    "max_tokens": "max_position_embeddings",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+}
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_READ = {
+    *SIZES.values(),
+    *("model_type", "architectures", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
+    *("attention_bias", "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
+}
+_WITHOUT_EFFECT = {
+    # records of where the file comes from
+    *("_name_or_path", "transformers_version", "tokenizer_class", "finetuning_task", "is_llama_config"),
+    *("unsloth_version", "unsloth_fixed"),
+    # the type that weights are stored in, which the files themselves tell
+    *("dtype", "torch_dtype", "use_bfloat16"),
+    # training
+    *("initializer_range", "attention_dropout", "problem_type", "id2label", "label2id", "task_specific_params"),
+    # how transformers runs the model and what it returns
+    *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_scores", "torchscript"),
+    *("return_dict_in_generate", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation"),
+    *("tf_legacy_loss", "is_decoder", "remove_invalid_values", "prefix", "max_sequence_length"),
+    # generation
+    *TOKEN_IDS,
+    *("sep_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
+    *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "suppress_tokens"),
+    *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+}
+# The values that change nothing, and why no other is read.
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "hidden_act": (("silu", "swish"), "the MLP here is SwiGLU"),
+    "pretraining_tp": ((1,), "products are not split here"),
+    "partial_rotary_factor": ((1.0,), "heads are rotated whole here"),
+    "rope_interleaved": ((False,), "heads are rotated by halves here"),
+    "use_mrope": ((False,), "positions have one axis here"),
+    "quantization_config": ((), "weights must be plain numbers: save a dequantised model"),
+    "auto_map": ((), "code beside a checkpoint is never run"),
+    "chunk_size_feed_forward": ((0,), "the MLP is not split here"),
+    "pruned_heads": (({},), "all heads are computed here"),
+    "is_encoder_decoder": ((False,), "this is a decoder alone"),
+    "tie_encoder_decoder": ((False,), "this is a decoder alone"),
+    "add_cross_attention": ((False,), "this is a decoder alone"),
+    "cross_attention_hidden_size": ((), "this is a decoder alone"),
+}
+
+
+def check(file: Path, raw: Mapping[str, Any]) -> None:
+    """Checks that nothing in a configuration asks for what the model here does not do.
+
+    Args:
+        file: its path, for the message.
+        raw: the content.
+
+    Raises:
+        ValueError: an attribute is unknown, or known and neither read nor neutral.
+    """
+    for name, value in raw.items():
+        if value is None or name in _READ or name in _WITHOUT_EFFECT:
+            continue
+        if name not in _NEUTRAL:
+            hint = nearest(name, [*_READ, *_NEUTRAL])
+            raise ValueError(f"{file}: unknown attribute {name} ({value!r}), which may change the model{hint}")
+        values, reason = _NEUTRAL[name]
+        if value not in values:
+            expected = " or ".join(repr(neutral) for neutral in values) or "null"
+            raise ValueError(f"{file}: {name} is {value!r}, expected {expected}: {reason}")
+
+
+def integer(file: Path, raw: Mapping[str, Any], name: str, *, least: int = 1) -> int:
+    """Returns an attribute that must be there and be an integer of at least ``least``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    value = raw.get(name)
+    if type(value) is not int or value < least:
+        got = f"is {value!r}" if name in raw else "is missing"
+        raise ValueError(f"{file}: {name} {got}, expected an integer of at least {least}")
+    return value
+
+
+def number(file: Path, raw: Mapping[str, Any], name: str, *, default: float | None = None) -> float:
+    """Returns an attribute that must be a positive number; without a default it must be there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    value = default if raw.get(name) is None else raw[name]
+    # A boolean is an int to Python, and JSON as Python reads it knows infinity.
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        got = f"is {value!r}" if name in raw else "is missing"
+        raise ValueError(f"{file}: {name} {got}, expected a positive number")
+    return float(value)
+
+
+def flag(file: Path, raw: Mapping[str, Any], name: str) -> bool:
+    """Returns an attribute that must be true or false, false where it is absent or null.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    value = raw.get(name)
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{file}: {name} is {value!r}, expected true or false")
+    return bool(value)

@@ -1,0 +1,174 @@
+"""A Hugging Face checkpoint opened, not loaded: where each of its tensors lies, checked against ``config.json``.
+
+Tensors are read one at a time or in part, in pieces of about a megabyte, so that an analysis of one layer needs the
+memory of that layer.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxsafety.config.names import check_name
+from jaxsafety.formats import hf_names as names
+from jaxsafety.formats import safetensors_file
+from jaxsafety.formats.hf_config import ParamsDtype, read_config
+from jaxsafety.formats.hf_index import check_names, find_tensors
+from jaxsafety.formats.safetensors_file import Tensor
+from jaxsafety.models.llama import LlamaConfig
+
+_ALIGNMENT = 64  # bytes; JAX on CPU takes such a buffer as it is and copies any other
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose tensors all fit its configuration.
+
+    Attributes:
+        directory: where it lies.
+        config: the model.
+        tensors: by our path and layer (None outside the layers), where the tensor lies.
+        tied_head: the output head of a model whose head is its embeddings, if the files hold it a second time.
+    """
+
+    directory: Path
+    config: LlamaConfig
+    tensors: Mapping[tuple[str, int | None], Tensor]
+    tied_head: Tensor | None = None
+
+    def matrix(self, layer: int, name: str, *, dtype: ParamsDtype = "float32") -> Float[np.ndarray, "m n"]:
+        """Returns one matrix of one layer, read from the disk now.
+
+        Args:
+            layer: from 0.
+            name: its path below ``blocks``, e.g. ``mlp/up`` or ``attn/q``.
+            dtype: the type to return it in.
+
+        Returns:
+            ``[in, out]``.
+
+        Raises:
+            ValueError: no such matrix, or it is not finite, in the file or in ``dtype``.
+            OSError: it cannot be read.
+        """
+        shapes = names.leaf_shapes(self.config)
+        matrices = [path for path, shape in shapes.items() if path.startswith("blocks/") and len(shape) == 3]
+        check_name("matrix", name, [path.removeprefix("blocks/") for path in matrices])
+        if layer not in range(self.config.layers):
+            raise ValueError(f"layer: got {layer}, expected 0 to {self.config.layers - 1}")
+        index = (slice(layer, layer + 1), slice(None), slice(None))
+        return self.leaf(f"blocks/{name}", index=index, dtype=dtype)[0]
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Returns the shape of one of our leaves, stacked over layers where it has them.
+
+        Raises:
+            ValueError: no such leaf.
+        """
+        shapes = names.leaf_shapes(self.config)
+        check_name("parameter", path, shapes)
+        return shapes[path]
+
+    def leaf(self, path: str, *, index: tuple[slice, ...], dtype: ParamsDtype) -> np.ndarray:
+        """Returns a part of one of our leaves, stacked over layers; nothing outside its rows is read.
+
+        Args:
+            path: of the leaf, e.g. ``blocks/mlp/up``.
+            index: a slice of step 1 for each axis of the leaf.
+            dtype: the type to return it in.
+
+        Returns:
+            The part, in memory that JAX on CPU takes over without a copy.
+
+        Raises:
+            ValueError: no such leaf, or it is not finite, in the file or in ``dtype``.
+            OSError: it cannot be read.
+        """
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape(path), strict=True)]
+        target = _aligned([stop - start for start, stop in bounds], jnp.dtype(dtype))
+        if (path, None) in self.tensors:
+            _fill(target, self.tensors[path, None], bounds, transposed=names.is_transposed(path))
+            return target
+        for own, layer in enumerate(range(*bounds[0])):
+            _fill(target[own], self.tensors[path, layer], bounds[1:], transposed=names.is_transposed(path))
+        return target
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Opens a checkpoint in one or several safetensors files and checks all of it but the values.
+
+    Args:
+        directory: a Hugging Face checkpoint.
+
+    Raises:
+        FileNotFoundError: the directory, its ``config.json``, its weights or a file that its index names is missing.
+        ValueError: a configuration that is not followed here; weights in another format; a file that is cut off; or a
+            tensor that is missing, extra, there twice, misshapen or of another type. Both sides are named.
+    """
+    config = read_config(directory)
+    found = find_tensors(directory)
+    expected = {slot.name: slot for slot in names.slots(config)}
+    tied = found.pop(names.HEAD, None) if config.tied else None
+    found = {name: tensor for name, tensor in found.items() if not names.is_buffer(name)}
+    check_names(directory, found, expected)
+    shapes = {name: slot.shape for name, slot in expected.items()}
+    for tensor in [*found.values(), *([tied] if tied else [])]:
+        shape = shapes.get(tensor.name, (config.vocab_size, config.width))
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{tensor.name} is {list(tensor.shape)} in {tensor.file}, expected {list(shape)} by config.json there"
+            )
+        if tensor.code not in safetensors_file.DTYPES:
+            known = ", ".join(safetensors_file.DTYPES)
+            raise ValueError(f"{tensor.name} is stored as {tensor.code} in {tensor.file}, expected one of {known}")
+    tensors = {(slot.path, slot.layer): found[name] for name, slot in expected.items()}
+    return Checkpoint(directory, config, tensors, tied)
+
+
+def check_tied(checkpoint: Checkpoint) -> None:
+    """Checks that a head stored beside the embeddings it is tied to equals them.
+
+    Raises:
+        ValueError: it differs.
+        OSError: one of them cannot be read.
+    """
+    if checkpoint.tied_head is None:
+        return
+    embed = checkpoint.tensors["embed", None]
+    pairs = zip(_in_rows(checkpoint.tied_head), _in_rows(embed), strict=True)
+    if not all(np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in pairs):
+        raise ValueError(
+            f"{names.HEAD} in {checkpoint.tied_head.file} differs from {embed.name}, but config.json there says "
+            "tie_word_embeddings: expected equal ones, or an untied model"
+        )
+
+
+def _in_rows(tensor: Tensor) -> Iterator[np.ndarray]:
+    # Pieces differ in rows where types do.
+    for _, block in safetensors_file.blocks(tensor):
+        yield from block
+
+
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _fill(target: np.ndarray, tensor: Tensor, bounds: list[tuple[int, int]], *, transposed: bool) -> None:
+    """Reads the part of a tensor that ``bounds``, of our axes, cut out."""
+    (start, stop), *columns = bounds[::-1] if transposed else bounds
+    target = target.T if transposed else target
+    for first, block in safetensors_file.blocks(tensor, start=start, stop=stop):
+        part = block[:, slice(*columns[0])] if columns else block
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            values = part.astype(target.dtype, copy=False)
+        if not np.isfinite(values).all():
+            place = f"in {tensor.file}" if not np.isfinite(part).all() else f"once it is {target.dtype}"
+            raise ValueError(f"{tensor.name} holds values that are not finite {place}: expected numbers only")
+        target[first - start : first - start + len(block)] = values

@@ -1,0 +1,214 @@
+"""Hugging Face checkpoints written: a directory appears under its name only when all of it is on the disk.
+
+Everything unfinished lies beside it under a hidden name, which its writer holds by the kernel's lock until it ends.
+"""
+
+import fcntl
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsafety.config.names import nearest
+from jaxsafety.formats import hf_names as names
+from jaxsafety.formats import safetensors_file
+from jaxsafety.formats.hf_config import CONFIG_FILE, ParamsDtype, config_text
+from jaxsafety.formats.hf_index import INDEX_FILE, WEIGHTS_FILE
+from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.rundir import atomic
+from jaxsafety.tree import flatten
+from jaxsafety.types import Params
+
+SHARD_BYTES = 5 * 10**9  # of one file, as transformers cuts them
+# What goes with the weights: the tokenizer's files, its chat template, and the defaults of sampling.
+_COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+def save(
+    directory: Path,
+    params: Params,
+    config: LlamaConfig,
+    *,
+    dtype: ParamsDtype,
+    shard_bytes: int = SHARD_BYTES,
+    source: Path | None = None,
+) -> None:
+    """Writes a model as a checkpoint directory that transformers loads.
+
+    Args:
+        directory: where; it must not exist or be empty.
+        params: its parameters, each addressable from this process.
+        config: the model.
+        dtype: the type to store them in.
+        shard_bytes: the most that one file may hold, if no tensor alone is larger.
+        source: a checkpoint directory whose tokenizer goes with the model; see also
+            :func:`~jaxsafety.formats.hf_config.config_text`.
+
+    Raises:
+        FileNotFoundError: ``source`` is not a checkpoint directory.
+        ValueError: ``params`` do not fit ``config`` (both sides are named) or are not finite in ``dtype``; no model
+            type has this configuration; or ``directory`` holds something.
+        OSError: it cannot be written; nothing is left there.
+    """
+    flat = flatten(params)
+    _check_fits(flat, names.leaf_shapes(config))
+
+    def read(path: str, layer: int | None) -> Any:
+        return flat[path] if layer is None else flat[path][layer]
+
+    write_checkpoint(directory, read, config=config, dtype=dtype, shard_bytes=shard_bytes, source=source)
+
+
+def write_checkpoint(
+    directory: Path,
+    read: Callable[[str, int | None], Any],
+    *,
+    config: LlamaConfig,
+    dtype: ParamsDtype,
+    shard_bytes: int = SHARD_BYTES,
+    source: Path | None = None,
+) -> None:
+    """Writes a checkpoint directory from tensors that are made one at a time.
+
+    Args:
+        directory: where; it must not exist or be empty.
+        read: from one of our paths and a layer (None outside the layers) to that tensor, matrices ``[in, out]``.
+        config: the model.
+        dtype: the type to store it in.
+        shard_bytes: the most that one file may hold, if no tensor alone is larger.
+        source: as for :func:`save`.
+
+    Raises:
+        FileNotFoundError: ``source`` is not a checkpoint directory.
+        ValueError: a tensor has another shape than ``config`` says or is not finite in ``dtype``; no model type has
+            this configuration; or ``directory`` holds something.
+        OSError: it cannot be written; nothing is left there.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not an empty directory: choose another one to write to")
+    text = config_text(config, dtype=dtype, source=source)
+    try:
+        with _unfinished(directory) as scratch:
+            atomic.atomic_write(scratch / CONFIG_FILE, text)
+            _copy_tokenizer(source, scratch)
+            _write_weights(scratch, read, names.slots(config), dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
+            atomic.sync(scratch)
+            scratch.rename(directory)
+            atomic.sync(directory.absolute().parent)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {directory} ({error.strerror or error}): free some space there or choose another place"
+        ) from error
+
+
+def _check_fits(flat: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    for path in sorted(flat.keys() ^ shapes.keys()):
+        there, absent = ("params", "config") if path in flat else ("config", "params")
+        hint = nearest(path, shapes if path in flat else flat)
+        raise ValueError(f"{path} is in {there} but not in {absent}: expected the same model{hint}")
+    for path, shape in shapes.items():
+        if jnp.shape(flat[path]) != shape:
+            raise ValueError(f"{path} has shape {jnp.shape(flat[path])} in params and {shape} by config")
+        if isinstance(flat[path], jax.Array) and not flat[path].is_fully_addressable:
+            raise ValueError(f"{path} lies in part on other processes: expected params gathered by hosts.fetch")
+
+
+def _write_weights(
+    scratch: Path,
+    read: Callable[[str, int | None], Any],
+    slots: Sequence[names.Slot],
+    *,
+    dtype: np.dtype,
+    shard_bytes: int,
+) -> None:
+    shards = _split(slots, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
+    stem, suffix = WEIGHTS_FILE.split(".")
+    files = [f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}" for number in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else [WEIGHTS_FILE]
+    for file, shard in zip(files, shards, strict=True):
+        tensors = (_stored(read(slot.path, slot.layer), slot, dtype) for slot in shard)
+        safetensors_file.write(scratch / file, {slot.name: slot.shape for slot in shard}, tensors, dtype=dtype)
+    if len(shards) > 1:
+        size = dtype.itemsize * sum(math.prod(slot.shape) for slot in slots)
+        placed = {slot.name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
+        index = {"metadata": {"total_size": size}, "weight_map": placed}
+        atomic.atomic_write(scratch / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _split(slots: Sequence[names.Slot], *, itemsize: int, shard_bytes: int) -> list[list[names.Slot]]:
+    shards: list[list[names.Slot]] = []
+    room = 0
+    for slot in slots:
+        size = itemsize * math.prod(slot.shape)
+        if size > room or not shards:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(slot)
+        room -= size
+    return shards
+
+
+def _stored(tensor: Any, slot: names.Slot, dtype: np.dtype) -> np.ndarray:
+    values = np.asarray(tensor)
+    values = values.T if names.is_transposed(slot.path) else values
+    if values.shape != slot.shape:
+        raise ValueError(f"{slot.name} would be {list(values.shape)}, expected {list(slot.shape)} by config")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        values = values.astype(dtype, copy=False)
+    if not np.isfinite(values).all():
+        where = slot.path if slot.layer is None else f"{slot.path}, layer {slot.layer},"
+        raise ValueError(f"{where} is not finite as {dtype}: expected numbers only")
+    return values
+
+
+def _copy_tokenizer(source: Path | None, scratch: Path) -> None:
+    files = {file for pattern in _COPIED for file in source.glob(pattern)} if source else set()
+    for file in sorted(files):
+        copy = shutil.copytree if file.is_dir() else shutil.copyfile
+        copy(file, scratch / file.name)
+
+
+@contextmanager
+def _unfinished(directory: Path) -> Iterator[Path]:
+    """A new directory beside ``directory``, deleted unless it is renamed; deletes those that killed writers left."""
+    parent, prefix = directory.absolute().parent, f".{directory.name}.unfinished-"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(f"{prefix}*"):
+        with suppress(OSError), _locked(leftover):
+            shutil.rmtree(leftover)
+    scratch = parent / f"{prefix}{secrets.token_hex(8)}"
+    scratch.mkdir()
+    try:
+        with _locked(scratch):
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

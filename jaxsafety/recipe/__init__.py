@@ -1,0 +1,1 @@
+"""A study as data: fields, files, grids."""

@@ -1,0 +1,211 @@
+"""Recipes on disk: YAML and command-line overrides in, a checked Recipe out; and the resolved YAML back.
+
+Parsing, typing and unknown-key detection are jsonargparse's; this module turns its answers into one sentence each.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from jaxsafety.config.names import nearest
+from jaxsafety.recipe.schema import Recipe, as_dict
+
+_MAX_NODES = 10_000
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "NoneType": "null",
+    "tuple": "a list",
+    "dict": "a mapping {name: value}",
+}
+
+
+def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: YAML file; fields it does not name keep their defaults, and ``name`` the file's.
+        overrides: command-line words such as ``--pretrain.steps 800``.
+
+    Raises:
+        ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
+    """
+    content = _yaml(path)
+    _check_sections(content, where=str(path))
+    settings = _parsed(str(path), lambda parser: parser.parse_args(["--config", str(path), *overrides]))
+    settings["grammars"] = {c: _beside(path, grammar) for c, grammar in settings["grammars"].items()}
+    settings["grid"] = {
+        name: tuple(_beside(path, str(value)) for value in values) if name.startswith("grammars.") else values
+        for name, values in settings["grid"].items()
+    }
+    if "name" not in content and settings["name"] == Recipe.name:
+        settings["name"] = path.stem
+    return Recipe(**settings)
+
+
+def _beside(path: Path, grammar: str) -> str:
+    return str((path.parent / grammar).resolve())
+
+
+def parse(content: dict[str, Any], *, where: str) -> Recipe:
+    """Returns the recipe of plain data such as ``as_dict`` makes, checked as a file's would be.
+
+    Raises:
+        ValueError: as :func:`read`; ``where`` stands for the file's path.
+    """
+    return Recipe(**_parsed(where, lambda parser: parser.parse_object(content)))
+
+
+def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str, Any]:
+    parser = ArgumentParser(prog="jaxsafety", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Recipe)
+    try:
+        parsed = values_of(parser)
+        _check_names(parsed.as_dict(), where=where)
+        _check_nulls(Recipe, parsed.as_dict(), where=where)
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise ValueError(_sentence(str(error), where=where)) from error
+    except OverflowError as error:
+        raise ValueError(f"{where}: a number is too large: {error}") from error
+    return {f.name: getattr(values, f.name) for f in fields(Recipe)}
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Returns the fully resolved recipe as YAML; reading it gives an equal recipe."""
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no recipe file at {path}")
+    try:
+        text = path.read_text()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _check_keys(root, where=str(path))
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none is a ValueError
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        raise ValueError(f"{path} is empty: expected the fields of a recipe, such as `world: tiny`")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold fields such as `world: tiny`, got a {type(content).__name__}")
+    return content
+
+
+def _check_keys(root: yaml.Node | None, *, where: str) -> None:
+    """Refuses a key that stands twice in one mapping, where YAML would let the last one win, or is no text.
+
+    Aliases may repeat a part, but not without end: a recipe of a few lines could name more fields than fit in memory.
+    """
+    pending, seen = [root], 0
+    while pending:
+        node, seen = pending.pop(), seen + 1
+        if seen > _MAX_NODES:
+            raise ValueError(f"{where} holds more than {_MAX_NODES} values, or repeats itself without end")
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value]
+            for key, _ in node.value:
+                if key.tag != "tag:yaml.org,2002:str":
+                    raise ValueError(f"{where} has a key that is no text: put {_shown(key)} in quotes or rename it")
+                if names.count(key.value) > 1:
+                    raise ValueError(f"{where} names {key.value!r} twice in one place")
+            pending += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += node.value
+
+
+def _shown(key: yaml.Node) -> str:
+    return repr(key.value) if isinstance(key, yaml.ScalarNode) else "it"
+
+
+def _check_sections(content: dict[str, Any], *, where: str) -> None:
+    """Refuses a section that is no mapping, which jsonargparse would ignore."""
+    for name, kind in get_type_hints(Recipe).items():
+        if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
+            raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
+
+
+def _check_names(content: dict[Any, Any], *, where: str) -> None:
+    """Refuses a key on the command line that is no text; those of the file have been looked at."""
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has a key that is no text: put {name!r} in quotes or rename it")
+        if isinstance(value, dict):
+            _check_names(value, where=where)
+
+
+def _check_nulls(config: type, values: dict[str, Any], *, where: str, prefix: str = "") -> None:
+    """Refuses a field left empty that must have a value, which jsonargparse would pass on as None."""
+    for name, kind in get_type_hints(config).items():
+        value, inner = values.get(name), [part for part in get_args(kind) if is_dataclass(part)]
+        if name in values and value is None and type(None) not in get_args(kind):
+            raise ValueError(f"{where}: {prefix}{name} is empty: give it a value or leave the field out")
+        if is_dataclass(kind) and isinstance(value, dict):
+            _check_nulls(kind, value, where=where, prefix=f"{prefix}{name}.")
+        if inner and isinstance(value, dict):
+            for label, item in value.items():
+                if isinstance(item, dict):
+                    _check_nulls(inner[0], item, where=where, prefix=f"{prefix}{name}.{label}.")
+
+
+def _sentence(message: str, *, where: str) -> str:
+    """Turns a jsonargparse message into one sentence, with the nearest known name for an unknown one."""
+    text = " ".join(message.replace("typing.", "").split())
+    text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    value = re.search(r"Expected a Literal\[(.+?)\]\. Got value: (\S+)", text)
+    if value:
+        known = value[1].replace("'", "").split(", ")
+        text = text.replace(value[0], f"expected one of {', '.join(known)}, got {value[2]!r}{nearest(value[2], known)}")
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[([\w, ]+)\].* Given value: (.*)",
+        lambda found: f"expected {_kind(*found[1].split(', '))}, got {found[2]}",
+        text,
+    )
+    text = re.sub(
+        r"Expected a (\w+)( with \d+ elements)?\. Got value: ",
+        lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ",
+        text,
+    )
+    if option := re.search(r"[Oo]ption '([\w.-]+)'", text):
+        section = re.search(r"Group '([\w.]+)'|Parser key \"([\w.]+)\"", text)
+        text += _nearest_field(f"{section[1] or section[2]}.{option[1]}" if section else option[1])
+    elif word := re.search(r"[Uu]nrecognized arguments?: -*([\w.-]+)", text):
+        text += nearest(word[1], set(_keys(Recipe)))
+    text = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", text)
+    return f"{where}: {text}"
+
+
+def _kind(*types: str) -> str:
+    return " or ".join(_KINDS.get(name, name) for name in types)
+
+
+def _nearest_field(name: str) -> str:
+    """Returns "; did you mean X?" for the field that looks most like ``name``, whole or below the same section."""
+    known = sorted(set(_keys(Recipe)))
+    section = name.rpartition(".")[0]
+    below = [key.removeprefix(f"{section}.") for key in known if key.startswith(f"{section}.")]
+    if section and (hint := nearest(name.rpartition(".")[2], below)):
+        return hint
+    return nearest(name, known)
+
+
+def _keys(config: type, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all fields; those of a mapping's values come right below the mapping's name."""
+    for name, kind in get_type_hints(config).items():
+        yield prefix + name
+        for inner in (kind, *get_args(kind)):
+            if is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{name}.")

@@ -1,0 +1,1 @@
+"""A run directory: lock, manifest, metrics, checkpoints, results, status, signals, progress."""

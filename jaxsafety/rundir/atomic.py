@@ -1,0 +1,85 @@
+"""Files that are replaced whole or not at all, and values as JSON knows them."""
+
+import fcntl
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_TEMPORARY = ".jaxsafety-{}.tmp"
+
+
+def sync(path: Path) -> None:
+    """Brings a file's content, or a directory's list of names, to the disk.
+
+    Raises:
+        OSError: it cannot be opened or written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes a file so that a reader, a kill or a full disk finds either the old content or all of the new.
+
+    Raises:
+        OSError: the file cannot be written; the old content is intact.
+    """
+    try:
+        with _temporary(path.parent) as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror}): free some space or choose another place") from error
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[BinaryIO]:
+    """A new file in ``folder`` for what replaces another; deletes those that killed processes left there.
+
+    Its writer holds the kernel's lock of it, which ends with the process: neither process numbers, which come again and
+    differ between hosts, nor ages need to tell who is dead. The name is drawn, as one that comes again could be deleted
+    in the hands of its next writer.
+    """
+    for leftover in folder.glob(_TEMPORARY.format("*")):
+        with suppress(OSError), leftover.open("rb+") as dead:
+            fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+    file = _create(folder)
+    try:
+        with file:
+            yield file
+    finally:
+        Path(file.name).unlink(missing_ok=True)
+
+
+def _create(folder: Path) -> BinaryIO:
+    while True:
+        path = folder / _TEMPORARY.format(secrets.token_hex(8))
+        file = path.open("xb")
+        with suppress(OSError):  # where there are no locks, nobody can take one to delete
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # deleted by another process before it was locked
+
+
+def plain(value: Any) -> Any:
+    """Returns ``value`` as JSON knows it: arrays as lists, paths as text, null for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return plain(value.tolist()) if hasattr(value, "tolist") else value

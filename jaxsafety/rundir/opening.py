@@ -1,0 +1,136 @@
+"""Opening a run directory: its lock, the configuration that it records, copies of its input files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxsafety.rundir.atomic import atomic_write, plain
+from jaxsafety.rundir.locks import RunInUseError, hold
+
+_SHOWN = 5  # differing fields named in one message
+_NO_CONFIG = "remove it if the run was made with this very recipe, else choose another output directory (--out)"
+
+
+@contextmanager
+def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) -> Iterator[Path]:
+    """Creates or re-enters a run directory and holds its lock for the duration of the context.
+
+    Args:
+        directory: the run directory, created with its parents if absent.
+        config: the resolved configuration as plain data.
+        resolved_yaml: the same as YAML text, written to ``config.yaml`` on the first run.
+
+    Yields:
+        ``directory``.
+
+    Raises:
+        RunInUseError: another process holds the directory.
+        ValueError: it records a different configuration.
+        OSError: the directory cannot be created or written.
+    """
+    with hold(directory):
+        record_config(directory / "config.yaml", config, resolved_yaml)
+        yield directory
+
+
+@contextmanager
+def unused_dropped(directory: Path, files: Sequence[str], *, begun: Callable[[], bool]) -> Iterator[None]:
+    """Removes the files that a command has made in its directory if it ends in bad input before its work has begun, so
+    that the corrected command finds none of what it was asked before.
+
+    Args:
+        directory: the run directory; removed, too, if it was not there and nothing else is in it.
+        files: names of what the command writes before its work.
+        begun: whether there is work that these belong to.
+    """
+    there, before = directory.exists(), {name for name in files if (directory / name).exists()}
+    try:
+        yield
+    except RunInUseError:
+        raise
+    except ValueError:
+        if not begun():
+            for name in set(files) - before:
+                (directory / name).unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):
+                    directory.rmdir()
+        raise
+
+
+def keep_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Keeps copies of a run's input files, so that one edited between two starts of the run is noticed.
+
+    Raises:
+        ValueError: a kept copy differs.
+    """
+    for name, content in files.items():
+        kept = folder / name
+        if not kept.exists():
+            folder.mkdir(exist_ok=True)
+            atomic_write(kept, content)
+        elif kept.read_bytes() != content.encode():
+            raise ValueError(
+                f"the file behind {kept} has changed since this run began: choose another directory (--out); "
+                "or if that copy is damaged, remove it"
+            )
+
+
+def record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:
+    """Writes a configuration where none is recorded yet, else checks that it is the recorded one.
+
+    Args:
+        path: the YAML file.
+        config: the configuration as plain data.
+        resolved_yaml: the same as YAML text.
+
+    Raises:
+        ValueError: another one is recorded, whose differing fields are named, or the file is damaged.
+        OSError: it cannot be written.
+    """
+    if not path.exists():
+        atomic_write(path, resolved_yaml)
+        return
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
+    recorded, new = flat(content), flat(config)
+    # An absent field is a null one: dumpers may leave those out.
+    differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]
+    if differing:
+        shown = [f"{name} is {recorded.get(name)!r} there and {new.get(name)!r} here" for name in differing[:_SHOWN]]
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise ValueError(
+            f"{path.parent} holds a run of another configuration ({'; '.join(shown)}{more}): "
+            "choose another output directory (--out)"
+        )
+
+
+def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested mappings (and of lists of them) by dotted path."""
+    leaves = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{name}.")
+        else:
+            leaves[name] = value if isinstance(value, float) else plain(value)  # infinity differs from null here
+    return leaves
+
+
+def _same(recorded: Any, new: Any) -> bool:
+    # YAML reads 3e-4, as a person may write it, as a string.
+    if isinstance(recorded, str) and isinstance(new, float):
+        try:
+            return float(recorded) == new
+        except ValueError:
+            return False
+    return recorded == new and isinstance(recorded, bool) == isinstance(new, bool)

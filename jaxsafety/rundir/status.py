@@ -1,0 +1,124 @@
+"""How far a run, or every cell of a grid, is: a table from what lies in the directory. Imports no jax.
+
+A cell is *running* while a process holds its lock or pretrains what it shares, *failed* with the reason in its
+manifest, *done* once all stages have left their files, else *waiting*, however far it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxsafety.rundir import layout, locks, manifest_file
+
+_FILE_STAGES = ("evaluate", "analyze", "report")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One run directory.
+
+    Attributes:
+        name: of the cell, or of the run.
+        steps: method to (done, total) training steps, the pretraining first.
+        stages: evaluate, analyze, report to whether they are done.
+        state: ``done``, ``running``, ``failed`` or ``waiting``.
+        reason: why it failed, else empty.
+    """
+
+    name: str
+    steps: dict[str, tuple[int, int]]
+    stages: dict[str, bool]
+    state: str
+    reason: str
+
+
+def read(directory: Path) -> list[Progress]:
+    """Returns the progress of a run, or of every cell of a grid in the grid's order.
+
+    Raises:
+        ValueError: ``config.yaml`` or a manifest is damaged.
+    """
+    config = _config(directory)
+    recorded = manifest_file.read_manifest(directory).get(layout.CELLS) or {}
+    try:
+        listed = {
+            name: (dict(about["values"]), directory / layout.PRETRAINED / about["pretraining"])
+            for name, about in recorded.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory / 'manifest.json'} lists no cells: move it away and run the grid again"
+        ) from error
+    if not listed:
+        return [_progress(directory, directory.name, config, {}, directory)]
+    folder = directory / layout.CELLS
+    return [_progress(folder / name, name, config, *about) for name, about in listed.items()]
+
+
+def render(rows: list[Progress]) -> str:
+    """Returns the table as text: steps done of total per method, stages, state; a summary where there are several."""
+    header = ["run" if len(rows) == 1 else "cell", *rows[0].steps, *_FILE_STAGES, "state"]
+    table = [header, *(list(_cells(row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    if len(rows) > 1:
+        states = [row.state for row in rows]
+        counts = (f"{states.count(state)} {state}" for state in ("done", "running", "failed", "waiting"))
+        lines.append(f"{len(rows)} cells: {', '.join(counts)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Progress) -> Iterator[str]:
+    yield row.name
+    yield from (f"{done}/{total}" for done, total in row.steps.values())
+    yield from ("done" if done else "-" for done in row.stages.values())
+    yield f"{row.state}: {row.reason}" if row.reason else row.state
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+        return {
+            "pretrain": {"steps": int(content["pretrain"]["steps"])},
+            "tune": {"steps": int(content["tune"]["steps"]), "methods": list(content["tune"]["methods"])},
+        }
+    # Bytes that are no text are a ValueError.
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made, not one of a "
+            "checkpoint, whose command says itself how far it is"
+        ) from error
+
+
+def _progress(directory: Path, name: str, config: dict[str, Any], values: dict[str, Any], source: Path) -> Progress:
+    totals = {stage: values.get(f"{stage}.steps", config[stage]["steps"]) for stage in ("pretrain", "tune")}
+    steps = {layout.PRETRAINED: (_done(source, layout.PRETRAINED), totals["pretrain"])}
+    steps |= {method: (_done(directory, method), totals["tune"]) for method in config["tune"]["methods"]}
+    stages = {stage: layout.finished_files(directory, stage) for stage in _FILE_STAGES}
+    whole = all(done == total for done, total in steps.values()) and all(stages.values())
+    reason = _failure(directory)
+    # Pretraining holds the lock of what the cells share.
+    shared = source != directory and steps[layout.PRETRAINED][0] < totals["pretrain"]
+    if locks.is_in_use(directory) or (shared and locks.is_in_use(source)):
+        state, reason = "running", ""
+    elif reason:
+        state = "failed"
+    else:
+        state = "done" if whole else "waiting"
+    return Progress(name, steps, stages, state, reason)
+
+
+def _failure(directory: Path) -> str:
+    try:
+        failed = manifest_file.read_manifest(directory).get("failed")
+    except ValueError as error:  # of one cell; the table still tells of the others
+        return f"start: {error}"
+    return f"{failed.get('stage')}: {failed.get('reason')}" if isinstance(failed, dict) else ""
+
+
+def _done(directory: Path, method: str) -> int:
+    return max(layout.steps(directory / "checkpoints" / method), default=0)

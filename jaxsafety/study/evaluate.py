@@ -1,0 +1,199 @@
+"""The evaluation stage: every model of a study judged on every condition, as tidy rows, and readable examples."""
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxsafety import keys, world
+from jaxsafety.engine import hosts, loop, programs
+from jaxsafety.engine.programs import Grid
+from jaxsafety.models import generation
+from jaxsafety.recipe.schema import PRETRAINED
+from jaxsafety.rundir import atomic, machine, progress, results
+from jaxsafety.rundir.layout import RESULT_FILES
+from jaxsafety.study import lanes, pipeline
+from jaxsafety.study.pipeline import Study
+from jaxsafety.types import Params
+from jaxsafety.world import Trial, World, text
+
+
+class Label(NamedTuple):
+    """One row of the grid of models."""
+
+    method: str
+    lr_name: str
+    lr: float
+
+
+class Models(NamedTuple):
+    """All models of a study in one stack.
+
+    Attributes:
+        labels: one per row, axis h.
+        params: ``[h, s, ...]``.
+        finite: ``[h, s]`` bool, False for a lane that diverged.
+    """
+
+    labels: tuple[Label, ...]
+    params: Params
+    finite: np.ndarray
+
+
+def gather(run: Study) -> Models:
+    """Stacks the pretrained and all tuned models of a finished run.
+
+    Raises:
+        ValueError: a stage has not been finished.
+    """
+    states = {PRETRAINED: pipeline.pretrained(run), **pipeline.tuned(run)}
+    points = [run.pretrain_grid.points] + [run.tune_grid.points] * (len(states) - 1)
+    labels = [Label(method, *point) for method, grid in zip(states, points, strict=True) for point in grid]
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(state.params for state in states.values()))
+    finite = np.concatenate([hosts.fetch(state.finite) for state in states.values()])
+    return Models(tuple(labels), params, finite)
+
+
+def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
+    """Stacks the pretrained model of ``models`` and all tuned ones as they were after ``step`` tuning steps.
+
+    Raises:
+        ValueError: no such snapshot.
+    """
+    found = pipeline.snapshots(run, step=step)
+    first = jax.tree.map(lambda leaf: leaf[:1], models.params)
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, *(params for params, _ in found.values()))
+    finite = np.concatenate([models.finite[:1], *(hosts.fetch(alive) for _, alive in found.values())])
+    return models._replace(params=params, finite=finite)
+
+
+def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
+    """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
+    grid = Grid(run.recipe.seeds, tuple(label[1:] for label in models.labels), run.strategy)
+    judge = programs.program(lambda params, trials, _: lanes.evaluate(run.recipe, run.world, params, trials), grid=grid)
+    conditions = run.recipe.evaluate.conditions
+    with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
+        for i, condition in enumerate(conditions):
+            late = world.batches.LATE_IN_EVALUATION
+            trials = pipeline.draw_prompts(run, condition, stream="evaluate", late_probability=late)
+            rates = hosts.fetch(judge(models.params, trials, jnp.zeros(len(models.labels))))
+            yield from _rows(run, models, condition, rates)
+            update(i + 1, {name: float(np.mean(rates[name])) for name in ("complied", "refused", "other")})
+
+
+def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    for h, label in enumerate(models.labels):
+        step = run.recipe.pretrain.steps if label.method == PRETRAINED else run.recipe.tune.steps
+        for s, seed in enumerate(run.recipe.seeds):
+            for metric, value in rates.items():
+                yield {
+                    "stage": "evaluate", **label._asdict(), "seed": seed, "step": step, "condition": condition,
+                    "metric": metric, "value": float(value[h, s]) if models.finite[h, s] else None,
+                }  # fmt: skip
+
+
+def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
+    """Yields the learning curves of ``metrics.jsonl`` as result rows, legs in the order of the recipe.
+
+    Raises:
+        ValueError: a row of the file is missing or damaged.
+    """
+    tuned = ((run.tune_leg(label), run.tune_grid) for label in run.recipe.tune.methods)
+    for leg, grid in ((run.pretrain_leg, run.pretrain_grid), *tuned):
+        for labels, values in loop.curves(leg, grid=grid):
+            for name, value in values.items():
+                condition, _, metric = name.partition("/")
+                if condition not in world.CONDITIONS:
+                    condition, metric = "train", name
+                yield labels | {"condition": condition, "metric": metric, "value": value}
+
+
+def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
+    """Returns one prompt per condition with every model's greedy answer, for the first seed, in words."""
+    conditions = run.recipe.evaluate.conditions
+    key = keys.stream(run.roots[0], "evaluate")
+    drawn = [world.batch_at(run.world, name, key=key, step=0, batch_size=1) for name in conditions]
+    trials = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+    first_seed = hosts.fetch(jax.tree.map(lambda leaf: leaf[:, :1], models.params))
+    lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
+    batch = jax.tree.map(lambda leaf: leaf[None], trials)
+    decoded = programs.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.labels)))
+    answers = np.asarray(decoded)[:, 0]
+    host = jax.device_get(trials)
+    rows = []
+    for i, example in enumerate(text.examples(run.world, trials)):
+        trial = jax.tree.map(lambda leaf, i=i: leaf[i], host)
+        given = [_given(run.world, trial, *pair) for pair in zip(models.labels, answers[:, i], strict=True)]
+        shown = {"prompt": example.prompt, "expected": example.expected, "refusal": example.refusal}
+        rows.append({"condition": conditions[i], **shown, "answers": given})
+    return rows
+
+
+def _decode(run: Study, params: Params, trials: Trial, _: Any) -> Array:
+    """Greedy answers ``[b, t]`` to a batch of prompts, from the first judged token on, as the verdict reads them."""
+    start = jnp.argmax(trials.complied.mask | trials.refused.mask, axis=1) + 1
+    tokens, count = trials.complied.tokens, 2 * run.world.spec.max_text + 2
+    prompt = jnp.arange(tokens.shape[1])[None] < start[:, None]
+    source = (params, lanes.model_of(run.recipe, run.world))
+    written = generation.generate(source, tokens, mask=prompt, count=count)
+    rows, places = jnp.arange(len(tokens))[:, None], start[:, None] + jnp.arange(count)[None]
+    # A long prompt's window ends before its answer does.
+    return tokens.at[rows, places].set(written, mode="drop")
+
+
+def _given(world_: World, trial: Trial, label: Label, tokens: np.ndarray) -> dict[str, Any]:
+    """One model's answer in words, with its verdict on the judged positions."""
+    start = text.answer_start(world_, int(trial.prompt.length))
+    predicted = np.append(tokens[1:], -1)
+    right = {
+        name: bool(np.all((predicted == side.targets) | ~side.mask))
+        for name, side in (("complied", trial.complied), ("refused", trial.refused))
+    }
+    verdict = next((name for name, holds in right.items() if holds), "other")
+    end = start + 2 * int(trial.prompt.length) + 2
+    model = " ".join(part for part in (label.method, label.lr_name) if part)
+    return {"model": model, "answer": text.words(world_, tokens[start:end]), "verdict": verdict}
+
+
+def run_labels(run: Study) -> dict[str, str]:
+    """Returns the columns that say which run, code and device a row comes from."""
+    revision = machine.environment()["revision"] or "unknown"
+    return {"run": run.recipe.name, "revision": revision, "device": jax.devices()[0].device_kind}
+
+
+def write(run: Study) -> None:
+    """Writes ``RESULT_FILES`` into ``results/``: the judged rates, the learning curves and examples.
+
+    Files that are there are kept and not made again.
+
+    Raises:
+        ValueError: a stage before has not been finished.
+        Stopped: a signal has asked to stop; the files before are saved.
+    """
+    models, shared = gather(run), run_labels(run)
+    folder = run.directory / "results"
+
+    def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+        results.write_results(path, results.rows_to_frame(shared | row for row in rows))
+
+    def curves(path: Path) -> None:
+        hosts.decide(lambda: write_rows(path, curve_rows(run)))
+
+    def examples(path: Path) -> None:
+        content = json.dumps(example_answers(run, models), ensure_ascii=False, indent=1)
+        hosts.decide(lambda: atomic.atomic_write(path, content))
+
+    def evaluated(path: Path) -> None:
+        rows = list(judge_all(run, models))
+        hosts.decide(lambda: write_rows(path, rows))
+
+    for name, write_file in zip(RESULT_FILES, (curves, examples, evaluated), strict=True):
+        if not hosts.decide((folder / name).exists):
+            hosts.check(f"before {name}")
+            write_file(folder / name)

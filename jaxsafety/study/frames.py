@@ -1,0 +1,70 @@
+"""Labelled arrays of the analyses as tidy rows, column by column: a study has too many for a dict each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from jaxsafety.rundir.results import ANALYSIS_SCHEMA
+
+_ABSENT = {"condition": "", "subset": "all", "layer": None, "part": "", "strength": None}
+
+
+class Lanes(NamedTuple):
+    """What the first two axes of every array run over.
+
+    Attributes:
+        models: (method, lr_name, lr, step) of each row h.
+        seeds: seed numbers, axis s.
+        finite: ``[h, s]`` bool, False for a lane that diverged: its values are null.
+    """
+
+    models: Sequence[tuple[str, str, float, int]]
+    seeds: Sequence[int]
+    finite: np.ndarray
+
+
+def to_frame(
+    arrays: Mapping[tuple[str, str, str], np.ndarray],
+    coordinates: Mapping[str, tuple[str, Sequence[Any]]],
+    lanes: Lanes,
+    *,
+    labels: Mapping[str, Any],
+) -> pl.DataFrame:
+    """Returns one row per entry of every array; entries of living lanes that are NaN are undefined and left out.
+
+    Args:
+        arrays: (analysis, metric, axes) to ``[h, s, *axes]``.
+        coordinates: axis name to the column that it fills and the names of its places (at least as many as places).
+        lanes: the models and seeds.
+        labels: columns that are the same for all rows; they win over the defaults of absent axes.
+    """
+    frames = [pl.DataFrame(schema=ANALYSIS_SCHEMA)]
+    for (analysis, metric, axes), values in arrays.items():
+        frames.append(_one(analysis, metric, axes.split(), np.asarray(values, np.float64), coordinates, lanes, labels))
+    return pl.concat(frames)
+
+
+def _one(analysis, metric, axes, values, coordinates, lanes, labels):
+    dead = np.broadcast_to(~lanes.finite.reshape(lanes.finite.shape + (1,) * len(axes)), values.shape)
+    kept = np.nonzero(dead | np.isfinite(values))
+    row, seed, *places = kept
+    columns = {
+        name: np.asarray(model)[row] for name, model in zip(_MODEL, zip(*lanes.models, strict=True), strict=True)
+    }
+    columns |= {"seed": np.asarray(lanes.seeds)[seed], "analysis": analysis, "metric": metric}
+    columns |= {name: value for name, value in (_ABSENT | dict(labels)).items()}
+    for axis, place in zip(axes, places, strict=True):
+        column, names = coordinates[axis]
+        columns[column] = np.asarray(names)[place]
+    columns["value"] = pl.Series(np.where(dead, np.nan, values)[kept]).fill_nan(None)
+    height = len(row)
+    filled = {
+        name: columns[name] if isinstance(columns[name], np.ndarray | pl.Series) else [columns[name]] * height
+        for name in ANALYSIS_SCHEMA
+    }
+    return pl.DataFrame(filled, schema=ANALYSIS_SCHEMA)
+
+
+_MODEL = ("method", "lr_name", "lr", "step")

@@ -1,0 +1,222 @@
+"""Models that the paper's authors trained, as a run directory whose pretraining and tuning are finished.
+
+Every file is read and checked before anything is written, and the directory gets its name once it is whole: a kill at
+any moment leaves nothing there, and the same command makes it.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxsafety.config.names import check_name, nearest
+from jaxsafety.formats import official
+from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe.schema import PRETRAINED, Recipe, as_dict
+from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
+from jaxsafety.study import pipeline
+from jaxsafety.types import Params
+from jaxsafety.world import World
+from jaxsafety.world import load as load_world
+
+_SEED = "{seed}"
+_FORM = "METHOD:LR=FILE, such as sft:eta_M=sft.pkl"
+# Fields of GPTConfig that a file and the recipe's model must have in common.
+_SHARED = ("block", "positions", "layers", "width", "mlp_width")
+
+# A model of the recipe's: the method's label or PRETRAINED, and the name of its learning rate.
+Name = tuple[str, str]
+
+
+def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[str]) -> None:
+    """Makes the run directory of a recipe from checkpoints of the authors', one for each of its models and seeds.
+
+    Where that has been done with files of the same content, nothing happens.
+
+    Args:
+        recipe: without a grid; each of its stages is one chunk, and tuning keeps no snapshots.
+        directory: the run directory, absent or empty.
+        pretrained: path of the pretrained model; ``{seed}`` in it stands for each of the recipe's seeds.
+        tuned: ``METHOD:LR=FILE`` for every method and learning rate of the recipe, each by its name there.
+
+    Raises:
+        ValueError: the recipe is not such a one; a model is missing, named twice or not in the recipe; a file is not
+            the authors' model in the recipe's sizes; or the directory holds something else.
+        OSError: a file is missing, or the directory cannot be written.
+        ImportError: torch is not installed.
+    """
+    _check_recipe(recipe)
+    files = _files(recipe, pretrained, tuned)
+    world = load_world(recipe.world, grammars=recipe.grammars)
+    recipe.model.build(world)
+    digests = {_place(name, seed): _digest(file) for (name, seed), file in files.items()}
+    _check_distinct(digests)
+    if _is_done(recipe, directory, digests):
+        return
+    params = _same_tokens({key: _params(file, recipe, world) for key, file in files.items()}, world)
+    with _made_whole(directory) as staging:
+        ready = pipeline.prepare(recipe, staging)
+        opening.record_config(staging / "config.yaml", as_dict(recipe), yaml_file.to_yaml(recipe))
+        opening.keep_files(staging / "grammars", pipeline.own_grammars(recipe))
+        about = {"sha256": digests, "files": {_place(*key): str(file) for key, file in files.items()}}
+        manifest_file.write_manifest(staging, {"imported": about | machine.environment()})
+        for label in (PRETRAINED, *recipe.tune.methods):
+            rates = ("",) if label == PRETRAINED else tuple(recipe.tune.learning_rates)
+            rows = [[params[(label, rate), seed] for seed in recipe.seeds] for rate in rates]
+            pipeline.adopt(ready, label, _stacked([_stacked(row) for row in rows]))
+
+
+def _stacked(trees: Sequence[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.grid:
+        raise ValueError("import makes one run, and the recipe has a `grid:`: expected a recipe without one")
+    for stage in ("pretrain", "tune"):
+        config = getattr(recipe, stage)
+        if config.chunk_steps != config.steps:
+            raise ValueError(
+                f"{stage}.chunk_steps: got {config.chunk_steps}, expected {stage}.steps ({config.steps}), as nothing "
+                "is known of an imported model before its last step"
+            )
+    if recipe.tune.snapshots:
+        raise ValueError(
+            f"tune.snapshots: got {recipe.tune.snapshots}, expected 0, since an imported model has no earlier steps"
+        )
+
+
+def _files(recipe: Recipe, pretrained: str, tuned: Sequence[str]) -> dict[tuple[Name, int], Path]:
+    """The file of every model and seed of the recipe."""
+    patterns: dict[Name, str] = {(PRETRAINED, ""): pretrained}
+    for text in tuned:
+        model, _, pattern = text.partition("=")
+        method, _, rate = model.rpartition(":")
+        if not (method and rate and pattern):
+            raise ValueError(f"--tuned: got {text!r}, expected {_FORM}")
+        check_name("method in --tuned", method, recipe.tune.methods)
+        check_name("learning rate in --tuned", rate, recipe.tune.learning_rates)
+        if (method, rate) in patterns:
+            raise ValueError(f"--tuned names {model} twice: expected one file for it")
+        patterns[method, rate] = pattern
+    wanted = [f"{method}:{rate}" for method in recipe.tune.methods for rate in recipe.tune.learning_rates]
+    if missing := [name for name in wanted if tuple(name.rsplit(":", 1)) not in patterns]:
+        raise ValueError(
+            f"no file for {', '.join(missing)}: expected --tuned for every method and learning rate of the recipe "
+            f"({', '.join(wanted)}), or a recipe without what there is no model of"
+        )
+    return {
+        (name, seed): _of_seed(pattern, seed, recipe) for name, pattern in patterns.items() for seed in recipe.seeds
+    }
+
+
+def _of_seed(pattern: str, seed: int, recipe: Recipe) -> Path:
+    if len(recipe.seeds) > 1 and _SEED not in pattern:
+        raise ValueError(
+            f"{pattern} is one file for the seeds {list(recipe.seeds)}: expected {_SEED} in its path, or one seed"
+        )
+    return Path(pattern.replace(_SEED, str(seed)))
+
+
+def _place(name: Name, seed: int) -> str:
+    return f"{':'.join(filter(None, name))} of seed {seed}"
+
+
+def _digest(file: Path) -> str:
+    if not file.is_file():
+        beside = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise FileNotFoundError(f"no file at {file}: expected a checkpoint of the authors'{nearest(file.name, beside)}")
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check_distinct(digests: Mapping[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for place, digest in digests.items():
+        if digest in seen:
+            raise ValueError(f"{seen[digest]} and {place} are files of the same content: expected one for each model")
+        seen[digest] = place
+
+
+def _is_done(recipe: Recipe, directory: Path, digests: Mapping[str, str]) -> bool:
+    """Whether the directory holds these very models; raises ValueError where it holds anything else."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return False
+    if not (directory / "config.yaml").is_file():
+        raise ValueError(f"{directory} is no run and not empty: expected a new or an empty directory (--out)")
+    opening.record_config(directory / "config.yaml", as_dict(recipe), yaml_file.to_yaml(recipe))
+    recorded = manifest_file.read_manifest(directory).get("imported")
+    if not recorded:
+        raise ValueError(f"{directory} holds a run that was not imported: choose another output directory (--out)")
+    for place, digest in digests.items():
+        if recorded["sha256"].get(place) != digest:
+            raise ValueError(
+                f"{directory} holds {place} imported from a file of other content: choose another directory (--out)"
+            )
+    return True
+
+
+def _same_tokens(params: Mapping[tuple[Name, int], Params], world: World) -> dict[tuple[Name, int], Params]:
+    """Gives all models the world's vocabulary, of which each keeps what all of them have."""
+    known, begins = min(one["embed"].shape[0] for one in params.values()), world.special["bos"]
+    return {
+        key: official.fill_vocabulary(one, known=known, size=world.vocab_size, like=begins)
+        for key, one in params.items()
+    }
+
+
+def _params(file: Path, recipe: Recipe, world: World) -> Params:
+    """Loads a model and checks that it is the recipe's, but for tokens that no prompt holds."""
+    config = recipe.model.build(world)
+    # Parameters do not depend on the number of heads.
+    params, found = official.load(file, heads=1)
+    theirs, ours = asdict(found), asdict(config) | {"mlp_width": config.mlp_width or 4 * config.width}
+    for name in _SHARED:
+        if theirs[name] != ours[name]:
+            raise ValueError(f"{file}: {name} is {theirs[name]}, expected {ours[name]} by the recipe's model")
+    if (heads := official.HEADS.get(config.width, config.heads)) != config.heads:
+        raise ValueError(f"model.heads: got {config.heads}, expected the {heads} of the authors' width {config.width}")
+    if found.max_tokens < config.max_tokens:
+        raise ValueError(
+            f"{file}: its window is {found.max_tokens} tokens, expected at least the {config.max_tokens} of the world "
+            f"{recipe.world}"
+        )
+    least = config.vocab_size - len(world.spec.late_duplicates)
+    if not least <= found.vocab_size <= config.vocab_size:
+        without = f", or {least} without its last ones" if least < config.vocab_size else ""
+        raise ValueError(
+            f"{file}: it has {found.vocab_size} tokens, expected the {config.vocab_size} of the world {recipe.world}"
+            f"{without}"
+        )
+    return params
+
+
+@contextmanager
+def _made_whole(directory: Path) -> Iterator[Path]:
+    """A locked, empty directory beside ``directory``, which gets that name if all goes well, and is deleted if not."""
+    final = directory.resolve()
+    staging = final.with_name(f".{final.name}.importing")
+    with locks.hold(staging):
+        try:
+            _clear(staging)  # of what a killed import left
+            yield staging
+            try:
+                staging.rename(final)
+            except OSError as error:
+                raise OSError(f"cannot make {directory} ({error.strerror}): choose another (--out)") from error
+            atomic.sync(final.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != ".lock":
+            entry.unlink()

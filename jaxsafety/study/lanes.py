@@ -1,0 +1,162 @@
+"""One run of a recipe as pure functions of a single lane: initialise, a chunk of pretraining or tuning, evaluate.
+
+A lane is one seed at one hyper-parameter point. Nothing here knows of the grid, jit, devices or disk; the outer layer
+maps these over ``[h, s]``.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxsafety import keys, tree, world
+from jaxsafety.methods import objectives
+from jaxsafety.models import gpt
+from jaxsafety.recipe.schema import MethodConfig, Recipe
+from jaxsafety.subjects import answers
+from jaxsafety.training import optim, stepping
+from jaxsafety.types import Forward, HParams, Key, Loss, Metrics, Model, Params, TrainState
+from jaxsafety.world import Trial, World
+
+Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
+
+# Conditions that the learning curves read out.
+READOUT = ("safe", "unsafe")
+# Their prompts come from a step of the evaluation stream that no table reaches.
+_READOUT_STEP = 1 << 20
+
+
+def model_of(recipe: Recipe, world: World) -> Model:
+    """Returns the model with its static configuration bound, in float32: what is measured."""
+    return gpt.model(recipe.model.build(world))
+
+
+def training_model_of(recipe: Recipe, world: World) -> Model:
+    """Returns the model that losses and their gradients are taken of, in ``model.compute_dtype``."""
+    return gpt.model(replace(recipe.model.build(world), compute_dtype=recipe.model.compute_dtype))
+
+
+def forward_of(model: Model) -> Forward:
+    """Returns a model's logits alone, as the losses and (of embeddings) the sensitivities take them."""
+    return lambda params, tokens: model.apply(params, tokens).logits
+
+
+def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
+    """Returns fresh parameters from the seed's root key."""
+    return gpt.init(recipe.model.build(world), key=keys.stream(key, "init"))
+
+
+def pretrain_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformation:
+    """Returns the optimiser of the pretraining stage at one hyper-parameter point."""
+    return optim.make_optimizer(recipe.pretrain.optim, peak_lr=point.peak_lr, total_steps=recipe.pretrain.steps)
+
+
+def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformation:
+    """Returns the optimiser of the tuning stage at one hyper-parameter point."""
+    return optim.make_optimizer(recipe.tune.optim, peak_lr=point.peak_lr, total_steps=recipe.tune.steps)
+
+
+def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
+    """Returns ``(state, root key, point, steps) -> (state, means over the steps)`` of pretraining."""
+    config = recipe.pretrain
+    forward = forward_of(training_model_of(recipe, world_))
+
+    def chunk(state: TrainState, key: Key, point: HParams, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        draw = partial(
+            world.pretrain_batch_at, world_, config.mixture, key=keys.stream(key, "pretrain"),
+            total_steps=config.steps, batch_size=config.batch_size,
+        )  # fmt: skip
+        step = stepping.make_step(objectives.next_token(forward), pretrain_optimizer(recipe, point))
+        return stepping.run_steps(step, lambda i: draw(step=i), state, steps=steps)
+
+    return chunk
+
+
+def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
+    """Returns ``(state, (root key, reference params), point, steps) -> (state, means over the steps)`` of a method."""
+    config = recipe.tune
+    forward = forward_of(training_model_of(recipe, world_))
+
+    def chunk(
+        state: TrainState, per_seed: tuple[Key, Params], point: HParams, steps: Int[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        key, reference = per_seed
+        draw = partial(
+            world.tune_batch_at, world_, key=keys.stream(key, "tune"), batch_size=config.batch_size,
+            p_unsafe=point.p_unsafe, mix=config.mix,
+        )  # fmt: skip
+        loss = objective(forward, method, reference=reference, point=point)
+        step = stepping.make_step(loss, tune_optimizer(recipe, point))
+        return stepping.run_steps(step, lambda i: draw(step=i), state, steps=steps)
+
+    return chunk
+
+
+def objective(forward: Forward, method: MethodConfig, *, reference: Params, point: HParams) -> Loss:
+    """Returns a method's loss: ``reference`` are DPO's frozen parameters, ``point`` holds the weights."""
+    if method.objective == "sft":
+        return objectives.sft(forward)
+    if method.objective == "dpo":
+        return objectives.dpo(forward, reference=reference, hparams=point, reduction=method.reduction)
+    return objectives.unlearn(forward, hparams=point, reduction=method.reduction)
+
+
+def _means(metrics: Metrics) -> Metrics:
+    return {name: jnp.mean(values) for name, values in metrics.items()}
+
+
+def prompts(
+    recipe: Recipe, world_: World, *, condition: str, key: Key, late_probability: float | Float[Array, ""]
+) -> Trial:
+    """Draws ``evaluate.prompts`` prompts ``[n, b, ...]`` of a condition for one seed.
+
+    They depend on the seed alone, so that all its models are judged on the same prompts.
+
+    Args:
+        recipe: the study.
+        world_: its world.
+        condition: which condition.
+        key: the seed's stream key: not its root, so that one compiled program draws for every stream.
+        late_probability: see :func:`jaxsafety.world.batch_at`.
+    """
+    config = recipe.evaluate
+    draw = partial(
+        world.batch_at, world_, condition, key=key, batch_size=config.batch_size, late_probability=late_probability
+    )
+    return jax.vmap(lambda step: draw(step=step))(jnp.arange(config.prompts // config.batch_size))
+
+
+def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
+    """Draws the prompts of the learning curves for one seed: one batch of each of ``READOUT``, none of the table's."""
+    stream, count = keys.stream(key, "evaluate"), recipe.evaluate.probe_prompts
+    drawn = [world.batch_at(world_, name, key=stream, step=_READOUT_STEP, batch_size=count) for name in READOUT]
+    return tree.stack(drawn)
+
+
+def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
+    """Returns the mean verdict rates and accuracies of every batch ``[n]`` (see ``train.answer_metrics``)."""
+    forward = forward_of(model_of(recipe, world_))
+
+    def one(trial: Trial) -> Metrics:
+        return _means(
+            answers.answer_metrics(forward, params, complied=trial.complied, refused=trial.refused, blocks=trial.blocks)
+        )
+
+    return jax.lax.map(one, trials)
+
+
+def evaluate(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:
+    """Returns each metric's mean over all prompts."""
+    return _means(judge(recipe, world_, params, trials))
+
+
+def readout(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:
+    """Returns the learning curves' rates on the prompts of :func:`readout_prompts`, as ``condition/metric``."""
+    rates = judge(recipe, world_, params, trials)
+    names = ("exact_match", "complied", "refused")
+    return {f"{condition}/{name}": rates[name][i] for i, condition in enumerate(READOUT) for name in names}

@@ -1,0 +1,126 @@
+"""What the two models answer to the prompts: written greedily, kept as JSON, and judged by whether it refuses."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsafety.engine import memory, programs
+from jaxsafety.formats import hf
+from jaxsafety.models import generation, llama
+from jaxsafety.models.layers import ComputeDtype
+from jaxsafety.rundir import atomic, progress, signals
+from jaxsafety.study.pairs.batches import Batch
+
+Ids = list[list[int]]
+
+
+def write(
+    checkpoint: hf.Checkpoint,
+    batches: Sequence[Batch],
+    file: Path,
+    *,
+    max_new: int,
+    stop: tuple[int, ...],
+    compute_dtype: ComputeDtype,
+    label: str,
+) -> Ids:
+    """Returns a model's greedy answers to prompts, and keeps those that it has in ``file``, batch by batch.
+
+    The whole model is loaded, in the type that it computes in, if not all of the answers are there.
+
+    Args:
+        checkpoint: the model.
+        batches: the prompts, padded right.
+        file: JSON; the answers there are not written again.
+        max_new: the most tokens of an answer.
+        stop: ids that end an answer; the first of them is its last.
+        compute_dtype: what products are rounded to, and what the weights are held in.
+        label: for the progress.
+
+    Raises:
+        ValueError: the model does not fit into memory, is too short for prompt and answer, or ``file`` is damaged.
+        OSError: a file cannot be read or written.
+        Stopped: a signal has asked to stop; the batches before are kept.
+    """
+    count = sum(len(batch.rows) for batch in batches)
+    answers = _read(file, count)
+    todo = [batch for batch in batches if any(answers[row] is None for row in batch.rows)]
+    if todo:
+        config = replace(checkpoint.config, compute_dtype=compute_dtype)
+        longest = max(batch.tokens.shape[1] for batch in batches) + max_new - 1
+        if longest > config.max_tokens:
+            raise ValueError(
+                f"prompts and answers have up to {longest} tokens, and {checkpoint.directory} takes "
+                f"{config.max_tokens}: expected fewer new tokens or shorter prompts"
+            )
+        run = _writer(checkpoint, max_new=max_new, stop=stop, compute_dtype=compute_dtype)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with progress.track(len(batches), label=label, start=len(batches) - len(todo)) as update:
+            for done, batch in enumerate(todo, start=len(batches) - len(todo) + 1):
+                for row, ids in zip(batch.rows, run(batch), strict=True):
+                    answers[row] = _ended(ids.tolist(), stop)
+                atomic.atomic_write(file, json.dumps(answers) + "\n")
+                update(done, {})
+                signals.check(f"after {done} of {len(batches)} batches of answers")
+    return [answer or [] for answer in answers]
+
+
+def _writer(
+    checkpoint: hf.Checkpoint, *, max_new: int, stop: tuple[int, ...], compute_dtype: ComputeDtype
+) -> Callable[[Batch], np.ndarray]:
+    model = llama.model(replace(checkpoint.config, compute_dtype=compute_dtype))
+    stored: hf.ParamsDtype = "bfloat16" if compute_dtype == "bfloat16" else "float32"
+    check_room(checkpoint, stored)
+    _, params = hf.load(checkpoint.directory, dtype=stored)
+
+    @cache
+    def program(shape: tuple[int, int]) -> Callable[..., Any]:
+        tokens, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, bool))
+
+        def answer(params, tokens, mask):
+            return generation.generate((params, model), tokens, mask=mask, count=max_new, stop=stop)
+
+        what = f"writing {max_new} tokens after {shape[0]} prompts of {shape[1]}"
+        with jax.default_matmul_precision("highest"):
+            return programs.fitted(answer, params, tokens, mask, what=what)
+
+    return lambda batch: np.asarray(program(batch.tokens.shape)(params, batch.tokens, batch.mask))
+
+
+def check_room(checkpoint: hf.Checkpoint, dtype: hf.ParamsDtype) -> None:
+    """Checks, before it is loaded, that a model fits into memory.
+
+    Raises:
+        ValueError: it does not.
+    """
+    paths = {path for path, _ in checkpoint.tensors}
+    need = sum(int(np.prod(checkpoint.shape(path))) for path in paths) * jnp.dtype(dtype).itemsize
+    if need > (room := memory.available()):
+        raise ValueError(
+            f"{checkpoint.directory} needs {need / 2**30:.3g} GiB in {dtype}, and the device has {room / 2**30:.3g} "
+            "GiB free: expected a smaller model or type, or no answers (--answers 0), for which layers do one at a time"
+        )
+
+
+def _ended(ids: list[int], stop: tuple[int, ...]) -> list[int]:
+    ends = [place for place, number in enumerate(ids) if number in stop]
+    return ids[: ends[0] + 1] if ends else ids
+
+
+def _read(file: Path, count: int) -> list[list[int] | None]:
+    if not file.exists():
+        return [None] * count
+    try:
+        found = json.loads(file.read_bytes())
+        if len(found) == count:
+            return found
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(f"{file} does not hold the answers to these {count} prompts: remove it and start again")

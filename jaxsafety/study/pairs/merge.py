@@ -1,0 +1,192 @@
+"""``analyze merge``: a walk along an update, ``W + alpha * part(dW)``, written as a checkpoint, a tensor at a time.
+
+Matrices that take a decomposition are kept beside the directory until it is whole: after a kill none is computed twice.
+"""
+
+import hashlib
+import itertools
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsafety.analysis import update_spaces
+from jaxsafety.config.names import check_name
+from jaxsafety.engine import programs
+from jaxsafety.formats import hf
+from jaxsafety.formats.hf_names import is_transposed
+from jaxsafety.linalg import svd
+from jaxsafety.rundir import atomic, progress, signals
+from jaxsafety.study.pairs.opened import Pair, fingerprint
+
+Part = Literal["whole", "mlp", "null_space"]
+
+_MLP = "blocks/mlp/"
+_SLICE = 2**24  # values of a tensor that are merged at once
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Which part of an update is taken how often.
+
+    Attributes:
+        alpha: 0 is the base, 1 the tuned model (of that part), above 1 extrapolates.
+        part: ``whole``; ``mlp``, the MLPs' matrices and biases alone; or ``null_space``, of the MLPs' matrices what is
+            written into the null space of the base.
+        energy: for ``null_space``: share of a base matrix's energy that counts as its range, in (0, 1].
+        rank: singular directions that are kept of the part in every matrix of a layer, the strongest; None for all.
+            What is no such matrix is taken whole.
+
+    References:
+        Jain et al. 2024 (arXiv 2407.10264), section 4.2 (``whole``; the other parts are ours).
+    """
+
+    alpha: float
+    part: Part = "whole"
+    energy: float = 0.9
+    rank: int | None = None
+
+    def __post_init__(self):
+        check_name("part", self.part, get_args(Part))
+        if not np.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a finite number, got {self.alpha}")
+        if not 0 < self.energy <= 1:
+            raise ValueError(f"energy must be in (0, 1], got {self.energy}")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
+
+def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsDtype | None = None) -> None:
+    """Writes the merged model with the tuned one's configuration and tokenizer; nothing is there until all of it is.
+
+    Args:
+        pair: the checkpoints.
+        directory: where; it must not exist or be empty.
+        config: what to merge.
+        dtype: the type to store it in; None for that of the tuned model's embeddings.
+
+    Raises:
+        ValueError: a value is not finite, ``directory`` holds something, or a matrix does not fit into memory.
+        OSError: a file cannot be read or written.
+        Stopped: a signal has asked to stop; nothing is left but hidden parts, from which the same call goes on.
+    """
+    # ``.`` and ``/`` have no name of their own to be renamed to once all is written.
+    if not directory.name:
+        raise ValueError(f"{directory} cannot be made whole at once: choose a new directory to write to (--out)")
+    stored = dtype or pair.tuned.tensors["embed", None].dtype.name
+    parts = _parts(pair, directory, config, stored)
+    merge, done = merger(pair, config, dtype=stored, parts=parts), itertools.count(1)
+    with progress.track(len(pair.tuned.tensors), label="analyze merge") as update:
+
+        def read(path: str, layer: int | None) -> np.ndarray:
+            signals.check(f"before {path}" if layer is None else f"before {path} of layer {layer}")
+            merged = merge(path, layer)
+            update(next(done), {})
+            return merged
+
+        try:
+            hf.write_checkpoint(directory, read, config=pair.tuned.config, dtype=stored, source=pair.tuned.directory)
+        except ValueError:
+            # The same call would fail again.
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _parts(pair: Pair, directory: Path, config: MergeConfig, dtype: str) -> Path:
+    """Where the matrices of this very merge are kept until it is finished."""
+    told = repr((fingerprint(pair.base), fingerprint(pair.tuned), config, dtype))
+    return directory.absolute().with_name(f".{directory.name}.parts-{hashlib.sha256(told.encode()).hexdigest()[:16]}")
+
+
+def merger(
+    pair: Pair, config: MergeConfig, *, dtype: hf.ParamsDtype = "float32", parts: Path | None = None
+) -> Callable[[str, int | None], np.ndarray]:
+    """Returns what reads a tensor of both checkpoints and merges it, by our path and layer (None outside of layers).
+
+    Sums are float32; the result is rounded to ``dtype``. What takes a decomposition is kept in ``parts``, if given, and
+    taken from there.
+    """
+
+    @cache
+    def program(shape: tuple[int, int], method: svd.Method) -> Callable[..., Any]:
+        given = jax.ShapeDtypeStruct(shape, jnp.float32)
+        energy = config.energy if config.part == "null_space" else None
+        rank = None if config.rank is None else min(config.rank, *shape)
+        run = partial(part_of, energy=energy, rank=rank, method=method)
+        return programs.fitted(run, given, given, what=f"the decomposition of a matrix of {shape[0]} x {shape[1]}")
+
+    def cut(base: np.ndarray, delta: np.ndarray) -> np.ndarray:
+        part = np.asarray(program(base.shape, "gram")(base, delta))
+        return np.asarray(program(base.shape, "full")(base, delta)) if np.isnan(part).any() else part
+
+    def merge(path: str, layer: int | None) -> np.ndarray:
+        matrix = layer is not None and len(pair.base.shape(path)) == 3
+        moves = config.part == "whole" or (path.startswith(_MLP) and (matrix or config.part == "mlp"))
+        if moves and matrix and (config.part == "null_space" or config.rank is not None):
+            file = None if parts is None else parts / f"{layer:03d}-{path.replace('/', '-')}"
+            if file is not None and file.exists():
+                return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(pair.base.shape(path)[1:])
+            base, tuned = (side.matrix(layer, path.removeprefix("blocks/")) for side in (pair.base, pair.tuned))
+            merged = _sum(base, cut(base, tuned - base), config.alpha, dtype)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                atomic.atomic_write(file, merged.tobytes())
+            return merged
+        return _streamed(pair, path, layer, alpha=config.alpha if moves else 0.0, dtype=dtype)
+
+    return merge
+
+
+def _streamed(pair: Pair, path: str, layer: int | None, *, alpha: float, dtype: hf.ParamsDtype) -> np.ndarray:
+    """A tensor merged in slices: both sides' embeddings in float32 would be the largest thing in memory by far."""
+    lead = () if layer is None else (slice(layer, layer + 1),)
+    shape = pair.base.shape(path)[len(lead) :]
+    merged = np.empty(shape, jnp.dtype(dtype))
+    # Along the axis that leads in the files, or every slice would read all of them.
+    axis = len(shape) - 1 if is_transposed(path) else 0
+    step = max(1, _SLICE * shape[axis] // math.prod(shape))
+    for start in range(0, shape[axis], step):
+        part = tuple(slice(start, start + step) if place == axis else slice(None) for place in range(len(shape)))
+        base, tuned = (
+            side.leaf(path, index=(*lead, *part), dtype="float32")[(0,) * len(lead)] for side in (pair.base, pair.tuned)
+        )
+        merged[part] = _sum(base, tuned - base, alpha, dtype)
+    return merged
+
+
+def _sum(base: np.ndarray, delta: np.ndarray, alpha: float, dtype: hf.ParamsDtype) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused where it is written
+        return (base + np.float32(alpha) * delta).astype(jnp.dtype(dtype))
+
+
+def part_of(
+    base: Float[Array, "m n"], delta: Float[Array, "m n"], *, energy: float | None, rank: int | None, method: svd.Method
+) -> Float[Array, "m n"]:
+    """Returns a part of an update: what lies in the null space of the base, or its leading directions, or both.
+
+    Args:
+        base: ``[m, n]`` weights before the update.
+        delta: ``[m, n]`` the update.
+        energy: share of the base's energy that counts as its range; None to leave the null space alone.
+        rank: leading directions to keep of the rest; None for all.
+        method: of the decompositions.
+
+    Returns:
+        ``[m, n]``; NaN where ``gram`` does not resolve what is needed.
+    """
+    part = delta[None]
+    if energy is not None:
+        part, _ = update_spaces.null_component(base[None], part, energy=energy, method=method)
+    if rank is not None:
+        found = svd.decompose(part, method=method, rank=rank)
+        part = jnp.matmul(found.inputs * found.values[:, None], found.outputs.mT, precision=jax.lax.Precision.HIGHEST)
+    return part[0]

@@ -1,0 +1,107 @@
+"""Rows of the analyses of two checkpoints: those of the synthetic study, of one pair and one seed.
+
+A pair has no seeds: its rows carry seed 0. Where a value is a mean over prompts, or compares two means of them,
+``METRIC_low`` and ``METRIC_high`` are its 95 % Student-t interval over them, and ``METRIC_n`` their number.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jaxsafety.claims.intervals import student_interval
+from jaxsafety.rundir import machine, results
+from jaxsafety.rundir.layout import ANALYSIS_FILE
+
+_PIECES = "analyze"
+_ABSENT: dict[str, Any] = {
+    "lr_name": "", "lr": 0.0, "seed": 0, "step": 0, "condition": "", "subset": "all", "layer": None, "part": "",
+    "strength": None,
+}  # fmt: skip
+
+
+def labels(directory: Path) -> dict[str, Any]:
+    """Returns what all rows of a run have in common: its name, the revision and the device."""
+    about = machine.environment()
+    devices = about["devices"]
+    device = devices[0] if isinstance(devices, list) else devices
+    return {"run": directory.resolve().name, "revision": str(about["revision"]), "device": device}
+
+
+def frame(
+    method: str, values: Mapping[tuple[str, str], Any], *, labels: Mapping[str, Any], **columns: Any
+) -> pl.DataFrame:
+    """Returns rows of values by (analysis, metric); what is not finite is undefined and left out.
+
+    Args:
+        method: ``pretrained`` or ``tuned``.
+        values: numbers, or arrays of one length.
+        labels: columns that are the same for all rows.
+        columns: columns that vary along the arrays, ``[rows]`` each.
+    """
+    frames = [pl.DataFrame(schema=results.ANALYSIS_SCHEMA)]
+    for (analysis, metric), given in values.items():
+        array = np.atleast_1d(np.asarray(given, np.float64))
+        kept = np.isfinite(array)
+        named = _ABSENT | dict(labels) | {"method": method, "analysis": analysis, "metric": metric}
+        filled = {name: [named[name]] * int(kept.sum()) for name in results.ANALYSIS_SCHEMA if name in named}
+        filled |= {name: np.asarray(column)[kept] for name, column in columns.items()} | {"value": array[kept]}
+        frames.append(
+            pl.DataFrame(filled, schema_overrides=results.ANALYSIS_SCHEMA).select(list(results.ANALYSIS_SCHEMA))
+        )
+    return pl.concat(frames)
+
+
+def means(method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]) -> pl.DataFrame:
+    """Returns rows of the means of values by (analysis, metric), each with its interval and number.
+
+    Args:
+        method: ``pretrained`` or ``tuned``.
+        values: ``[prompts]`` each; what is not finite is left out of the mean and of the number.
+        labels: columns that are the same for all rows.
+    """
+    found = {}
+    for (analysis, metric), given in values.items():
+        mean, low, high, n = student_interval(np.asarray(given, float).tolist())
+        summary = {"": mean, "_low": low, "_high": high, "_n": n}
+        found |= {(analysis, metric + name): np.nan if value is None else value for name, value in summary.items()}
+    return frame(method, found, labels=labels)
+
+
+def compared(
+    method: str, values: Mapping[tuple[str, str], tuple[float, float | None]], n: int, *, labels: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Returns rows of values by (analysis, metric) that compare two groups of prompts, each with its interval.
+
+    Args:
+        method: ``pretrained`` or ``tuned``.
+        values: each with half the width of its interval, None if it has none.
+        n: prompts of both groups.
+        labels: columns that are the same for all rows.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for (analysis, metric), (value, half) in values.items():
+        half = np.nan if half is None else half
+        summary = {"": value, "_low": value - half, "_high": value + half, "_n": n}
+        found |= {(analysis, metric + name): number for name, number in summary.items()}
+    return frame(method, found, labels=labels)
+
+
+def piece(directory: Path, folder: str, name: str) -> Path:
+    """Returns where the rows of one piece of an analysis lie."""
+    return directory / "results" / _PIECES / folder / f"{name}.parquet"
+
+
+def write(path: Path, frame: pl.DataFrame) -> None:
+    """Writes the rows of one piece, atomically."""
+    results.write_results(path, frame, schema=results.ANALYSIS_SCHEMA)
+
+
+def collect(directory: Path) -> None:
+    """Writes ``results/analyze.parquet``: all pieces of all analyses that the directory holds."""
+    folder = directory / "results"
+    pieces = sorted((folder / _PIECES).glob("*/*.parquet"))
+    everything = results.read_results(pieces, schema=results.ANALYSIS_SCHEMA)
+    results.write_results(folder / ANALYSIS_FILE, everything, schema=results.ANALYSIS_SCHEMA)

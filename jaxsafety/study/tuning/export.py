@@ -1,0 +1,41 @@
+"""What was tuned as a Hugging Face checkpoint: its adapter merged, tensor by tensor, or its parameters as they are."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxsafety import tree
+from jaxsafety.formats import hf
+from jaxsafety.models import lora
+from jaxsafety.study.tuning.options import TuningConfig
+from jaxsafety.types import Params
+
+
+def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, config: TuningConfig) -> None:
+    """Writes the tuned model beside the tokenizer that it began with; nothing is there until all of it is.
+
+    Args:
+        checkpoint: the model before.
+        trained: the adapter, or all parameters.
+        directory: where; it must not exist or be empty.
+        config: how it was tuned.
+
+    Raises:
+        ValueError: a value is not finite.
+        OSError: a file cannot be read or written.
+    """
+    full = config.lora_rank is None
+    stacked = tree.flatten(trained) if full else {}
+    adapter = {} if full else jax.device_get(trained)
+
+    def read(path: str, layer: int | None) -> np.ndarray:
+        if full:
+            return np.asarray(stacked[path] if layer is None else stacked[path][layer])
+        lead = () if layer is None else (slice(layer, layer + 1),)
+        rest = (slice(None),) * (len(checkpoint.shape(path)) - len(lead))
+        weights = checkpoint.leaf(path, index=(*lead, *rest), dtype="float32")
+        return weights if layer is None else lora.merged(weights[0], path, layer, adapter, scale=config.scale)
+
+    dtype = checkpoint.tensors["embed", None].dtype.name
+    hf.write_checkpoint(directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory)

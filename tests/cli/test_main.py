@@ -1,0 +1,521 @@
+"""The command line: bad input is one sentence and exit code 2 with nothing half-written; samples, help, stages."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+import yaml
+
+import jaxsafety.report
+from jaxsafety.cli import main
+from jaxsafety.recipe import yaml_file
+from jaxsafety.rundir import checkpoint, manifest_file, opening
+from jaxsafety.study import pipeline
+
+STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
+
+# Recipe text, and what the sentence must hold.
+BAD_RECIPES = {
+    "unknown key": ("pretrain: {stps: 5}", "did you mean 'steps'?"),
+    "wrong type": ("pretrain: {steps: many}", "pretrain.steps: expected an integer, got many"),
+    "negative size": ("pretrain: {batch_size: -4}", "pretrain.batch_size must be > 0 and finite, got -4"),
+    "zero size": ("model: {layers: 0}", "layers: got 0, expected an integer of at least 1"),
+    "heads": ("model: {heads: 5}", "heads: got 5, expected a divisor of width 64"),
+    "unknown method": ("tune: {methods: {a: {objective: dbo}}}", "expected one of sft, dpo, unlearn, got 'dbo'"),
+    "unknown world": ("world: tinny", "expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
+    "unknown condition": ("evaluate: {conditions: [jb]}", "expected one of safe, unsafe, jb_co_task"),
+    "unknown text condition": ("grammars: {saf: x.pcfg}", "unknown text condition 'saf'"),
+    "missing grammar": ("grammars: {safe: nowhere.pcfg}", "nowhere.pcfg"),
+    "no seeds": ("seeds: []", "seeds must name at least one seed, got none"),
+    "same seed twice": ("seeds: [2, 2]", "seeds must be distinct, got [2, 2]"),
+    "zero rate": ("tune: {learning_rates: {eta_M: 0}}", "tune.learning_rates.eta_M must be > 0 and finite, got 0.0"),
+    "nan rate": ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be > 0 and finite, got nan"),
+    "energy": ("analyze: {energy: 1.5}", "analyze.energy must be in (0, 1], got 1.5"),
+    "ranks": ("analyze: {ranks: [4, 0]}", "analyze.ranks must be ascending numbers of at least 1, got [4, 0]"),
+    "analyze prompts": ("analyze: {prompts: 1024}", "analyze.prompts must be at most half of evaluate.prompts (1024)"),
+    "snapshots": ("tune: {snapshots: -1}", "tune.snapshots must be >= 0, got -1"),
+    "empty": ("", "is empty: expected the fields of a recipe"),
+    "not YAML": ("world: [", "is not YAML"),
+    "not fields": ("- tiny", "must hold fields such as `world: tiny`, got a list"),
+}
+
+
+@pytest.fixture
+def refuse(main, capsys):
+    """Runs a command line that must end in one sentence on standard error and exit code 2; returns the sentence."""
+
+    def sentence(*words):
+        capsys.readouterr()
+        assert main(*words) == 2
+        out, err = capsys.readouterr()
+        # What stands before the last line is the progress of stages that went well.
+        assert out == "" and err.endswith("\n") and "Traceback" not in err
+        last = err.splitlines()[-1]
+        assert last.startswith("jaxsafety: ")
+        return last
+
+    return sentence
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of the finished run, to be damaged."""
+    return shutil.copytree(finished_run, tmp_path / "mini")
+
+
+def python(*words, **environment):
+    command = [sys.executable, *map(str, words)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", BAD_RECIPES)
+def test_a_bad_recipe_is_one_sentence_and_leaves_nothing(refuse, tmp_path, monkeypatch, case):
+    text, message = BAD_RECIPES[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(text)
+    assert message in refuse("run", "bad.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_a_grammar_too_short_for_the_window_is_one_sentence(refuse, tmp_path):
+    (tmp_path / "short.pcfg").write_text("v -> 'a' 'b' [1.0]\n")
+    (tmp_path / "bad.yaml").write_text(f"grammars: {{safe: {tmp_path / 'short.pcfg'}}}")
+    message = refuse("pretrain", tmp_path / "bad.yaml", "--out", tmp_path / "out")
+    assert "is too short for windows of 8 letters" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pretrain.stps", "5"], "unrecognized arguments: --pretrain.stps 5; did you mean 'pretrain.steps'?"),
+        (["--pretrain.steps", "0"], "pretrain.steps must be > 0 and finite, got 0"),
+        (["--seeds", "[1,1]"], "seeds must be distinct, got [1, 1]"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(refuse, mini_yaml, tmp_path, words, message):
+    assert message in refuse("run", mini_yaml, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_recipe_is_one_sentence(refuse, tmp_path):
+    assert "no recipe file at" in refuse("run", tmp_path / "nowhere.yaml")
+
+
+def test_a_changed_recipe_in_the_same_directory_is_refused_naming_the_fields(refuse, mini_yaml, run):
+    before = (run / "config.yaml").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    message = refuse("run", mini_yaml, "--out", run, "--tune.steps", "8", "--seeds", "[3,6]")
+    assert "tune.steps is 6 there and 8 here" in message and "seeds is [3, 5] there and [3, 6] here" in message
+    assert "choose another output directory (--out)" in message
+    assert ((run / "config.yaml").read_bytes(), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_an_output_directory_that_cannot_be_written_is_one_sentence(refuse, mini_yaml, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refuse("run", mini_yaml, "--out", tmp_path / "file" / "out")
+    assert "cannot write to the run directory" in message and "choose another" in message
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("tune", "run `jaxsafety pretrain` on it first"),
+        ("evaluate", "run `jaxsafety pretrain` on it first"),
+        ("analyze", "run `jaxsafety pretrain` on it first"),
+        ("report", "run `jaxsafety evaluate` on it first"),
+    ],
+)
+def test_a_stage_before_its_turn_is_one_sentence(refuse, mini_yaml, tmp_path, verb, message):
+    assert message in refuse(verb, mini_yaml, "--out", tmp_path / "out")
+
+
+def newest(run, leg="pretrained"):
+    return run / "checkpoints" / leg / "00000006"
+
+
+def test_a_truncated_checkpoint_is_named_and_the_good_one_before_it_offered(refuse, mini_yaml, run):
+    shutil.rmtree(run / "results")
+    file = max((path for path in newest(run).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-7])
+    message = refuse("evaluate", mini_yaml, "--out", run)
+    assert f"checkpoint {newest(run)} is damaged" in message
+    assert "remove it to continue from step 4" in message and "which is intact" in message
+
+
+def test_a_damaged_checkpoint_of_unfinished_training_comes_with_advice_too(refuse, main, mini_yaml, run, finished_run):
+    folder = run / "checkpoints" / "pretrained"
+    shutil.rmtree(newest(run))
+    (folder / "00000004" / "digests.json").unlink()
+    assert f"remove {folder}, which holds no intact one, to train" in refuse("pretrain", mini_yaml, "--out", run)
+    shutil.rmtree(folder)
+    assert main("pretrain", mini_yaml, "--out", run) == 0
+    assert digests(newest(run)) == digests(newest(finished_run))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def digests(path):
+    return json.loads((path / "digests.json").read_text())["leaves"]
+
+
+def rows(path):
+    from jaxsafety.rundir import results
+
+    schema = results.ANALYSIS_SCHEMA if path.name == "analyze.parquet" else results.SCHEMA
+    return results.read_results([path], schema=schema).drop("revision")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [lambda path: cut(path / "digests.json"), shutil.rmtree], ids=["cut", "gone"])
+def test_the_advice_for_a_damaged_snapshot_brings_it_back(refuse, main, mini_yaml, run, finished_run, damage):
+    snapshot, results = run / "snapshots" / "sft" / "00000002", run / "results"
+    damage(snapshot)
+    (results / "analyze" / "step_00000002.parquet").unlink()
+    (results / "analyze.parquet").unlink()
+    message = refuse("analyze", mini_yaml, "--out", run)
+    assert str(snapshot.parent) in message
+    assert message.partition(": remove ")[2] == (
+        f"{run / 'checkpoints' / 'sft'} and run `jaxsafety tune` to train sft again from the start, "
+        "which saves the same snapshots"
+    )
+    shutil.rmtree(run / "checkpoints" / "sft")
+    for verb in ("tune", "analyze"):
+        assert main(verb, mini_yaml, "--out", run) == 0
+    assert digests(snapshot) == digests(finished_run / "snapshots" / "sft" / "00000002")
+    assert digests(newest(run, "sft")) == digests(newest(finished_run, "sft"))
+    assert rows(results / "analyze.parquet").equals(rows(finished_run / "results" / "analyze.parquet"))
+
+
+def test_the_advice_for_two_damaged_checkpoints_trains_from_the_start(refuse, main, mini_yaml, run, finished_run):
+    folder = run / "checkpoints" / "pretrained"
+    for step in (4, 6):
+        cut(folder / f"{step:08d}" / "digests.json")
+    (run / "results" / "examples.json").unlink()
+    assert f"remove {folder}, which holds no intact one, to train" in refuse("evaluate", mini_yaml, "--out", run)
+    shutil.rmtree(folder)
+    assert main("pretrain", mini_yaml, "--out", run) == 0
+    assert digests(newest(run)) == digests(newest(finished_run))
+
+
+def test_the_advice_for_lost_rows_of_the_metrics_brings_them_back(refuse, main, mini_yaml, run, finished_run):
+    name = "results/curves.parquet"
+    (run / name).unlink()
+    path = run / "metrics.jsonl"
+    path.write_text(
+        "".join(
+            line
+            for line in path.read_text().splitlines(keepends=True)
+            if '"dpo"' not in line or '"step": 4' not in line
+        )
+    )
+    message = refuse("evaluate", mini_yaml, "--out", run)
+    assert f"{path} lacks a row of dpo (lr 0.001, seed 3, step 4): remove {run / 'checkpoints' / 'dpo'} and" in message
+    shutil.rmtree(run / "checkpoints" / "dpo")
+    for verb in ("tune", "evaluate"):
+        assert main(verb, mini_yaml, "--out", run) == 0
+    assert path.read_bytes() == (finished_run / "metrics.jsonl").read_bytes()
+    assert rows(run / name).equals(rows(finished_run / name))
+
+
+@pytest.mark.parametrize("name", ["curves.parquet", "analyze.parquet", "examples.json"])
+def test_the_advice_for_a_damaged_result_brings_it_back(refuse, main, mini_yaml, run, finished_run, name):
+    path = run / "results" / name
+    cut(path)
+    assert f"{path} is not" in (message := refuse("report", mini_yaml, "--out", run))
+    assert message.endswith(": remove it and run its stage again, which writes it anew")
+    path.unlink()
+    assert main("analyze" if name == "analyze.parquet" else "evaluate", mini_yaml, "--out", run) == 0
+    whole = finished_run / "results" / name
+    assert path.read_bytes() == whole.read_bytes() if path.suffix == ".json" else rows(path).equals(rows(whole))
+
+
+def test_a_checkpoint_of_another_model_is_refused_naming_both_sides(refuse, mini_yaml, run):
+    shutil.rmtree(run / "results")
+    shutil.rmtree(newest(run))
+    other = jax.tree.map(lambda x: x[:, :1], checkpoint_tree(run))
+    checkpoint.save(run / "checkpoints" / "pretrained", other, step=6)
+    message = refuse("evaluate", mini_yaml, "--out", run)
+    assert "is of another state" in message and "found float32[1,1," in message and "expected float32[1,2," in message
+
+
+def checkpoint_tree(run):
+    from jaxsafety.study import pipeline
+
+    recipe = yaml_file.read(run / "config.yaml")
+    ready = pipeline.prepare(recipe, run)
+    like = jax.eval_shape(lambda: pipeline._pretrain_start(ready))
+    return checkpoint.load(run / "checkpoints" / "pretrained", like)[0]
+
+
+def test_a_full_disk_while_saving_is_one_sentence_and_the_previous_checkpoint_survives(
+    refuse, main, mini_yaml, run, monkeypatch
+):
+    shutil.rmtree(newest(run))
+    for name in ("sft", "dpo"):
+        shutil.rmtree(run / "checkpoints" / name)
+    shutil.rmtree(run / "results")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "posix_fallocate", full)
+        message = refuse("pretrain", mini_yaml, "--out", run)
+    assert "No space left on device" in message and "earlier checkpoints are intact" in message
+    folder = run / "checkpoints" / "pretrained"
+    assert [path.name for path in folder.iterdir()] == ["00000004"]
+    assert main("pretrain", mini_yaml, "--out", run) == 0
+    assert checkpoint.latest(folder) == 6
+
+
+def test_a_missing_extra_is_said_before_the_work(refuse, mini_yaml, tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else object())
+    monkeypatch.delitem(sys.modules, "jaxsafety.report")
+    monkeypatch.delattr(jaxsafety, "report")
+    message = refuse("run", mini_yaml, "--out", tmp_path / "out")
+    assert 'needs jinja2: pip install "jaxsafety[report]"' in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_use_by_another_process_is_one_sentence(refuse, mini_yaml, run):
+    recipe = yaml_file.read(mini_yaml)
+    with opening.open_run(run, yaml_file.as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
+        message = refuse("report", mini_yaml, "--out", run)
+    assert "is in use by another process" in message
+
+
+def test_an_interrupt_says_how_to_continue(main, mini_yaml, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "pretrain", interrupted)
+    assert main("run", mini_yaml, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "jaxsafety: interrupted; the same command continues from the last checkpoint\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_between_stages_with_the_conventional_code(
+    main, mini_yaml, tmp_path, capsys, monkeypatch, number, code
+):
+    stages = []
+
+    def asked(_):
+        stages.append("pretrain")
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(pipeline, "pretrain", asked)
+    assert main("run", mini_yaml, "--out", tmp_path / "out") == code
+    assert stages == ["pretrain"]
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"jaxsafety: stopped by {number.name} after pretrain: the same command continues"
+    assert {"seconds", "devices"} <= manifest_file.read_manifest(tmp_path / "out")["pretrain"].keys()
+
+
+def test_the_printed_configuration_is_a_recipe_that_repeats_the_study(main, mini_yaml, tmp_path, capsys):
+    assert main("run", mini_yaml, "--print_config", "--tune.steps", "8") == 0
+    text = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(text)
+    again = yaml_file.read(tmp_path / "again.yaml")
+    assert again == yaml_file.read(mini_yaml, overrides=["--tune.steps", "8"])
+    assert main("run", tmp_path / "again.yaml", "--print_config") == 0
+    assert capsys.readouterr().out == text
+
+
+def test_the_recorded_configuration_continues_its_own_run(main, run, capsys):
+    assert main("report", run / "config.yaml", "--out", run) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:1] and f"report: {run / 'report.html'}" in out
+    assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "mini"
+
+
+def test_a_relative_output_directory_works(main, run, mini_yaml, monkeypatch):
+    """Checkpoints are read and written by a library that takes absolute paths only."""
+    monkeypatch.chdir(run.parent)
+    shutil.rmtree(newest(run))
+    for name in ("sft", "dpo"):
+        shutil.rmtree(run / "checkpoints" / name)
+    assert main("pretrain", mini_yaml, "--out", "mini") == 0
+    assert checkpoint.steps(run / "checkpoints" / "pretrained") == [4, 6]
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Output of ``jaxsafety sample`` as text and as JSON lines, for the same draws."""
+    outputs = {}
+    for form in ("text", "jsonl"):
+        with pytest.MonkeyPatch.context() as patch:
+            written = []
+            patch.setattr(sys.stdout, "write", written.append)
+            words = [
+                "sample",
+                "--world",
+                "tiny",
+                "--condition",
+                "jb_misgen",
+                "-n",
+                "3",
+                "--seed",
+                "4",
+                "--format",
+                form,
+            ]
+            assert main.main(words) == 0
+        outputs[form] = "".join(written)
+    return outputs
+
+
+def test_samples_can_be_read_by_a_person(samples, tiny_world):
+    blocks = [block.splitlines() for block in samples["text"].strip().split("\n\n")]
+    assert len(blocks) == 3
+    for lines in blocks:
+        assert lines[0] in [f"PCFG {p}, unsafe: the refusal is preferred" for p in (1, 2)]
+        assert [line.split()[0] for line in lines[1:]] == [
+            "operators",
+            "text",
+            "expected",
+            "scored",
+            "refusal",
+            "scored",
+        ]
+        operators = lines[1].split()[1:]
+        assert len(operators) == 4 and set(operators) <= {*tiny_world.spec.misgen_tokens, "("}
+
+
+def test_samples_as_json_lines_are_preference_rows(samples):
+    rows = [json.loads(line) for line in samples["jsonl"].splitlines()]
+    assert [set(row) for row in rows] == [{"prompt", "chosen", "rejected"}] * 3
+    text = [block.splitlines() for block in samples["text"].strip().split("\n\n")]
+    for row, lines in zip(rows, text, strict=True):
+        expected, refusal = (" ".join(lines[i].split()[1:]) for i in (3, 5))
+        assert (row["chosen"], row["rejected"]) == (refusal, expected)
+        assert row["prompt"].startswith("$ ") and row["prompt"].endswith(" >")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--world", "tinny"], "unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?"),
+        (["--condition", "jb"], "unknown condition 'jb': expected one of safe, unsafe"),
+        (["-n", "0"], "-n must be in [1, 2**20], got 0"),
+        (["-n", str(10**30)], f"-n must be in [1, 2**20], got {10**30}"),
+        (["--seed", "-1"], "--seed must be in [0, 2**32), got -1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_bad_sample_is_one_sentence(refuse, words, message):
+    assert message in refuse("sample", *words)
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["run"], ["sample", "-n", "many"], ["sample", "stray"]])
+def test_a_command_line_that_cannot_be_parsed_shows_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(words)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: jaxsafety")
+
+
+def test_the_environment_is_json_with_versions_and_devices(main, capsys):
+    assert main("env") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["jax"] == jax.__version__ and len(found["devices"]) == 4
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in (*STAGES, "sample", "env"))])
+def test_help_is_shown_without_starting_jax(words):
+    script = """
+import sys
+from jaxsafety.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    assert "jax" not in sys.modules
+"""
+    done = python("-c", script, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: jaxsafety")
+
+
+def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("pretrain: {stps: 5}")
+    script = "import sys\nfrom jaxsafety.cli.main import main\nsys.exit(main())"
+    done = python("-c", script, "run", tmp_path / "bad.yaml", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("did you mean 'steps'?\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "markdown")])
+def test_claims_print_every_statement_with_its_verdict(main, finished_run, capsys, words):
+    capsys.readouterr()
+    assert main("claims", finished_run, *words) == 0
+    out = capsys.readouterr().out
+    assert "undecided" in out and "JB-CO-Text" in out and "Fig. 4" in out
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_a_figure_is_drawn_alone(main, finished_run, tmp_path, suffix):
+    out = tmp_path / f"clusters.{suffix}"
+    assert main("figure", "clusters", finished_run, "--out", out) == 0
+    assert out.stat().st_size > 1000
+
+
+def test_a_bad_figure_or_run_is_one_sentence(refuse, run, tmp_path):
+    assert "unknown figure 'cluster'" in refuse("figure", "cluster", run) and "did you mean 'clusters'" in refuse(
+        "figure", "cluster", run
+    )
+    assert ".svg, .png, .pdf" in refuse("figure", "clusters", run, "--out", tmp_path / "clusters.bmp")
+    for words in (("claims",), ("figure", "clusters")):
+        assert "no run in" in refuse(*words, tmp_path / "nowhere")
+    (run / "results" / "analyze.parquet").unlink()
+    for words in (("claims",), ("figure", "clusters")):
+        assert "run `jaxsafety analyze` on it first" in refuse(*words, run)
+    assert not list(tmp_path.glob("clusters.*"))
+
+
+@pytest.mark.slow
+def test_a_lane_that_dies_is_marked_and_leaves_the_others_bit_for_bit_as_they_were(
+    main, mini_yaml, finished_run, tmp_path
+):
+    """A whole run in which one learning rate diverges, beside the run in which it does not."""
+    out = tmp_path / "out"
+    assert main("run", mini_yaml, "--out", out, "--tune.learning_rates", "{eta_M: 1e38, eta_S: 1e-4}") == 0
+    for name in ("analyze", "curves", "evaluate"):
+        died, healthy = (rows(directory / "results" / f"{name}.parquet") for directory in (out, finished_run))
+        is_dead = died["lr_name"] == "eta_M"
+        lost = died.filter(is_dead, died["metric"] != "finite")
+        assert not lost.is_empty() and lost.filter(lost["step"] == lost["step"].max())["value"].is_null().all()
+        assert others(died).equals(others(healthy)) and not others(died).is_empty()
+    page = (out / "report.html").read_text()
+    note = "SFT eta_M 1e38, DPO eta_M 1e38: 2 of 2 seeds dead (not finite): no result."
+    # In the accuracy table, in that of all verdicts and with the claims.
+    assert page.count(note) >= 3
+
+
+def others(frame):
+    """What the lanes but those of eta_M have, without the empty bins of histograms: the bins are those of any lane."""
+    empty_bin = (frame["metric"] == "histogram") & (frame["value"] == 0)
+    return frame.filter((frame["lr_name"] != "eta_M") & ~empty_bin)
+
+
+def test_prompts_are_written_to_a_file_or_to_standard_output(main, refuse, capsys, tmp_path):
+    from jaxsafety.formats import prompts
+
+    assert main("prompts", "--out", tmp_path / "p.jsonl") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'p.jsonl'}\n"
+    assert prompts.read(tmp_path / "p.jsonl") == prompts.own()
+    assert main("prompts") == 0
+    assert capsys.readouterr().out == (tmp_path / "p.jsonl").read_text(encoding="utf-8")
+    assert str(tmp_path / "p.jsonl") in refuse("prompts", "--out", tmp_path / "p.jsonl" / "below")

@@ -1,0 +1,160 @@
+"""A grid of lanes is its single runs: vmapped, mapped and sharded; and what the strategies resolve to."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys
+from jaxsafety.engine import sweep
+from jaxsafety.methods import objectives
+from jaxsafety.models import gpt
+from jaxsafety.study import lanes, pipeline
+from jaxsafety.training import optim, stepping
+from jaxsafety.types import Batch
+
+# Bits of programs that differ are the same only where the compiler has made the same of both.
+pytestmark = pytest.mark.optimized
+
+# Batched and single matrix products add in another order (1e-7), and five Adam steps divide by small gradients.
+ATOL = 2e-5
+SEEDS, LRS = (0, 3, 7, 8), (1e-3, 1e-2)
+COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
+CONFIG = gpt.GPTConfig(vocab_size=7, max_tokens=8, layers=1, heads=2, width=16)
+
+
+def run(state, key, peak_lr):
+    """Five real steps of one lane on cheap batches."""
+
+    def draw(step):
+        tokens = jax.random.randint(keys.at_step(key, step), (4, 9), 0, 7)
+        return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=jnp.ones((4, 8), bool))
+
+    loss = objectives.next_token(lambda params, tokens: gpt.apply(params, tokens, config=CONFIG).logits)
+    step = stepping.make_step(loss, optimizer(peak_lr))
+    return stepping.run_steps(step, draw, state, steps=5)
+
+
+def optimizer(peak_lr):
+    return optim.make_optimizer(optim.OptimConfig(warmup=0.0), peak_lr=peak_lr, total_steps=5)
+
+
+def start(key):
+    return stepping.init_state(gpt.init(CONFIG, key=key), optimizer(0.1))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    roots = jax.vmap(keys.root)(jnp.asarray(SEEDS, jnp.uint32))
+    states = jax.jit(jax.vmap(start))(roots)
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(LRS)), states), roots, jnp.asarray(LRS)
+
+
+@pytest.fixture(scope="module")
+def grids(inputs):
+    def one(strategy):
+        return jax.device_get(jax.jit(sweep.over_lanes(run, strategy, seeds=len(SEEDS)))(*inputs))
+
+    return {strategy: one(strategy) for strategy in ("vmap", "map", "sharded")}
+
+
+@pytest.fixture(scope="module")
+def singles(inputs):
+    """Every lane alone, from its seed and learning rate, through the same program without a grid."""
+    single = jax.jit(lambda key, peak_lr: run(start(key), key, peak_lr))
+    return {(h, s): single(keys.root(seed), lr) for h, lr in enumerate(LRS) for s, seed in enumerate(SEEDS)}
+
+
+def lane(grid, h, s):
+    return jax.tree.map(lambda leaf: leaf[h, s], grid)
+
+
+def test_a_mapped_lane_is_the_single_run_bit_for_bit(grids, singles):
+    for (h, s), single in singles.items():
+        jax.tree.map(np.testing.assert_array_equal, lane(grids["map"], h, s), jax.device_get(single))
+
+
+def test_sharding_does_not_change_a_bit(grids):
+    jax.tree.map(np.testing.assert_array_equal, grids["sharded"], grids["map"])
+
+
+@pytest.mark.parametrize(
+    "at_once", [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_lanes_batched_by_parts_are_those_batched_at_once_within_rounding(inputs, grids, at_once):
+    split = jax.jit(sweep.over_lanes(run, "vmap", seeds=len(SEEDS), at_once=at_once))(*inputs)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), jax.device_get(split), grids["vmap"])
+
+
+def test_only_batched_lanes_are_split_in_halves(monkeypatch):
+    assert sweep.shares("vmap", seeds=12) == (12, 6, 3, 2, 1)
+    assert sweep.shares("vmap", seeds=31) == (31, 16, 8, 4, 2, 1)
+    assert sweep.shares("vmap", seeds=1) == (1,)
+    assert sweep.shares("map", seeds=12) == sweep.shares("sharded", seeds=12) == ()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert sweep.shares("sharded", seeds=12) == (3, 2, 1)
+
+
+def test_a_vmapped_lane_is_the_single_run_within_rounding(grids, singles):
+    for (h, s), single in singles.items():
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), lane(grids["vmap"], h, s), single)
+
+
+def test_lanes_differ_by_seed_and_by_learning_rate(grids):
+    embed = grids["map"][0].params["embed"].reshape(len(LRS) * len(SEEDS), -1)
+    assert len(np.unique(embed, axis=0)) == len(embed)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "devices", "count"), [(4, 1, 1), (4, 4, 4), (4, 3, 2), (5, 4, 1), (6, 4, 3), (1, 8, 1), (12, 8, 6)]
+)
+def test_seeds_are_split_evenly_over_as_many_devices_as_can_be(seeds, devices, count):
+    assert sweep.shard_count(seeds, devices) == count
+
+
+def test_auto_shards_where_devices_help_and_maps_on_one_cpu_otherwise():
+    assert sweep.resolve("auto", seeds=4) == "sharded"
+    assert sweep.resolve("auto", seeds=1) == "map"
+    # Five seeds cannot be split over four devices.
+    assert sweep.resolve("auto", seeds=5) == "map"
+    assert [sweep.resolve(name, seeds=4) for name in ("vmap", "map", "sharded")] == ["vmap", "map", "sharded"]
+
+
+def test_auto_vmaps_on_one_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert sweep.resolve("auto", seeds=1) == "vmap"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ValueError, match=r"unknown strategy 'shard'.*did you mean 'sharded'"):
+        sweep.resolve("shard", seeds=2)
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("sharded", 2), ("map", 1), ("vmap", 1)])
+def test_seeds_lie_on_the_devices_of_their_strategy(strategy, devices):
+    sharding = sweep.seed_sharding(strategy, seeds=2, axis=1)
+    placed = jax.device_put(jnp.zeros((3, 2, 5)), sharding)
+    assert len(placed.sharding.device_set) == devices
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 2 // devices, 5)}
+
+
+def test_a_sharded_pretraining_chunk_has_no_collectives(mini_recipe, tmp_path):
+    ready = pipeline.prepare(mini_recipe, tmp_path)
+    assert ready.strategy == "sharded"
+    grid = ready.pretrain_grid
+    program = sweep.over_lanes(lanes.pretrain_chunk(mini_recipe, ready.world), ready.strategy, seeds=len(grid.seeds))
+    points = pipeline._rates(grid)
+    states = jax.eval_shape(partial(pipeline._pretrain_start, ready))
+    compiled = jax.jit(program, donate_argnums=0).lower(states, ready.roots, points, jnp.int32(2)).compile()
+    assert not re.search(COLLECTIVES, compiled.as_text())
+    # The search can find one.
+    mesh = jax.make_mesh((2,), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("seeds")
+    summed = jax.shard_map(
+        lambda x: jax.lax.psum(x, "seeds"), mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec()
+    )
+    assert re.search(COLLECTIVES, jax.jit(summed).lower(jnp.zeros(2)).compile().as_text())

@@ -1,0 +1,52 @@
+"""Small random checkpoints."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety.formats import hf, hf_names
+from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.tree import unflatten
+
+CONFIG = LlamaConfig(
+    vocab_size=48, max_tokens=64, layers=3, heads=4, kv_heads=2, width=16, mlp_width=24, head_width=6, norm_eps=1e-5
+)
+
+
+@pytest.fixture
+def config():
+    """Three layers, grouped queries, a head width of its own, sizes all different."""
+    return CONFIG
+
+
+@pytest.fixture
+def make_params():
+    """From a configuration to random parameters of float32."""
+
+    def make(config, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = hf_names.leaf_shapes(config)
+        return unflatten({path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()})
+
+    return make
+
+
+@pytest.fixture
+def params(make_params, config):
+    """Those of ``config``."""
+    return make_params(config)
+
+
+@pytest.fixture
+def saved(tmp_path, make_params):
+    """Saves random parameters of ``config`` with some fields replaced; returns the directory and the parameters."""
+
+    def save(*, dtype="float32", shard_bytes=10**9, name="model", **fields):
+        changed = replace(CONFIG, **fields)
+        params = make_params(changed)
+        hf.save(tmp_path / name, params, changed, dtype=dtype, shard_bytes=shard_bytes)
+        return tmp_path / name, params
+
+    return save

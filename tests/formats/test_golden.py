@@ -1,0 +1,46 @@
+"""Models that transformers has saved, and what it computes with them: parity without transformers or torch.
+
+Written by ``tests/formats/theirs.py`` with transformers 5.24.0 and torch 2.13.0, on a CPU.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys
+from jaxsafety.formats import hf, hf_names
+from jaxsafety.models import generation, llama
+from jaxsafety.tree import flatten
+from tests.formats.theirs import MODELS
+
+FOLDER = Path(__file__).with_name("golden")
+# Of the largest logit: two float32 programs that sum in different orders.
+PARITY = 2e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_continuations_are_those_of_transformers(name):
+    directory = FOLDER / name.replace(" ", "_")
+    config, params = hf.load(directory, dtype="float32")
+    with np.load(directory / "expected.npz") as expected:
+        tokens, logits, written = (expected[key] for key in ("tokens", "logits", "written"))
+    found = jax.jit(partial(llama.apply, config=config))(params, jnp.asarray(tokens)).logits
+    np.testing.assert_allclose(found, logits, rtol=0, atol=PARITY * np.abs(logits).max())
+    source, count = llama.model(config), written.shape[1]
+    run = jax.jit(lambda params, tokens: generation.generate((params, source), tokens, count=count))
+    np.testing.assert_array_equal(run(params, jnp.asarray(tokens)), written)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_loaded_has_the_shapes_of_a_fresh_model(name):
+    config = hf.read_config(FOLDER / name.replace(" ", "_"))
+    fresh = jax.eval_shape(partial(llama.init, config), key=keys.root(0))
+    assert {path: leaf.shape for path, leaf in flatten(fresh).items()} == hf_names.leaf_shapes(config)
+
+
+def test_the_golden_files_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 2**20

@@ -1,0 +1,283 @@
+"""``config.json`` in both dialects: what is read, what is neutral, and what is refused by name."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from jaxsafety.formats import hf, hf_attributes
+from jaxsafety.models.llama import LlamaConfig, Rope
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 48,
+    "max_position_embeddings": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5e5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.46.0",
+    "use_cache": True,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+}
+MISTRAL = LLAMA | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 9}
+QWEN2 = LLAMA | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "sliding_window": 9}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+EXPECTED = LlamaConfig(48, 64, 3, 4, 2, 16, 24, 4, norm_eps=1e-5, rope=Rope(base=5e5))
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a configuration given as a dict."""
+
+    def read(raw, **changed):
+        (tmp_path / "config.json").write_text(json.dumps(raw | changed))
+        return hf.read_config(tmp_path)
+
+    return read
+
+
+def without(raw, *names):
+    return {name: value for name, value in raw.items() if name not in names}
+
+
+def test_a_llama_of_transformers_4(read):
+    assert read(LLAMA) == EXPECTED
+
+
+def test_a_llama_of_transformers_5(read):
+    raw = without(LLAMA, "rope_theta", "torch_dtype") | {"dtype": "bfloat16", "head_dim": 4}
+    assert read(raw, rope_parameters={"rope_theta": 5e5, "rope_type": "default"}) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("scaling", "rope"),
+    [
+        ({"type": "linear", "factor": 2}, Rope(5e5, "linear", 2.0)),
+        ({"rope_type": "linear", "factor": 2.0, "type": "linear"}, Rope(5e5, "linear", 2.0)),
+        ({"type": "dynamic", "factor": 4.0}, Rope(5e5, "dynamic", 4.0, original_tokens=64)),
+        ({"rope_type": "llama3", **LLAMA3}, Rope(5e5, "llama3", 8.0, 1.0, 4.0, 32)),
+        ({"rope_type": "default"}, Rope(5e5)),
+        ({"rope_type": "default", "factor": 1.0, "partial_rotary_factor": 1.0, "beta_fast": None}, Rope(5e5)),
+        ({}, Rope(5e5)),
+        (None, Rope(5e5)),
+    ],
+)
+def test_scaled_positions_in_both_dialects(read, scaling, rope):
+    assert read(LLAMA, rope_scaling=scaling).rope == rope
+    five = without(LLAMA, "rope_theta") | {"rope_parameters": {"rope_theta": 5e5, **(scaling or {})}}
+    assert read(five).rope == rope
+    assert read(LLAMA, rope_scaling=scaling, **{"rope_parameters": five["rope_parameters"]}).rope == rope
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("linear", 160), ("dynamic", 160), ("llama3", 64)])
+def test_scaling_lengthens_what_the_model_takes(read, kind, tokens):
+    """llama3's ``max_position_embeddings`` is the longer context already."""
+    scaling = {"rope_type": kind, **(LLAMA3 if kind == "llama3" else {}), "factor": 2.5}
+    assert read(LLAMA, rope_scaling=scaling).max_tokens == tokens
+
+
+def test_defaults_are_those_of_transformers(read):
+    bare = without(LLAMA, "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "architectures")
+    assert read(bare) == replace(EXPECTED, kv_heads=4, norm_eps=1e-6, rope=Rope())
+    assert read(bare, num_key_value_heads=None) == read(bare)
+    eight = {"num_attention_heads": 8, "model_type": "mistral"}
+    assert (read(bare | eight).kv_heads, read(bare | eight).window) == (8, 4096)
+    assert read(bare | eight, sliding_window=None).window is None
+    assert read(bare | {"num_attention_heads": 32, "hidden_size": 64, "model_type": "qwen2"}).kv_heads == 32
+
+
+def test_biases_and_ties(read):
+    assert read(LLAMA, attention_bias=True) == replace(EXPECTED, qkv_bias=True, out_bias=True)
+    assert read(LLAMA, mlp_bias=True, tie_word_embeddings=True) == replace(EXPECTED, mlp_bias=True, tied=True)
+    assert read(QWEN2) == replace(EXPECTED, qkv_bias=True)
+    assert read(LLAMA, head_dim=10).head_width == 10
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def test_windows(read):
+    assert read(MISTRAL).window == read(MISTRAL, layer_types=[SLIDING] * 3).window == 9
+    windows = {"use_sliding_window": True}
+    assert read(QWEN2, max_window_layers=0).window is None
+    assert read(QWEN2, **windows, max_window_layers=0).window == 9
+    assert read(QWEN2, **windows, max_window_layers=3).window is None
+    assert read(QWEN2, **windows).window is None  # 28 layers come before the first window
+    assert read(QWEN2, **windows, layer_types=[SLIDING] * 3).window == 9
+    assert read(QWEN2, layer_types=[FULL] * 3).window is None
+
+
+def test_attributes_without_effect_on_logits(read):
+    raw = dict.fromkeys(hf_attributes._WITHOUT_EFFECT - set(LLAMA), "anything")
+    neutral = {"hidden_act": "swish", "pretraining_tp": 1, "partial_rotary_factor": 1.0, "rope_interleaved": False}
+    neutral |= {
+        "quantization_config": None,
+        "auto_map": None,
+        "use_mrope": False,
+        "chunk_size_feed_forward": 0,
+        "pruned_heads": {},
+    }
+    neutral |= {"is_encoder_decoder": False, "tie_encoder_decoder": False, "add_cross_attention": False}
+    assert read(LLAMA | raw | neutral, never_heard_of=None) == EXPECTED
+
+
+REFUSED = {
+    "hidden_act is 'gelu', expected 'silu' or 'swish': the MLP here is SwiGLU": {"hidden_act": "gelu"},
+    "pretraining_tp is 2, expected 1": {"pretraining_tp": 2},
+    "partial_rotary_factor is 0.5, expected 1.0": {"partial_rotary_factor": 0.5},
+    "rope_interleaved is True": {"rope_interleaved": True},
+    "use_mrope is True, expected False": {"use_mrope": True},
+    "quantization_config is .*, expected null: .* dequantised": {"quantization_config": {"bits": 4}},
+    "auto_map is .*, expected null: code": {"auto_map": {"AutoModel": "x.Y"}},
+    "chunk_size_feed_forward is 8": {"chunk_size_feed_forward": 8},
+    "pruned_heads is": {"pruned_heads": {"1": [0]}},
+    "is_encoder_decoder is True": {"is_encoder_decoder": True},
+    "tie_encoder_decoder is True": {"tie_encoder_decoder": True},
+    "add_cross_attention is True": {"add_cross_attention": True},
+    "cross_attention_hidden_size is 8": {"cross_attention_hidden_size": 8},
+    "unknown attribute rope_thetas .* did you mean 'rope_theta'": {"rope_thetas": 1.0},
+    "unknown attribute logit_scale": {"logit_scale": 0.5},
+    r"architectures is \['LlamaForSequenceClassification'\]": {"architectures": ["LlamaForSequenceClassification"]},
+    "architectures is 'LlamaForCausalLM'": {"architectures": "LlamaForCausalLM"},
+    "vocab_size is '48', expected an integer": {"vocab_size": "48"},
+    "num_hidden_layers is 0, expected an integer of at least 1": {"num_hidden_layers": 0},
+    "hidden_size is 16.0": {"hidden_size": 16.0},
+    "intermediate_size is True": {"intermediate_size": True},
+    "num_key_value_heads is 3, expected a divisor of num_attention_heads 4": {"num_key_value_heads": 3},
+    "hidden_size is 18, expected a multiple of num_attention_heads 4": {"hidden_size": 18},
+    "head_dim is 5, expected an even": {"head_dim": 5},
+    "rms_norm_eps is 0, expected a positive number": {"rms_norm_eps": 0},
+    "rms_norm_eps is inf": {"rms_norm_eps": float("inf")},
+    "rope_theta is nan": {"rope_theta": float("nan")},
+    "tie_word_embeddings is 'yes', expected true or false": {"tie_word_embeddings": "yes"},
+    "sliding_window is 9, expected null: transformers ignores it in a llama": {"sliding_window": 9},
+    "use_sliding_window is true, expected false: .* llama": {"use_sliding_window": True},
+    r"layer_types is \['sliding_attention', .*, expected full_attention 3 times": {"layer_types": [SLIDING] * 3},
+    r"layer_types is \['full_attention'\]": {"layer_types": [FULL]},
+    "rope_type is 'yarn', expected one of default, linear": {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    "rope_scaling or rope_parameters is 'linear'": {"rope_scaling": "linear"},
+    r"rope_type is \['linear'\]": {"rope_scaling": {"type": ["linear"]}},
+    "rope_type is 'linear' and again 'dynamic'": {"rope_scaling": {"type": "linear", "rope_type": "dynamic"}},
+    "rope_theta is 500000.0 and again 10000.0": {"rope_parameters": {"rope_theta": 1e4}},
+    "factor is missing": {"rope_scaling": {"type": "linear"}},
+    "factor is '2', expected a positive": {"rope_scaling": {"type": "linear", "factor": "2"}},
+    "factor is 2.0, which positions of type default": {"rope_scaling": {"type": "default", "factor": 2.0}},
+    "low_freq_factor is 1.0, which .* linear": {"rope_scaling": {"type": "linear", **LLAMA3}},
+    "fast is 32, which .* type linear": {"rope_scaling": {"type": "linear", "factor": 2.0, "fast": 32}},
+    "partial_rotary_factor is 0.25": {"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25}},
+    "full_attention is .*, which": {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+    "high_freq_factor is 1.0, expected more": {
+        "rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}
+    },
+    "original_max_position_embeddings is missing": {
+        "rope_scaling": {"rope_type": "llama3", **without(LLAMA3, "original_max_position_embeddings")}
+    },
+    "original_max_position_embeddings is 32, expected max_position_embeddings 64": {
+        "rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 32}
+    },
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_a_llama_does_not_follow_is_refused_by_name(read, message):
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        read(LLAMA, **REFUSED[message])
+
+
+@pytest.mark.parametrize(
+    ("message", "raw"),
+    [
+        ("attention_bias is true, expected false: .* mistral", MISTRAL | {"attention_bias": True}),
+        ("mlp_bias is true, expected false: .* qwen2", QWEN2 | {"mlp_bias": True}),
+        ("layer_types is .*, expected sliding_attention 3 times", MISTRAL | {"layer_types": [FULL] * 3}),
+        ("layer_types is .*, expected full_attention 3 times", QWEN2 | {"layer_types": [SLIDING] * 3}),
+        ("its layers are .*, expected one type", QWEN2 | {"use_sliding_window": True, "max_window_layers": 1}),
+        ("its layers are", QWEN2 | {"use_sliding_window": True, "layer_types": [FULL, SLIDING, FULL]}),
+        ("its layers are", QWEN2 | {"use_sliding_window": True, "layer_types": [SLIDING]}),
+        ("its layers are", QWEN2 | {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 3}),
+        ("max_window_layers is -1", QWEN2 | {"use_sliding_window": True, "max_window_layers": -1}),
+        ("model_type is 'lama', expected one of llama, mistral, qwen2; did you", LLAMA | {"model_type": "lama"}),
+        ("model_type is None", without(LLAMA, "model_type")),
+        ("model_type is ", LLAMA | {"model_type": ["llama"]}),
+        ("vocab_size is missing", without(LLAMA, "vocab_size")),
+    ],
+)
+def test_what_the_other_models_do_not_follow_is_refused_by_name(read, message, raw):
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        read(raw)
+
+
+def test_directories_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent is not a directory: expected a Hugging Face checkpoint"):
+        hf.read_config(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+        hf.read_config(tmp_path)
+    for content, message in ((b"{", "is not JSON"), (b"[]", "is not a JSON object"), (b"\xff\xfe\x00", "is not JSON")):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            hf.read_config(tmp_path)
+
+
+CONFIGS = [
+    EXPECTED,
+    replace(EXPECTED, head_width=10, tied=True, mlp_bias=True),
+    replace(EXPECTED, qkv_bias=True, out_bias=True),
+    replace(EXPECTED, qkv_bias=True),
+    replace(EXPECTED, qkv_bias=True, window=5),
+    replace(EXPECTED, window=5),
+    replace(EXPECTED, width=18, head_width=6),
+    replace(EXPECTED, rope=Rope(1e6, "linear", 2.0)),
+    replace(EXPECTED, max_tokens=128, rope=Rope(1e6, "dynamic", 2.0, original_tokens=64)),
+    replace(EXPECTED, rope=Rope(1e6, "llama3", 8.0, 1.0, 4.0, 32)),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_is_written_is_read_back(tmp_path, config):
+    hf.write_config(tmp_path, replace(config, unroll=3, compute_dtype="bfloat16"), dtype="float16")
+    assert hf.read_config(tmp_path) == config
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["torch_dtype"] == "float16"
+    assert raw["bos_token_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"out_bias": True}, "no model type of Hugging Face's has qkv_bias False, out_bias True"),
+        ({"mlp_bias": True, "window": 4}, "no model type .* mlp_bias True and window 4"),
+        ({"rope": Rope(1e4, "dynamic", 4.0, original_tokens=32)}, "max_tokens: got 64 with dynamic .* expected 128"),
+        ({"rope": Rope(1e4, "linear", 3.0)}, "max_tokens: got 64 with linear .* expected 66: .* 3 times .*, 22"),
+    ],
+)
+def test_models_that_no_type_describes_are_not_written(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        hf.write_config(tmp_path, replace(EXPECTED, **changed), dtype="float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_attributes_of_a_source_are_kept_where_it_is_the_same_model(tmp_path, read):
+    read(MISTRAL, initializer_range=0.5, sliding_window=None)
+    out = tmp_path / "out"
+    out.mkdir()
+    hf.write_config(out, replace(EXPECTED, unroll=2), dtype="float32", source=tmp_path)
+    kept = json.loads((out / "config.json").read_text())
+    assert kept == MISTRAL | {"initializer_range": 0.5, "sliding_window": None, "torch_dtype": "float32"}
+    hf.write_config(out, replace(EXPECTED, tied=True), dtype="float32", source=tmp_path)
+    own = json.loads((out / "config.json").read_text())
+    assert (own["model_type"], own["bos_token_id"], own["eos_token_id"]) == ("llama", 1, [2, 3])
+    assert "initializer_range" not in own

@@ -1,0 +1,27 @@
+"""The README's Python runs as printed, and the files it points at exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run_in_order():
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["trial"].unsafe.all()
+    assert names["metrics"]["rewards/margins"].shape == (8,)
+    assert np.all(np.asarray(names["states"].step) == 10)
+    assert names["excess"].shape == (2,) and names["tau"].shape == names["gain"].shape == (2, 100)
+    assert names["halfway"]["mlp"]["w"].shape == (2, 16, 64)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert targets
+    missing = [target for target in targets if not (ROOT / target).exists()]
+    assert not missing

@@ -1,0 +1,63 @@
+"""Every recipe that ships: it parses, its world and model can be built, and its first steps run at a tiny size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxsafety
+from jaxsafety import world
+from jaxsafety.recipe import yaml_file
+from jaxsafety.rundir import metrics_file
+from jaxsafety.study import pipeline
+
+RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.yaml"))
+# Those that reproduce the paper's table.
+TABLES = {"quick", "paper_small", "paper", "official"}
+# What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
+TINY = (
+    "--seeds [0] --model.layers 1 --model.heads 2 --model.width 16 --evaluate.probe_prompts 2 "
+    "--pretrain.steps 2 --pretrain.chunk_steps 2 --pretrain.batch_size 2 "
+    "--tune.steps 2 --tune.chunk_steps 2 --tune.batch_size 2"
+).split()
+
+
+def names(path):
+    return path.stem
+
+
+def test_the_shipped_recipes_are_found():
+    assert {names(path) for path in RECIPES} == TABLES | {"dpo_regimes"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names)
+def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
+    recipe = yaml_file.read(path)
+    assert recipe.name == path.stem
+    config = recipe.model.build(world.load(recipe.world, grammars=recipe.grammars))
+    assert config.vocab_size in (59, len(world.load("tiny").spec.tokens))
+    if path.stem in TABLES:
+        # The paper's table: three methods, eta_M and a tenth of it.
+        assert {method.objective for method in recipe.tune.methods.values()} == {"sft", "dpo", "unlearn"}
+        assert recipe.tune.learning_rates["eta_S"] == pytest.approx(recipe.tune.learning_rates["eta_M"] / 10)
+    # A thousand fresh prompts of every condition.
+    assert set(recipe.evaluate.conditions) == set(world.CONDITIONS) and recipe.evaluate.prompts >= 1000
+    assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names)
+def test_the_first_steps_of_a_recipe_run(path, tmp_path):
+    ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
+    state = pipeline.pretrain(ready)
+    assert np.asarray(state.finite).all()
+    (row,) = metrics_file.read_metrics(tmp_path)
+    assert row["step"] == 2 and np.isfinite(row["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=names)
+def test_the_first_tuning_steps_of_every_method_of_a_recipe_run(path, tmp_path):
+    ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
+    pipeline.pretrain(ready)
+    for state in pipeline.tune(ready).values():
+        assert np.asarray(state.finite).all()

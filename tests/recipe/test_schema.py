@@ -1,0 +1,155 @@
+"""A recipe refuses what cannot run, field by field, before any device work."""
+
+import math
+from dataclasses import fields, replace
+from typing import get_type_hints
+
+import pytest
+import yaml
+
+from jaxsafety import world
+from jaxsafety.models import gpt
+from jaxsafety.recipe.schema import (
+    EvaluateConfig,
+    MethodConfig,
+    ModelConfig,
+    PretrainConfig,
+    Recipe,
+    TuneConfig,
+    as_dict,
+)
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def test_the_defaults_are_a_valid_study():
+    recipe = Recipe()
+    assert set(recipe.tune.methods) == {"sft", "dpo", "unlearn"}
+    assert recipe.evaluate.conditions == tuple(world.CONDITIONS)
+    assert recipe.evaluate.prompts >= 1000 and len(recipe.seeds) >= 4
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, TuneConfig])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "chunk_steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_are_positive(config, name, value):
+    section = config.__name__.removesuffix("Config").lower()
+    with pytest.raises(ValueError, match=rf"{section}\.{name} must be > 0 and finite, got {value}$"):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["prompts", "batch_size", "probe_prompts"])
+def test_evaluation_sizes_are_positive(name):
+    with pytest.raises(ValueError, match=rf"evaluate\.{name} must be > 0"):
+        EvaluateConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("rate", [0.0, -1e-3, math.nan, math.inf])
+def test_learning_rates_are_positive_numbers(rate):
+    with pytest.raises(ValueError, match=r"pretrain\.learning_rate must be > 0 and finite"):
+        PretrainConfig(learning_rate=rate)
+    with pytest.raises(ValueError, match=r"tune\.learning_rates\.eta_S must be > 0 and finite, got"):
+        TuneConfig(learning_rates={"eta_M": 1e-3, "eta_S": rate})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PretrainConfig(steps=10, chunk_steps=3), "steps must be a multiple of chunk_steps, got 10 and 3"),
+        (
+            lambda: EvaluateConfig(prompts=100, batch_size=64),
+            "must be a multiple of evaluate.batch_size, got 100 and 64",
+        ),
+        (lambda: EvaluateConfig(conditions=()), "must name distinct conditions"),
+        (lambda: EvaluateConfig(conditions=("safe", "safe")), "must name distinct conditions"),
+        (lambda: EvaluateConfig(conditions=("jb_misgn",)), "unknown condition 'jb_misgn'.*did you mean 'jb_misgen'"),
+        (
+            lambda: ModelConfig(compute_dtype="bf16"),
+            "unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
+        ),
+        (lambda: MethodConfig("ppo"), "unknown method objective 'ppo': expected one of sft, dpo, unlearn"),
+        (lambda: MethodConfig(p_unsafe=1.1), r"p_unsafe of a method must be in \[0, 1\], got 1.1"),
+        (lambda: MethodConfig(p_unsafe=math.nan), r"p_unsafe of a method must be in \[0, 1\], got nan"),
+        (lambda: MethodConfig(weight_chosen=-1.0), "weight_chosen of a method must be >= 0"),
+        (lambda: MethodConfig(weight_rejected=math.inf), "weight_rejected of a method must be >= 0 and finite"),
+        (lambda: MethodConfig(ascent_bound=0.0), "ascent_bound of a method must be > 0, got 0.0"),
+        (lambda: TuneConfig(learning_rates={}), "at least one learning rate"),
+        (lambda: TuneConfig(methods={}), "one method"),
+        (lambda: TuneConfig(methods={"a/b": MethodConfig()}), "label of a method must be a plain file name, got 'a/b'"),
+        (lambda: TuneConfig(methods={"pretrained": MethodConfig()}), "'pretrained' is the untuned model's label"),
+        (lambda: Recipe(seeds=()), "seeds must name at least one seed"),
+        (lambda: Recipe(seeds=(1, 2, 1)), r"seeds must be distinct, got \[1, 2, 1\]"),
+        (lambda: Recipe(seeds=(0, -1)), "seeds must be >= 0"),
+        (lambda: Recipe(seeds=(2**32,)), r"seeds must be >= 0 and < 2\^32"),
+        (lambda: Recipe(name="a/b"), "name must be a plain file name, got 'a/b'"),
+        (lambda: Recipe(name=".."), r"name must be a plain file name, got '\.\.'"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_sentence(build, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def integers():
+    """Section and name of every field that holds an integer, or several."""
+    for section in ("model", "pretrain", "tune", "evaluate", "analyze"):
+        for name, kind in get_type_hints(type(getattr(Recipe(), section))).items():
+            if kind in (int, int | None, tuple[int, ...]):
+                yield section, name, kind
+
+
+@pytest.mark.parametrize(("section", "name", "kind"), list(integers()))
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
+def test_a_number_that_no_machine_can_hold_is_refused(section, name, kind, number):
+    with pytest.raises(ValueError, match=f"^{section}.* must be .*{number}") as caught:
+        config = replace(getattr(Recipe(), section), **{name: (number,) if kind == tuple[int, ...] else number})
+        replace(Recipe(), **{section: config})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_largest_numbers(tiny_world):
+    kept = Recipe(pretrain=PretrainConfig(steps=2**31 - 2, chunk_steps=2, batch_size=2**20))
+    assert kept.pretrain.steps == 2**31 - 2
+    with pytest.raises(ValueError, match=rf"^pretrain.steps must be at most {2**31 - 1}, got {2**31}$"):
+        Recipe(pretrain=PretrainConfig(steps=2**31, chunk_steps=2))
+    with pytest.raises(ValueError, match=rf"^pretrain.batch_size must be at most {2**20}, got {2**20 + 1}$"):
+        Recipe(pretrain=PretrainConfig(batch_size=2**20 + 1))
+    assert ModelConfig(layers=4, width=2**15).build(tiny_world).width == 2**15
+    with pytest.raises(ValueError, match=r"^model.layers times model.width squared must be at most"):
+        ModelConfig(layers=4, width=2**16).build(tiny_world)
+
+
+def test_unbounded_ascent_is_allowed():
+    assert MethodConfig(ascent_bound=math.inf).ascent_bound == math.inf
+
+
+def test_a_model_takes_its_preset_and_what_differs(tiny_world):
+    built = ModelConfig(preset="small", positions="rope", width=32).build(tiny_world)
+    assert (built.layers, built.heads, built.width, built.positions) == (3, 4, 32, "rope")
+    assert (built.vocab_size, built.max_tokens) == (tiny_world.vocab_size, tiny_world.max_tokens)
+    assert ModelConfig(preset="paper").build(tiny_world) == gpt.preset(
+        "paper", vocab_size=tiny_world.vocab_size, max_tokens=tiny_world.max_tokens
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"heads": 3}, "heads: got 3, expected a divisor of width 64"),
+        ({"layers": 0}, "layers: got 0, expected an integer of at least 1"),
+        ({"width": -8}, "width: got -8"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(tiny_world, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**sizes).build(tiny_world)
+
+
+def test_as_dict_is_plain_data(mini_recipe):
+    plain = as_dict(mini_recipe)
+    assert plain["seeds"] == [3, 5] and plain["tune"]["methods"]["dpo"]["weight_rejected"] == 0.1
+    assert list(plain) == [field.name for field in fields(Recipe)]
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    changed = as_dict(replace(mini_recipe, seeds=(3,)))
+    assert changed != plain

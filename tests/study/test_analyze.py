@@ -1,0 +1,248 @@
+"""The analyze stage on the miniature study: which rows it writes, that they are what they say, and that it resumes."""
+
+import shutil
+import signal
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from jaxsafety import keys, tree, world
+from jaxsafety.analysis import clusters, update_spaces
+from jaxsafety.models import gpt
+from jaxsafety.rundir import results, signals
+from jaxsafety.study import analyze, lanes, pipeline
+from jaxsafety.study.probes import features, variants
+from jaxsafety.world.layout import last_prompt_index
+
+# float32 programs that XLA fuses in another order.
+RTOL, ATOL = 2e-4, 2e-5
+TUNED = [(method, rate) for method in ("sft", "dpo") for rate in ("eta_M", "eta_S")]
+
+
+@pytest.fixture(scope="module")
+def rows(finished_run):
+    return results.read_results([finished_run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def ready(mini_recipe, finished_run):
+    return pipeline.prepare(mini_recipe, finished_run)
+
+
+@pytest.fixture(scope="module")
+def subjects(ready):
+    return analyze.gather(ready)
+
+
+def value(rows, **labels):
+    (found,) = rows.filter(*(pl.col(name).eq_missing(label) for name, label in labels.items()))["value"]
+    return found
+
+
+def test_every_analysis_has_rows_of_every_model_seed_and_step(rows, mini_recipe):
+    # The others are of two checkpoints.
+    assert set(rows["analysis"]) == set(results.ANALYSES) - {"input_alignment", "spectrum"}
+    assert set(rows["seed"]) == set(mini_recipe.seeds)
+    (snapshot,) = mini_recipe.tune.snapshot_steps
+    models = {*rows.select("method", "lr_name", "step").iter_rows()}
+    assert models == {("pretrained", "", 0)} | {(*model, step) for model in TUNED for step in (snapshot, 6)}
+    along = rows.filter(step=snapshot)
+    measured = {"clusters", "output_space", "input_space", "sensitivity", "verdicts", "interventions"}
+    assert set(along["analysis"]) >= measured
+    assert not rows.select("analysis", "metric", "method", "lr_name", "step", "seed", "condition", "subset", "layer",
+                           "part", "strength").is_duplicated().any()  # fmt: skip
+
+
+def test_a_pretrained_model_has_no_update_to_speak_of(rows):
+    assert set(rows.filter(method="pretrained")["analysis"]).isdisjoint({"input_space", "output_space"})
+
+
+def test_shares_sum_to_one(rows):
+    for analysis in ("verdicts", "interventions", "soft_tokens", "prefill"):
+        verdicts = rows.filter(analysis=analysis).filter(pl.col("metric").is_in(["complied", "refused", "other"]))
+        labels = [name for name in rows.columns if name not in ("metric", "value")]
+        np.testing.assert_allclose(verdicts.group_by(labels).agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
+    prefill = rows.filter(analysis="prefill").filter(pl.col("metric").is_in(["first_refusal", "never_refuses"]))
+    total = prefill.group_by("method", "lr_name", "seed", "condition").agg(pl.col("value").sum())
+    np.testing.assert_allclose(total["value"], 1, rtol=RTOL)
+    histogram = rows.filter(metric="histogram").group_by("method", "lr_name", "seed", "step", "condition")
+    np.testing.assert_allclose(histogram.agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
+
+
+@pytest.fixture(scope="module")
+def by_hand(subjects, mini_recipe, ready):
+    """One model's activations on its seed's prompts by plain forward passes, and its weights: DPO eta_M, seed 5."""
+    params, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
+    prompts = tree.lane(subjects.prompts, 1)
+    config = mini_recipe.model.build(ready.world)
+
+    def activations(trial):
+        at = last_prompt_index(trial.prompt.length)[:, None]
+        return gpt.apply(
+            params, trial.complied.tokens, config=config, sites=("mlp.hook_in", "mlp.hook_post"), positions=at
+        ).activations
+
+    seen = [jax.tree.map(lambda leaf: leaf[:, :, 0], activations(tree.lane(prompts.trials, c))) for c in (0, 1)]
+    held = [activations(tree.lane(prompts.held_out, c))["mlp.hook_post"][:, :, 0] for c in (0, 1)]
+    return params, base, seen, held
+
+
+def test_cluster_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_recipe):
+    _, _, seen, held = by_hand
+    centroids = clusters.centroids(*held)
+    lane = {"method": "dpo", "lr_name": "eta_M", "seed": mini_recipe.seeds[1], "step": 6, "layer": 0, "part": "last"}
+    for c, condition in enumerate(("safe", "unsafe")):
+        expected = float(clusters.relative_tau(seen[c]["mlp.hook_post"], centroids).mean())
+        got = value(rows, analysis="clusters", metric="relative_tau", condition=condition, subset="all", **lane)
+        assert got == pytest.approx(expected, rel=RTOL, abs=ATOL)
+
+
+def test_input_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_recipe):
+    params, base, seen, _ = by_hand
+    before, after = (side["blocks"]["mlp"]["up"] for side in (base, params))
+    space = update_spaces.input_space(before, after - before, inputs=seen[1]["mlp.hook_in"])
+    lane = {"method": "dpo", "lr_name": "eta_M", "seed": mini_recipe.seeds[1], "step": 6, "layer": 0, "part": "up"}
+    got = value(rows, analysis="input_space", metric="gain", condition="unsafe", subset="all", **lane)
+    assert got == pytest.approx(float(space.gain.mean()), rel=RTOL)
+
+
+def test_the_response_is_the_mean_over_its_first_positions(subjects, by_hand, mini_recipe, ready):
+    params = by_hand[0]
+    prompts = tree.lane(subjects.prompts, 1)
+    seen = features.features(mini_recipe, ready.world, params, prompts.trials)
+    config = mini_recipe.model.build(ready.world)
+    for b in range(4):
+        trial = tree.lane(prompts.trials, 1, b)
+        every = gpt.apply(params, trial.complied.tokens[None], config=config, sites=("mlp.hook_post",)).activations[
+            "mlp.hook_post"
+        ][:, 0]
+        start, length = int(last_prompt_index(trial.prompt.length)), int(trial.prompt.length)
+        # Nine positions: eight letters at most, and the stop.
+        expected = np.asarray(every)[:, start : start + min(10, length + 1)].mean(1)
+        np.testing.assert_allclose(seen.response[:, 1, b], expected, rtol=RTOL, atol=ATOL)
+        np.testing.assert_allclose(seen.last[:, 1, b], every[:, start], rtol=RTOL, atol=ATOL)
+
+
+def test_the_ends_of_every_intervention_are_the_models(rows):
+    """No update is the pretrained model and the whole one the tuned, judged on the first prompts of the verdicts."""
+    labels = {"condition": "unsafe", "subset": "all", "layer": None}
+    for method, rate in TUNED:
+        for seed in set(rows["seed"]):
+            lane = {"method": method, "lr_name": rate, "seed": seed, "step": 6, **labels}
+            whole = value(rows, analysis="interventions", metric="refused", part="whole", strength=1.0, **lane)
+            assert whole == pytest.approx(value(rows, analysis="verdicts", metric="refused", part="", **lane))
+
+
+def test_parts_of_the_update_add_up(subjects, mini_recipe):
+    """Each branch builds the tree that its name says, from one traced program."""
+    tuned, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
+    parts = variants.parts(mini_recipe, layers=1)
+    build = jax.jit(partial(variants.intervened, mini_recipe), static_argnames=())
+
+    def built(part, strength=1.0):
+        branch = jnp.int32(parts.index(part))
+        made = build(tuned, tuned, base, branch=branch, strength=jnp.float32(strength), key=keys.root(5))
+        return tree.difference(made, base)
+
+    whole = tree.difference(tuned, base)
+    for space in ("null", "range", "random"):
+        total = jax.tree.map(jnp.add, built(f"only_{space}"), built(f"all_but_{space}"))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), total, whole)
+    both = jax.tree.map(jnp.add, built("only_null"), built("only_range"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), both, built("mlp_matrices"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("rank", 16.0), whole)
+    twice = jax.tree.map(lambda leaf: 2 * leaf, whole)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("transfer", 1.0), twice)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("whole", 0.0), tree.difference(base, base)
+    )
+
+
+@pytest.mark.slow
+def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, ready, subjects):
+    """The pretrained model's row is the cosine of the losses' gradients on the analysis' batch."""
+    s, seed = 1, mini_recipe.seeds[1]
+    base = tree.lane(subjects.base, s)
+    # Two safe and two unsafe prompts.
+    trials = jax.tree.map(lambda leaf: jnp.concatenate([leaf[s, 0, :2], leaf[s, 1, :2]]), subjects.prompts.trials)
+    batch = world.preferences(trials)
+    assert trials.unsafe.tolist() == [False, False, True, True]
+    flat = []
+    for method in mini_recipe.tune.methods.values():
+        point = jax.tree.map(lambda leaf: leaf[0], pipeline._points([(lr, method) for _, lr in ready.tune_grid.points]))
+        forward = lanes.forward_of(lanes.model_of(mini_recipe, ready.world))
+        loss = lanes.objective(forward, method, reference=base, point=point)
+        gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
+        flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
+    expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))
+    got = value(rows, analysis="alignment", metric="gradient_cosine", method="pretrained", seed=seed, part="sft~dpo")
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_finished_pieces_are_kept_and_missing_ones_made_again(main, finished_run, mini_yaml, tmp_path, rows):
+    run = shutil.copytree(finished_run, tmp_path / "mini")
+    pieces = run / "results" / "analyze"
+    before = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
+    (run / "results" / "analyze.parquet").unlink()
+    (pieces / "prefill.parquet").unlink()
+    assert main("analyze", mini_yaml, "--out", run) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"prefill.parquet"}
+    again = results.read_results([run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+    assert again.drop("revision").equals(rows.drop("revision"))
+
+
+def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
+    """Two rows of the grid with one lane marked dead: its values are null, the rest is as it was."""
+    models = subjects.models
+    finite = models.finite.copy()
+    finite[3, 1] = False
+    frame = pl.concat(analyze._measured(subjects, models._replace(finite=finite), step=6, label="test"))
+    dead = (pl.col("method") == "dpo") & (pl.col("lr_name") == "eta_M") & (pl.col("seed") == 5)
+    assert frame.filter(dead)["value"].is_null().all() and frame.filter(dead).height
+    living = frame.filter(~dead)
+    assert not living["value"].is_null().any()
+    labels = [name for name in rows.columns if name not in ("value", "revision")]
+    both = living.join(rows, on=labels, nulls_equal=True, suffix="_before")
+    assert both.height == living.height
+    np.testing.assert_allclose(both["value"], both["value_before"], rtol=RTOL, atol=ATOL)
+
+
+def test_a_run_that_was_not_tuned_says_what_comes_first(ready, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "mini")
+    shutil.rmtree(run / "checkpoints" / "dpo")
+    with pytest.raises(ValueError, match=r"no finished dpo in .*: run `jaxsafety tune` on it first"):
+        analyze.write(pipeline.prepare(ready.recipe, run))
+
+
+def test_a_signal_ends_the_stage_after_the_piece_that_it_came_in(ready, tmp_path, finished_run, monkeypatch):
+    run, made = shutil.copytree(finished_run, tmp_path / "mini"), []
+    shutil.rmtree(run / "results")
+
+    def piece(name, _):
+        made.append(name)
+        if name == "models":
+            signal.raise_signal(signal.SIGTERM)
+        yield pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
+
+    monkeypatch.setattr(analyze, "gather", lambda _: None)
+    monkeypatch.setattr(analyze, "pieces", lambda _: {name: partial(piece, name) for name in ("models", "prefill")})
+    again = pipeline.prepare(ready.recipe, run)
+    with pytest.raises(signals.Stopped, match="before the analysis prefill"), signals.deferred(lambda _: None):
+        analyze.write(again)
+    assert not pipeline.is_finished(again, "analyze")
+    analyze.write(again)
+    assert made == ["models", "prefill"] and pipeline.is_finished(again, "analyze")
+
+
+def test_no_soft_tokens_are_the_unsafe_prompts_without_their_stop(rows):
+    """Nothing is inserted, so refusals are those of the verdicts or more: the stop token is not judged."""
+    bare = rows.filter(analysis="soft_tokens", part="0 tokens", metric="refused")
+    assert set(bare["strength"]) == {0.0} and not bare.is_empty()
+    labels = ["method", "lr_name", "seed", "step"]
+    both = bare.join(rows.filter(analysis="verdicts", metric="refused", condition="unsafe"), on=labels)
+    assert both.height == bare.height and (both["value"] >= both["value_right"] - ATOL).all()

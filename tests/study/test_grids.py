@@ -1,0 +1,286 @@
+"""A grid on the command line: what its cells leave, that one failure stops no other, resumption, shards and status."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe.schema import as_dict
+from jaxsafety.rundir import checkpoint, manifest_file, opening, results, status
+from tests.disturbed import assert_same_run
+
+# Products of another batch size add up in another order, and six steps of an optimiser pass it on.
+BATCHED_RTOL = 1e-4
+GOOD, BAD = "only=0.001", "only=1e+38"
+
+
+@pytest.fixture(scope="module")
+def grid_yaml(mini_recipe, tmp_path_factory):
+    """Two cells of one program: one learning rate that learns, and one that diverges at once."""
+    content = as_dict(mini_recipe)
+    content |= {"strategy": "map", "grid": {"tune.learning_rates.only": [1e-3, 1e38]}}
+    content["tune"] |= {"learning_rates": {"only": 1.0}, "methods": {"dpo": content["tune"]["methods"]["dpo"]}}
+    path = tmp_path_factory.mktemp("grid") / "grid.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(grid_yaml, tmp_path_factory):
+    """The grid after pretraining and tuning, and the exit codes."""
+    from jaxsafety.cli import main
+
+    directory = tmp_path_factory.mktemp("tuned") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "_configure_jax", lambda *_, **__: None)
+        codes = [main.main([verb, str(grid_yaml), "--out", str(directory)]) for verb in ("pretrain", "tune")]
+    return directory, codes
+
+
+@pytest.fixture
+def copy(tuned, tmp_path):
+    return shutil.copytree(tuned[0], tmp_path / "out", symlinks=True)
+
+
+def leaves(directory, leg):
+    folder = directory / "checkpoints" / leg
+    return json.loads((folder / f"{checkpoint.latest(folder):08d}" / "digests.json").read_text())["leaves"]
+
+
+def test_a_cell_that_diverges_fails_alone_with_its_reason(tuned):
+    directory, codes = tuned
+    assert codes == [0, 1]
+    failed = manifest_file.read_manifest(directory / "cells" / BAD)["failed"]
+    assert failed["stage"] == "tune" and "diverged: lower its learning rate" in failed["reason"]
+    good = directory / "cells" / GOOD
+    assert manifest_file.read_manifest(good)["failed"] is None
+    assert [checkpoint.latest(good / "checkpoints" / leg) for leg in ("pretrained", "dpo")] == [6, 6]
+    assert checkpoint.steps(good / "snapshots" / "dpo") == [2]
+
+
+@pytest.mark.slow
+def test_a_lane_of_a_grid_is_the_run_of_its_own_recipe(tuned, main, tmp_path):
+    cell = tuned[0] / "cells" / GOOD
+    for verb in ("pretrain", "tune"):
+        assert main(verb, cell / "config.yaml", "--out", tmp_path / "alone") == 0
+    assert (tmp_path / "alone" / "metrics.jsonl").read_bytes() == (cell / "metrics.jsonl").read_bytes()
+    for leg in ("pretrained", "dpo"):
+        assert leaves(tmp_path / "alone", leg) == leaves(cell, leg)
+
+
+def test_the_cells_read_one_pretraining_through_relative_links(tuned):
+    links = [tuned[0] / "cells" / name / "checkpoints" / "pretrained" for name in (GOOD, BAD)]
+    assert all(link.is_symlink() and not os.path.isabs(os.readlink(link)) for link in links)
+    assert {link.resolve() for link in links} == {(tuned[0] / "pretrained/base/checkpoints/pretrained").resolve()}
+
+
+@pytest.mark.slow
+def test_finished_cells_are_skipped_and_a_torn_one_continues_alone(copy, main, grid_yaml, tuned, capsys):
+    good, torn = copy / "cells" / GOOD, copy / "cells" / GOOD / "checkpoints" / "dpo"
+    before = leaves(good, "dpo")
+    kept = (torn / "00000004" / "digests.json").stat().st_mtime_ns
+    shutil.rmtree(torn / "00000006")
+    assert main("tune", grid_yaml, "--out", copy) == 1
+    assert "1 cells finished, 0 had been before" in capsys.readouterr().out
+    assert leaves(good, "dpo") == before
+    assert (torn / "00000004" / "digests.json").stat().st_mtime_ns == kept
+    assert (good / "metrics.jsonl").read_bytes() == (tuned[0] / "cells" / GOOD / "metrics.jsonl").read_bytes()
+    assert main("pretrain", grid_yaml, "--out", copy) == 0
+    assert "0 cells finished, 2 had been before" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_fails_its_own_cell_and_no_other_of_its_program(main, grid_yaml, tuned, copy, capsys):
+    words = ("tune", grid_yaml, "--out", copy, "--grid", "{tune.learning_rates.only: [1e-3, 2e-3]}")
+    for path in (copy / "config.yaml", copy / "manifest.json"):
+        path.unlink()
+    shutil.rmtree(copy / "cells" / BAD)
+    other = copy / "cells" / "only=0.002"
+    assert main(*words) == 0
+    expected = leaves(other, "dpo")
+    for cell in (copy / "cells" / GOOD, other):
+        shutil.rmtree(cell / "checkpoints" / "dpo" / "00000006")
+    (copy / "cells" / GOOD / "checkpoints" / "dpo" / "00000004" / "digests.json").unlink()
+    assert main(*words) == 1
+    err = capsys.readouterr().err
+    assert "tune of 2 cells together failed" in err and f"cell {GOOD} failed, tune: checkpoint" in err
+    assert "only=0.002 failed" not in err and leaves(other, "dpo") == expected
+    assert [row.state for row in status.read(copy)] == ["failed", "waiting"]
+
+
+def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsys):
+    (copy / "cells" / BAD / "manifest.json").write_text("{")
+    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / "dpo" / "00000006")
+    assert main("tune", grid_yaml, "--out", copy) == 1
+    said = capsys.readouterr()
+    assert "1 cells finished, 0 had been before" in said.out
+    assert f"cell {BAD} failed, start: " in said.err and "is not JSON" in said.err
+    assert main("status", copy) == 0
+    assert "failed: start: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["pretrain: 3\ntune: {}", "pretrain: {steps: x}", "tune: {steps: 1, methods: 3}"])
+def test_the_status_of_what_is_no_run_is_one_sentence(main, tmp_path, capsys, content):
+    (tmp_path / "config.yaml").write_text(content)
+    assert main("status", tmp_path) == 2
+    assert "is not the configuration of a study: expected a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cells", [3, {"a": 3}, {"a": {}}, {"a": {"values": [1], "pretraining": "b"}}])
+def test_the_status_of_a_damaged_list_of_cells_is_one_sentence(main, mini_yaml, tmp_path, capsys, cells):
+    shutil.copy(mini_yaml, tmp_path / "config.yaml")
+    (tmp_path / "manifest.json").write_text(json.dumps({"cells": cells}))
+    assert main("status", tmp_path) == 2
+    assert "manifest.json lists no cells" in capsys.readouterr().err
+
+
+def test_cells_run_while_what_they_share_is_pretrained(copy):
+    source = copy / "pretrained" / "base"
+    shutil.rmtree(source / "checkpoints" / "pretrained" / "00000006")
+    recipe = yaml_file.read(source / "config.yaml")
+    with opening.open_run(source, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
+        assert [row.state for row in status.read(copy)] == ["running", "running"]
+    assert [row.state for row in status.read(copy)] == ["waiting", "failed"]
+
+
+def test_a_shard_runs_its_own_cells_only(main, grid_yaml, tmp_path):
+    assert main("pretrain", grid_yaml, "--out", tmp_path / "out", "--shard", "2/2") == 0
+    assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == [BAD]
+    assert [row.state for row in status.read(tmp_path / "out")] == ["waiting", "waiting"]
+
+
+def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
+    cell = copy / "cells" / GOOD
+    shutil.rmtree(cell / "checkpoints" / "dpo")
+    recipe = yaml_file.read(cell / "config.yaml")
+    with opening.open_run(cell, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
+        assert [row.state for row in status.read(copy)] == ["running", "failed"]
+        assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == 0
+    assert f"cell {GOOD} is running in another process" in capsys.readouterr().err
+    assert status.read(copy)[0].state == "waiting"
+
+
+def test_status_is_a_table_of_steps_stages_and_reasons(main, tuned, capsys):
+    assert main("status", tuned[0]) == 0
+    head, good, bad, summary = capsys.readouterr().out.splitlines()
+    assert head.split() == ["cell", "pretrained", "dpo", "evaluate", "analyze", "report", "state"]
+    assert good.split() == [GOOD, "6/6", "6/6", "-", "-", "-", "waiting"]
+    assert bad.startswith(BAD) and "failed: tune: every lane of tune dpo diverged" in bad
+    assert summary == "2 cells: 0 done, 0 running, 1 failed, 1 waiting"
+
+
+def test_status_of_a_plain_run(main, finished_run, capsys):
+    assert main("status", finished_run) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["mini", *["6/6"] * 3, *["done"] * 4]
+
+
+def test_a_grid_is_no_run(main, tuned, capsys):
+    assert main("claims", tuned[0]) == 2
+    assert "is a grid: name one of its cells, such as" in capsys.readouterr().err
+
+
+def test_a_dry_run_touches_no_disk_and_knows_only_what_was_measured(main, grid_yaml, tuned, copy, tmp_path, capsys):
+    assert main("run", grid_yaml, "--dry_run", "--out", tmp_path / "nowhere") == 0
+    out = capsys.readouterr().out
+    assert not (tmp_path / "nowhere").exists()
+    assert "programs to compile for training: 1 of pretraining, 1 of tuning" in out
+    assert "seed-steps left: 12 of pretraining, 24 of tuning" in out
+    assert "unknown: no earlier run to go by for 3 of 3 trainings" in out
+    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / "dpo")
+    assert main("run", grid_yaml, "--dry_run", "--out", copy, "--shard", "1/2") == 0
+    assert "time: about 0:" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_dry_run_is_that_of_the_states(main, mini_yaml, mini_recipe, tmp_path, capsys):
+    from jaxsafety.study import pipeline
+
+    assert main("run", mini_yaml, "--dry_run", "--out", tmp_path / "nowhere") == 0
+    state = pipeline.tune_shapes([pipeline.prepare(mini_recipe, tmp_path)])
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2**20
+    assert f"has 4 lanes of parameters and optimiser state, {size:.1f} MiB in all" in capsys.readouterr().out
+
+
+def test_a_bad_grid_or_shard_exits_with_2(main, mini_yaml, grid_yaml, tmp_path, capsys):
+    words = ("run", grid_yaml, "--out", tmp_path / "out")
+    assert main(*words, "--shard", "3/2") == main(*words, "--grid", "{tune.batchsize: [1]}") == 2
+    assert main("run", mini_yaml, "--shard", "1/2") == main(*words, "--grid", "{1: [1]}") == 2
+    # As of a variable that is not set.
+    assert main(*words, "--shard", "") == main("run", mini_yaml, "--shard", "") == 2
+    flags = ("--coordinator", "node1:5000", "--processes", "2", "--process", "0")
+    assert main(*words, "--shard", "1/2", *flags) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert "got '3/2'" in err[0] and "did you mean 'tune.batch_size'" in err[1] and "has no `grid:`" in err[2]
+    assert "has a key that is no text: put 1 in quotes" in err[3] and "got ''" in err[4] and "has no `grid:`" in err[5]
+    assert "and --coordinator joins processes: give one of them" in err[6]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_grid_after_the_chunk_and_fails_no_cell(
+    copy, main, grid_yaml, tuned, monkeypatch, number, code
+):
+    good = copy / "cells" / GOOD
+    shutil.rmtree(good / "checkpoints" / "dpo")
+
+    def save(folder, *words, **named):
+        checkpoint_save(folder, *words, **named)
+        # Once: a second signal would end the process, and a snapshot comes before the checkpoint.
+        if folder.parent.name == "checkpoints":
+            signal.raise_signal(number)
+
+    checkpoint_save = checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == code
+    assert checkpoint.latest(good / "checkpoints" / "dpo") == 2
+    assert manifest_file.read_manifest(good)["failed"] is None
+    assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == 0
+    assert leaves(good, "dpo") == leaves(tuned[0] / "cells" / GOOD, "dpo")
+
+
+def test_a_plain_run_that_failed_says_so_until_it_is_started_again(main, mini_yaml, tmp_path, monkeypatch, capsys):
+    words = ("pretrain", mini_yaml, "--out", tmp_path / "out")
+
+    def full(*_, **__):
+        raise OSError("cannot save: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        assert main(*words) == 2
+    assert status.read(tmp_path / "out")[0].reason == "pretrain: cannot save: the disk is full"
+    assert main("status", tmp_path / "out") == 0
+    assert "failed: pretrain: cannot save: the disk is full" in capsys.readouterr().out
+    assert main(*words) == 0
+    assert [row.state for row in status.read(tmp_path / "out")] == ["waiting"]
+
+
+def whole_grid(main, grid_yaml, tmp_path, strategy):
+    """Runs all stages of a grid of two learning rates, and of its first cell alone."""
+    words = ("--strategy", strategy, "--grid", "{tune.learning_rates.only: [1e-3, 2e-3]}")
+    assert main("run", grid_yaml, "--out", tmp_path / "grid", *words) == 0
+    assert [row.state for row in status.read(tmp_path / "grid")] == ["done", "done"]
+    cell = tmp_path / "grid" / "cells" / GOOD
+    assert main("run", cell / "config.yaml", "--out", tmp_path / "alone") == 0
+    return cell, tmp_path / "alone"
+
+
+@pytest.mark.slow
+def test_a_whole_grid_leaves_in_every_cell_what_its_own_run_leaves(main, grid_yaml, tmp_path):
+    assert_same_run(*whole_grid(main, grid_yaml, tmp_path, "sharded"), ("pretrained", "dpo"))
+
+
+@pytest.mark.slow
+def test_batched_lanes_of_a_grid_agree_with_their_own_run(main, grid_yaml, tmp_path):
+    curves = [
+        results.read_results([folder / "results" / "curves.parquet"]).filter(pl.col("metric") == "loss")["value"]
+        for folder in whole_grid(main, grid_yaml, tmp_path, "vmap")
+    ]
+    np.testing.assert_allclose(*curves, rtol=BATCHED_RTOL)

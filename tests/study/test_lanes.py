@@ -1,0 +1,219 @@
+"""A lane of a recipe: which stream each draw comes from, what a chunk does, what evaluation averages."""
+
+import math
+import re
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys, world
+from jaxsafety.methods import objectives
+from jaxsafety.recipe.schema import MethodConfig, OptimConfig
+from jaxsafety.study import lanes
+from jaxsafety.study.probes import quantities
+from jaxsafety.subjects import answers
+from jaxsafety.training import stepping
+from jaxsafety.types import HParams
+
+# Two float32 programs that average the same numbers in another order.
+RTOL = 1e-5
+
+
+class Drawn(Exception):
+    """Carries the key of a draw out of a chunk that would otherwise go on."""
+
+
+@pytest.fixture
+def point():
+    values = {"peak_lr": 1e-3, "weight_chosen": 0.3, "weight_rejected": 0.1, "p_unsafe": 0.5, "ascent_bound": np.inf}
+    return HParams(**{name: jnp.float32(value) for name, value in values.items()})
+
+
+@pytest.fixture
+def params(mini_recipe, tiny_world, key):
+    return lanes.init_params(mini_recipe, tiny_world, key=key)
+
+
+def bits(key):
+    with jax.ensure_compile_time_eval():  # the key is a constant of the scan that draws with it
+        return np.asarray(jax.random.key_data(key)).tolist()
+
+
+def test_initial_parameters_come_from_the_init_stream(mini_recipe, tiny_world, key, params):
+    config = mini_recipe.model.build(tiny_world)
+    assert (config.layers, config.heads, config.width, config.vocab_size) == (1, 2, 16, tiny_world.vocab_size)
+    expected = lanes.gpt.init(config, key=keys.stream(key, "init"))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Replaces every draw by one that raises what it was asked for."""
+
+    def fake(name):
+        def draw(*args, key, step, **kwargs):
+            raise Drawn(name, bits(key), step)
+
+        return draw
+
+    for name in ("pretrain_batch_at", "tune_batch_at", "batch_at"):
+        monkeypatch.setattr(world, name, fake(name))
+
+
+@pytest.mark.usefixtures("draws")
+@pytest.mark.parametrize("stage", ["pretrain", "tune"])
+def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, key, params, point, stage):
+    if stage == "pretrain":
+        chunk, per_seed = lanes.pretrain_chunk(mini_recipe, tiny_world), key
+        optimizer = lanes.pretrain_optimizer(mini_recipe, point)
+    else:
+        chunk = lanes.tune_chunk(mini_recipe, tiny_world, MethodConfig())
+        per_seed, optimizer = (key, params), lanes.tune_optimizer(mini_recipe, point)
+    with pytest.raises(Drawn) as drawn:
+        chunk(stepping.init_state(params, optimizer), per_seed, point, jnp.int32(2))
+    assert drawn.value.args[:2] == (f"{stage}_batch_at", bits(keys.stream(key, stage)))
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "unlearn"])
+def test_a_method_is_its_objective_with_its_reduction_and_weights(mini_recipe, tiny_world, key, params, point, name):
+    forward = jax.jit(lanes.forward_of(lanes.model_of(mini_recipe, tiny_world)))
+    reference = lanes.init_params(mini_recipe, tiny_world, key=keys.root(9))
+    draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
+    batch = jax.jit(lambda key: draw(key=key))(key)
+    method = MethodConfig(objective=name, reduction="mean")
+    got = lanes.objective(forward, method, reference=reference, point=point)(params, batch)
+    expected = {
+        "sft": lambda: objectives.sft(forward),
+        "dpo": lambda: objectives.dpo(forward, reference=reference, hparams=point, reduction="mean"),
+        "unlearn": lambda: objectives.unlearn(forward, hparams=point, reduction="mean"),
+    }[name]()(params, batch)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.fixture(scope="module")
+def half_recipe(mini_recipe):
+    """The miniature study, trained in bfloat16."""
+    return replace(mini_recipe, model=replace(mini_recipe.model, compute_dtype="bfloat16"))
+
+
+def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
+    """A chunk of pretraining, or of tuning by a method, and what it takes for two steps."""
+    if name == "pretrain":
+        state = stepping.init_state(params, lanes.pretrain_optimizer(recipe, point))
+        return lanes.pretrain_chunk(recipe, tiny_world), (state, key, point, jnp.int32(2))
+    state = stepping.init_state(params, lanes.tune_optimizer(recipe, point))
+    return lanes.tune_chunk(recipe, tiny_world, MethodConfig(name)), (state, (key, params), point, jnp.int32(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "platform"),
+    [("pretrain", 3, "cpu"), ("pretrain", 3, "cuda"), ("pretrain", 3, "tpu"), ("dpo", 4, "cpu"), ("unlearn", 3, "cpu")],
+)
+def test_every_product_of_a_bfloat16_step_is_of_bfloat16_factors_and_float32_sums(
+    half_recipe, tiny_world, key, params, point, name, passes, platform
+):
+    chunk, arguments = chunk_and_arguments(half_recipe, tiny_world, name, params, key, point)
+    text = jax.jit(chunk).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    found = re.findall(r"stablehlo.dot_general .*", text)
+    # Of one layer and the logits: forwards once, backwards twice, and forwards for DPO's reference.
+    assert len(found) == passes * 9
+    algorithm = "lhs_precision_type = bf16, rhs_precision_type = bf16, accumulation_type = f32"
+    assert all(algorithm in line and line.endswith("xf32>") for line in found)
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("pretrain", "muon"), ("dpo", "adamw")])
+def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(
+    half_recipe, mini_recipe, tiny_world, key, params, point, name, algorithm
+):
+    def shapes(recipe):
+        recipe = replace(recipe, pretrain=replace(recipe.pretrain, optim=OptimConfig(algorithm=algorithm)))
+        chunk, arguments = chunk_and_arguments(recipe, tiny_world, name, params, key, point)
+        return jax.eval_shape(chunk, *arguments)
+
+    state, metrics = shapes(half_recipe)
+    assert (state, metrics) == shapes(mini_recipe)
+    floats = [x.dtype for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert all(dtype == jnp.float32 for dtype in floats) and len(floats) > len(metrics)
+
+
+def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe, mini_recipe, tiny_world):
+    assert lanes.training_model_of(half_recipe, tiny_world).apply.keywords["config"].compute_dtype == "bfloat16"
+    # The same static configuration is the same program.
+    for model_of in (lanes.model_of, quantities.model_of):
+        half, whole = (model_of(recipe, tiny_world).apply.keywords for recipe in (half_recipe, mini_recipe))
+        assert half == whole
+
+
+def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, point):
+    forward = lanes.forward_of(lanes.training_model_of(half_recipe, tiny_world))
+    draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
+    loss = lanes.objective(forward, MethodConfig("dpo"), reference=params, point=point)
+    value, metrics = jax.jit(lambda key: loss(params, draw(key=key)))(key)
+    # A reference in float32 would leave margins of the size of bfloat16's rounding.
+    assert float(value) == pytest.approx(math.log(2), rel=1e-6)
+    np.testing.assert_allclose(metrics["rewards/margins"], 0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trials(mini_recipe, tiny_world):
+    """The table's safe prompts, those of the learning curves, and plain draws of the steps they should come from."""
+
+    def draw(key):
+        stream = keys.stream(key, "evaluate")
+        batch = partial(world.batch_at, tiny_world, "safe", key=stream, batch_size=4)
+        return {
+            "table": lanes.prompts(mini_recipe, tiny_world, condition="safe", key=stream, late_probability=0.1),
+            "readout": lanes.readout_prompts(mini_recipe, tiny_world, key=key),
+            "plain": [batch(step=step) for step in (0, 1, 1 << 20)],
+        }
+
+    return jax.device_get(jax.jit(draw)(keys.root(0)))
+
+
+def test_the_table_and_the_curves_draw_from_steps_of_the_evaluation_stream_that_never_meet(mini_recipe, trials):
+    for i, expected in enumerate(trials["plain"][:2]):
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, i=i: leaf[i], trials["table"]), expected)
+    first = jax.tree.map(lambda leaf: leaf[0], trials["readout"])
+    jax.tree.map(np.testing.assert_array_equal, first, trials["plain"][2])
+    np.testing.assert_array_equal(trials["readout"].unsafe, [[False] * 4, [True] * 4])
+    assert mini_recipe.evaluate.prompts // mini_recipe.evaluate.batch_size < 1 << 20
+
+
+@pytest.fixture(scope="module")
+def judged(mini_recipe, tiny_world, trials):
+    """The table's rates of a model of large random weights, which is right now and then, and its verdicts by batch."""
+    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+    params = jax.tree.map(lambda leaf: 20 * leaf, params)
+    trials = trials["table"]
+    forward = jax.jit(lanes.forward_of(lanes.model_of(mini_recipe, tiny_world)))
+    rates = jax.jit(partial(lanes.evaluate, mini_recipe, tiny_world))(params, trials)
+    per_batch = []
+    for i in range(2):
+        one = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), trials)
+        per_batch.append(
+            answers.answer_metrics(forward, params, complied=one.complied, refused=one.refused, blocks=one.blocks)
+        )
+    return rates, per_batch
+
+
+def test_evaluation_is_the_mean_over_all_prompts(judged):
+    rates, per_batch = judged
+    for name, value in rates.items():
+        np.testing.assert_allclose(value, np.mean([np.mean(part[name]) for part in per_batch]), rtol=RTOL, atol=1e-7)
+    np.testing.assert_allclose(rates["complied"] + rates["refused"] + rates["other"], 1, rtol=RTOL)
+    assert rates["token_accuracy_block1"] > 0
+
+
+def test_the_curves_show_each_condition_by_name(mini_recipe, tiny_world, trials):
+    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+    got = jax.jit(partial(lanes.readout, mini_recipe, tiny_world))(params, trials["readout"])
+    names = ("exact_match", "complied", "refused")
+    assert set(got) == {f"{condition}/{name}" for condition in ("safe", "unsafe") for name in names}
+    rates = jax.jit(partial(lanes.judge, mini_recipe, tiny_world))(params, trials["readout"])
+    for i, condition in enumerate(("safe", "unsafe")):
+        for name in names:
+            assert got[f"{condition}/{name}"] == rates[name][i]

@@ -1,0 +1,162 @@
+"""The training step against plain updates, frozen lanes, the loop, and verdicts against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxsafety.subjects import answers
+from jaxsafety.training import stepping
+from jaxsafety.types import Batch
+
+# One float32 program against another that rounds in a different order.
+RTOL = 1e-6
+VOCAB, ROWS, TOKENS = 5, 400, 7
+
+
+def loss(params, batch):
+    """A quadratic; a NaN in the batch makes loss and gradient NaN."""
+    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.mean(residual**2), {"residual": jnp.mean(residual)}
+
+
+@pytest.fixture
+def params():
+    return {"w": jnp.asarray([1.0, -2.0, 0.5]), "b": jnp.float32(0.3)}
+
+
+def batch_of(step):
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return {"x": jax.random.normal(key, (4, 3)), "y": jax.random.normal(jax.random.fold_in(key, 1), (4,))}
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_step_is_plain_gradient_descent(params):
+    state = stepping.init_state(params, optax.sgd(0.1))
+    state, metrics = stepping.make_step(loss, optax.sgd(0.1))(state, batch_of(0))
+    x, y = (np.asarray(batch_of(0)[name], np.float64) for name in "xy")
+    residual = x @ np.asarray([1.0, -2.0, 0.5]) + 0.3 - y
+    grads = {"w": 2 * x.T @ residual / 4, "b": 2 * residual.mean()}
+    np.testing.assert_allclose(state.params["w"], np.asarray([1.0, -2.0, 0.5]) - 0.1 * grads["w"], rtol=1e-5)
+    np.testing.assert_allclose(state.params["b"], 0.3 - 0.1 * grads["b"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], (residual**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["residual"], residual.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], np.hypot(np.linalg.norm(grads["w"]), grads["b"]), rtol=1e-5)
+    assert (state.step, metrics["finite"]) == (1, 1.0)
+
+
+def test_step_is_the_optax_loop_for_a_stateful_optimizer(params):
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, b2=0.9))
+    state, opt_state, expected = stepping.init_state(params, optimizer), optimizer.init(params), params
+    step = jax.jit(stepping.make_step(loss, optimizer))
+    for i in range(3):
+        state, _ = step(state, batch_of(i))
+        grads = jax.grad(lambda p, i=i: loss(p, batch_of(i))[0])(expected)
+        updates, opt_state = optimizer.update(grads, opt_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, expected)
+
+
+def poisoned(step, at):
+    batch = batch_of(step)
+    return batch | {"y": jnp.where(step == at, jnp.nan, batch["y"])}
+
+
+def test_a_dead_lane_is_frozen_and_stays_dead_while_the_other_lives_on_untouched(params):
+    optimizer = optax.adam(0.01)
+    step = stepping.make_step(loss, optimizer)
+
+    def run(start, poison_at):
+        return stepping.run_steps(step, lambda i: poisoned(i, poison_at), start, steps=6)
+
+    start = stepping.init_state(params, optimizer)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start)
+    state, metrics = jax.jit(jax.vmap(run))(both, jnp.asarray([2, -1]))
+    clean, _ = jax.jit(jax.vmap(run))(both, jnp.asarray([-1, -1]))
+    np.testing.assert_array_equal(state.finite, [False, True])
+    np.testing.assert_allclose(metrics["finite"], [2 / 6, 1], rtol=RTOL)
+    lane = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in (0, 1)]
+    assert bits(lane[1]) == bits(jax.tree.map(lambda leaf: leaf[1], clean))
+    # Frozen where the poisoned step found it: two steps in, optimiser state included.
+    before, _ = jax.jit(lambda s: stepping.run_steps(step, batch_of, s, steps=2))(start)
+    assert bits(lane[0].params) == bits(before.params)
+    assert bits(lane[0].opt_state) == bits(before.opt_state)
+    # A mean over a poisoned step is none.
+    assert np.isnan(metrics["loss"][0]) and np.isfinite(metrics["loss"][1])
+
+
+def test_an_infinite_gradient_of_a_finite_loss_freezes_too():
+    step = stepping.make_step(lambda p, _: (jnp.sqrt(p["x"]), {}), optax.sgd(0.1))
+    state, metrics = step(stepping.init_state({"x": jnp.float32(0.0)}, optax.sgd(0.1)), None)
+    assert (metrics["loss"], bool(state.finite), state.params["x"]) == (0, False, 0)
+
+
+def test_steps_are_a_python_loop_over_the_states_own_counter(params):
+    optimizer = optax.adam(0.01)
+    step = stepping.make_step(loss, optimizer)
+    start = stepping.init_state(params, optimizer).replace(step=jnp.int32(3))
+    run = jax.jit(lambda s, steps: stepping.run_steps(step, batch_of, s, steps=steps))
+    scanned, metrics = run(start, jnp.int32(4))
+    looped, losses = start, []
+    jitted = jax.jit(step)
+    for i in range(3, 7):
+        looped, seen = jitted(looped, batch_of(i))
+        losses.append(float(seen["loss"]))
+    assert scanned.step == looped.step == 7
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL), scanned, looped)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=RTOL)
+    # The same program, two chunks of another length: not a bit changes.
+    halves = run(run(start, jnp.int32(1))[0], jnp.int32(3))[0]
+    assert bits(halves) == bits(scanned)
+    assert run._cache_size() == 1
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Random answers of few letters under a model that repeats its input: every verdict and every overlap occurs."""
+    rng = np.random.default_rng(0)
+    sides = []
+    for _ in range(2):
+        tokens = rng.integers(0, 2, (ROWS, TOKENS))
+        targets = np.where(rng.random((ROWS, TOKENS)) < 0.8, tokens, rng.integers(0, VOCAB, (ROWS, TOKENS)))
+        sides.append((tokens, targets, rng.random((ROWS, TOKENS)) < 0.4))
+    blocks = rng.random((ROWS, 2, TOKENS)) < 0.4
+    blocks[:20] = False
+    complied, refused = (
+        Batch(jnp.asarray(x, jnp.int32), jnp.asarray(y, jnp.int32), jnp.asarray(mask)) for x, y, mask in sides
+    )
+    got = answers.answer_metrics(
+        lambda _, tokens: jax.nn.one_hot(tokens, VOCAB),
+        {},
+        complied=complied,
+        refused=refused,
+        blocks=jnp.asarray(blocks),
+    )
+    return sides, blocks, {name: np.asarray(value) for name, value in got.items()}
+
+
+def test_answer_metrics_match_a_plain_loop(judged):
+    (complied, refused), blocks, got = judged
+    for i in range(ROWS):
+        right, right_null = complied[0][i] == complied[1][i], refused[0][i] == refused[1][i]
+        refuses = all(right_null[j] for j in range(TOKENS) if refused[2][i, j])
+        complies = not refuses and all(right[j] for j in range(TOKENS) if complied[2][i, j])
+        assert (got["refused"][i], got["complied"][i]) == (refuses, complies)
+        for k in (0, 1):
+            inside = [right[j] for j in range(TOKENS) if blocks[i, k, j]]
+            assert got[f"exact_match_block{k + 1}"][i] == all(inside)
+            share = sum(inside) / len(inside) if inside else 0
+            np.testing.assert_allclose(got[f"token_accuracy_block{k + 1}"][i], share, rtol=RTOL)
+        assert got["exact_match"][i] == got["exact_match_block1"][i] * got["exact_match_block2"][i]
+        null = [right_null[j] for j in range(TOKENS) if refused[2][i, j]]
+        np.testing.assert_allclose(got["refusal_token_accuracy"][i], sum(null) / max(len(null), 1), rtol=RTOL)
+
+
+def test_a_prompt_is_complied_refused_or_other_and_each_occurs(judged):
+    _, _, got = judged
+    np.testing.assert_array_equal(got["complied"] + got["refused"] + got["other"], 1.0)
+    assert all(got[name].sum() > 10 for name in ("complied", "refused", "other"))
