@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import bench_peers, harness
+from benchmarks import harness
 from benchmarks.cases import DPOCase
 from benchmarks.harness import Program
 from jaxsafety import losses
+from jaxsafety.methods import dpo
 
 # Sums of the same float32 log-probabilities in another order.
 _TOLERANCE = 1e-5
@@ -44,7 +45,7 @@ def rows(case: DPOCase) -> Iterator[dict[str, Any]]:
     pairs = draw(case)
     arrays = [jnp.asarray(x) for x in (pairs.policy, pairs.reference, pairs.tokens, pairs.answer)]
     ours = jax.value_and_grad(partial(loss, beta=case.beta))
-    programs = list(_torch_programs(pairs, beta=case.beta, items=case.pairs)) if bench_peers.has("torch") else []
+    programs = list(_torch_programs(pairs, beta=case.beta, items=case.pairs)) if harness.has("torch") else []
     programs.append(harness.compile_program(ours, arrays, name="dpo, jax", items=case.pairs))
     expected = jax.tree.map(np.asarray, programs[-1].call())
     errors = [_errors(program.name, program.call(), expected) for program in programs]
@@ -74,7 +75,7 @@ def loss(policy: jax.Array, reference: jax.Array, tokens: jax.Array, answer: jax
     """Returns our mean loss of a batch of :class:`Pairs`."""
     policy, reference = (losses.token_logprobs(x[:, :-1], tokens[:, 1:]) for x in (policy, reference))
     margins = losses.sequence_logprobs(policy - reference, answer[:, 1:], reduction="sum")
-    return losses.quotient(*losses.dpo(*jnp.split(margins, 2), weight_chosen=beta, weight_rejected=beta))
+    return jnp.mean(dpo.dpo(*jnp.split(margins, 2), weight_chosen=beta, weight_rejected=beta))
 
 
 def _errors(name: str, output: Any, expected: Any) -> dict[str, float]:
@@ -96,7 +97,7 @@ def _torch_programs(pairs: Pairs, *, beta: float, items: int) -> Iterator[Progra
         value = fn(policy, reference, tokens, answer, beta=beta)
         return value.detach(), torch.autograd.grad(value, policy)[0]
 
-    if bench_peers.has("trl"):
+    if harness.has("trl"):
         yield Program("dpo, TRL", partial(with_gradient, trl_loss), items=items)
     yield Program("dpo, torch, textbook", partial(with_gradient, textbook), items=items)
 

@@ -6,8 +6,6 @@ inside and outside a matrix's output space); ``estimate`` is the largest error t
 judged values, relative to the first.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -36,8 +34,7 @@ _JUDGES = 64  # random vectors whose energy in the leading output space is compa
 
 def run() -> Iterator[dict[str, Any]]:
     """Yields a row for each program: decompositions by case, then projections."""
-    if not _has_torch():
-        print("torch is not installed, its rows are left out: pip install 'jaxsafety[peers]'", file=sys.stderr)
+    harness.say_missing("torch")
     for case in cases.SVD:
         yield from svd_rows(case)
     yield from projection_rows(cases.PROJECTION)
@@ -47,7 +44,7 @@ def svd_rows(case: SVDCase) -> Iterator[dict[str, Any]]:
     """Races a case's decompositions; a program returns leading values, output directions and error estimates."""
     spectrum = np.arange(1, min(case.shape[1:]) + 1) ** -case.decay
     matrices, outputs = known(case.shape, spectrum, directions=case.judged)
-    names = [name for name in case.programs if _has_torch() or not name.startswith("torch")]
+    names = [name for name in case.programs if harness.has("torch") or not name.startswith("torch")]
     programs = [svd_program(name, matrices, case=case) for name in names]
     vectors = np.random.default_rng(1).normal(size=(case.shape[0], _JUDGES, case.shape[2]))
     expected = _energies(vectors, outputs)
@@ -212,7 +209,3 @@ def _rows(
             "shape": " x ".join(map(str, shape)), "over": baseline.name, "speedup": ratio.median,
             "speedup_p10": ratio.p10, "speedup_p90": ratio.p90,
         }  # fmt: skip
-
-
-def _has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None

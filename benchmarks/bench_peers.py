@@ -5,8 +5,6 @@ world's own window; ``later_error`` is that of the mean loss over ``cases.PEER_S
 Batches are drawn beforehand except where a row says otherwise.
 """
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -16,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import bench_train_step, cases, harness
+from benchmarks import bench_dpo, bench_train_step, cases, harness
 from benchmarks.cases import PeerCase
 from benchmarks.harness import Program, Record
 from jaxsafety import keys, world
 from jaxsafety.engine import sweep
-from jaxsafety.methods import objectives
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.recipe.schema import Recipe
@@ -91,12 +88,7 @@ class Expected:
 
 def run() -> Iterator[dict[str, Any]]:
     """Yields the rows of every case: training steps, then DPO's loss."""
-    from benchmarks import bench_dpo
-
-    for package in ("torch", "trl"):
-        if not has(package):
-            text = f"{package} is not installed, its rows are left out: pip install 'jaxsafety[peers]'"
-            print(text, file=sys.stderr)
+    harness.say_missing("torch", "trl")
     for case in cases.PEERS:
         yield from train_rows(case)
     for case in cases.DPO:
@@ -110,7 +102,7 @@ def train_rows(case: PeerCase) -> Iterator[dict[str, Any]]:
     entries = []
     for window in case.windows:
         gflop = _gflop(setting, window)
-        if has("torch"):
+        if harness.has("torch"):
             entries += _torch_entries(setting, window, expected, gflop=gflop)
         entries.append(_jax_entry(setting, window, expected, gflop=gflop))
     entries += _drawing_entries(case, setting, gflop=gflop)
@@ -163,15 +155,16 @@ def pad(batch: Batch, window: int, *, token: int) -> Batch:
 def _gflop(setting: Setting, window: int) -> float | None:
     """XLA's count of the loss and its gradient: the same work for either side."""
     config, batch = setting.at(window)
-    loss = objectives.next_token(lanes.forward_of(gpt.model(config)))
+    loss = bench_train_step.mean_loss(bench_train_step.totals_of(gpt.model(config)))
     return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (setting.params, batch))
 
 
 def _our_step(setting: Setting, config: GPTConfig, *, total_steps: int) -> tuple[Any, Any]:
     pretrain = setting.recipe.pretrain
     optimizer = optim.make_optimizer(pretrain.optim, peak_lr=pretrain.learning_rate, total_steps=total_steps)
-    loss = objectives.next_token(lanes.forward_of(gpt.model(config)))
-    return stepping.make_step(loss, optimizer), stepping.init_state(setting.params, optimizer)
+    totals = bench_train_step.totals_of(gpt.model(config))
+    gradient = stepping.make_gradient(totals, key=keys.root(1), total_steps=total_steps)
+    return stepping.make_step(gradient, optimizer), stepping.init_state(setting.params, optimizer)
 
 
 def _ours(setting: Setting, window: int) -> tuple[Any, Any, Any]:
@@ -241,8 +234,3 @@ def require(name: str, errors: dict[str, float]) -> None:
         # Written so that a nan is refused.
         if not errors.get(kind, 0.0) <= limit:
             raise RuntimeError(f"{name} computes something else: {kind} {errors[kind]:.1e}, expected at most {limit:g}")
-
-
-def has(package: str) -> bool:
-    """Returns whether an optional package is installed."""
-    return importlib.util.find_spec(package) is not None

@@ -19,10 +19,9 @@ from benchmarks import bench_train_step, cases, gemm, harness, hlo
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
 from jaxsafety import keys, world
-from jaxsafety.methods import objectives
 from jaxsafety.study import lanes
 from jaxsafety.training import optim, stepping
-from jaxsafety.types import Batch, Params
+from jaxsafety.types import Terms
 
 COLUMNS = {
     "name": "what", "case": "case", "ms_per_step": "ms a step", "p10": "p10", "p90": "p90", "added_ms": "adds ms",
@@ -119,13 +118,15 @@ def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
         batch_size=config.batch_size,
     )  # fmt: skip
     optimizer = optim.make_optimizer(config.optim, peak_lr=config.learning_rate, total_steps=config.steps)
-    forward = objectives.next_token(lanes.forward_of(lanes.model_of(recipe, built)))
+    unnamed = bench_train_step.totals_of(lanes.model_of(recipe, built))
 
-    def loss(params: Params, batch: Batch) -> Any:
+    def totals(*given: Any, **named: Any) -> tuple[Terms, Terms]:
         with jax.named_scope(hlo.MODEL):
-            return forward(params, batch)
+            return unnamed(*given, **named)
 
-    step = stepping.make_step(loss, optimizer)
+    loss = bench_train_step.mean_loss(totals)
+    gradient = stepping.make_gradient(totals, key=keys.root(1), total_steps=config.steps)
+    step = stepping.make_step(gradient, optimizer)
     state = stepping.init_state(lanes.init_params(recipe, built, key=keys.root(0)), optimizer)
     batch = jax.jit(lambda step: sample(step=step))(0)
 

@@ -4,7 +4,7 @@ Unlike a real run nothing is donated: every round starts from the same state. Th
 loss, the mean over the chunk's steps, with that of ``map``. One seed also trains with products of bfloat16 factors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from benchmarks import cases, gemm, harness
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
-from jaxsafety import keys, world
+from jaxsafety import keys, losses, world
 from jaxsafety.engine import sweep
-from jaxsafety.methods import objectives
+from jaxsafety.methods import sft
 from jaxsafety.recipe.schema import ModelConfig, OptimConfig, PretrainConfig, Recipe
 from jaxsafety.study import lanes
 from jaxsafety.training import stepping
-from jaxsafety.types import HParams, Strategy, TrainState
+from jaxsafety.types import Batch, HParams, Metrics, Model, Params, Strategy, Terms, TrainState
 from jaxsafety.world import World
 
 COLUMNS = {
@@ -126,8 +126,27 @@ def _roots(seeds: int) -> jax.Array:
 
 
 def _points(recipe: Recipe) -> HParams:
-    one = jnp.ones((1,), jnp.float32)
-    return HParams(recipe.pretrain.learning_rate * one, one, one, one, one)
+    rates = jnp.full((1,), recipe.pretrain.learning_rate, jnp.float32)
+    return HParams(peak_lr=rates, p_unsafe=jnp.zeros_like(rates))
+
+
+def totals_of(model: Model) -> stepping.Totals:
+    """Returns what pretraining sums over a batch, as :func:`jaxsafety.training.stepping.make_gradient` takes it."""
+
+    def totals(params: Params, batch: Batch, aux: Any, **_: Any) -> tuple[Terms, Terms]:
+        return sft.next_token(model, params, batch)
+
+    return totals
+
+
+def mean_loss(totals: stepping.Totals) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
+    """Returns the loss of a whole batch and the means of its metrics: what a step differentiates."""
+
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        terms, metrics = totals(params, batch, {})
+        return losses.quotient(*terms["nll"]), {name: losses.quotient(*own) for name, own in metrics.items()}
+
+    return loss
 
 
 def _step_gflop(recipe: Recipe, built: World) -> float | None:
@@ -138,5 +157,5 @@ def _step_gflop(recipe: Recipe, built: World) -> float | None:
     )
     params = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
     batch = jax.eval_shape(lambda: draw(key=keys.root(0)))
-    loss = objectives.next_token(lanes.forward_of(lanes.model_of(recipe, built)))
+    loss = mean_loss(totals_of(lanes.model_of(recipe, built)))
     return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (params, batch))

@@ -45,7 +45,8 @@ def plan_row(case: PlanCase) -> dict[str, Any]:
     config = TuningConfig(
         case.method, steps=1, batch_size=case.sequences, lora_rank=case.rank, max_tokens=case.tokens, dtype="bfloat16"
     )
-    encoded = Encoded(side if case.method == "sft" else PreferenceBatch(side, side), 0)
+    unsafe = np.zeros(case.sequences, bool)
+    encoded = Encoded(PreferenceBatch(side, side if config.pairs else None, unsafe), 0)
     found = tuning_run.plan(case.model, encoded, config, places=places.local())
     sizes = {"weights_gb": found.frozen_bytes, "state_gb": found.state_bytes, "step_gb": found.step_bytes}
     sizes["total_gb"] = sum(sizes.values()) + found.data_bytes
@@ -61,7 +62,8 @@ def step_rows() -> Iterator[dict[str, Any]]:
     """Races a step of all parameters against one of an adapter, with layers recomputed and not."""
     model, tokens = cases.TUNED, cases.TUNED.max_tokens
     drawn = jax.random.randint(keys.root(0), (8, tokens + 1), 0, model.vocab_size)
-    data = Batch(drawn[:, :-1], drawn[:, 1:], jnp.ones((8, tokens), bool))
+    side = Batch(drawn[:, :-1], drawn[:, 1:], jnp.ones((8, tokens), bool))
+    data = PreferenceBatch(side, None, jnp.zeros(8, bool))
     params = llama.init(model, key=keys.root(1))
     programs = []
     for name, changed in {

@@ -93,7 +93,7 @@ PROCESSES = (
     ProcessCase("import jax, flax", "import jax, flax"),
     ProcessCase(
         "import the library",
-        "from jaxsafety import losses, world; from jaxsafety.methods import objectives; "
+        "from jaxsafety import losses, world; from jaxsafety.methods import dpo, sft, unlearn; "
         "from jaxsafety.training import stepping",
     ),
     ProcessCase("import jaxsafety", "import jaxsafety"),

@@ -6,6 +6,7 @@ until its results are ready.
 """
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -175,6 +176,19 @@ def max_relative_error(result: Any, reference: Any) -> float:
         return float(np.abs(a - b).max(initial=0.0) / (scale if scale else 1.0))
 
     return max(jax.tree.leaves(jax.tree.map(error, result, reference)), default=0.0)
+
+
+def has(package: str) -> bool:
+    """Returns whether an optional package is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
+def say_missing(*packages: str) -> None:
+    """Says on standard error which optional packages' rows are left out."""
+    for package in packages:
+        if not has(package):
+            how = 'pip install ".[peers]" in a checkout'
+            print(f"{package} is not installed, its rows are left out: {how}", file=sys.stderr)
 
 
 @cache

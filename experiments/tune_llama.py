@@ -34,7 +34,7 @@ _COMMAND = (sys.executable, "-c", "import sys; from jaxsafety.cli.main import ma
 _WEIGHTS = {
     "sft": (),
     "dpo": ("--weight_chosen", "6.28931e-4", "--weight_rejected", "6.28931e-6"),
-    "unlearn": ("--weight_chosen", "1", "--weight_rejected", "0.1", "--ascent_bound", "5"),
+    "unlearn": ("--weight_chosen", "1", "--weight_rejected", "0.1", "--ascent_bound", "5", "--reduction", "mean"),
 }
 _GROUPS = {
     "unsafe": "unsafe", "unsafe, new verb": "new verb", "unsafe, new object": "new object",

@@ -1,6 +1,6 @@
 """The mechanics of safety fine-tuning in JAX.
 
-Submodules are imported by name (``from jaxsafety import losses, objectives, train, world``); importing them touches no
+Submodules are imported by name (``from jaxsafety import analysis, losses, methods, world``); importing them touches no
 device and reads no environment.
 """
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Integer
 
 from jaxsafety.types import Key
 
-Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis"]
+Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis", "method"]
 
 # Position in Stream is the constant that is folded in: append only, or every published number changes.
 _STREAMS = get_args(Stream)

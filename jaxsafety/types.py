@@ -25,9 +25,9 @@ Metrics = dict[str, Array]
 Forward = Callable[[Params, Int[Array, "b t"]], Float[Array, "b t v"]]
 # Embeddings (no positions added) to logits, parameters bound: what soft tokens and sensitivities differentiate.
 ForwardEmbeddings = Callable[[Float[Array, "b t d"]], Float[Array, "b t v"]]
-Loss = Callable[[Params, Any], tuple[Float[Array, ""], Metrics]]
-# (params, part of a batch) to the loss's sum and count, and those of every metric.
-Totals = Callable[[Params, Any], tuple[tuple[Array, Array], dict[str, tuple[Array, Array]]]]
+# A sum over examples or tokens, and how many there are.
+SumCount = tuple[Array, Array]
+Terms = dict[str, SumCount]
 
 
 @flax.struct.dataclass
@@ -47,25 +47,19 @@ class Batch:
 
 @flax.struct.dataclass
 class PreferenceBatch:
-    """Two answers to the same prompts: ``chosen`` is preferred over ``rejected`` (row i answers prompt i)."""
-
-    chosen: Batch
-    rejected: Batch
-
-
-@flax.struct.dataclass
-class ReferencedBatch:
-    """Pairs of answers with what the reference model says of them, which then need not be in memory.
+    """Two answers to the same prompts: row i of either side answers prompt i.
 
     Attributes:
-        batch: the pairs.
-        chosen_logprobs: ``[b, t]`` float32, the reference's log-probability of every target, in nats.
-        rejected_logprobs: ``[b, t]`` the same of the other answer.
+        chosen: the preferred answers.
+        rejected: the dispreferred ones; None where a method asks for none and there are none.
+        unsafe: ``[b]`` bool, whether the prompt is one that should be refused.
+        reference: what the model that tuning began with says of them, see :class:`Method`; None where nothing is asked.
     """
 
-    batch: PreferenceBatch
-    chosen_logprobs: Leaf
-    rejected_logprobs: Leaf
+    chosen: Batch
+    rejected: Batch | None
+    unsafe: Leaf
+    reference: Any = None
 
 
 @flax.struct.dataclass
@@ -74,17 +68,13 @@ class HParams:
 
     Attributes:
         peak_lr: peak of the learning-rate schedule, > 0.
-        weight_chosen: weight on the preferred side (DPO's beta on it; unlearning's w_s; unused by SFT).
-        weight_rejected: weight on the dispreferred side (DPO's beta on it; unlearning's w_u).
         p_unsafe: probability in [0, 1] that a prompt (or a whole batch) is an unsafe one.
-        ascent_bound: NLL in nats per scored token beyond which gradient ascent stops pushing; ``inf`` for no bound.
+        options: the traced fields of the method's ``Config``, by name.
     """
 
     peak_lr: Leaf
-    weight_chosen: Leaf
-    weight_rejected: Leaf
-    p_unsafe: Leaf
-    ascent_bound: Leaf
+    p_unsafe: Leaf = 0.5
+    options: dict[str, Leaf] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -95,6 +85,7 @@ class TrainState:
         step: int32, optimiser steps taken.
         params: the parameter tree.
         opt_state: optax state.
+        aux: what the method carries beside it, see :class:`Method`; empty for most.
         finite: bool, False once a loss or gradient was not finite; the lane is frozen from then on.
     """
 
@@ -102,6 +93,7 @@ class TrainState:
     params: Params
     opt_state: Any
     finite: Leaf
+    aux: Any = flax.struct.field(default_factory=dict)
 
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -167,6 +159,49 @@ class Model(NamedTuple):
     embed: Callable[..., Leaf]
     apply: Callable[..., Output]
     decoder: Decoder
+
+
+class Needs(NamedTuple):
+    """What a method asks for beside the model.
+
+    Attributes:
+        rejected: whether examples must have a dispreferred answer; without, only ``batch.chosen`` may be read.
+        trained: regular expression of the parameter paths that are trained; the others stay, bit for bit.
+        divisible: whether a batch may be taken in parts, whose sums add up; False for one with a loop inside its step.
+    """
+
+    rejected: bool = True
+    trained: str = ".*"
+    divisible: bool = True
+
+
+class Method(NamedTuple):
+    """A training method: all that the study and the tuning of checkpoints know of it.
+
+    The loss is the sum of its terms, each a sum over examples or tokens divided by its count *of the whole batch*: a
+    batch taken in parts, or by several devices, has the loss and the gradient of the whole.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`.
+        totals: ``(model, params, batch, config, aux, *, key, progress) -> (terms, metrics)``, both name to (sum,
+            count); counts follow from masks, not from what the model says. ``config`` holds this lane's scalars,
+            ``key`` is the step's, ``progress`` the share of the run in [0, 1) that is done.
+        needs: ``config -> Needs``.
+        reference: ``(model, params, batch, config) -> arrays [b, ...]``, what the model that tuning began with says of
+            the examples; ``totals`` finds it in ``batch.reference``. None where a method asks nothing of it.
+        data: ``(batch, *, key, config) -> batch``, a transform of the drawn examples, before the reference sees them.
+        init_aux: ``(params, *, key, config) -> aux``, what a lane carries beside the optimiser's state.
+        update_aux: ``(aux, means, *, config) -> aux`` after a step, from the means of all terms and metrics over the
+            whole batch.
+    """
+
+    Config: type
+    totals: Callable[..., tuple[Terms, Terms]]
+    needs: Callable[[Any], Needs]
+    reference: Callable[..., Any] | None = None
+    data: Callable[..., Any] | None = None
+    init_aux: Callable[..., Any] | None = None
+    update_aux: Callable[..., Any] | None = None
 
 
 class Unsupported(ValueError):

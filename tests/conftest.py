@@ -42,7 +42,6 @@ from jaxsafety.recipe import yaml_file  # noqa: E402
 from jaxsafety.recipe.schema import (  # noqa: E402
     AnalyzeConfig,
     EvaluateConfig,
-    MethodConfig,
     ModelConfig,
     PretrainConfig,
     Recipe,
@@ -55,6 +54,12 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Spares it, too, what jax keeps of the programs of a file, gigabytes in the end."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.freeze()
 
 
 @pytest.fixture
@@ -101,7 +106,7 @@ def tiny_gpt(tiny_config: gpt.GPTConfig) -> dict:
 def mini_recipe() -> Recipe:
     """A whole study at its smallest: 1 layer of width 16, 2 seeds, 2 methods, 2 conditions, 6 steps in 3 chunks."""
     stage = {"steps": 6, "chunk_steps": 2, "batch_size": 4}
-    methods = {"sft": MethodConfig("sft"), "dpo": MethodConfig("dpo", weight_rejected=0.1)}
+    methods = {"sft": {}, "dpo": {"weight_chosen": 1.0, "weight_rejected": 0.1}}
     return Recipe(
         name="mini",
         seeds=(3, 5),

@@ -54,7 +54,7 @@ def run():
     roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))
     with opening.open_run(directory, {{"toy": 1}}, resolved_yaml="toy: 1\\n"), signals.deferred(lambda _: None):
         loop.train(chunk, start, readout=(read, jnp.zeros(2)), per_seed=roots,
-                   points=HParams(0.1 * one, one, one, one, one), grid=grid, legs=[leg])
+                   points=HParams(0.1 * one, one), grid=grid, legs=[leg])
 
 def main():
     try:

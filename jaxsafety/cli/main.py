@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxsafety.cli import pair, tune
+from jaxsafety.cli import listing, pair, tune
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import signals
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before SciPy loads its OpenBLAS, which is jax's LAPACK on a CPU: called from several devices at once, its own
     # threads wait for each other, for seconds or for good.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Methods of one's own, `module:NAME`, lie where one works; a console script has its own folder there instead.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair.VERBS:
         options = pair.parse(arguments[1:])
@@ -133,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
                                allow_abbrev=False)  # fmt: skip
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
     prompts.set_defaults(handler=_prompts)
+    listed = verbs.add_parser("list", help="list the methods and their fields", allow_abbrev=False)
+    listed.set_defaults(handler=_list)
     env = verbs.add_parser("env", help="print versions and devices, for bug reports", allow_abbrev=False)
     env.set_defaults(handler=_env)
     return parser
@@ -326,6 +331,11 @@ def _readable(row: object) -> str:
         f"  refusal    {row.refusal}\n"
         f"    scored   {row.scored_refusal}\n\n"
     )
+
+
+def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
+    sys.stdout.write(listing.text())
+    return 0
 
 
 def _env(options: argparse.Namespace, _: Sequence[str]) -> int:

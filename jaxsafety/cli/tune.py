@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxsafety import methods
+from jaxsafety.cli import listing
+
 if TYPE_CHECKING:
     from jaxsafety.study.tuning.options import TuningConfig
     from jaxsafety.study.tuning.run import Plan
@@ -27,12 +30,16 @@ def is_meant(arguments: Sequence[str]) -> bool:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the options; a wrong one ends the process with exit code 2 and a usage."""
     parser = argparse.ArgumentParser(
-        prog="jaxsafety tune", description="Fine-tune a Hugging Face checkpoint.", allow_abbrev=False
+        prog="jaxsafety tune",
+        description="Fine-tune a Hugging Face checkpoint.",
+        epilog=f"methods, and the options that each has beside the others:\n{listing.methods_told(prefix='--')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("start", type=Path, metavar="DIR", help="Hugging Face directory of the model")
     add("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
-    add("--method", required=True, help="sft, dpo or unlearn")
+    add("--method", required=True, help="a method of the list below, or somebody else's as package.module:NAME")
     add("--out", type=Path, required=True, metavar="RUN", help="run directory; the tuned model will be in RUN/model")
     add("--steps", type=int, help="optimiser steps (default: those of --epochs)")
     add("--epochs", type=float, default=1.0, help="passes over the examples (default: 1)")
@@ -45,10 +52,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--lr", type=float, help="peak learning rate (default: 1e-4, with --full 1e-5)")
     add("--warmup", type=float, default=0.1, help="share of the steps over which it rises (default: 0.1)")
     add("--weight_decay", type=float, default=0.0, help="of the layers' matrices, with --full (default: 0)")
-    add("--weight_chosen", type=float, help="of chosen answers (default: 0.1 for dpo, which is its beta, else 1)")
-    add("--weight_rejected", type=float, help="of rejected answers (default: 0.1 for dpo, else 1)")
-    add("--ascent_bound", type=float, default=10.0, help="nats per token at which unlearn stops pushing (default: 10)")
-    add("--reduction", help="of a response's log-probs: sum or mean (default: mean for unlearn, else sum)")
     add("--max_tokens", type=int, default=1024, help="of a prompt with its answer; more is cut (default: 1024)")
     add("--chunk_steps", type=int, default=10, metavar="STEPS",
         help="between rows of metrics, and between the points where it can be stopped (default: 10)")  # fmt: skip
@@ -60,7 +63,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--dry_run", action="store_true", help="say what it needs of memory, load and write nothing")
     add("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
         help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-    return parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    options.of_method = _pairs(parser, rest)
+    return options
+
+
+def _pairs(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, str]:
+    """Fields of the method, whose names and types only the method knows."""
+    found, rest = {}, list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            parser.error(f"unrecognized arguments: {' '.join([name, *rest])}")
+        found[name.removeprefix("--")] = value if equals else rest.pop(0)
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         sys.stdout.write(_told(run.plan(opened.config, encoded, config, places=placed)))
         return 0
-    recorded = asdict(config) | {"lora_targets": ",".join(config.lora_targets)}
+    recorded = {**asdict(config), **asdict(config.options), "lora_targets": ",".join(config.lora_targets)}
+    del recorded["options"]
     recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
     resolved = {"tuning": recorded}
     counted = {"examples": len(given), "truncated_examples": encoded.truncated}
@@ -136,13 +153,18 @@ def _begun(directory: Path) -> bool:
 
 def _config(options: argparse.Namespace) -> "TuningConfig":
     """The options as a record; a single step stands for those of the epochs, which the examples decide."""
+    import yaml
+
+    from jaxsafety.config import fields
     from jaxsafety.study.tuning.options import TuningConfig
 
     if not (options.epochs > 0 and math.isfinite(options.epochs)):
         raise ValueError(f"epochs must be > 0 and finite, got {options.epochs}")
-    weight = 0.1 if options.method == "dpo" else 1.0
+    given = {name: yaml.safe_load(value) for name, value in options.of_method.items()}
+    own = fields.build(methods.load(options.method).Config, given, owner=f"method {options.method}")
     return TuningConfig(
         method=options.method,
+        options=own,
         steps=1 if options.steps is None else options.steps,
         batch_size=options.batch_size,
         accumulate=options.accumulate,
@@ -152,10 +174,6 @@ def _config(options: argparse.Namespace) -> "TuningConfig":
         lr=options.lr if options.lr is not None else (1e-5 if options.full else 1e-4),
         warmup=options.warmup,
         weight_decay=options.weight_decay,
-        weight_chosen=weight if options.weight_chosen is None else options.weight_chosen,
-        weight_rejected=weight if options.weight_rejected is None else options.weight_rejected,
-        ascent_bound=options.ascent_bound,
-        reduction=options.reduction or ("mean" if options.method == "unlearn" else "sum"),
         max_tokens=options.max_tokens,
         chunk_steps=options.chunk_steps,
         template=options.template,

@@ -160,7 +160,7 @@ def _encoder(directory: Path) -> Any:
         import tokenizers
     except ImportError as error:
         raise ImportError(
-            "tokenizers and chat templates need tokenizers and jinja2: pip install 'jaxsafety[llama]'"
+            "tokenizers and chat templates need tokenizers and jinja2: pip install '.[llama]' in a checkout"
         ) from error
     file = directory / _TOKENIZER_FILE
     if not file.is_file():

@@ -29,7 +29,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise ImportError(
-            'the authors\' checkpoints are PyTorch files, which torch reads: pip install "jaxsafety[official]"'
+            'the authors\' checkpoints are PyTorch files, which torch reads: pip install ".[official]" in a checkout'
         ) from error
     if not file.is_file():
         raise FileNotFoundError(f"no file at {file}: expected a checkpoint that torch.save wrote")

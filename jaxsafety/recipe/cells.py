@@ -9,17 +9,15 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import nearest
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe, as_dict
-from jaxsafety.types import HParams
 
-# The traced scalars that a method's configuration sets; the learning rates are the other one.
-_TRACED = {field.name for field in fields(HParams)} - {"peak_lr"}
 _PRETRAINING_RATE = "pretrain.learning_rate"
 _MOST_BYTES = 255  # of a file name
 # Each is read, checked and planned, some hundredths of a second long.
@@ -115,7 +113,7 @@ def families(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
 
 def groups(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
     """Groups cells that one program per method tunes: one pretraining, and only traced scalars of tuning differ."""
-    return _grouped(cells, lambda field: _of_pretraining(field) or _of_tuning_program(field))
+    return _grouped(cells, lambda cell, field: _of_pretraining(field) or _of_tuning_program(cell, field))
 
 
 def pretraining_program(cell: Cell) -> str:
@@ -125,7 +123,7 @@ def pretraining_program(cell: Cell) -> str:
 
 def tuning_program(cell: Cell) -> str:
     """Returns what two groups of as many cells must have in common for one compiled program to tune both."""
-    return _key(cell, lambda field: _of_pretraining_program(field) or _of_tuning_program(field))
+    return _key(cell, lambda cell, field: _of_pretraining_program(cell, field) or _of_tuning_program(cell, field))
 
 
 def _of_pretraining(field: str) -> bool:
@@ -133,25 +131,27 @@ def _of_pretraining(field: str) -> bool:
     return section in ("world", "grammars", "strategy", "model", "pretrain") or field == "evaluate.probe_prompts"
 
 
-def _of_pretraining_program(field: str) -> bool:
+def _of_pretraining_program(cell: Cell, field: str) -> bool:
     return _of_pretraining(field) and field != _PRETRAINING_RATE
 
 
-def _of_tuning_program(field: str) -> bool:
+def _of_tuning_program(cell: Cell, field: str) -> bool:
     if field.startswith("tune.methods."):
-        return field.rpartition(".")[2] not in _TRACED
+        label, _, name = field.removeprefix("tune.methods.").rpartition(".")
+        traced = fields_.traced_names(cell.recipe.tune.methods[label].options)
+        return name not in (*traced, "p_unsafe")
     return field.startswith("tune.") and not field.startswith("tune.learning_rates.")
 
 
-def _grouped(cells: Iterable[Cell], matters: Callable[[str], bool]) -> list[tuple[Cell, ...]]:
+def _grouped(cells: Iterable[Cell], matters: Callable[[Cell, str], bool]) -> list[tuple[Cell, ...]]:
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         found.setdefault(_key(cell, matters), []).append(cell)
     return [tuple(members) for members in found.values()]
 
 
-def _key(cell: Cell, matters: Callable[[str], bool]) -> str:
-    return repr([value for field, value in cell.values.items() if matters(field)])
+def _key(cell: Cell, matters: Callable[[Cell, str], bool]) -> str:
+    return repr([value for field, value in cell.values.items() if matters(cell, field)])
 
 
 def _paths(content: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:

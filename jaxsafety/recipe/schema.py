@@ -5,21 +5,20 @@ got and what it expects.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from jaxsafety import methods
+from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name
-from jaxsafety.losses import Reduction
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.training.optim import OptimConfig
-from jaxsafety.types import Strategy
+from jaxsafety.types import HParams, Method, Strategy
 from jaxsafety.world.batches import Mixture
 from jaxsafety.world.conditions import ConditionName
 from jaxsafety.world.spec import World, WorldName
-
-Objective = Literal["sft", "dpo", "unlearn"]
 
 # What results and checkpoints call the model before tuning.
 PRETRAINED = "pretrained"
@@ -139,37 +138,62 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """One safety fine-tuning method.
+    """One safety fine-tuning method of a study; a recipe writes the method's own fields beside these.
 
     Attributes:
-        objective: ``sft``, ``dpo`` or ``unlearn``.
+        method: a name of :data:`jaxsafety.methods.TABLE`, or somebody else's as ``package.module:NAME``.
         p_unsafe: probability in [0, 1] that a prompt is unsafe.
-        weight_chosen, weight_rejected: weights of the preferred and dispreferred answer (SFT ignores them).
-        ascent_bound: nats per token beyond which unlearning's ascent stops; ``.inf`` for the paper's unbounded one.
-        reduction: response log-probs summed over tokens or averaged per token (``mean``).
+        options: the method's own fields, its ``Config``; None is all of its defaults.
     """
 
-    objective: Objective = "sft"
+    method: str = "sft"
     p_unsafe: float = 0.5
-    weight_chosen: float = 1.0
-    weight_rejected: float = 1.0
-    ascent_bound: float = 10.0
-    reduction: Reduction = "sum"
+    options: Any = None
 
     def __post_init__(self):
-        check_name("method objective", self.objective, get_args(Objective))
+        config = self.load().Config
         if not 0 <= self.p_unsafe <= 1:
             raise ValueError(f"p_unsafe of a method must be in [0, 1], got {self.p_unsafe}")
-        for name in ("weight_chosen", "weight_rejected"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name} of a method must be >= 0 and finite, got {value}")
-        if not self.ascent_bound > 0:
-            raise ValueError(f"ascent_bound of a method must be > 0, got {self.ascent_bound}")
+        if self.options is None:
+            object.__setattr__(self, "options", config())
+        if not isinstance(self.options, config):
+            raise ValueError(f"options of method {self.method!r} must be its Config, got {self.options!r}")
+
+    def load(self) -> Method:
+        """Returns the method."""
+        return methods.load(self.method)
+
+    def at_point(self, point: HParams) -> Any:
+        """Returns the method's fields with the scalars of one lane."""
+        return fields_.at_point(self.options, point.options)
+
+
+def method_config(label: str, value: Any) -> MethodConfig:
+    """Returns a method of a study from its fields as a recipe writes them.
+
+    Without ``method`` the label is the method's name.
+
+    Raises:
+        ValueError: no such method, a field that it does not have, a bad value.
+    """
+    if isinstance(value, MethodConfig):
+        return value
+    where = f"tune.methods.{label}"
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must hold fields such as `method: sft`, got {value!r}")
+    if "objective" in value:
+        raise ValueError(f"{where}.objective is called {where}.method")
+    named = {"method": label} if label in methods.TABLE else {}
+    own = named | {name: given for name, given in value.items() if name in ("method", "p_unsafe")}
+    if "method" not in own:
+        raise ValueError(f"{where} has no method: expected {', '.join(methods.TABLE)}, or package.module:NAME")
+    node = fields_.build(MethodConfig, own, owner=where)
+    rest = {name: given for name, given in value.items() if name not in own}
+    return replace(node, options=fields_.build(node.load().Config, rest, owner=where))
 
 
 def _default_methods() -> dict[str, MethodConfig]:
-    return {name: MethodConfig(objective=name) for name in get_args(Objective)}
+    return {name: MethodConfig(name) for name in methods.TABLE}
 
 
 @dataclass(frozen=True)
@@ -182,7 +206,7 @@ class TuneConfig:
         snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
             analyses along training; fewer where the run is too short to tell them apart.
         mix: toss the safe/unsafe coin per ``prompt`` or, as the paper, per ``batch``.
-        methods: label to method.
+        methods: label to :class:`MethodConfig`, or to its fields as a recipe writes them.
         optim: optimiser and schedule.
     """
 
@@ -192,7 +216,7 @@ class TuneConfig:
     learning_rates: dict[str, float] = field(default_factory=lambda: {"eta_M": 1e-3, "eta_S": 1e-4})
     snapshots: int = 4
     mix: Literal["prompt", "batch"] = "prompt"
-    methods: dict[str, MethodConfig] = field(default_factory=_default_methods)
+    methods: dict[str, Any] = field(default_factory=_default_methods)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
@@ -200,6 +224,8 @@ class TuneConfig:
         _require_chunks(self)
         if not self.learning_rates or not self.methods:
             raise ValueError("tune needs at least one learning rate and one method")
+        given = {label: method_config(label, value) for label, value in self.methods.items()}
+        object.__setattr__(self, "methods", given)
         for label in self.methods:
             _require_plain("label of a method", label)
             if label == PRETRAINED:
@@ -350,7 +376,9 @@ class Recipe:
 
 
 def as_dict(config: Any) -> Any:
-    """Returns a config as plain dicts, lists and scalars, ready for YAML."""
+    """Returns a config as plain dicts, lists and scalars, ready for YAML; a method's own fields beside the others."""
+    if isinstance(config, MethodConfig):
+        return {"method": config.method, "p_unsafe": config.p_unsafe} | as_dict(config.options)
     if hasattr(config, "__dataclass_fields__"):
         return {f.name: as_dict(getattr(config, f.name)) for f in fields(config)}
     if isinstance(config, dict):

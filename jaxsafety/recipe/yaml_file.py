@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config.names import nearest
-from jaxsafety.recipe.schema import Recipe, as_dict
+from jaxsafety.recipe.schema import MethodConfig, Recipe, as_dict, method_config
 
 _MAX_NODES = 10_000
 _KINDS = {
@@ -39,7 +39,17 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """
     content = _yaml(path)
     _check_sections(content, where=str(path))
-    settings = _parsed(str(path), lambda parser: parser.parse_args(["--config", str(path), *overrides]))
+    overrides, of_methods = _split(overrides)
+
+    def values(parser: ArgumentParser) -> Any:
+        parsed = parser.parse_args(["--config", str(path), *overrides])
+        labels = {label: as_dict(method) for label, method in parsed.tune.methods.items()}
+        for label, name, value in of_methods:
+            labels[label] = {**labels.get(label, {}), name: value}
+        parsed.tune.methods = labels
+        return parsed
+
+    settings = _parsed(str(path), values)
     settings["grammars"] = {c: _beside(path, grammar) for c, grammar in settings["grammars"].items()}
     settings["grid"] = {
         name: tuple(_beside(path, str(value)) for value in values) if name.startswith("grammars.") else values
@@ -48,6 +58,26 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     if "name" not in content and settings["name"] == Recipe.name:
         settings["name"] = path.stem
     return Recipe(**settings)
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """Takes the fields of methods out of command-line words: jsonargparse would replace all of a method by one field.
+
+    Returns:
+        The other words; label, field and value of those.
+    """
+    rest, found = [], []
+    words = iter(overrides)
+    for word in words:
+        named = re.fullmatch(r"--tune\.methods\.([^=]+)\.([^.=]+)(?:=(.*))?", word, flags=re.DOTALL)
+        if not named:
+            rest.append(word)
+            continue
+        value = named[3] if named[3] is not None else next(words, None)
+        if value is None:
+            raise ValueError(f"{word} has no value: expected one behind it")
+        found.append((named[1], named[2], yaml.safe_load(value)))
+    return rest, found
 
 
 def _beside(path: Path, grammar: str) -> str:
@@ -71,12 +101,20 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
         parsed = values_of(parser)
         _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
+        parsed.tune.methods = _methods(parsed.tune.methods, where=where)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=where)) from error
     except OverflowError as error:
         raise ValueError(f"{where}: a number is too large: {error}") from error
     return {f.name: getattr(values, f.name) for f in fields(Recipe)}
+
+
+def _methods(given: dict[str, Any], *, where: str) -> dict[str, MethodConfig]:
+    try:
+        return {label: method_config(label, value) for label, value in given.items()}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def to_yaml(recipe: Recipe) -> str:

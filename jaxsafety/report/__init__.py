@@ -8,4 +8,4 @@ import importlib.util
 
 _missing = [name for name in ("polars", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
 if _missing:
-    raise ImportError(f'jaxsafety.report needs {", ".join(_missing)}: pip install "jaxsafety[report]"')
+    raise ImportError(f'jaxsafety.report needs {", ".join(_missing)}: pip install ".[report]" in a checkout')

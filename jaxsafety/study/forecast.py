@@ -5,9 +5,11 @@ Touches no disk but to look at what is there, and computes shapes only.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 
+from jaxsafety.config import fields
 from jaxsafety.recipe import cells
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline
@@ -55,10 +57,10 @@ def _plan_of(job: Job, program_of: dict[str, int]) -> str:
     return f"tuned in group {program_of[job.cell.name]}{shared}"
 
 
-def _tuning_programs(groups: Sequence[Sequence[Job]]) -> set[tuple[str, int, str, str]]:
-    """Methods with the same loss are one program: their weights are inputs."""
+def _tuning_programs(groups: Sequence[Sequence[Job]]) -> set[tuple[Any, ...]]:
+    """Methods whose static fields are the same are one program: the traced ones are its inputs."""
     return {
-        (cells.tuning_program(group[0].cell), len(group), method.objective, method.reduction)
+        (cells.tuning_program(group[0].cell), len(group), method.method, fields.program(method.options))
         for group in groups
         for method in group[0].ready.recipe.tune.methods.values()
     }
@@ -66,7 +68,11 @@ def _tuning_programs(groups: Sequence[Sequence[Job]]) -> set[tuple[str, int, str
 
 def _memory(families: Sequence[Sequence[Job]], groups: Sequence[Sequence[Job]]) -> Iterable[str]:
     stacks = [pipeline.pretrain_shapes([job.source for job in family]) for family in families]
-    stacks += [pipeline.tune_shapes([job.ready for job in group]) for group in groups]
+    stacks += [
+        pipeline.tune_shapes([job.ready for job in group], label)
+        for group in groups
+        for label in group[0].ready.recipe.tune.methods
+    ]
     if stacks:
         largest = max(stacks, key=_bytes)
         lanes, size = math.prod(largest.step.shape), _bytes(largest)

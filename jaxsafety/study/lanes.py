@@ -15,12 +15,23 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxsafety import keys, tree, world
-from jaxsafety.methods import objectives
+from jaxsafety.methods import sft
 from jaxsafety.models import gpt
 from jaxsafety.recipe.schema import MethodConfig, Recipe
 from jaxsafety.subjects import answers
-from jaxsafety.training import optim, stepping
-from jaxsafety.types import Forward, HParams, Key, Loss, Metrics, Model, Params, TrainState
+from jaxsafety.training import objective, optim, stepping
+from jaxsafety.types import (
+    Batch,
+    Forward,
+    HParams,
+    Key,
+    Metrics,
+    Model,
+    Params,
+    PreferenceBatch,
+    Terms,
+    TrainState,
+)
 from jaxsafety.world import Trial, World
 
 Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
@@ -64,14 +75,19 @@ def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformati
 def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
     """Returns ``(state, root key, point, steps) -> (state, means over the steps)`` of pretraining."""
     config = recipe.pretrain
-    forward = forward_of(training_model_of(recipe, world_))
+    model = training_model_of(recipe, world_)
+
+    def totals(params: Params, batch: Batch, aux: Any, **_: Any) -> tuple[Terms, Terms]:
+        return sft.next_token(model, params, batch)
 
     def chunk(state: TrainState, key: Key, point: HParams, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        stream = keys.stream(key, "pretrain")
         draw = partial(
-            world.pretrain_batch_at, world_, config.mixture, key=keys.stream(key, "pretrain"),
-            total_steps=config.steps, batch_size=config.batch_size,
+            world.pretrain_batch_at, world_, config.mixture, key=stream, total_steps=config.steps,
+            batch_size=config.batch_size,
         )  # fmt: skip
-        step = stepping.make_step(objectives.next_token(forward), pretrain_optimizer(recipe, point))
+        gradient = stepping.make_gradient(totals, key=stream, total_steps=config.steps)
+        step = stepping.make_step(gradient, pretrain_optimizer(recipe, point))
         return stepping.run_steps(step, lambda i: draw(step=i), state, steps=steps)
 
     return chunk
@@ -79,31 +95,33 @@ def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
 
 def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
     """Returns ``(state, (root key, reference params), point, steps) -> (state, means over the steps)`` of a method."""
-    config = recipe.tune
-    forward = forward_of(training_model_of(recipe, world_))
+    config, own = recipe.tune, method.load()
+    model = training_model_of(recipe, world_)
 
     def chunk(
         state: TrainState, per_seed: tuple[Key, Params], point: HParams, steps: Int[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key, reference = per_seed
-        draw = partial(
-            world.tune_batch_at, world_, key=keys.stream(key, "tune"), batch_size=config.batch_size,
-            p_unsafe=point.p_unsafe, mix=config.mix,
+        options, stream, own_stream = method.at_point(point), keys.stream(key, "tune"), keys.stream(key, "method")
+        optimizer = tune_optimizer(recipe, point)
+        step = objective.make_step(own, model, optimizer, options, key=key, total_steps=config.steps)
+        drawn = partial(
+            world.tune_batch_at, world_, key=stream, batch_size=config.batch_size, p_unsafe=point.p_unsafe,
+            mix=config.mix,
         )  # fmt: skip
-        loss = objective(forward, method, reference=reference, point=point)
-        step = stepping.make_step(loss, tune_optimizer(recipe, point))
-        return stepping.run_steps(step, lambda i: draw(step=i), state, steps=steps)
+
+        def draw(i: Int[Array, ""]) -> PreferenceBatch:
+            given = {"reference": reference, "key": keys.at_step(own_stream, i)}
+            return objective.prepared(own, model, drawn(step=i), options, **given)
+
+        return stepping.run_steps(step, draw, state, steps=steps)
 
     return chunk
 
 
-def objective(forward: Forward, method: MethodConfig, *, reference: Params, point: HParams) -> Loss:
-    """Returns a method's loss: ``reference`` are DPO's frozen parameters, ``point`` holds the weights."""
-    if method.objective == "sft":
-        return objectives.sft(forward)
-    if method.objective == "dpo":
-        return objectives.dpo(forward, reference=reference, hparams=point, reduction=method.reduction)
-    return objectives.unlearn(forward, hparams=point, reduction=method.reduction)
+def init_tuned(recipe: Recipe, method: MethodConfig, params: Params, *, key: Key, point: HParams) -> TrainState:
+    """Returns the state that a method begins with at one hyper-parameter point."""
+    return objective.init_state(method.load(), params, tune_optimizer(recipe, point), method.at_point(point), key=key)
 
 
 def _means(metrics: Metrics) -> Metrics:

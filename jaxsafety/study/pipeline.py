@@ -5,7 +5,7 @@ seeds are one program; methods differ in their loss and are separate programs. S
 alone can train together: their points follow each other along h.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsafety import keys, world
+from jaxsafety.config import fields
 from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
@@ -84,23 +85,23 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
 
 
 def _points(rows: Sequence[tuple[float, MethodConfig]]) -> HParams:
-    """The traced scalars ``[h]`` of (peak learning rate, method) rows."""
+    """The traced scalars ``[h]`` of (peak learning rate, method) rows, whose methods are the same."""
 
-    def column(name: str) -> Array:
-        return jnp.asarray([getattr(method, name) for _, method in rows], jnp.float32)
+    def column(values: Iterable[float]) -> Array:
+        return jnp.asarray(list(values), jnp.float32)
 
+    names = fields.traced_names(rows[0][1].options)
     return HParams(
-        peak_lr=jnp.asarray([lr for lr, _ in rows], jnp.float32),
-        weight_chosen=column("weight_chosen"),
-        weight_rejected=column("weight_rejected"),
-        p_unsafe=column("p_unsafe"),
-        ascent_bound=column("ascent_bound"),
+        peak_lr=column(lr for lr, _ in rows),
+        p_unsafe=column(method.p_unsafe for _, method in rows),
+        options={name: column(getattr(method.options, name) for _, method in rows) for name in names},
     )
 
 
 def _rates(grid: Grid) -> HParams:
     """The points of a grid where its learning rates are all that counts."""
-    return _points([(lr, MethodConfig()) for _, lr in grid.points])
+    rates = jnp.asarray([lr for _, lr in grid.points], jnp.float32)
+    return HParams(peak_lr=rates, p_unsafe=jnp.zeros_like(rates))
 
 
 def _side_by_side(grids: Sequence[Grid]) -> Grid:
@@ -118,18 +119,25 @@ def _pretrain_start(*studies: Study) -> TrainState:
     return programs.program(init, grid=grid)(lane_dummies(grid), study.roots, _rates(grid))
 
 
-def _tune_start(base: TrainState, *studies: Study) -> TrainState:
-    """The stacked states ``[h, s]`` before tuning, every learning rate from the same pretrained ``base[s]``.
+def _tune_start(base: TrainState, label: str, *studies: Study) -> TrainState:
+    """The stacked states ``[h, s]`` before a method, every learning rate from the same pretrained ``base[s]``.
 
     A seed that diverged in pretraining stays frozen: what is tuned from it is no result.
     """
     study, grid = studies[0], _side_by_side([study.tune_grid for study in studies])
+    method = study.recipe.tune.methods[label]
 
-    def init(_: Any, pretrained: TrainState, point: HParams) -> TrainState:
-        state = stepping.init_state(pretrained.params, lanes.tune_optimizer(study.recipe, point))
+    def init(_: Any, per_seed: tuple[Array, TrainState], point: HParams) -> TrainState:
+        key, pretrained = per_seed
+        state = lanes.init_tuned(study.recipe, method, pretrained.params, key=key, point=point)
         return state.replace(finite=pretrained.finite)
 
-    return programs.program(init, grid=grid)(lane_dummies(grid), base, _rates(grid))
+    points = _tune_points(studies, label)
+    return programs.program(init, grid=grid)(lane_dummies(grid), (study.roots, base), points)
+
+
+def _tune_points(studies: Sequence[Study], label: str) -> HParams:
+    return _points([(lr, one.recipe.tune.methods[label]) for one in studies for _, lr in one.tune_grid.points])
 
 
 def pretrain_shapes(studies: Sequence[Study]) -> TrainState:
@@ -137,11 +145,11 @@ def pretrain_shapes(studies: Sequence[Study]) -> TrainState:
     return jax.eval_shape(partial(_pretrain_start, *studies))
 
 
-def tune_shapes(studies: Sequence[Study]) -> TrainState:
-    """Returns the shapes ``[h, s, ...]`` of what tuning one method of studies together holds, without computing it."""
+def tune_shapes(studies: Sequence[Study], label: str) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what tuning a method of studies together holds, without computing it."""
     one = pretrain_shapes(studies[:1])
     base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
-    return jax.eval_shape(lambda base: _tune_start(base, *studies), base)
+    return jax.eval_shape(lambda base: _tune_start(base, label, *studies), base)
 
 
 def lane_dummies(grid: Grid) -> Array:
@@ -284,7 +292,7 @@ def tuned_method(study: Study, label: str) -> TrainState:
         ValueError: corrupt or missing checkpoint.
         FloatingPointError: every lane of it has diverged.
     """
-    return loop.load(study.tune_leg(label), tune_shapes((study,)), grid=study.tune_grid)
+    return loop.load(study.tune_leg(label), tune_shapes((study,), label), grid=study.tune_grid)
 
 
 def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> TrainState:
@@ -302,13 +310,12 @@ def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> Tra
         FloatingPointError: every lane of every study has diverged.
     """
     study, grid = studies[0], _side_by_side([study.tune_grid for study in studies])
-    methods = [(lr, one.recipe.tune.methods[label]) for one in studies for _, lr in one.tune_grid.points]
     return loop.train(
         lanes.tune_chunk(study.recipe, study.world, study.recipe.tune.methods[label]),
-        partial(_tune_start, base, *studies),
+        partial(_tune_start, base, label, *studies),
         readout=_readout(study),
         per_seed=(study.roots, base.params),
-        points=_points(methods),
+        points=_tune_points(studies, label),
         grid=grid,
         legs=[study.tune_leg(label) for study in studies],
     )
@@ -326,7 +333,7 @@ def adopt(study: Study, label: str, params: Params) -> None:
     """
     is_base = label == PRETRAINED
     leg, grid = (study.pretrain_leg, study.pretrain_grid) if is_base else (study.tune_leg(label), study.tune_grid)
-    like = (pretrain_shapes if is_base else tune_shapes)((study,))
+    like = pretrain_shapes((study,)) if is_base else tune_shapes((study,), label)
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     done, alive = np.full_like(empty.step, leg.steps), np.ones_like(empty.finite)
     loop.adopt(empty.replace(params=params, step=done, finite=alive), _readout(study), grid=grid, leg=leg)
@@ -339,9 +346,12 @@ def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
         ValueError: there is no such snapshot, or it is damaged.
     """
     base = jax.tree.map(lambda leaf: leaf[0], pretrained(study))
-    like = jax.eval_shape(partial(_tune_start, base, study))
-    legs = {label: study.tune_leg(label) for label in study.recipe.tune.methods}
-    return {label: loop.load_snapshot(leg, like, grid=study.tune_grid, step=step) for label, leg in legs.items()}
+
+    def load(label: str) -> tuple[Params, Array]:
+        like = jax.eval_shape(partial(_tune_start, base, label, study))
+        return loop.load_snapshot(study.tune_leg(label), like, grid=study.tune_grid, step=step)
+
+    return {label: load(label) for label in study.recipe.tune.methods}
 
 
 def tuned(study: Study) -> dict[str, TrainState]:

@@ -161,7 +161,7 @@ def _measure(run: Study, params: Params, per_seed: tuple[Key, Prompts, Params], 
             | features.input_quantities(recipe, params, base, seen, found)
             | slopes.sensitivity_quantities(recipe, world, params, some, subsets, key=key)
             | weights.output_quantities(recipe, params, base, key=key)
-            | gradients.gradient_quantities(recipe, world, params, base, prompts.trials)
+            | gradients.gradient_quantities(recipe, world, params, base, prompts.trials, key=key)
         )
 
 

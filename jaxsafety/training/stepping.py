@@ -1,10 +1,12 @@
-"""The pure training step, the loop over steps, and the evaluation of verdicts. Nothing here jits or vmaps seeds.
+"""The pure training step and the loop over steps. Nothing here jits or vmaps seeds.
 
 A lane whose loss or gradient is not finite is frozen from that step on (``state.finite`` turns False) and reported;
 nothing is raised in traced code.
 """
 
+import re
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -12,81 +14,140 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxsafety import losses
-from jaxsafety.types import Loss, Metrics, Params, Step, Totals, TrainState
+from jaxsafety import keys, losses, tree
+from jaxsafety.types import Key, Metrics, Params, Step, Terms, TrainState
 
-# (params, batch) to the mean loss, its metrics and its gradient.
-Gradient = Callable[[Params, Any], tuple[Float[Array, ""], Metrics, Params]]
+# (params, part of a batch, aux, *, key, progress) to the loss's terms and the metrics, each (sum, count).
+Totals = Callable[..., tuple[Terms, Terms]]
+# (state, batch) to the loss, the means of all terms and metrics, and the gradient.
+Gradient = Callable[[TrainState, Any], tuple[Float[Array, ""], Metrics, Params]]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, aux: Any = None) -> TrainState:
     """Returns the state before the first step."""
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), finite=jnp.asarray(True))
+    opt_state = optimizer.init(params)
+    return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, aux=aux or {}, finite=jnp.asarray(True))
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
-    """Returns the pure update ``(state, batch) -> (state, metrics)`` of a loss; see :func:`make_gradient_step`."""
+def make_gradient(totals: Totals, *, key: Key, total_steps: int, parts: int = 1) -> Gradient:
+    """Returns the loss of a batch, means and its gradient, taken one part of the batch at a time.
 
-    def gradient(params: Params, batch: Any) -> tuple[Float[Array, ""], Metrics, Params]:
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        return value, metrics, grads
-
-    return make_gradient_step(gradient, optimizer)
-
-
-def accumulated(totals: Totals, *, parts: int) -> Gradient:
-    """Returns the loss of a batch, its metrics and its gradient, taken one part of the batch at a time.
-
-    Gradients are summed in float32, and divided once by the count of the whole batch, so that ``parts`` changes
-    nothing but rounding and memory.
+    The loss is the sum of the terms, each a sum divided by its count over the whole batch, so that ``parts`` changes
+    nothing but rounding and memory. Gradients of parts are added in float32.
 
     Args:
         totals: the objective.
+        key: of the run's steps.
+        total_steps: length of the run, which ``progress`` is a share of.
         parts: of equal size; they divide the batch.
     """
 
-    def gradient(params: Params, batch: Any) -> tuple[Float[Array, ""], Metrics, Params]:
-        def summed(params: Params, part: Any) -> tuple[Float[Array, ""], Any]:
-            (value, count), metrics = totals(params, part)
-            return value, (count, metrics)
+    def gradient(state: TrainState, batch: Any) -> tuple[Float[Array, ""], Metrics, Params]:
+        given = {"key": keys.at_step(key, state.step), "progress": state.step / total_steps}
 
-        def one(part: Any) -> Any:
-            (value, (count, metrics)), grads = jax.value_and_grad(summed, has_aux=True)(params, part)
-            return value, count, metrics, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
+        def summed(params: Params, part: Any) -> tuple[Terms, Terms]:
+            return totals(params, part, state.aux, **given)
 
-        def body(carry: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, one(part)), None
-
+        if parts == 1:
+            value, seen, grads = _of_part(summed, state.params, batch, counts=None)
+            return value, means(seen), grads
         split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
-        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], split))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (value, count, metrics, grads), _ = jax.lax.scan(body, zeros, split)
-        means = {name: losses.quotient(*own) for name, own in metrics.items()}
-        return losses.quotient(value, count), means, jax.tree.map(lambda leaf: losses.quotient(leaf, count), grads)
+        # Counts follow from masks: the compiler drops the model's own pass from this one.
+        every = jax.lax.map(lambda part: _counts(summed(state.params, part)[0]), split)
+        value, seen, grads = _of_parts(summed, state.params, split, counts=jax.tree.map(jnp.sum, every))
+        return value, means(seen), grads
 
     return gradient
 
 
-def make_gradient_step(gradient: Gradient, optimizer: optax.GradientTransformation) -> Step:
-    """Returns the pure update ``(state, batch) -> (state, metrics)``.
-
-    Metrics: the loss's own, and ``loss``, ``grad_norm`` (before clipping), ``finite`` (1 while the lane lives).
+def added(terms: Terms, metrics: Terms, *, counts: Metrics | None = None) -> tuple[Float[Array, ""], Terms]:
+    """Returns the loss, the sum of the terms' means, and all terms and metrics that are shown.
 
     Args:
-        gradient: ``(params, batch)`` to loss, metrics and gradient.
+        terms: sums and counts of examples.
+        metrics: the same, beside the loss.
+        counts: of the whole batch, where these are a part's sums; None takes their own.
+    """
+    whole = _counts(terms) if counts is None else counts
+    shares = [losses.quotient(total, whole[name]) for name, (total, _) in terms.items()]
+    return reduce(jnp.add, shares), _shown(terms) | metrics
+
+
+def means(seen: Terms) -> Metrics:
+    """Returns every sum over its count, 0 where nothing was counted."""
+    return {name: losses.quotient(*own) for name, own in seen.items()}
+
+
+def _of_part(
+    summed: Callable[[Params, Any], tuple[Terms, Terms]], params: Params, part: Any, *, counts: Metrics | None
+) -> tuple[Float[Array, ""], Terms, Params]:
+    """Returns this part's share of the loss, the sums and counts of all terms and metrics, and the gradient."""
+
+    def loss(params: Params) -> tuple[Float[Array, ""], Terms]:
+        return added(*summed(params, part), counts=counts)
+
+    (value, seen), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, seen, grads
+
+
+def _of_parts(
+    summed: Callable[[Params, Any], tuple[Terms, Terms]], params: Params, split: Any, *, counts: Metrics
+) -> tuple[Float[Array, ""], Terms, Params]:
+    def one(part: Any) -> Any:
+        value, seen, grads = _of_part(summed, params, part, counts=counts)
+        return value, seen, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
+
+    def body(carry: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, one(part)), None
+
+    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], split))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, split)[0]
+
+
+def _counts(terms: Terms) -> Metrics:
+    return {name: count for name, (_, count) in terms.items()}
+
+
+def _shown(terms: Terms) -> Terms:
+    """The terms as metrics of their own, where there are several; one alone is the loss."""
+    return {f"loss/{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+
+
+def make_step(
+    gradient: Gradient,
+    optimizer: optax.GradientTransformation,
+    *,
+    trained: str = ".*",
+    update_aux: Callable[[Any, Metrics], Any] | None = None,
+) -> Step:
+    """Returns the pure update ``(state, batch) -> (state, metrics)``.
+
+    Metrics: the objective's own, and ``loss``, ``grad_norm`` (before clipping), ``finite`` (1 while the lane lives).
+
+    Args:
+        gradient: from :func:`make_gradient`, or one's own.
         optimizer: what makes an update of it.
+        trained: regular expression of the parameter paths that change; the others have neither gradient nor decay.
+        update_aux: ``(aux, means) -> aux`` after the step; None leaves it.
     """
 
+    def kept(updates: Params) -> Params:
+        return tree.label(updates, lambda path, leaf: leaf if re.fullmatch(trained, path) else jnp.zeros_like(leaf))
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        value, metrics, grads = gradient(state.params, batch)
+        value, metrics, grads = gradient(state, batch)
+        grads = grads if trained == ".*" else kept(grads)
         grad_norm = optax.tree.norm(grads)
         finite = state.finite & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        moved = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
+        updates = updates if trained == ".*" else kept(updates)
+        aux = state.aux if update_aux is None else update_aux(state.aux, metrics)
+        moved = (optax.apply_updates(state.params, updates), opt_state, aux)
+        params, opt_state, aux = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state, state.aux)
         )
-        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, finite=finite)
+        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, aux=aux, finite=finite)
         return state, metrics | {"loss": value, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
 
     return step

@@ -104,6 +104,7 @@ def preferences(trial: Trial) -> PreferenceBatch:
     return PreferenceBatch(
         chosen=jax.tree.map(where, trial.refused, trial.complied),
         rejected=jax.tree.map(where, trial.complied, trial.refused),
+        unsafe=unsafe,
     )
 
 

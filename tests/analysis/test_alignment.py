@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import losses, tree
+from jaxsafety import tree
 from jaxsafety.analysis import alignment
-from jaxsafety.methods import objectives
+from jaxsafety.methods import dpo as dpo_loss
 from jaxsafety.models import gpt
-from jaxsafety.types import Batch, HParams, PreferenceBatch
+from jaxsafety.types import Batch, PreferenceBatch
+from tests.methods.bound import bound
 
 # float32 SVDs and sums against float64.
 RTOL, ATOL = 1e-5, 1e-5
@@ -163,7 +164,7 @@ def test_seeds_in_one_program_are_aligned_as_alone():
 def test_the_slope_is_what_the_loss_hands_to_the_margins():
     margins = np.asarray([0.0, 2.0, -3.0, 200.0, -200.0])
     wide = jnp.asarray(margins, jnp.float32)
-    got = losses.dpo_slope(wide)
+    got = dpo_loss.slope(wide)
     np.testing.assert_allclose(got, -jax.grad(lambda m: -jax.nn.log_sigmoid(m).sum())(wide), rtol=RTOL)
     np.testing.assert_allclose(got, np.exp(-np.logaddexp(0, margins)), rtol=RTOL, atol=ATOL)
 
@@ -173,22 +174,19 @@ def test_at_the_reference_dpo_follows_unlearning_at_half_the_slope(key):
     config = gpt.GPTConfig(vocab_size=5, max_tokens=6, layers=1, heads=2, width=8)
     params, model = gpt.init(config, key=key), gpt.model(config)
 
-    def forward(params, tokens):
-        return model.apply(params, tokens).logits
-
     tokens = jax.random.randint(key, (2, 4, 7), 0, 5)
     sides = [Batch(tokens=s[:, :-1], targets=s[:, 1:], mask=jnp.ones((4, 6), bool)) for s in tokens]
-    options = {"hparams": HParams(1e-3, 1.0, 0.1, 0.5, jnp.inf), "reduction": "mean"}
+    weights = {"weight_chosen": 1.0, "weight_rejected": 0.1, "reduction": "mean"}
     methods = (
-        objectives.dpo(forward, reference=params, **options),
-        objectives.unlearn(forward, **options),
-        objectives.sft(forward),
+        bound("dpo", model, reference=params, **weights),
+        bound("unlearn", model, **weights),
+        bound("sft", model),
     )
-    batch = PreferenceBatch(*sides)
+    batch = PreferenceBatch(*sides, unsafe=jnp.ones(4, bool))
     gradients = jax.jit(jax.jacrev(lambda p: jnp.stack([loss(p, batch)[0] for loss in methods])))(params)
     dpo, unlearn, sft = (tree.lane(gradients, i) for i in range(3))
     np.testing.assert_allclose(alignment.tree_cosine(dpo, unlearn), 1, rtol=RTOL)
-    slope = losses.dpo_slope(jnp.zeros(1))[0]
+    slope = dpo_loss.slope(jnp.zeros(1))[0]
     assert slope == 0.5
     halved = jax.tree.map(lambda leaf: slope * leaf, unlearn)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), dpo, halved)

@@ -1,5 +1,5 @@
 """The checkpoints of the pairs, for the command line about them."""
 
-from tests.study.pairs.conftest import encoder, params, checkpoints, another
+from tests.study.pairs.conftest import another, checkpoints, encoder, params
 
-__all__ = ["encoder", "params", "checkpoints", "another"]
+__all__ = ["another", "checkpoints", "encoder", "params"]

@@ -27,7 +27,10 @@ BAD_RECIPES = {
     "negative size": ("pretrain: {batch_size: -4}", "pretrain.batch_size must be > 0 and finite, got -4"),
     "zero size": ("model: {layers: 0}", "layers: got 0, expected an integer of at least 1"),
     "heads": ("model: {heads: 5}", "heads: got 5, expected a divisor of width 64"),
-    "unknown method": ("tune: {methods: {a: {objective: dbo}}}", "expected one of sft, dpo, unlearn, got 'dbo'"),
+    "unknown method": (
+        "tune: {methods: {a: {method: dbo}}}",
+        "unknown method 'dbo': expected one of sft, dpo, unlearn",
+    ),
     "unknown world": ("world: tinny", "expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
     "unknown condition": ("evaluate: {conditions: [jb]}", "expected one of safe, unsafe, jb_co_task"),
     "unknown text condition": ("grammars: {saf: x.pcfg}", "unknown text condition 'saf'"),
@@ -286,7 +289,7 @@ def test_a_missing_extra_is_said_before_the_work(refuse, mini_yaml, tmp_path, mo
     monkeypatch.delitem(sys.modules, "jaxsafety.report")
     monkeypatch.delattr(jaxsafety, "report")
     message = refuse("run", mini_yaml, "--out", tmp_path / "out")
-    assert 'needs jinja2: pip install "jaxsafety[report]"' in message
+    assert 'needs jinja2: pip install ".[report]" in a checkout' in message
     assert not (tmp_path / "out").exists()
 
 
@@ -433,7 +436,9 @@ def test_the_environment_is_json_with_versions_and_devices(main, capsys):
     assert found["packages"]["jax"] == jax.__version__ and len(found["devices"]) == 4
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in (*STAGES, "sample", "env"))])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([verb, "--help"] for verb in (*STAGES, "sample", "env", "list")), ["list"]]
+)
 def test_help_is_shown_without_starting_jax(words):
     script = """
 import sys
@@ -445,7 +450,7 @@ finally:
 """
     done = python("-c", script, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: jaxsafety")
+    assert done.stdout.startswith("methods, `method: NAME`" if words == ["list"] else "usage: jaxsafety")
 
 
 def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):

@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from jaxsafety import keys, losses, tree, world
-from jaxsafety.methods import objectives
+from jaxsafety.methods import dpo, sft
 from jaxsafety.models import generation, gpt, llama
 from jaxsafety.subjects import answers
 from jaxsafety.training import optim, stepping
-from jaxsafety.types import Batch, HParams
+from jaxsafety.types import Batch, PreferenceBatch
 from jaxsafety.world import conditions, layout, operators
 from jaxsafety.world.layout import Prompt
+from tests.methods.bound import bound
 
 # float32 programs that XLA fuses and adds up in another order; integers and verdicts must be equal.
 RTOL, ATOL = 2e-5, 2e-6
@@ -85,6 +86,9 @@ def prompt(key):
     return Prompt(pcfg=jnp.int32(1), tasks=tasks, letters=jnp.where(jnp.arange(8) < length, text, -1), length=length)
 
 
+UNSAFE = jnp.ones(B, bool)
+
+
 class Case(NamedTuple):
     """A function of arrays, and how to draw each of its arguments."""
 
@@ -94,9 +98,9 @@ class Case(NamedTuple):
 
 def cases(built):
     table = jnp.asarray(built.bijections[0])
-    hparams = HParams(*(jnp.float32(value) for value in (1e-3, 1.0, 0.1, 0.5, 2.0)))
     optimizer = optax.sgd(0.1)
-    step = stepping.make_step(objectives.next_token(forward), optimizer)
+    totals = lambda p, b, aux, **_: sft.next_token(MODEL, p, b)  # noqa: E731
+    step = stepping.make_step(stepping.make_gradient(totals, key=keys.root(0), total_steps=9), optimizer)
     pair = world.preferences
     return {
         "losses.token_logprobs": Case(losses.token_logprobs, (logits, tokens)),
@@ -105,8 +109,8 @@ def cases(built):
         "losses.nll": Case(losses.nll, (logprobs, mask)),
         "losses.bounded": Case(lambda x, b: losses.bounded(x, bound=b), (logprobs, scalar)),
         "losses.sequence_logprobs": Case(partial(losses.sequence_logprobs, **REDUCE), (logprobs, mask)),
-        "losses.dpo": Case(
-            lambda c, r, wc, wr: losses.dpo(c, r, weight_chosen=wc, weight_rejected=wr),
+        "dpo.dpo": Case(
+            lambda c, r, wc, wr: dpo.dpo(c, r, weight_chosen=wc, weight_rejected=wr),
             (margins, margins, scalar, scalar),
         ),
         "losses.correct": Case(losses.correct, (logits, tokens)),
@@ -145,16 +149,14 @@ def cases(built):
             ),
             (params, batch, batch, mask, mask),
         ),
-        "objectives.unlearn": Case(
-            lambda p, c, r: objectives.unlearn(forward, hparams=hparams, **REDUCE)(
-                p, world.batches.PreferenceBatch(c, r)
+        "methods.unlearn": Case(
+            lambda p, c, r: bound("unlearn", MODEL, ascent_bound=2.0, **REDUCE)(
+                p, PreferenceBatch(c, r, jnp.ones(B, bool))
             ),
             (params, batch, batch),
         ),
-        "objectives.dpo": Case(
-            lambda p, q, c, r: objectives.dpo(forward, reference=q, hparams=hparams, **REDUCE)(
-                p, world.batches.PreferenceBatch(c, r)
-            ),
+        "methods.dpo": Case(
+            lambda p, q, c, r: bound("dpo", MODEL, reference=q, **REDUCE)(p, PreferenceBatch(c, r, UNSAFE)),
             (params, params, batch, batch),
         ),
         "generation.windowed": Case(

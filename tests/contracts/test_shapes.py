@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxsafety import keys, world
-from jaxsafety.methods import objectives
+from jaxsafety import keys, methods, world
+from jaxsafety.methods import sft
 from jaxsafety.models import gpt, llama
-from jaxsafety.training import optim, stepping
-from jaxsafety.types import HParams
+from jaxsafety.training import objective, optim, stepping
 
-OBJECTIVES = ("next_token", "sft", "dpo", "unlearn")
+OBJECTIVES = ("next_token", *methods.TABLE)
 SHARED = {"loss", "grad_norm", "finite", "token_accuracy"}
 PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
 METRICS = {
@@ -27,15 +26,6 @@ LLAMA_8B = llama.LlamaConfig(
     vocab_size=128_256, max_tokens=8192, layers=32, heads=32, kv_heads=8, width=4096, mlp_width=14_336,
     head_width=128, norm_eps=1e-5, rope=llama.Rope(500_000.0),
 )  # fmt: skip
-HPARAMS = HParams(peak_lr=1e-3, weight_chosen=1.0, weight_rejected=0.1, p_unsafe=0.5, ascent_bound=10.0)
-
-
-def loss_of(name, forward, reference):
-    if name == "dpo":
-        return objectives.dpo(forward, reference=reference, hparams=HPARAMS, reduction="sum")
-    if name == "unlearn":
-        return objectives.unlearn(forward, hparams=HPARAMS, reduction="sum")
-    return getattr(objectives, name)(forward)
 
 
 def draw(name, built, key):
@@ -65,9 +55,15 @@ def _check_step(name, built, *, init, model):
         return stepping.init_state(init(key=key), optimizer)
 
     def step(key):
-        state = start(key)
-        loss = loss_of(name, lambda params, tokens: model.apply(params, tokens).logits, state.params)
-        return stepping.make_step(loss, optimizer)(state, draw(name, built, key))
+        state, batch = start(key), draw(name, built, key)
+        if name == "next_token":
+            totals = partial(sft.next_token, model)
+            gradient = stepping.make_gradient(lambda p, b, aux, **_: totals(p, b), key=key, total_steps=10)
+            return stepping.make_step(gradient, optimizer)(state, batch)
+        method = methods.load(name)
+        given = {"reference": state.params, "key": key}
+        batch = objective.prepared(method, model, batch, method.Config(), **given)
+        return objective.make_step(method, model, optimizer, method.Config(), key=key, total_steps=10)(state, batch)
 
     before, (after, metrics) = jax.eval_shape(start, keys.root(0)), jax.eval_shape(step, keys.root(0))
     assert before == after

@@ -40,7 +40,7 @@ COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-a
 grid = programs.Grid(seeds=(4, 9, 2, 7), points=(("eta_M", 0.1),), strategy=sweep.resolve("sharded", seeds=4))
 leg = loop.Leg(directory, "tune", "toy", steps, 2, (1, 5, 20))
 one = jnp.ones(1)
-points = HParams(0.1 * one, one, one, one, one)
+points = HParams(0.1 * one, one)
 roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))
 
 def chunk(state, key, point, steps):

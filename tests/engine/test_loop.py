@@ -28,7 +28,7 @@ def chunk(state, key, point, steps):
     def step(_, carry):
         noise = jax.random.normal(keys.at_step(key, carry.step), (5,))
         params = {"w": carry.params["w"] + point.peak_lr * noise}
-        finite = carry.finite & ~(jnp.isinf(point.ascent_bound) & (carry.step >= 4))
+        finite = carry.finite & ~(jnp.isinf(point.options["bound"]) & (carry.step >= 4))
         return carry.replace(step=carry.step + 1, params=params, finite=finite)
 
     state = jax.lax.fori_loop(0, steps, step, state)
@@ -58,11 +58,7 @@ def another_start():
 
 
 def points(bounds=(1.0, 1.0)):
-    ones = jnp.ones(2)
-    return HParams(
-        peak_lr=jnp.asarray([0.1, 0.01]), weight_chosen=ones, weight_rejected=ones, p_unsafe=ones,
-        ascent_bound=jnp.asarray(bounds),
-    )  # fmt: skip
+    return HParams(jnp.asarray([0.1, 0.01]), jnp.ones(2), {"bound": jnp.asarray(bounds)})
 
 
 def roots():

@@ -10,7 +10,7 @@ import pytest
 
 from jaxsafety import keys
 from jaxsafety.engine import sweep
-from jaxsafety.methods import objectives
+from jaxsafety.methods import sft
 from jaxsafety.models import gpt
 from jaxsafety.study import lanes, pipeline
 from jaxsafety.training import optim, stepping
@@ -33,8 +33,9 @@ def run(state, key, peak_lr):
         tokens = jax.random.randint(keys.at_step(key, step), (4, 9), 0, 7)
         return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=jnp.ones((4, 8), bool))
 
-    loss = objectives.next_token(lambda params, tokens: gpt.apply(params, tokens, config=CONFIG).logits)
-    step = stepping.make_step(loss, optimizer(peak_lr))
+    totals = partial(sft.next_token, gpt.model(CONFIG))
+    gradient = stepping.make_gradient(lambda p, b, aux, **_: totals(p, b), key=key, total_steps=5)
+    step = stepping.make_step(gradient, optimizer(peak_lr))
     return stepping.run_steps(step, draw, state, steps=5)
 
 

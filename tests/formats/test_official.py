@@ -133,7 +133,7 @@ def test_filling_the_vocabulary_changes_no_greedy_answer(tensors):
 
 def test_without_torch_the_sentence_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r'pip install "jaxsafety\[official\]"'):
+    with pytest.raises(ImportError, match=r'pip install ".\[official\]" in a checkout'):
         official_file.read(tmp_path / "their.pt")
 
 

@@ -9,18 +9,13 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxsafety import keys, losses, world
-from jaxsafety.methods import objectives
 from jaxsafety.models import gpt
-from jaxsafety.types import Batch, HParams, PreferenceBatch
+from jaxsafety.types import Batch, Model, Output, PreferenceBatch
+from tests.methods.bound import bound, next_token
 
 # Two float32 programs that sum the same terms in another order.
 RTOL = 2e-5
 LOG_TWO = np.log(2)
-
-
-def hparams(**changed):
-    values = {"peak_lr": 1e-3, "weight_chosen": 1.0, "weight_rejected": 0.1, "p_unsafe": 0.5, "ascent_bound": np.inf}
-    return HParams(**{name: jnp.float32(value) for name, value in (values | changed).items()})
 
 
 def draw(world_, batch_size) -> PreferenceBatch:
@@ -31,6 +26,12 @@ def draw(world_, batch_size) -> PreferenceBatch:
 @pytest.fixture(scope="module")
 def batch(tiny_world) -> PreferenceBatch:
     return draw(tiny_world, 8)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config, forward) -> Model:
+    """Whose forward pass is compiled once."""
+    return gpt.model(tiny_config)._replace(apply=lambda params, tokens: Output(forward(params, tokens), {}))
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +56,17 @@ def side_logprobs(forward, params, side: Batch):
     return np.where(side.mask, picked, 0).sum(1), np.asarray(side.mask).sum(1)
 
 
-def test_next_token_matches_numpy(forward, tiny_gpt, batch):
-    value, metrics = objectives.next_token(forward)(tiny_gpt, batch.chosen)
+def test_next_token_matches_numpy(forward, model, tiny_gpt, batch):
+    value, metrics = next_token(model)(tiny_gpt, batch.chosen)
     total, count = side_logprobs(forward, tiny_gpt, batch.chosen)
     np.testing.assert_allclose(value, -total.sum() / count.sum(), rtol=RTOL)
     assert 0 <= metrics["token_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_dpo_matches_numpy(forward, tiny_gpt, other, batch, reduction):
-    hp = hparams(weight_chosen=0.3, weight_rejected=0.05)
-    loss = objectives.dpo(forward, reference=other, hparams=hp, reduction=reduction)
+def test_dpo_matches_numpy(forward, model, tiny_gpt, other, batch, reduction):
+    weights = {"weight_chosen": 0.3, "weight_rejected": 0.05}
+    loss = bound("dpo", model, reference=other, reduction=reduction, **weights)
     value, metrics = loss(tiny_gpt, batch)
     margins = []
     for side in (batch.chosen, batch.rejected):
@@ -76,37 +77,37 @@ def test_dpo_matches_numpy(forward, tiny_gpt, other, batch, reduction):
     np.testing.assert_allclose(metrics["rewards/margins"], logits.mean(), rtol=1e-3, atol=1e-5)
 
 
-def test_dpo_at_the_reference_is_log_two(forward, tiny_gpt, batch):
-    loss = objectives.dpo(forward, reference=tiny_gpt, hparams=hparams(), reduction="sum")
+def test_dpo_at_the_reference_is_log_two(forward, model, tiny_gpt, batch):
+    loss = bound("dpo", model, reference=tiny_gpt, reduction="sum")
     value, metrics = loss(tiny_gpt, batch)
     np.testing.assert_allclose(value, LOG_TWO, rtol=RTOL)
     assert metrics["rewards/margins"] == 0
 
 
-def test_dpo_sends_no_gradient_into_the_reference(forward, tiny_gpt, other, batch):
+def test_dpo_sends_no_gradient_into_the_reference(forward, model, tiny_gpt, other, batch):
     def value(reference):
-        return objectives.dpo(forward, reference=reference, hparams=hparams(), reduction="sum")(tiny_gpt, batch)[0]
+        return bound("dpo", model, reference=reference, reduction="sum")(tiny_gpt, batch)[0]
 
     assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(value))(other)))
 
 
-def test_unlearning_without_ascent_is_nll_of_the_preferred_side(forward, tiny_gpt, batch):
-    loss = objectives.unlearn(forward, hparams=hparams(weight_rejected=0.0), reduction="sum")
+def test_unlearning_without_ascent_is_nll_of_the_preferred_side(forward, model, tiny_gpt, batch):
+    loss = bound("unlearn", model, weight_rejected=0.0, reduction="sum")
     total, _ = side_logprobs(forward, tiny_gpt, batch.chosen)
     np.testing.assert_allclose(loss(tiny_gpt, batch)[0], -total.mean(), rtol=RTOL)
 
 
-def test_unlearning_without_ascent_has_the_gradient_of_sft(forward, tiny_gpt, batch):
+def test_unlearning_without_ascent_has_the_gradient_of_sft(forward, model, tiny_gpt, batch):
     """Up to the constant between per-prompt and per-token means."""
-    unlearn = objectives.unlearn(forward, hparams=hparams(weight_rejected=0.0), reduction="sum")
-    grads = [gradient(loss, tiny_gpt, batch) for loss in (unlearn, objectives.sft(forward))]
+    unlearn = bound("unlearn", model, weight_rejected=0.0, reduction="sum")
+    grads = [gradient(loss, tiny_gpt, batch) for loss in (unlearn, bound("sft", model))]
     scale = batch.chosen.mask.sum() / batch.chosen.mask.shape[0]
     scaled = jax.tree.map(lambda g: g * scale, grads[1])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), grads[0], scaled)
 
 
-def test_unlearning_matches_numpy(forward, tiny_gpt, batch):
-    loss = objectives.unlearn(forward, hparams=hparams(weight_chosen=0.7, weight_rejected=0.2), reduction="mean")
+def test_unlearning_matches_numpy(forward, model, tiny_gpt, batch):
+    loss = bound("unlearn", model, weight_chosen=0.7, weight_rejected=0.2, reduction="mean")
     (chosen, n_chosen), (rejected, n_rejected) = (
         side_logprobs(forward, tiny_gpt, side) for side in (batch.chosen, batch.rejected)
     )
@@ -114,20 +115,19 @@ def test_unlearning_matches_numpy(forward, tiny_gpt, batch):
     np.testing.assert_allclose(loss(tiny_gpt, batch)[0], expected, rtol=RTOL)
 
 
-def test_bounded_ascent_stops_pushing(forward, tiny_gpt, batch):
+def test_bounded_ascent_stops_pushing(forward, model, tiny_gpt, batch):
     """With a bound below every token's NLL the dispreferred side has no gradient left."""
     values = {}
     for name, weight in (("with", 5.0), ("without", 0.0)):
-        hp = hparams(weight_rejected=weight, ascent_bound=1e-3)
-        loss = objectives.unlearn(forward, hparams=hp, reduction="sum")
+        loss = bound("unlearn", model, weight_rejected=weight, ascent_bound=1e-3, reduction="sum")
         values[name] = gradient(loss, tiny_gpt, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), values["with"], values["without"])
 
 
-def test_dpo_near_the_reference_is_parallel_to_unlearning(forward, tiny_gpt, batch):
+def test_dpo_near_the_reference_is_parallel_to_unlearning(forward, model, tiny_gpt, batch):
     """At policy == reference the slope of the sigmoid is 1/2 everywhere."""
-    dpo = objectives.dpo(forward, reference=tiny_gpt, hparams=hparams(), reduction="sum")
-    unlearn = objectives.unlearn(forward, hparams=hparams(), reduction="sum")
+    dpo = bound("dpo", model, reference=tiny_gpt, reduction="sum")
+    unlearn = bound("unlearn", model, reduction="sum")
     grads = [gradient(loss, tiny_gpt, batch) for loss in (dpo, unlearn)]
     halved = jax.tree.map(lambda g: g / 2, grads[1])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), grads[0], halved)
@@ -140,27 +140,24 @@ def test_gradients_against_finite_differences(tiny_world, key, kind):
     )
     params = gpt.init(config, key=key)
 
-    def forward(params, tokens):
-        return gpt.apply(params, tokens, config=config).logits
-
-    batch = draw(tiny_world, 2)
+    model, batch = gpt.model(config), draw(tiny_world, 2)
     loss = {
-        "sft": objectives.sft(forward),
-        "dpo": objectives.dpo(forward, reference=params, hparams=hparams(), reduction="mean"),
-        "unlearn": objectives.unlearn(forward, hparams=hparams(), reduction="mean"),
+        "sft": bound("sft", model),
+        "dpo": bound("dpo", model, reference=params, reduction="mean"),
+        "unlearn": bound("unlearn", model, reduction="mean"),
     }[kind]
     value = jax.jit(lambda p: loss(p, batch)[0])
     check_grads(value, (params,), order=1, modes=("rev",), atol=2e-3, rtol=2e-2, eps=1e-2)
 
 
-def test_masked_positions_do_not_matter(forward, tiny_gpt, batch):
+def test_masked_positions_do_not_matter(forward, model, tiny_gpt, batch):
     """Targets outside the mask can be anything."""
     scrambled = batch.chosen.replace(targets=jnp.where(batch.chosen.mask, batch.chosen.targets, 3))
-    loss = objectives.next_token(forward)
+    loss = next_token(model)
     assert loss(tiny_gpt, batch.chosen)[0] == loss(tiny_gpt, scrambled)[0]
 
 
-def test_loss_of_a_batch_with_nothing_scored_is_zero(forward, tiny_gpt, batch):
+def test_loss_of_a_batch_with_nothing_scored_is_zero(forward, model, tiny_gpt, batch):
     empty = batch.chosen.replace(mask=jnp.zeros_like(batch.chosen.mask))
-    assert objectives.next_token(forward)(tiny_gpt, empty)[0] == 0
+    assert next_token(model)(tiny_gpt, empty)[0] == 0
     assert losses.quotient(jnp.float32(0), jnp.float32(0)) == 0

@@ -3,11 +3,14 @@
 Nothing here asserts how long anything took.
 """
 
+import ast
 import dataclasses
 import json
 import random
 import sys
 import time
+from graphlib import TopologicalSorter
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -40,6 +43,20 @@ from jaxsafety.recipe.schema import ModelConfig
 from jaxsafety.types import Batch
 
 M, N, K = 8, 16, 32
+
+
+def own_imports(path):
+    """The modules of benchmarks/ that one of them imports anywhere, functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            folder = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names = [f"{folder}{alias.name}".split(".") for alias in node.names]
+            yield from (name[1] for name in names if name[0] == "benchmarks")
+
+
+def test_modules_import_each_other_in_one_direction():
+    files = Path(run.__file__).parent.glob("*.py")
+    TopologicalSorter({path.stem: set(own_imports(path)) for path in files}).prepare()  # raises for a circle
 
 
 def record(*times_ms, items=1):
@@ -220,7 +237,7 @@ def without(*packages):
 
 @pytest.mark.slow
 def test_padding_a_window_changes_no_result(small_training, monkeypatch):
-    monkeypatch.setattr(bench_peers, "has", without("torch"))
+    monkeypatch.setattr(harness, "has", without("torch"))
     rows = list(bench_peers.train_rows(small_training))
     assert [row["name"] for row in rows] == [
         "jax", "jax", "jax, drawn inside, 2 seeds, sharded",
@@ -231,7 +248,7 @@ def test_padding_a_window_changes_no_result(small_training, monkeypatch):
 
 
 def test_the_plain_model_and_its_step_compute_the_same(small_training):
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsafety[peers]'")
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[peers]" in a checkout')
     given_batches = dataclasses.replace(small_training, train=dataclasses.replace(SMALL, seed_counts=()))
     rows = list(bench_peers.train_rows(given_batches))
     exact = [row for row in rows if row["name"] in (bench_peers.EAGER, "torch, float32, fused attention")]
@@ -241,7 +258,7 @@ def test_the_plain_model_and_its_step_compute_the_same(small_training):
 
 
 def test_the_plain_model_refuses_another_block(small_training):
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsafety[peers]'")
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[peers]" in a checkout')
     from benchmarks import plain_gpt
 
     setting = bench_peers._setting(small_training)
@@ -260,7 +277,7 @@ PAIRS = cases.DPOCase("x", pairs=3, tokens=9, vocab_size=7, beta=0.3, rounds=1)
 
 
 def test_dpo_from_logits_is_the_loss_of_the_margins(monkeypatch):
-    monkeypatch.setattr(bench_peers, "has", without("torch", "trl"))
+    monkeypatch.setattr(harness, "has", without("torch", "trl"))
     (row,) = bench_dpo.rows(PAIRS)
     assert row["name"] == "dpo, jax" and row["loss_error"] == 0.0
     pairs = bench_dpo.draw(PAIRS)
@@ -276,10 +293,10 @@ def test_dpo_from_logits_is_the_loss_of_the_margins(monkeypatch):
 @pytest.mark.parametrize("missing", ["trl", ""])
 @pytest.mark.filterwarnings("ignore")  # of TRL's own imports
 def test_dpo_has_the_value_and_gradient_of_trl(missing, monkeypatch):
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'jaxsafety[peers]'")
+    pytest.importorskip("torch", reason='torch is not installed: pip install ".[peers]" in a checkout')
     if not missing:
-        pytest.importorskip("trl", reason="trl is not installed: pip install 'jaxsafety[peers]'")
-    monkeypatch.setattr(bench_peers, "has", without(missing))
+        pytest.importorskip("trl", reason='trl is not installed: pip install ".[peers]" in a checkout')
+    monkeypatch.setattr(harness, "has", without(missing))
     rows = list(bench_dpo.rows(PAIRS))
     names = ["dpo, TRL", "dpo, torch, textbook", "dpo, jax"]
     assert [row["name"] for row in rows] == names[bool(missing) :]
@@ -339,7 +356,7 @@ def small_linalg(monkeypatch):
     svd = cases.SVDCase((2, 10, 24), cases.SVD[0].programs, rank=8, judged=3, rounds=1, warmups=0)
     monkeypatch.setattr(cases, "SVD", (svd,))
     monkeypatch.setattr(cases, "PROJECTION", cases.ProjectionCase((2, 10, 24), 5, 1e-3, condition=20.0, rounds=1))
-    monkeypatch.setattr(bench_linalg, "_has_torch", lambda: False)
+    monkeypatch.setattr(harness, "has", without("torch"))
     return svd
 
 
@@ -368,7 +385,8 @@ def test_decompositions_and_projections_agree_with_the_construction(small_linalg
     assert len(decomposed) == 5 and all(row["value_error"] < 1e-5 for row in decomposed)
     assert rows["full"]["speedup"] == rows["projection, numpy svd, float64"]["speedup"] == 1.0
     assert all((row["estimate"] is not None) == (row["name"] in ("full", "gram", "randomized")) for row in decomposed)
-    assert capsys.readouterr().err == "torch is not installed, its rows are left out: pip install 'jaxsafety[peers]'\n"
+    told = 'torch is not installed, its rows are left out: pip install ".[peers]" in a checkout\n'
+    assert capsys.readouterr().err == told
     assert "10 x 24" in run.table(list(rows.values()), bench_linalg.COLUMNS)
 
 
@@ -378,11 +396,10 @@ def test_torch_runs_beside_where_it_is_installed(small_linalg, monkeypatch):
         left, values, right = np.linalg.svd(a, full_matrices=False)
         return left[..., :q], values[..., :q], right[..., :q, :].mT
 
-    torch = SimpleNamespace(
-        from_numpy=np.asarray, svd_lowrank=low_rank, linalg=SimpleNamespace(svd=np.linalg.svd), __spec__=object()
-    )
+    torch = SimpleNamespace(from_numpy=np.asarray, svd_lowrank=low_rank, linalg=SimpleNamespace(svd=np.linalg.svd))
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(bench_linalg, "_has_torch", lambda: True)
+    monkeypatch.setattr(harness, "has", without())
+    monkeypatch.setattr(harness, "versions", dict)  # this torch has none
     case = dataclasses.replace(small_linalg, programs=("numpy", "torch", "torch_lowrank"))
     rows = list(bench_linalg.svd_rows(case))
     assert [row["name"] for row in rows] == ["numpy svd, float64", "torch", "torch svd_lowrank"]

@@ -25,7 +25,11 @@ def test_every_combination_is_a_recipe_named_after_its_values(over, mini_recipe)
         "width=32,weight_rejected=0.1", "width=32,weight_rejected=0.2",
     ]  # fmt: skip
     last = found[-1]
-    assert (last.recipe.model.width, last.recipe.tune.methods["dpo"].weight_rejected, last.recipe.grid) == (32, 0.2, {})
+    assert (last.recipe.model.width, last.recipe.tune.methods["dpo"].options.weight_rejected, last.recipe.grid) == (
+        32,
+        0.2,
+        {},
+    )
     assert last.recipe.name == f"mini-{last.name}"
     same = {"name": "mini", "model": mini_recipe.model, "tune": mini_recipe.tune}
     assert replace(last.recipe, **same) == mini_recipe

@@ -38,7 +38,7 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
     assert config.vocab_size in (59, len(world.load("tiny").spec.tokens))
     if path.stem in TABLES:
         # The paper's table: three methods, eta_M and a tenth of it.
-        assert {method.objective for method in recipe.tune.methods.values()} == {"sft", "dpo", "unlearn"}
+        assert {method.method for method in recipe.tune.methods.values()} == {"sft", "dpo", "unlearn"}
         assert recipe.tune.learning_rates["eta_S"] == pytest.approx(recipe.tune.learning_rates["eta_M"] / 10)
     # A thousand fresh prompts of every condition.
     assert set(recipe.evaluate.conditions) == set(world.CONDITIONS) and recipe.evaluate.prompts >= 1000

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from jaxsafety import world
+from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import gpt
 from jaxsafety.recipe.schema import (
     EvaluateConfig,
@@ -67,12 +68,12 @@ def test_learning_rates_are_positive_numbers(rate):
             lambda: ModelConfig(compute_dtype="bf16"),
             "unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
         ),
-        (lambda: MethodConfig("ppo"), "unknown method objective 'ppo': expected one of sft, dpo, unlearn"),
+        (lambda: MethodConfig("ppo"), "unknown method 'ppo': expected one of sft, dpo, unlearn"),
         (lambda: MethodConfig(p_unsafe=1.1), r"p_unsafe of a method must be in \[0, 1\], got 1.1"),
         (lambda: MethodConfig(p_unsafe=math.nan), r"p_unsafe of a method must be in \[0, 1\], got nan"),
-        (lambda: MethodConfig(weight_chosen=-1.0), "weight_chosen of a method must be >= 0"),
-        (lambda: MethodConfig(weight_rejected=math.inf), "weight_rejected of a method must be >= 0 and finite"),
-        (lambda: MethodConfig(ascent_bound=0.0), "ascent_bound of a method must be > 0, got 0.0"),
+        (lambda: dpo.Config(weight_chosen=-1.0), "weight_chosen must be >= 0 and finite, got -1"),
+        (lambda: dpo.Config(weight_rejected=math.inf), "weight_rejected must be >= 0 and finite, got inf"),
+        (lambda: unlearn.Config(ascent_bound=0.0), "ascent_bound must be > 0, got 0.0"),
         (lambda: TuneConfig(learning_rates={}), "at least one learning rate"),
         (lambda: TuneConfig(methods={}), "one method"),
         (lambda: TuneConfig(methods={"a/b": MethodConfig()}), "label of a method must be a plain file name, got 'a/b'"),
@@ -121,7 +122,7 @@ def test_the_largest_numbers(tiny_world):
 
 
 def test_unbounded_ascent_is_allowed():
-    assert MethodConfig(ascent_bound=math.inf).ascent_bound == math.inf
+    assert unlearn.Config(ascent_bound=math.inf).ascent_bound == math.inf
 
 
 def test_a_model_takes_its_preset_and_what_differs(tiny_world):

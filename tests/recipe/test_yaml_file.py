@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from jaxsafety.methods import unlearn
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import MethodConfig, Recipe, TuneConfig
 
@@ -35,7 +36,8 @@ def refuse(write):
 
 
 def test_a_recipe_survives_the_round_trip(write, mini_recipe):
-    unbounded = {"u": MethodConfig("unlearn", ascent_bound=math.inf, weight_rejected=1e-5, reduction="mean")}
+    options = unlearn.Config(ascent_bound=math.inf, weight_rejected=1e-5, reduction="mean")
+    unbounded = {"u": MethodConfig("unlearn", options=options)}
     for recipe in (mini_recipe, Recipe(), replace(mini_recipe, tune=TuneConfig(methods=unbounded, mix="batch"))):
         text = yaml_file.to_yaml(recipe)
         again = yaml_file.read(write(text))
@@ -53,12 +55,12 @@ def test_fields_that_are_not_named_keep_their_defaults(write):
 def test_numbers_without_a_point_and_infinity_are_read_as_numbers(write):
     text = """
         pretrain: {learning_rate: 3e-4, optim: {clip_norm: .inf}}
-        tune: {learning_rates: {fast: 1}, methods: {u: {objective: unlearn, ascent_bound: .inf}}}
+        tune: {learning_rates: {fast: 1}, methods: {u: {method: unlearn, ascent_bound: .inf}}}
     """
     recipe = yaml_file.read(write(text))
     assert (recipe.pretrain.learning_rate, recipe.pretrain.optim.clip_norm) == (3e-4, math.inf)
     assert recipe.tune.learning_rates == {"fast": 1.0} and list(recipe.tune.methods) == ["u"]
-    assert recipe.tune.methods["u"].ascent_bound == math.inf
+    assert recipe.tune.methods["u"].options.ascent_bound == math.inf
 
 
 def test_the_name_is_the_files_unless_it_is_given(write):
@@ -82,7 +84,7 @@ def test_the_name_is_the_files_unless_it_is_given(write):
     ],
 )
 def test_the_command_line_overrides_any_field(write, words, pick, expected):
-    text = "pretrain: {steps: 100}\ntune: {methods: {sft: {objective: sft}}}\n"
+    text = "pretrain: {steps: 100}\ntune: {methods: {sft: {method: sft}}}\n"
     recipe = yaml_file.read(write(text), overrides=words)
     assert pick(recipe) == expected
     assert list(recipe.tune.methods) == ["sft"]
@@ -95,8 +97,9 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
         ("pretrain: {stps: 5}", "FILE: Group 'pretrain' does not accept option 'stps'; did you mean 'steps'?"),
         ("tune: {optim: {algoritm: muon}}", "option 'optim.algoritm'; did you mean 'algorithm'?"),
         (
-            "tune: {methods: {a: {objectve: sft}}}",
-            "tune.methods: Option 'objectve' is not accepted; did you mean 'objective'?",
+            "tune: {methods: {dpo: {wight_chosen: 1}}}",
+            "tune.methods.dpo has no field 'wight_chosen': it has weight_chosen, weight_rejected, reduction; "
+            "did you mean 'weight_chosen'?",
         ),
         ("zzz: 1", "Option 'zzz' is not accepted"),
     ],
@@ -122,7 +125,10 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ("world: tinny", "world: expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
         ("strategy: vmp", "expected one of auto, vmap, map, sharded, got 'vmp'; did you mean 'vmap'?"),
         ("model: {compute_dtype: bf16}", "expected one of float32, bfloat16, got 'bf16'; did you mean 'bfloat16'?"),
-        ("tune: {methods: {a: {objective: dbo}}}", "expected one of sft, dpo, unlearn, got 'dbo'; did you mean 'dpo'?"),
+        (
+            "tune: {methods: {a: {method: dbo}}}",
+            "unknown method 'dbo': expected one of sft, dpo, unlearn; did you mean 'dpo'?",
+        ),
         ("evaluate: {conditions: [jb_misgn]}", "got 'jb_misgn'; did you mean 'jb_misgen'?"),
         ("pretrain: {steps: -50}", "pretrain.steps must be > 0 and finite, got -50"),
         ("tune: {batch_size: 0}", "tune.batch_size must be > 0 and finite, got 0"),
@@ -194,7 +200,7 @@ def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
         ("pretrain: {steps: }", "pretrain.steps"),
         ("pretrain: {mixture: {end: null}}", "pretrain.mixture.end"),
         ("pretrain: {optim: {warmup: ~}}", "pretrain.optim.warmup"),
-        ("tune: {methods: {mine: {objective: null}}}", "tune.methods.mine.objective"),
+        ("tune: {methods: {mine: {method: null}}}", "tune.methods.mine.method"),
         ("world: tiny\ngrammars:", "grammars"),
     ],
 )

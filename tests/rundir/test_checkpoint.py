@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit or not at all, whatever happens to the process, the disk or the files."""
 
+import importlib
 import json
 import random
 import shutil
@@ -323,3 +324,15 @@ def test_kills_at_random_moments_leave_a_good_checkpoint(tmp_path):
             assert np.all(loaded["a"] == step) and np.all(loaded["b"] == step)
     assert checkpoint.latest(tmp_path) > 0
     assert interrupted > 0
+
+
+def test_orbax_still_keeps_its_count_of_processes_where_one_of_several_hosts_must_change_it(monkeypatch):
+    """What breaks if it does not: a save of a run of several hosts, whose other processes would be waited for."""
+    multihost = importlib.import_module("orbax.checkpoint.experimental.v1._src.synchronization.multihost")
+    monkeypatch.setattr(multihost, "process_count", lambda: 3)
+    with checkpoint._sole():
+        assert multihost.process_count() == 1
+    assert multihost.process_count() == 3
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint.experimental.v1._src.synchronization", None)
+    with pytest.raises(ImportError, match="keeps its count of processes elsewhere"), checkpoint._sole():
+        pass

@@ -183,5 +183,5 @@ def test_wrong_type_in_a_frame_is_refused_before_writing(tmp_path, row):
 
 def test_missing_extra_names_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "polars" else object())
-    with pytest.raises(ImportError, match=r'needs polars: pip install "jaxsafety\[report\]"'):
+    with pytest.raises(ImportError, match=r'needs polars: pip install ".\[report\]" in a checkout'):
         importlib.reload(jaxsafety.report)

@@ -16,6 +16,7 @@ from jaxsafety.models import gpt
 from jaxsafety.rundir import results, signals
 from jaxsafety.study import analyze, lanes, pipeline
 from jaxsafety.study.probes import features, variants
+from jaxsafety.training import objective
 from jaxsafety.world.layout import last_prompt_index
 
 # float32 programs that XLA fuses in another order.
@@ -172,10 +173,9 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     batch = world.preferences(trials)
     assert trials.unsafe.tolist() == [False, False, True, True]
     flat = []
+    model = lanes.model_of(mini_recipe, ready.world)
     for method in mini_recipe.tune.methods.values():
-        point = jax.tree.map(lambda leaf: leaf[0], pipeline._points([(lr, method) for _, lr in ready.tune_grid.points]))
-        forward = lanes.forward_of(lanes.model_of(mini_recipe, ready.world))
-        loss = lanes.objective(forward, method, reference=base, point=point)
+        loss = objective.make_loss(method.load(), model, method.options, reference=base, key=keys.root(0))
         gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
     expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))

@@ -202,7 +202,7 @@ def test_the_memory_of_a_dry_run_is_that_of_the_states(main, mini_yaml, mini_rec
     from jaxsafety.study import pipeline
 
     assert main("run", mini_yaml, "--dry_run", "--out", tmp_path / "nowhere") == 0
-    state = pipeline.tune_shapes([pipeline.prepare(mini_recipe, tmp_path)])
+    state = pipeline.tune_shapes([pipeline.prepare(mini_recipe, tmp_path)], "dpo")
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2**20
     assert f"has 4 lanes of parameters and optimiser state, {size:.1f} MiB in all" in capsys.readouterr().out
 

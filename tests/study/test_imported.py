@@ -209,7 +209,7 @@ def test_a_model_named_twice_or_not_at_all_is_refused(refuse, folder):
 
 def test_a_recipe_without_the_missing_models_takes_the_others(main, folder):
     command = words(folder, models=["pretrained", "sft:eta_M"])
-    fewer = ["--tune.learning_rates", "{eta_M: 1e-3}", "--tune.methods", "{sft: {objective: sft}}"]
+    fewer = ["--tune.learning_rates", "{eta_M: 1e-3}", "--tune.methods", "{sft: {method: sft}}"]
     assert main(*command, *fewer) == 0
     assert set(manifest_file.read_manifest(folder / "run")["imported"]["files"]) == {
         f"{model} of seed {seed}" for model in ("pretrained", "sft:eta_M") for seed in (3, 5)
@@ -335,4 +335,4 @@ def test_the_program_reads_files_of_torch_or_says_what_to_install(folder, tensor
         assert len(manifest_file.read_manifest(folder / "run")["imported"]["files"]) == len(MODELS)
     else:
         assert done.returncode == 2 and not (folder / "run").exists()
-        assert done.stderr.count("\n") == 1 and 'pip install "jaxsafety[official]"' in done.stderr
+        assert done.stderr.count("\n") == 1 and 'pip install ".[official]" in a checkout' in done.stderr

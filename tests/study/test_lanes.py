@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, world
-from jaxsafety.methods import objectives
-from jaxsafety.recipe.schema import MethodConfig, OptimConfig
+from jaxsafety.recipe.schema import MethodConfig, OptimConfig, method_config
 from jaxsafety.study import lanes
 from jaxsafety.study.probes import quantities
 from jaxsafety.subjects import answers
 from jaxsafety.training import stepping
 from jaxsafety.types import HParams
+from tests.methods.bound import bound
 
 # Two float32 programs that average the same numbers in another order.
 RTOL = 1e-5
@@ -29,8 +29,7 @@ class Drawn(Exception):
 
 @pytest.fixture
 def point():
-    values = {"peak_lr": 1e-3, "weight_chosen": 0.3, "weight_rejected": 0.1, "p_unsafe": 0.5, "ascent_bound": np.inf}
-    return HParams(**{name: jnp.float32(value) for name, value in values.items()})
+    return HParams(jnp.float32(1e-3), jnp.float32(0.5))
 
 
 @pytest.fixture
@@ -79,19 +78,24 @@ def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, ke
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "unlearn"])
-def test_a_method_is_its_objective_with_its_reduction_and_weights(mini_recipe, tiny_world, key, params, point, name):
-    forward = jax.jit(lanes.forward_of(lanes.model_of(mini_recipe, tiny_world)))
+def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(mini_recipe, tiny_world, key, params, name):
+    weights = {"weight_chosen": 0.3, "weight_rejected": 0.1, "reduction": "mean"} if name != "sft" else {}
+    node = method_config("mine", {"method": name, **weights})
+    point = HParams(jnp.float32(1e-3), jnp.float32(0.5), {"weight_chosen": jnp.float32(0.7)} if weights else {})
     reference = lanes.init_params(mini_recipe, tiny_world, key=keys.root(9))
-    draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
-    batch = jax.jit(lambda key: draw(key=key))(key)
-    method = MethodConfig(objective=name, reduction="mean")
-    got = lanes.objective(forward, method, reference=reference, point=point)(params, batch)
-    expected = {
-        "sft": lambda: objectives.sft(forward),
-        "dpo": lambda: objectives.dpo(forward, reference=reference, hparams=point, reduction="mean"),
-        "unlearn": lambda: objectives.unlearn(forward, hparams=point, reduction="mean"),
-    }[name]()(params, batch)
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    state = lanes.init_tuned(mini_recipe, node, params, key=key, point=point)
+    chunk = jax.jit(lanes.tune_chunk(mini_recipe, tiny_world, node))
+    _, metrics = chunk(state, (key, reference), point, jnp.int32(1))
+    options = weights | ({"weight_chosen": 0.7} if weights else {})
+    options |= {"ascent_bound": 10.0} if name == "unlearn" else {}
+    loss = bound(
+        name, lanes.model_of(mini_recipe, tiny_world), reference=reference,
+        **options,
+    )  # fmt: skip
+    draw = partial(world.tune_batch_at, tiny_world, batch_size=mini_recipe.tune.batch_size, p_unsafe=0.5, mix="prompt")
+    value, expected = jax.jit(lambda key: loss(params, draw(key=keys.stream(key, "tune"), step=0)))(key)
+    for metric, own in {**expected, "loss": value}.items():
+        np.testing.assert_allclose(metrics[metric], own, rtol=RTOL, atol=1e-6, err_msg=metric)
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +152,9 @@ def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe
         assert half == whole
 
 
-def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, point):
-    forward = lanes.forward_of(lanes.training_model_of(half_recipe, tiny_world))
+def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params):
     draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
-    loss = lanes.objective(forward, MethodConfig("dpo"), reference=params, point=point)
+    loss = bound("dpo", lanes.training_model_of(half_recipe, tiny_world), reference=params)
     value, metrics = jax.jit(lambda key: loss(params, draw(key=key)))(key)
     # A reference in float32 would leave margins of the size of bfloat16's rounding.
     assert float(value) == pytest.approx(math.log(2), rel=1e-6)

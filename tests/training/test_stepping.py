@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxsafety import losses
 from jaxsafety.subjects import answers
 from jaxsafety.training import stepping
 from jaxsafety.types import Batch
@@ -15,10 +16,18 @@ RTOL = 1e-6
 VOCAB, ROWS, TOKENS = 5, 400, 7
 
 
-def loss(params, batch):
+def totals(params, batch, aux=None, **_):
     """A quadratic; a NaN in the batch makes loss and gradient NaN."""
     residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
-    return jnp.mean(residual**2), {"residual": jnp.mean(residual)}
+    return {"square": losses.summed(residual**2)}, {"residual": losses.summed(residual)}
+
+
+def loss(params, batch):
+    return stepping.added(*totals(params, batch))
+
+
+def make_step(totals, optimizer):
+    return stepping.make_step(stepping.make_gradient(totals, key=jax.random.key(0), total_steps=9), optimizer)
 
 
 @pytest.fixture
@@ -37,7 +46,7 @@ def bits(tree):
 
 def test_step_is_plain_gradient_descent(params):
     state = stepping.init_state(params, optax.sgd(0.1))
-    state, metrics = stepping.make_step(loss, optax.sgd(0.1))(state, batch_of(0))
+    state, metrics = make_step(totals, optax.sgd(0.1))(state, batch_of(0))
     x, y = (np.asarray(batch_of(0)[name], np.float64) for name in "xy")
     residual = x @ np.asarray([1.0, -2.0, 0.5]) + 0.3 - y
     grads = {"w": 2 * x.T @ residual / 4, "b": 2 * residual.mean()}
@@ -52,7 +61,7 @@ def test_step_is_plain_gradient_descent(params):
 def test_step_is_the_optax_loop_for_a_stateful_optimizer(params):
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, b2=0.9))
     state, opt_state, expected = stepping.init_state(params, optimizer), optimizer.init(params), params
-    step = jax.jit(stepping.make_step(loss, optimizer))
+    step = jax.jit(make_step(totals, optimizer))
     for i in range(3):
         state, _ = step(state, batch_of(i))
         grads = jax.grad(lambda p, i=i: loss(p, batch_of(i))[0])(expected)
@@ -68,7 +77,7 @@ def poisoned(step, at):
 
 def test_a_dead_lane_is_frozen_and_stays_dead_while_the_other_lives_on_untouched(params):
     optimizer = optax.adam(0.01)
-    step = stepping.make_step(loss, optimizer)
+    step = make_step(totals, optimizer)
 
     def run(start, poison_at):
         return stepping.run_steps(step, lambda i: poisoned(i, poison_at), start, steps=6)
@@ -90,25 +99,25 @@ def test_a_dead_lane_is_frozen_and_stays_dead_while_the_other_lives_on_untouched
 
 
 def test_an_infinite_gradient_of_a_finite_loss_freezes_too():
-    step = stepping.make_step(lambda p, _: (jnp.sqrt(p["x"]), {}), optax.sgd(0.1))
+    step = make_step(lambda p, *_, **__: ({"root": (jnp.sqrt(p["x"]), jnp.float32(1))}, {}), optax.sgd(0.1))
     state, metrics = step(stepping.init_state({"x": jnp.float32(0.0)}, optax.sgd(0.1)), None)
     assert (metrics["loss"], bool(state.finite), state.params["x"]) == (0, False, 0)
 
 
 def test_steps_are_a_python_loop_over_the_states_own_counter(params):
     optimizer = optax.adam(0.01)
-    step = stepping.make_step(loss, optimizer)
+    step = make_step(totals, optimizer)
     start = stepping.init_state(params, optimizer).replace(step=jnp.int32(3))
     run = jax.jit(lambda s, steps: stepping.run_steps(step, batch_of, s, steps=steps))
     scanned, metrics = run(start, jnp.int32(4))
-    looped, losses = start, []
+    looped, seen_losses = start, []
     jitted = jax.jit(step)
     for i in range(3, 7):
         looped, seen = jitted(looped, batch_of(i))
-        losses.append(float(seen["loss"]))
+        seen_losses.append(float(seen["loss"]))
     assert scanned.step == looped.step == 7
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL), scanned, looped)
-    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=RTOL)
+    np.testing.assert_allclose(metrics["loss"], np.mean(seen_losses), rtol=RTOL)
     # The same program, two chunks of another length: not a bit changes.
     halves = run(run(start, jnp.int32(1))[0], jnp.int32(3))[0]
     assert bits(halves) == bits(scanned)
@@ -160,3 +169,45 @@ def test_a_prompt_is_complied_refused_or_other_and_each_occurs(judged):
     _, _, got = judged
     np.testing.assert_array_equal(got["complied"] + got["refused"] + got["other"], 1.0)
     assert all(got[name].sum() > 10 for name in ("complied", "refused", "other"))
+
+
+def test_the_state_beside_the_optimisers_follows_the_means_and_freezes_with_its_lane():
+    def sums(params, batch, aux, **_):
+        return {"loss": losses.summed(params["x"] * batch + aux["seen"])}, {"batch": losses.summed(batch)}
+
+    def update_aux(aux, means):
+        return {"seen": aux["seen"] + means["batch"]}
+
+    gradient = stepping.make_gradient(sums, key=jax.random.key(0), total_steps=3, parts=2)
+    step = jax.jit(stepping.make_step(gradient, optax.sgd(0.0), update_aux=update_aux))
+    state = stepping.init_state({"x": jnp.float32(1)}, optax.sgd(0.0), aux={"seen": jnp.float32(0)})
+    for batch, expected in (([1.0, 3.0], 2.0), ([2.0, 2.0], 4.0), ([jnp.nan, 1.0], 4.0), ([1.0, 1.0], 4.0)):
+        state, _ = step(state, jnp.asarray(batch))
+        assert state.aux["seen"] == expected
+
+
+def test_only_the_parameters_that_a_method_trains_move_or_decay(params):
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    gradient = stepping.make_gradient(totals, key=jax.random.key(0), total_steps=9)
+    state = stepping.init_state(params, optimizer)
+    moved, metrics = jax.jit(stepping.make_step(gradient, optimizer, trained="b"))(state, batch_of(0))
+    np.testing.assert_array_equal(moved.params["w"], params["w"])
+    assert moved.params["b"] != params["b"]
+    whole = jax.grad(lambda p: loss(p, batch_of(0))[0])(params)
+    np.testing.assert_allclose(metrics["grad_norm"], abs(whole["b"]), rtol=1e-5)
+
+
+def test_a_loss_knows_its_step_by_key_and_progress(params):
+    def sums(params, batch, aux, *, key, progress):
+        return {"loss": losses.summed(params["b"] * batch["y"])}, {
+            "progress": (progress, jnp.float32(1)),
+            "drawn": (jax.random.uniform(key), jnp.float32(1)),
+        }
+
+    step = jax.jit(make_step(sums, optax.sgd(0.0)))
+    state, seen = stepping.init_state(params, optax.sgd(0.0)), []
+    for i in range(3):
+        state, metrics = step(state, batch_of(i))
+        seen.append((float(metrics["progress"]), float(metrics["drawn"])))
+    np.testing.assert_allclose([progress for progress, _ in seen], [0, 1 / 9, 2 / 9], rtol=RTOL)
+    assert len({drawn for _, drawn in seen}) == 3

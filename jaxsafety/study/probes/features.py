@@ -10,6 +10,7 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import losses, tree
@@ -201,13 +202,13 @@ def input_quantities(recipe: Recipe, params: Params, base: Params, seen: Feature
     for name in MATRICES:
         before, after = (side["blocks"]["mlp"][name] for side in (base, params))
         rows = inputs[name]
-        depth, conditions, prompts, width = rows.shape
+        conditions = rows.shape[1]
         space = update_spaces.input_space(
-            before, after - before, inputs=rows.reshape(depth, -1, width), rank=directions(recipe, base)
+            before, after - before, inputs=rearrange(rows, "l c b d -> l (c b) d"), rank=directions(recipe, base)
         )
-        by_condition = partial(_by_condition, conditions=conditions, prompts=prompts)
+        by_condition = partial(rearrange, pattern="l (c b) ... -> c l b ...", c=conditions)
         weights = found.subsets[:, :, None, :]
-        projected = jnp.abs(by_condition(space.projections)).transpose(0, 1, 3, 2)
+        projected = rearrange(jnp.abs(by_condition(space.projections)), "c l b r -> c l r b")
         subsets = found.subsets[:, :, None, None, :]
         per_matrix.append(
             {
@@ -228,8 +229,3 @@ def input_quantities(recipe: Recipe, params: Params, base: Params, seen: Feature
 def directions(recipe: Recipe, base: Params) -> int:
     """Returns how many leading directions of an update are written."""
     return min(recipe.analyze.directions, *base["blocks"]["mlp"]["up"].shape[1:])
-
-
-def _by_condition(values: Array, *, conditions: int, prompts: int) -> Array:
-    """``[l, c * b, ...]`` to ``[c, l, b, ...]``."""
-    return values.reshape(values.shape[0], conditions, prompts, *values.shape[2:]).swapaxes(0, 1)

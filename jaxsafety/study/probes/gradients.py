@@ -4,14 +4,15 @@ from itertools import combinations
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxsafety import world
+from jaxsafety import keys, world
 from jaxsafety.analysis import alignment
 from jaxsafety.analysis.quantities import Quantities, Quantity
-from jaxsafety.recipe.schema import Recipe
-from jaxsafety.study import lanes
+from jaxsafety.recipe.schema import MethodConfig, Recipe
 from jaxsafety.study.probes.quantities import model_of
-from jaxsafety.types import HParams, Params
+from jaxsafety.training import objective
+from jaxsafety.types import Key, Params
 from jaxsafety.world import Trial, World
 
 
@@ -20,21 +21,23 @@ def pairs(recipe: Recipe) -> tuple[tuple[str, str], ...]:
     return tuple(combinations(recipe.tune.methods, 2))
 
 
-def gradient_quantities(recipe: Recipe, world_: World, params: Params, base: Params, trials: Trial) -> Quantities:
-    """Returns the cosine of every two methods' gradients at ``params``, with ``base`` as DPO's reference.
+def gradient_quantities(
+    recipe: Recipe, world_: World, params: Params, base: Params, trials: Trial, *, key: Key
+) -> Quantities:
+    """Returns the cosine of every two methods' gradients at ``params``, with ``base`` as their reference.
 
     One batch for all methods, whatever their own mixtures are: the first safe and unsafe ones of ``[c, b]`` prompts.
     """
-    count = recipe.analyze.gradient_prompts
+    count, model = recipe.analyze.gradient_prompts, model_of(recipe, world_)
     batch = world.preferences(jax.tree.map(lambda leaf: leaf[:2, :count].reshape(-1, *leaf.shape[2:]), trials))
-    forward = lanes.forward_of(model_of(recipe, world_))
-    gradients = {}
-    for name, method in recipe.tune.methods.items():
-        point = HParams(
-            peak_lr=1.0, weight_chosen=method.weight_chosen, weight_rejected=method.weight_rejected,
-            p_unsafe=method.p_unsafe, ascent_bound=method.ascent_bound,
-        )  # fmt: skip
-        loss = lanes.objective(forward, method, reference=base, point=point)
-        gradients[name] = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(params)
+
+    def gradient(method: MethodConfig) -> Params:
+        own, options = method.load(), method.options
+        state = objective.init_state(own, params, optax.identity(), options, key=key)
+        first = keys.at_step(keys.stream(key, "method"), 0)
+        prepared = objective.prepared(own, model, batch, options, reference=base, key=first)
+        return objective.make_gradient(own, model, options, key=key, total_steps=1)(state, prepared)[2]
+
+    gradients = {name: gradient(method) for name, method in recipe.tune.methods.items()}
     cosines = [alignment.tree_cosine(gradients[one], gradients[other]) for one, other in pairs(recipe)]
     return {Quantity("alignment", "gradient_cosine", "pair"): jnp.stack(cosines)} if cosines else {}

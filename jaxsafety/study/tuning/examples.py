@@ -4,7 +4,7 @@ An answer is scored token by token, with what ends it; the prompt is not.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class Example:
         chosen: the preferred answer.
         rejected: the dispreferred one; None where none is needed.
         where: it was read.
+        unsafe: whether its label says that the prompt is one to refuse, ``unsafe`` or ``jailbreak:KIND``.
     """
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str | None
     where: str
+    unsafe: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class Encoded:
     """Examples as token ids, padded right to one length.
 
     Attributes:
-        batch: host arrays ``[n, t]``: a :class:`PreferenceBatch` of pairs, else a :class:`Batch`.
+        batch: host arrays ``[n, t]``, without rejected answers where the examples have none.
         truncated: how many have lost something.
     """
 
-    batch: Batch | PreferenceBatch
+    batch: PreferenceBatch
     truncated: int
 
     @property
@@ -69,7 +71,7 @@ def read(path: Path, *, pairs: bool) -> list[Example]:
     ``prompt`` is text or a list of turns; ``chosen`` (or ``completion``) and ``rejected`` are text or the one turn of
     the assistant. ``messages`` without an answer beside it is a conversation, every assistant turn of which is an
     example with all that stands before it, and with one is the prompt. Without any prompt, ``chosen`` and ``rejected``
-    are conversations that differ in their last turn. ``label`` is left alone.
+    are conversations that differ in their last turn. ``label`` tells methods that ask which prompts are unsafe.
 
     Args:
         path: the file.
@@ -80,7 +82,8 @@ def read(path: Path, *, pairs: bool) -> list[Example]:
     """
     found = []
     for row, where in prompts.objects(path, keys=_KEYS, what="examples", such=_SUCH[pairs]):
-        found.extend(_parsed(row, where, pairs=pairs))
+        unsafe = str(row.get("label", "")).partition(":")[0] in ("unsafe", "jailbreak")
+        found.extend(replace(example, unsafe=unsafe) for example in _parsed(row, where, pairs=pairs))
     return found
 
 
@@ -167,7 +170,8 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_tokens: int
     longest = max(len(prompt) + len(answer) - 1 for row in rows for prompt, answer in row)
     length = min(-(-longest // _STEP) * _STEP, max_tokens)
     sides = [_padded([row[side] for row in rows], length) for side in range(len(rows[0]))]
-    return Encoded(sides[0] if len(sides) == 1 else PreferenceBatch(*sides), truncated)
+    unsafe = np.array([example.unsafe for example in examples])
+    return Encoded(PreferenceBatch(sides[0], sides[1] if len(sides) == 2 else None, unsafe), truncated)
 
 
 def _check_ids(told: list[tuple[list[int], list[int]]], example: Example, tokenizer: Tokenizer, most: int) -> None:

@@ -2,23 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxsafety import keys, losses
-from jaxsafety.methods import totals
+from jaxsafety import keys
 from jaxsafety.models import llama, lora
 from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.models.through import through
 from jaxsafety.study.tuning import examples
 from jaxsafety.study.tuning.options import TuningConfig
-from jaxsafety.training import optim, stepping
-from jaxsafety.types import Batch, Forward, HParams, Metrics, Params, Totals, TrainState
+from jaxsafety.training import objective, optim, stepping
+from jaxsafety.types import Metrics, Model, Params, PreferenceBatch, TrainState
 
 # (state, frozen parameters, data, steps) to the state after so many steps and their mean metrics.
 Chunk = Callable[[TrainState, Params, Any, Int[Array, ""]], tuple[TrainState, Metrics]]
@@ -32,11 +30,12 @@ def start(params: Params, config: TuningConfig) -> tuple[TrainState, Params]:
         config: what is tuned: an adapter, whose state is its factors alone, or all of ``params``, which are then the
             float32 numbers that updates are added to.
     """
-    if config.lora_rank is None:
-        return stepping.init_state(params, optimizer(config)), {}
-    key = keys.stream(keys.root(config.seed), "init")
-    adapter = lora.init(params, rank=config.lora_rank, targets=config.lora_targets, key=key)
-    return stepping.init_state(adapter, optimizer(config)), params
+    key, trained, frozen = keys.root(config.seed), params, {}
+    if config.lora_rank is not None:
+        adapter = keys.stream(key, "init")
+        trained = lora.init(params, rank=config.lora_rank, targets=config.lora_targets, key=adapter)
+        frozen = params
+    return objective.init_state(config.load(), trained, optimizer(config), config.options, key=key), frozen
 
 
 def optimizer(config: TuningConfig) -> optax.GradientTransformation:
@@ -53,57 +52,47 @@ def chunk(model: LlamaConfig, config: TuningConfig, *, batches: Sharding | None 
         config: how it is tuned.
         batches: where sequences go that are computed on together; None for wherever the parameters are.
     """
-    key = keys.stream(keys.root(config.seed), "tune")
+    key, method = keys.root(config.seed), config.load()
 
     def run(state: TrainState, frozen: Params, data: Any, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
-        objective = _objective(forward(model, config, frozen, batches=batches), config)
-        step = stepping.make_gradient_step(stepping.accumulated(objective, parts=config.accumulate), optimizer(config))
+        own = tuned_model(model, config, frozen, batches=batches)
+        step = objective.make_step(
+            method, own, optimizer(config), config.options, key=key, total_steps=config.steps, parts=config.accumulate
+        )
 
-        def draw(step: Int[Array, ""]) -> Any:
-            return examples.draw(data, key=key, step=step, batch_size=config.batch_size)
+        def draw(i: Int[Array, ""]) -> PreferenceBatch:
+            batch = examples.draw(data, key=keys.stream(key, "tune"), step=i, batch_size=config.batch_size)
+            if method.data is None:
+                return batch
+            return method.data(batch, key=keys.at_step(keys.stream(key, "method"), i), config=config.options)
 
         return stepping.run_steps(step, draw, state, steps=steps)
 
     return run
 
 
-def forward(model: LlamaConfig, config: TuningConfig, frozen: Params, *, batches: Sharding | None = None) -> Forward:
+def tuned_model(model: LlamaConfig, config: TuningConfig, frozen: Params, *, batches: Sharding | None = None) -> Model:
     """Returns the model as a function of what is tuned of it; see :func:`start` and :func:`chunk`."""
     own = replace(model, compute_dtype=config.dtype, recompute=config.recompute)
 
-    def run(trained: Params, tokens: Int[Array, "b t"]) -> Float[Array, "b t v"]:
-        if batches is not None:
-            tokens = jax.lax.with_sharding_constraint(tokens, batches)
+    def join(trained: Params) -> Params:
         if config.lora_rank is None:
-            params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), trained)
-        else:
-            params = lora.joined(frozen, trained, scale=config.scale)
-        return llama.apply(params, tokens, config=own).logits
+            return jax.tree.map(lambda leaf: leaf.astype(config.dtype), trained)
+        return lora.joined(frozen, trained, scale=config.scale)
 
-    return run
+    def place(tokens: Array) -> Array:
+        return tokens if batches is None else jax.lax.with_sharding_constraint(tokens, batches)
+
+    return through(llama.model(own), join, place=place)
 
 
-def logprobs(
+def reference(
     model: LlamaConfig, config: TuningConfig, *, batches: Sharding | None = None
-) -> Callable[[Params, Params, Batch], Float[Array, "b t"]]:
-    """Returns what reads the log-probability of every target of a batch, from what is tuned and what is frozen."""
+) -> Callable[[Params, Params, PreferenceBatch], Any]:
+    """Returns what reads what the method asks of its reference, from what is tuned and what is frozen."""
+    method = config.load()
 
-    def run(trained: Params, frozen: Params, batch: Batch) -> Float[Array, "b t"]:
-        logits = forward(model, config, frozen, batches=batches)(trained, batch.tokens)
-        return losses.token_logprobs(logits, batch.targets)
+    def run(trained: Params, frozen: Params, batch: PreferenceBatch) -> Any:
+        return method.reference(tuned_model(model, config, frozen, batches=batches), trained, batch, config.options)
 
     return run
-
-
-def _objective(forward: Forward, config: TuningConfig) -> Totals:
-    if config.method == "sft":
-        return totals.next_token(forward)
-    hparams = HParams(
-        peak_lr=config.lr,
-        weight_chosen=config.weight_chosen,
-        weight_rejected=config.weight_rejected,
-        p_unsafe=1.0,
-        ascent_bound=jnp.float32(config.ascent_bound),
-    )
-    make = {"dpo": totals.dpo, "unlearn": totals.unlearn}[config.method]
-    return partial(make, hparams=hparams, reduction=config.reduction)(forward)

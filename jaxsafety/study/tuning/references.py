@@ -1,11 +1,10 @@
-"""What the model that DPO begins with says of all answers: read once, and kept in the run directory."""
+"""What the model that tuning begins with says of all examples: read once, and kept in the run directory."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsafety.engine import programs
@@ -14,9 +13,16 @@ from jaxsafety.rundir import checkpoint, progress, signals
 from jaxsafety.study.tuning import program
 from jaxsafety.study.tuning.options import TuningConfig
 from jaxsafety.study.tuning.places import Places
-from jaxsafety.types import Batch, Params, PreferenceBatch, ReferencedBatch, TrainState
+from jaxsafety.types import Params, PreferenceBatch, TrainState
 
 _FOLDER = "references"
+
+
+def shapes(
+    batch: PreferenceBatch, state: TrainState, frozen: Params, *, model: LlamaConfig, config: TuningConfig
+) -> Any:
+    """Returns the shapes of what the method's reference says of examples ``[n, ...]``; nothing is computed."""
+    return jax.eval_shape(program.reference(model, config), state.params, frozen, batch)
 
 
 def referenced(
@@ -28,8 +34,8 @@ def referenced(
     model: LlamaConfig,
     config: TuningConfig,
     places: Places,
-) -> ReferencedBatch:
-    """Returns pairs with the log-probs of the model before the first step, as host arrays.
+) -> PreferenceBatch:
+    """Returns examples with what the model before the first step says of them, as host arrays.
 
     Args:
         batch: ``[n, t]`` of all examples.
@@ -37,7 +43,7 @@ def referenced(
         frozen: the weights that stay as they are.
         directory: the run directory.
         model: the checkpoint's configuration.
-        config: of the run.
+        config: of the run, whose method has a reference.
         places: of its parts.
 
     Raises:
@@ -45,38 +51,46 @@ def referenced(
         OSError: a file cannot be read or written.
         Stopped: a signal has asked to stop.
     """
-    folder, sides = directory / _FOLDER, (batch.chosen, batch.rejected)
+    folder = directory / _FOLDER
+    like, structure = jax.tree.flatten(shapes(batch, state, frozen, model=model, config=config))
     if checkpoint.latest(folder) is None:
         if int(state.step):
             raise ValueError(
                 f"{folder} is missing, which training in {directory} went by: expected it as it was, or another --out"
             )
-        read = _reader(sides[0], state.params, frozen, model=model, config=config, places=places)
-        checkpoint.save(folder, [read(side) for side in sides], step=0)
-    like = [jax.ShapeDtypeStruct(side.tokens.shape, jnp.float32) for side in sides]
-    return ReferencedBatch(batch, *jax.device_get(checkpoint.load(folder, like)[0]))
+        read = _reader(batch, state.params, frozen, model=model, config=config, places=places)
+        checkpoint.save(folder, read(), step=0)
+    found = jax.device_get(checkpoint.load(folder, like)[0])
+    return batch.replace(reference=jax.tree.unflatten(structure, found))
 
 
 def _reader(
-    like: Batch, trained: Params, frozen: Params, *, model: LlamaConfig, config: TuningConfig, places: Places
-) -> Callable[[Batch], np.ndarray]:
-    """Returns what reads the log-probs of all answers of a side; compiled once for both."""
+    batch: PreferenceBatch,
+    trained: Params,
+    frozen: Params,
+    *,
+    model: LlamaConfig,
+    config: TuningConfig,
+    places: Places,
+) -> Callable[[], list[np.ndarray]]:
+    """Returns what reads the arrays of all examples, as many at a time as a part of a batch has."""
     size = config.batch_size // config.accumulate
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), like)
-    run = program.logprobs(model, config, batches=places.sequences(size))
-    compiled = programs.fitted(run, trained, frozen, places.copied(shapes), what=f"reading {size} sequences")
+    part_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
+    run = program.reference(model, config, batches=places.sequences(size))
+    what = f"reading {size} examples"
+    compiled = programs.fitted(run, trained, frozen, places.copied(part_shapes), what=what)
 
-    def read(side: Batch) -> np.ndarray:
-        count, found = len(side.tokens), []
-        with progress.track(count, label="reference of dpo") as update:
+    def read() -> list[np.ndarray]:
+        count, found = len(batch.chosen.tokens), []
+        with progress.track(count, label=f"reference of {config.method}") as update:
             for start in range(0, count, size):
                 # The last batch is filled with the first examples: one shape, one program.
                 rows, end = np.arange(start, start + size) % count, min(start + size, count)
-                part: Any = jax.tree.map(lambda leaf, rows=rows: leaf[rows], side)
-                logprobs = compiled(trained, frozen, jax.device_put(part, places.everywhere))
-                found.append(np.asarray(logprobs)[: end - start])
+                part: Any = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+                arrays = jax.tree.leaves(compiled(trained, frozen, jax.device_put(part, places.everywhere)))
+                found.append([np.asarray(array)[: end - start] for array in arrays])
                 update(end, {})
-                signals.check(f"after {end} of {count} answers of the reference")
-        return np.concatenate(found)
+                signals.check(f"after {end} of {count} examples of the reference")
+        return [np.concatenate(pieces) for pieces in zip(*found, strict=True)]
 
     return read

@@ -23,7 +23,7 @@ from jaxsafety.study.tuning import places as placing
 from jaxsafety.study.tuning.examples import Encoded
 from jaxsafety.study.tuning.options import TuningConfig
 from jaxsafety.study.tuning.places import Places
-from jaxsafety.types import Metrics, Params, ReferencedBatch, TrainState
+from jaxsafety.types import Metrics, Params, TrainState
 
 MODEL = "model"
 # Seconds between two saves of the state; it may be larger than the model.
@@ -108,8 +108,8 @@ def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: Tuni
     what = f"tuning with {config.batch_size // config.accumulate} sequences at a time"
     chunk = programs.fitted(_chunk(model, config, shapes, places), *_given(shapes), donate=(0,), what=what)
     state, frozen = _begin(opened, shapes, directory, config, places)
-    data: Any = encoded.batch
-    if config.method == "dpo":
+    data = encoded.batch
+    if config.load().reference is not None:
         data = references.referenced(data, state, frozen, directory, model=model, config=config, places=places)
     data = jax.device_put(data, places.everywhere)
 
@@ -188,9 +188,8 @@ def _shapes(model: LlamaConfig, encoded: Encoded, config: TuningConfig, places: 
     dtype = jnp.dtype("float32" if config.lora_rank is None else config.dtype)
     flat = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in leaf_shapes(model).items()}
     state, frozen = jax.eval_shape(partial(program.start, config=config), tree.unflatten(flat))
-    data: Any = encoded.batch
-    if config.method == "dpo":
-        logprobs = (jax.ShapeDtypeStruct(side.tokens.shape, jnp.float32) for side in (data.chosen, data.rejected))
-        data = ReferencedBatch(data, *logprobs)
+    data = encoded.batch
+    if config.load().reference is not None:
+        data = data.replace(reference=references.shapes(data, state, frozen, model=model, config=config))
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     return _Shapes(places.split(state), places.split(frozen), places.copied(data), places.copied(steps))

@@ -14,12 +14,13 @@ import pytest
 from jaxsafety import tree
 from jaxsafety.cli import main
 from jaxsafety.formats import hf, hf_tokenizer, prompts
-from jaxsafety.methods import objectives
+from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import llama
 from jaxsafety.rundir import checkpoint, metrics_file, signals
 from jaxsafety.study.tuning import examples, places, program, run
 from jaxsafety.study.tuning.options import TuningConfig
 from jaxsafety.study.tuning.places import Places
+from tests.methods.bound import bound
 from tests.study.pairs.conftest import CONFIG
 
 LORA = TuningConfig("sft", steps=13, batch_size=4, accumulate=2, lora_rank=2, lr=1e-2, max_tokens=64)
@@ -82,7 +83,7 @@ def test_an_adapter_learns_and_the_model_is_the_base_with_it(tuned, opened, enco
     assert moved == {path for path, leaf in tree.flatten(before).items() if leaf.ndim == 3}
     delta = np.asarray(after["blocks"]["attn"]["q"] - before["blocks"]["attn"]["q"])
     assert (np.linalg.matrix_rank(delta, tol=1e-5) == 2).all()
-    value, _ = objectives.next_token(forward)(after, jax.tree.map(jnp.asarray, encode().batch))
+    value, _ = bound("sft", llama.model(CONFIG))(after, jax.tree.map(jnp.asarray, encode().batch))
     assert float(value) < losses[0]
 
 
@@ -105,7 +106,7 @@ def test_steps_are_those_of_plain_adamw(opened, encode):
     state, frozen = program.start(params, config)
     data = jax.tree.map(jnp.asarray, encode().batch)
     state, metrics = jax.jit(program.chunk(CONFIG, config))(state, frozen, data, jnp.int32(1))
-    loss = objectives.next_token(forward)
+    loss = bound("sft", llama.model(CONFIG))
     (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, data)
     np.testing.assert_allclose(metrics["loss"], value, rtol=2e-5)
     # The first step of Adam moves every parameter by the rate, against its gradient's sign.
@@ -116,7 +117,7 @@ def test_steps_are_those_of_plain_adamw(opened, encode):
 
 
 def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_path):
-    config = replace(LORA, method="dpo", steps=2, lr=1e-6, weight_chosen=0.1, weight_rejected=0.1)
+    config = replace(LORA, method="dpo", steps=2, lr=1e-6, options=dpo.Config())
     encoded = encode(pairs=True)
     write(opened, encoded, tmp_path, config)
     np.testing.assert_allclose(numbers(tmp_path), np.log(2), atol=1e-4)
@@ -132,7 +133,7 @@ def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_pa
 
 
 def test_lost_references_are_not_made_of_a_model_that_has_moved(opened, encode, tmp_path, monkeypatch):
-    config = replace(LORA, method="dpo", weight_chosen=0.1, weight_rejected=0.1)
+    config = replace(LORA, method="dpo", options=dpo.Config())
     with monkeypatch.context() as patch:
         patch.setattr(signals, "asked", lambda: 15)
         patch.setattr(signals, "check", stop_in_training)
@@ -149,7 +150,7 @@ def stop_in_training(where):
 
 
 def test_unlearning_pushes_rejected_answers_away(opened, encode, tmp_path):
-    config = replace(LORA, method="unlearn", steps=20, weight_chosen=1.0, weight_rejected=1.0, reduction="mean")
+    config = replace(LORA, method="unlearn", steps=20, options=unlearn.Config(reduction="mean"))
     write(opened, encode(pairs=True), tmp_path, config)
     first, last = metrics_file.read_metrics(tmp_path)
     assert last["logps/rejected"] < first["logps/rejected"]

@@ -1,20 +1,20 @@
 """DPO of a checkpoint has TRL's loss and gradient on the same batch."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file
 
-from jaxsafety import tree
+from jaxsafety import keys, tree
 from jaxsafety.formats import hf, hf_names
-from jaxsafety.methods import totals
+from jaxsafety.methods import dpo
 from jaxsafety.models import llama
-from jaxsafety.training import stepping
-from jaxsafety.types import Batch, HParams, PreferenceBatch, ReferencedBatch
+from jaxsafety.training import objective, stepping
+from jaxsafety.types import Batch, PreferenceBatch
 from tests.study.tuning import trl_reference
 
 GOLDEN = Path(__file__).parent / "golden" / "dpo.npz"
@@ -27,17 +27,15 @@ def ours():
     """Loss and gradients by their names."""
     config = hf.read_config(trl_reference.MODEL)
 
-    def forward(params, tokens):
-        return llama.apply(params, tokens, config=config).logits
-
     policy, reference = (ours_from(state, config) for state in trl_reference.weights(load_file(weights_file())))
     tokens, answer = trl_reference.batch()
     whole = [Batch(*map(jnp.asarray, (ids[:, :-1], ids[:, 1:], marks[:, 1:]))) for ids, marks in halves(tokens, answer)]
-    pairs = PreferenceBatch(*whole)
-    chosen, rejected, _ = jax.jit(partial(totals.both, forward))(reference, pairs)
-    hparams = HParams(0.0, trl_reference.BETA, trl_reference.BETA, 1.0, np.inf)
-    gradient = stepping.accumulated(totals.dpo(forward, hparams=hparams, reduction="sum"), parts=3)
-    loss, _, grads = jax.jit(gradient)(policy, ReferencedBatch(pairs, chosen, rejected))
+    pairs = PreferenceBatch(*whole, unsafe=jnp.ones(len(whole[0].tokens), bool))
+    options, model, key = dpo.Config(trl_reference.BETA, trl_reference.BETA), llama.model(config), keys.root(0)
+    prepared = jax.jit(lambda q, b: objective.prepared(dpo.METHOD, model, b, options, reference=q, key=key))
+    gradient = objective.make_gradient(dpo.METHOD, model, options, key=key, total_steps=1, parts=3)
+    state = stepping.init_state(policy, optax.identity())
+    loss, _, grads = jax.jit(gradient)(state, prepared(reference, pairs))
     return {"loss": np.asarray(loss)} | theirs_from(grads, config)
 
 
@@ -81,6 +79,6 @@ def test_loss_and_gradients_are_those_that_trl_gave(ours):
 
 @pytest.mark.filterwarnings("ignore")  # of TRL's own imports
 def test_loss_and_gradients_are_those_of_trl_here(ours):
-    pytest.importorskip("trl", reason="trl is not installed: pip install 'jaxsafety[peers,hf-test]'")
-    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'jaxsafety[hf-test]'")
+    pytest.importorskip("trl", reason="trl is not installed: pip install '.[peers,hf-test]'")
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[hf-test]'")
     check(ours, trl_reference.computed())

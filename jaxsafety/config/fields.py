@@ -1,0 +1,132 @@
+"""How options are declared: once, on a frozen dataclass ``Config``, each traced or static, with its bounds.
+
+A *traced* field is a scalar of one lane: a grid of it is one compiled program. A *static* field (any plain dataclass
+field is one) is part of the program: another value compiles another. Recipes, dry runs, the command line and the
+documentation read the fields from here; nothing types them again.
+
+    @dataclass(frozen=True)
+    class Config:
+        beta: float = traced(0.1, above=0)
+        reduction: Literal["sum", "mean"] = "sum"
+        __post_init__ = check
+"""
+
+import math
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jaxsafety.config.names import check_name, nearest
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number must satisfy: ``above`` and ``below`` exclude their value; infinity only where ``infinite``."""
+
+    above: float | int | None = None
+    at_least: float | int | None = None
+    below: float | int | None = None
+    at_most: float | int | None = None
+    infinite: bool = False
+
+    def holds(self, value: float | int) -> bool:
+        """Whether a number lies inside."""
+        inside = (
+            (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+        return inside and not math.isnan(value) and (self.infinite or math.isfinite(value))
+
+    def __str__(self) -> str:
+        signs = {">": self.above, ">=": self.at_least, "<": self.below, "<=": self.at_most}
+        parts = [f"{sign} {limit:g}" for sign, limit in signs.items() if limit is not None]
+        return " and ".join(parts if self.infinite else [*parts, "finite"])
+
+
+def traced(default: float | int, **bounds: Any) -> Any:
+    """Declares a scalar of a lane; ``bounds`` are those of :class:`Bounds`."""
+    return field(default=default, metadata={"traced": True, "bounds": Bounds(**bounds)})
+
+
+def static(default: Any, **bounds: Any) -> Any:
+    """Declares a number, or a tuple of numbers, that is part of the program, with bounds."""
+    return field(default=default, metadata={"bounds": Bounds(**bounds)})
+
+
+def check(config: Any) -> None:
+    """Checks every field of a config against its declared names and bounds; assign it to ``__post_init__``.
+
+    Raises:
+        ValueError: a name that is not among the literal's, or a number out of bounds; the field is named.
+    """
+    hints = get_type_hints(type(config))
+    for one in fields(config):
+        value, bounds = getattr(config, one.name), one.metadata.get("bounds")
+        if get_origin(hints[one.name]) is Literal:
+            check_name(one.name, value, get_args(hints[one.name]))
+        for number in value if isinstance(value, tuple) else (value,):
+            if bounds and isinstance(number, int | float) and not bounds.holds(number):
+                raise ValueError(f"{one.name} must be {bounds}, got {number}")
+
+
+def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
+    """Returns a config of plain values, as YAML or a command line gives them.
+
+    Args:
+        config: its class.
+        values: by field; those that are not named keep their defaults.
+        owner: whose fields they are, for messages.
+
+    Raises:
+        ValueError: a field that there is not (the nearest is named), one left empty, another type, a bad value.
+    """
+    hints, known = get_type_hints(config), [one.name for one in fields(config)]
+    for name, value in values.items():
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"{owner} has no field {name!r}: {has}{nearest(name, known)}")
+        if value is None:
+            raise ValueError(f"{owner}.{name} is empty: give it a value or leave the field out")
+    try:
+        return config(**{name: _typed(value, hints[name], name) for name, value in values.items()})
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from error
+
+
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    if kind is float and isinstance(value, str):  # YAML reads 3e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    plain = not isinstance(value, bool)
+    if kind is float and isinstance(value, int | float) and plain:
+        return float(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(item, get_args(kind)[0], name) for item in value)
+    if get_origin(kind) is Literal or (isinstance(kind, type) and isinstance(value, kind) and (plain or kind is bool)):
+        return value
+    words = {float: "a number", int: "an integer", str: "text", bool: "true or false"}
+    raise ValueError(f"{name} must be {words.get(kind, 'a list')}, got {value!r}")
+
+
+def traced_names(config: Any) -> tuple[str, ...]:
+    """Returns the names of a config's (or its class's) traced fields, in order."""
+    return tuple(one.name for one in fields(config) if one.metadata.get("traced"))
+
+
+def at_point(config: Any, values: Mapping[str, Any]) -> Any:
+    """Returns the config with the values of its traced fields replaced by a lane's, which are not checked again."""
+    found = copy(config)
+    for name, value in values.items():
+        object.__setattr__(found, name, value)
+    return found
+
+
+def program(config: Any) -> tuple[tuple[str, Any], ...]:
+    """Returns the static fields and their values: where they differ, another program is compiled."""
+    traced_ = traced_names(config)
+    return tuple((one.name, getattr(config, one.name)) for one in fields(config) if one.name not in traced_)

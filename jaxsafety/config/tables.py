@@ -1,0 +1,80 @@
+"""Literal tables of what has a file of its own, ``name -> module``, and somebody else's as ``package.module:NAME``."""
+
+import ast
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxsafety.config.names import check_name
+
+
+def load(name: str, table: Mapping[str, str], *, kind: str, attribute: str) -> Any:
+    """Returns what a table's name, or ``package.module:NAME``, stands for; only its own module is imported.
+
+    Args:
+        name: the name.
+        table: names of ours to modules.
+        kind: what they are, for the message.
+        attribute: that the modules of the table hold.
+
+    Raises:
+        ValueError: an unknown name, no such module, or nothing of that name in it.
+    """
+    module, _, wanted = name.partition(":")
+    if not wanted:
+        check_name(kind, name, table)
+        return getattr(importlib.import_module(table[name]), attribute)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that it imports itself
+        raise ValueError(f"{kind} {name!r}: there is no module {module!r} on the path of Python") from error
+    if not hasattr(found, wanted):
+        raise ValueError(f"{kind} {name!r}: module {module!r} has no {wanted!r}, expected such as {attribute!r}")
+    return getattr(found, wanted)
+
+
+class Declared(NamedTuple):
+    """A field of a ``Config`` as its source declares it: nothing is imported for a help text."""
+
+    name: str
+    kind: str
+    default: str
+    doc: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}, default {self.default}): {self.doc}"
+
+
+def declared(module: str) -> tuple[Declared, ...]:
+    """Returns the fields of a module's ``Config``: name, traced or static, default, and what its docstring says."""
+    body = next(node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    entry = r"^    (\w+): (.+?)(?=\n    \w+: |\n\n|\Z)"
+    docs = dict(re.findall(entry, ast.get_docstring(body) or "", re.DOTALL | re.MULTILINE))
+    found = []
+    for node in (node for node in body.body if isinstance(node, ast.AnnAssign)):
+        call = node.value if isinstance(node.value, ast.Call) else None
+        kind = "traced" if call and ast.unparse(call.func) == "traced" else "static"
+        name = ast.unparse(node.target)
+        found.append(Declared(name, kind, ast.unparse(call.args[0] if call else node.value), _flat(docs.get(name, ""))))
+    return tuple(found)
+
+
+def summary(module: str) -> str:
+    """Returns the first line of a module's docstring, which is not imported for it."""
+    return (ast.get_docstring(_source(module)) or "").partition("\n")[0]
+
+
+def _source(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"there is no module {module!r} on the path of Python")
+    return ast.parse(Path(spec.origin).read_text())
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

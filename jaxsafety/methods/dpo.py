@@ -1,0 +1,101 @@
+"""Direct preference optimisation (DPO), with a weight of its own for either side."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsafety import losses
+from jaxsafety.config.fields import check, traced
+from jaxsafety.training import answers
+from jaxsafety.types import Key, Method, Model, Needs, Params, PreferenceBatch, Terms
+
+Weight = float | Float[Array, ""]
+
+
+def dpo(
+    margin_chosen: Float[Array, " b"], margin_rejected: Float[Array, " b"], *, weight_chosen: Weight,
+    weight_rejected: Weight,
+) -> Float[Array, " b"]:  # fmt: skip
+    """Returns ``-log sigmoid(w_c * margin_chosen - w_r * margin_rejected)`` per pair, in nats; ``log 2`` at the start.
+
+    Args:
+        margin_chosen: ``[b]`` log-prob of the preferred answer under the policy minus under the reference, in nats.
+        margin_rejected: ``[b]`` the same for the dispreferred answer.
+        weight_chosen: DPO's beta on the preferred side.
+        weight_rejected: DPO's beta on the dispreferred side; equal weights are the textbook loss.
+
+    References:
+        Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; two weights as in Jain et al. 2024 (arXiv 2407.10264).
+    """
+    chex.assert_equal_shape([margin_chosen, margin_rejected])
+    return -jax.nn.log_sigmoid(weight_chosen * margin_chosen - weight_rejected * margin_rejected)
+
+
+def slope(margins: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Weight that DPO gives the gradient of each pair, ``sigmoid(-margin)`` in (0, 1).
+
+    It is 1/2 at policy == reference. As long as it stays there, DPO's gradient is parallel to that of unlearning with
+    the same ratio of weights; near 0 the pair is satisfied and pushes no more.
+
+    Args:
+        margins: ``[b]`` weighted margin of each pair, the argument of the log-sigmoid in :func:`dpo`.
+
+    References:
+        Rafailov et al. 2023 (arXiv 2305.18290), section 4: the weight in the gradient of eq. 7.
+    """
+    return jax.nn.sigmoid(-margins)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Mean over pairs against the model that tuning began with, in nats.
+
+    Attributes:
+        weight_chosen: beta on the preferred side.
+        weight_rejected: beta on the dispreferred side.
+        reduction: a response's log-prob is summed over its tokens, or averaged per token (``mean``).
+
+    Fidelity: to Jain et al. 2024: their log-probs are divided by the window (159) rather than the response, which is
+        ``sum`` with both weights divided by 159.
+    """
+
+    weight_chosen: float = traced(0.1, at_least=0)
+    weight_rejected: float = traced(0.1, at_least=0)
+    reduction: Literal["sum", "mean"] = "sum"
+    __post_init__ = check
+
+
+def totals(
+    model: Model, params: Params, batch: PreferenceBatch, config: Config, aux: Any, *, key: Key, progress: Array
+) -> tuple[Terms, Terms]:
+    """See :class:`jaxsafety.types.Method`."""
+    policy, metrics = answers.logprobs(model, params, batch)
+    margins = [
+        losses.sequence_logprobs(one - other, side.mask, reduction=config.reduction)
+        for one, other, side in zip(policy, batch.reference, (batch.chosen, batch.rejected), strict=True)
+    ]
+    weights = {"weight_chosen": config.weight_chosen, "weight_rejected": config.weight_rejected}
+    rewards = config.weight_chosen * margins[0], config.weight_rejected * margins[1]
+    shown = {
+        "rewards/chosen": rewards[0],
+        "rewards/rejected": rewards[1],
+        "rewards/margins": rewards[0] - rewards[1],
+        "rewards/accuracies": (rewards[0] > rewards[1]).astype(jnp.float32),
+        "rewards/slope": slope(rewards[0] - rewards[1]),
+    }
+    metrics |= {name: losses.summed(values) for name, values in shown.items()}
+    return {"dpo": losses.summed(dpo(*margins, **weights))}, metrics
+
+
+def reference(
+    model: Model, params: Params, batch: PreferenceBatch, config: Config
+) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+    """Returns the log-probability of every target of both answers under the model that tuning began with."""
+    return answers.logprobs(model, params, batch)[0]
+
+
+METHOD = Method(Config, totals, needs=lambda config: Needs(), reference=reference)

@@ -1,0 +1,32 @@
+"""A model as a function of what is trained of it: an adapter's factors, parameters in another type, placed inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array
+
+from jaxsafety.types import Decoder, Model, Output, Params
+
+
+def through(model: Model, join: Callable[[Any], Params], *, place: Callable[[Array], Array] = lambda x: x) -> Model:
+    """Returns the model whose parameters are those that ``join`` makes of what it is given.
+
+    Args:
+        model: that has the parameters.
+        join: from what is trained to the parameters, inside whatever is traced.
+        place: of inputs, before they are computed on.
+    """
+
+    def embed(trained: Any, tokens: Array) -> Array:
+        return model.embed(join(trained), tokens)
+
+    def apply(trained: Any, inputs: Array, **asked: Any) -> Output:
+        return model.apply(join(trained), place(inputs), **asked)
+
+    def begin(trained: Any, tokens: Array, **asked: Any) -> tuple[Array, Any]:
+        return model.decoder.begin(join(trained), tokens, **asked)
+
+    def extend(trained: Any, token: Array, **asked: Any) -> tuple[Array, Any]:
+        return model.decoder.extend(join(trained), token, **asked)
+
+    return Model(embed, apply, Decoder(begin, extend))

@@ -1,0 +1,125 @@
+"""A method bound to a model: the batch that it wants, its step and first state, for studies and checkpoints alike."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxsafety import keys
+from jaxsafety.training import stepping
+from jaxsafety.types import Key, Method, Metrics, Model, Params, PreferenceBatch, Step, Terms, TrainState
+
+
+def prepared(
+    method: Method, model: Model, batch: PreferenceBatch, config: Any, *, reference: Params | None, key: Key
+) -> PreferenceBatch:
+    """Returns a drawn batch as the method's loss takes it: transformed, and with what the reference says of it.
+
+    Args:
+        method: whose batch.
+        model: of the reference.
+        batch: ``[b, ...]``.
+        config: of the method.
+        reference: parameters that tuning began with, for a method that asks them; no gradient flows into them.
+        key: of the step.
+    """
+    if method.data is not None:
+        batch = method.data(batch, key=key, config=config)
+    if method.reference is not None:
+        batch = batch.replace(reference=method.reference(model, jax.lax.stop_gradient(reference), batch, config))
+    return batch
+
+
+def make_loss(
+    method: Method,
+    model: Model,
+    config: Any,
+    *,
+    key: Key,
+    reference: Params | None = None,
+    aux: Any = None,
+    progress: float = 0.0,
+) -> Callable[[Params, PreferenceBatch], tuple[Float[Array, ""], Metrics]]:
+    """Returns a method's loss of drawn examples, and the means of its metrics, for a trainer of one's own.
+
+    Args:
+        method: whose loss.
+        model: that it is taken of.
+        config: of the method.
+        key: of the step.
+        reference: parameters that tuning began with, for a method that asks them.
+        aux: what the method carries, where it does.
+        progress: share of the run that is done, in [0, 1).
+    """
+
+    def loss(params: Params, batch: PreferenceBatch) -> tuple[Float[Array, ""], Metrics]:
+        batch = prepared(method, model, batch, config, reference=reference, key=key)
+        terms, metrics = method.totals(model, params, batch, config, aux or {}, key=key, progress=jnp.float32(progress))
+        value, seen = stepping.added(terms, metrics)
+        return value, stepping.means(seen)
+
+    return loss
+
+
+def make_gradient(
+    method: Method, model: Model, config: Any, *, key: Key, total_steps: int, parts: int = 1
+) -> stepping.Gradient:
+    """Returns the method's loss, means and gradient at a state, on a prepared batch.
+
+    Args:
+        method: whose loss.
+        model: that is trained.
+        config: of the method, with this lane's scalars.
+        key: of the run.
+        total_steps: length of the run.
+        parts: that a batch is taken in; see :func:`jaxsafety.training.stepping.make_gradient`.
+
+    Raises:
+        ValueError: several parts for a method that doesn't take a batch in parts.
+    """
+    if parts > 1 and not method.needs(config).divisible:
+        raise ValueError(f"accumulate: got {parts}, expected 1: this method doesn't take a batch in parts")
+
+    def totals(params: Params, batch: Any, aux: Any, **given: Any) -> tuple[Terms, Terms]:
+        return method.totals(model, params, batch, config, aux, **given)
+
+    return stepping.make_gradient(totals, key=keys.stream(key, "method"), total_steps=total_steps, parts=parts)
+
+
+def init_state(
+    method: Method, params: Params, optimizer: optax.GradientTransformation, config: Any, *, key: Key
+) -> TrainState:
+    """Returns the state before the first step, with what the method carries beside the optimiser's.
+
+    Args:
+        method: what trains.
+        params: what is trained.
+        optimizer: as for :func:`make_step`.
+        config: of the method.
+        key: of the run.
+    """
+    aux = None if method.init_aux is None else method.init_aux(params, key=keys.stream(key, "method"), config=config)
+    return stepping.init_state(params, optimizer, aux=aux)
+
+
+def make_step(
+    method: Method,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: Any,
+    *,
+    key: Key,
+    total_steps: int,
+    parts: int = 1,
+) -> Step:
+    """Returns the method's update of a state on a prepared batch; see :func:`make_gradient`.
+
+    ``optimizer`` makes an update of a gradient; only the parameters that the method trains have one.
+    """
+    gradient = make_gradient(method, model, config, key=key, total_steps=total_steps, parts=parts)
+    update_aux = None if method.update_aux is None else partial(method.update_aux, config=config)
+    return stepping.make_step(gradient, optimizer, trained=method.needs(config).trained, update_aux=update_aux)
