@@ -185,12 +185,14 @@ class Method(NamedTuple):
         Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`.
         totals: ``(model, params, batch, config, aux, *, key, progress) -> (terms, metrics)``, both name to (sum,
             count); counts follow from masks, not from what the model says. ``config`` holds this lane's scalars,
-            ``key`` is the step's, ``progress`` the share of the run in [0, 1) that is done.
+            ``key`` is the step's, the same for all parts of a batch (what is drawn for an example belongs in ``data``),
+            ``progress`` the share of the run in [0, 1) that is done.
         needs: ``config -> Needs``.
         reference: ``(model, params, batch, config) -> arrays [b, ...]``, what the model that tuning began with says of
             the examples; ``totals`` finds it in ``batch.reference``. None where a method asks nothing of it.
         data: ``(batch, *, key, config) -> batch``, a transform of the drawn examples, before the reference sees them.
-        init_aux: ``(params, *, key, config) -> aux``, what a lane carries beside the optimiser's state.
+        init_aux: ``(params, *, key, config) -> aux``, what a lane carries beside the optimiser's state; ``params`` are
+            what is trained, such as an adapter's factors.
         update_aux: ``(aux, means, *, config) -> aux`` after a step, from the means of all terms and metrics over the
             whole batch.
     """

@@ -80,7 +80,7 @@ def overlap(angles: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
 
 
 def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
-    """Cosine ``<a, b> / (|a| |b|)`` of two whole trees: updates, or the gradients of two objectives.
+    """Cosine ``<a, b> / (|a| |b|)`` of two whole trees: updates, or the gradients of two methods.
 
     Returns:
         ``[]`` in [-1, 1]; NaN where either is zero.

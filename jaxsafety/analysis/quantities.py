@@ -12,7 +12,7 @@ class Quantity(NamedTuple):
     Attributes:
         analysis: which analysis it belongs to.
         metric: its name.
-        axes: names of its axes in order, separated by spaces; see :func:`coordinates`.
+        axes: names of its axes in order, separated by spaces; a study names the places along each.
     """
 
     analysis: str

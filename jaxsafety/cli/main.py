@@ -1,7 +1,7 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
-``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair_cli``; ``tune`` of a checkpoint
-lies in ``tune_cli``.
+``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair``, ``tune`` of a checkpoint in
+``tune``, what ``list`` prints in ``listing``.
 
 Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
 """

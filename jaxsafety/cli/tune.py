@@ -73,7 +73,7 @@ def _pairs(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, s
     found, rest = {}, list(words)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or rest):
+        if not name.startswith("--") or not (equals or rest) or (not equals and rest[0].startswith("--")):
             parser.error(f"unrecognized arguments: {' '.join([name, *rest])}")
         found[name.removeprefix("--")] = value if equals else rest.pop(0)
     return found
@@ -153,15 +153,20 @@ def _begun(directory: Path) -> bool:
 
 def _config(options: argparse.Namespace) -> "TuningConfig":
     """The options as a record; a single step stands for those of the epochs, which the examples decide."""
-    import yaml
-
     from jaxsafety.config import fields
+    from jaxsafety.config.names import nearest
+    from jaxsafety.recipe import yaml_file
     from jaxsafety.study.tuning.options import TuningConfig
 
     if not (options.epochs > 0 and math.isfinite(options.epochs)):
         raise ValueError(f"epochs must be > 0 and finite, got {options.epochs}")
-    given = {name: yaml.safe_load(value) for name, value in options.of_method.items()}
-    own = fields.build(methods.load(options.method).Config, given, owner=f"method {options.method}")
+    config = methods.load(options.method).Config
+    for name in options.of_method:
+        hint = nearest(name, vars(options))
+        if name not in config.__dataclass_fields__ and hint:
+            raise ValueError(f"unknown option --{name}{hint}")
+    given = {name: yaml_file.plain_value(f"--{name}", value) for name, value in options.of_method.items()}
+    own = fields.build(config, given, owner=f"method {options.method}")
     return TuningConfig(
         method=options.method,
         options=own,

@@ -27,6 +27,8 @@ def load(name: str, table: Mapping[str, str], *, kind: str, attribute: str) -> A
     if not wanted:
         check_name(kind, name, table)
         return getattr(importlib.import_module(table[name]), attribute)
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{kind} {name!r}: {module!r} is no module, expected package.module:{attribute}")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

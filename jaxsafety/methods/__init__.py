@@ -25,4 +25,9 @@ def load(name: str) -> "Method":
     Raises:
         ValueError: there is no such method; the nearest is named.
     """
-    return tables.load(name, TABLE, kind="method", attribute="METHOD")
+    from jaxsafety.types import Method
+
+    found = tables.load(name, TABLE, kind="method", attribute="METHOD")
+    if not isinstance(found, Method):
+        raise ValueError(f"method {name!r} is a {type(found).__name__}, expected a jaxsafety.types.Method")
+    return found

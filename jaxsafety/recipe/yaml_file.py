@@ -43,10 +43,11 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
     def values(parser: ArgumentParser) -> Any:
         parsed = parser.parse_args(["--config", str(path), *overrides])
-        labels = {label: as_dict(method) for label, method in parsed.tune.methods.items()}
-        for label, name, value in of_methods:
-            labels[label] = {**labels.get(label, {}), name: value}
-        parsed.tune.methods = labels
+        if isinstance(parsed.tune.methods, dict):
+            labels = {label: as_dict(method) for label, method in parsed.tune.methods.items()}
+            for label, name, value in of_methods:
+                labels[label] = {**_fields_of(labels.get(label, {})), name: value}
+            parsed.tune.methods = labels
         return parsed
 
     settings = _parsed(str(path), values)
@@ -74,10 +75,26 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, An
             rest.append(word)
             continue
         value = named[3] if named[3] is not None else next(words, None)
-        if value is None:
+        if value is None or value.startswith("--"):
             raise ValueError(f"{word} has no value: expected one behind it")
-        found.append((named[1], named[2], yaml.safe_load(value)))
+        found.append((named[1], named[2], plain_value(word, value)))
     return rest, found
+
+
+def _fields_of(method: Any) -> dict[str, Any]:
+    return method if isinstance(method, dict) else {}
+
+
+def plain_value(name: str, text: str) -> Any:
+    """Returns what a word on the command line stands for, as YAML reads it.
+
+    Raises:
+        ValueError: it is not YAML; the option is named.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: {text!r} is no value: {' '.join(str(error).split())}") from error
 
 
 def _beside(path: Path, grammar: str) -> str:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
 _GIT_TIMEOUT_S = 5.0
 
 

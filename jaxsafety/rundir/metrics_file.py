@@ -1,6 +1,7 @@
 """``metrics.jsonl``: JSON lines, each flushed as it is written.
 
-What follows the last newline is a line that a kill tore off, and is ignored."""
+What follows the last newline is a line that a kill tore off, and is ignored.
+"""
 
 import json
 import os

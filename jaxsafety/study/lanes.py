@@ -157,7 +157,7 @@ def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
 
 
 def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
-    """Returns the mean verdict rates and accuracies of every batch ``[n]`` (see ``train.answer_metrics``)."""
+    """Returns the mean verdict rates and accuracies of every batch ``[n]``, see ``answers.answer_metrics``."""
     forward = forward_of(model_of(recipe, world_))
 
     def one(trial: Trial) -> Metrics:

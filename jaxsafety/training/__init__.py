@@ -1,1 +1,1 @@
-"""Optimisers, the pure step and the loop over steps; no model, method or world."""
+"""Optimisers, the pure step, the loop over steps, and a method bound to a model; no concrete one of either."""

@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxsafety import keys
+from jaxsafety import keys, tree
 from jaxsafety.training import stepping
 from jaxsafety.types import Key, Method, Metrics, Model, Params, PreferenceBatch, Step, Terms, TrainState
+
+# Below a step's key, whose own draws are the loss's; and a step that no run reaches, for what comes before the first.
+_DATA = 1
+_FIRST = 1 << 31
 
 
 def prepared(
@@ -27,11 +31,17 @@ def prepared(
         reference: parameters that tuning began with, for a method that asks them; no gradient flows into them.
         key: of the step.
     """
-    if method.data is not None:
-        batch = method.data(batch, key=key, config=config)
-    if method.reference is not None:
-        batch = batch.replace(reference=method.reference(model, jax.lax.stop_gradient(reference), batch, config))
-    return batch
+    batch = transformed(method, batch, config, key=key)
+    if method.reference is None:
+        return batch
+    if reference is None:
+        raise ValueError("reference: got None, expected the parameters that tuning began with, which this method asks")
+    return batch.replace(reference=method.reference(model, jax.lax.stop_gradient(reference), batch, config))
+
+
+def transformed(method: Method, batch: PreferenceBatch, config: Any, *, key: Key) -> PreferenceBatch:
+    """Returns a drawn batch as the method transforms it, with randomness of its own below the step's ``key``."""
+    return batch if method.data is None else method.data(batch, key=jax.random.fold_in(key, _DATA), config=config)
 
 
 def make_loss(
@@ -58,7 +68,9 @@ def make_loss(
 
     def loss(params: Params, batch: PreferenceBatch) -> tuple[Float[Array, ""], Metrics]:
         batch = prepared(method, model, batch, config, reference=reference, key=key)
-        terms, metrics = method.totals(model, params, batch, config, aux or {}, key=key, progress=jnp.float32(progress))
+        terms, metrics = method.totals(
+            model, params, batch, config, {} if aux is None else aux, key=key, progress=jnp.float32(progress)
+        )
         value, seen = stepping.added(terms, metrics)
         return value, stepping.means(seen)
 
@@ -101,8 +113,16 @@ def init_state(
         optimizer: as for :func:`make_step`.
         config: of the method.
         key: of the run.
+
+    Raises:
+        ValueError: the method trains none of the parameters.
     """
-    aux = None if method.init_aux is None else method.init_aux(params, key=keys.stream(key, "method"), config=config)
+    pattern, first = method.needs(config).trained, keys.at_step(keys.stream(key, "method"), _FIRST)
+    if not any(stepping.is_trained(path, pattern) for path in tree.flatten(params)):
+        raise ValueError(
+            f"no parameter path matches {pattern!r}, which the method trains: {', '.join(tree.flatten(params))}"
+        )
+    aux = None if method.init_aux is None else method.init_aux(params, key=first, config=config)
     return stepping.init_state(params, optimizer, aux=aux)
 
 

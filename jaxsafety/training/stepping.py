@@ -26,7 +26,9 @@ Gradient = Callable[[TrainState, Any], tuple[Float[Array, ""], Metrics, Params]]
 def init_state(params: Params, optimizer: optax.GradientTransformation, *, aux: Any = None) -> TrainState:
     """Returns the state before the first step."""
     opt_state = optimizer.init(params)
-    return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, aux=aux or {}, finite=jnp.asarray(True))
+    return TrainState(
+        step=jnp.int32(0), params=params, opt_state=opt_state, aux={} if aux is None else aux, finite=jnp.asarray(True)
+    )
 
 
 def make_gradient(totals: Totals, *, key: Key, total_steps: int, parts: int = 1) -> Gradient:
@@ -114,6 +116,18 @@ def _shown(terms: Terms) -> Terms:
     return {f"loss/{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
 
 
+def is_trained(path: str, pattern: str) -> bool:
+    """Whether a parameter is one of those that ``pattern`` names; an adapter's factors have their matrix's path."""
+    return re.fullmatch(pattern, re.sub(r"_lora_[ab]$", "", path)) is not None
+
+
+def only_trained(updates: Params, pattern: str) -> Params:
+    """Returns gradients or updates with zeros for the parameters that are not trained."""
+    if pattern == ".*":
+        return updates
+    return tree.label(updates, lambda path, leaf: leaf if is_trained(path, pattern) else jnp.zeros_like(leaf))
+
+
 def make_step(
     gradient: Gradient,
     optimizer: optax.GradientTransformation,
@@ -132,16 +146,13 @@ def make_step(
         update_aux: ``(aux, means) -> aux`` after the step; None leaves it.
     """
 
-    def kept(updates: Params) -> Params:
-        return tree.label(updates, lambda path, leaf: leaf if re.fullmatch(trained, path) else jnp.zeros_like(leaf))
-
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         value, metrics, grads = gradient(state, batch)
-        grads = grads if trained == ".*" else kept(grads)
+        grads = only_trained(grads, trained)
         grad_norm = optax.tree.norm(grads)
         finite = state.finite & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates = updates if trained == ".*" else kept(updates)
+        updates = only_trained(updates, trained)
         aux = state.aux if update_aux is None else update_aux(state.aux, metrics)
         moved = (optax.apply_updates(state.params, updates), opt_state, aux)
         params, opt_state, aux = jax.tree.map(

@@ -1,4 +1,4 @@
-"""A method that the package does not know, as somebody would write it: everything that a method may ask for.
+"""A method that the package does not know, as somebody would write it.
 
 Unsafe prompts' hidden states are pulled towards a running mean, and safe prompts keep their likelihood: two terms over
 different counts. The reference's hidden states measure how far the model has moved.

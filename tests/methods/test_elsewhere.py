@@ -2,15 +2,26 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import polars as pl
 import pytest
 
+from jaxsafety import keys
+from jaxsafety.models.adapter import adapted
 from jaxsafety.recipe import cells, yaml_file
 from jaxsafety.recipe.schema import method_config
 from jaxsafety.rundir import checkpoint, metrics_file
+from jaxsafety.training import objective, stepping
+from jaxsafety.types import Batch, Needs, PreferenceBatch
+from tests.methods import elsewhere
 
 NAME = "tests.methods.elsewhere:METHOD"
+MODEL = adapted(lambda params, tokens: params["x"][tokens], max_tokens=4)
+SIDE = Batch(jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.ones((2, 3), bool))
+BATCH = PreferenceBatch(SIDE, None, jnp.asarray([True, False]))
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +110,40 @@ def test_a_resumed_run_carries_what_it_carried(run, recipe, tmp_path):
 def _last(folder):
     rows = [row for row in metrics_file.read_metrics(folder) if row["method"] == "mine" and row["step"] == 6]
     return {(row["lr"], row["seed"], name): row[name] for row in rows for name in ("loss", "moved", "level")}
+
+
+def test_the_draws_of_data_loss_and_start_are_each_their_own(key):
+    seen = {}
+
+    def drawn(name, key, value):
+        seen[name] = np.asarray(jax.random.key_data(key)).tolist()
+        return value
+
+    def sums(model, params, batch, config, aux, *, key, progress):
+        return {"loss": drawn("loss", key, (jnp.sum(params["x"]), jnp.float32(1)))}, {}
+
+    method = elsewhere.METHOD._replace(
+        totals=sums,
+        reference=None,
+        data=lambda batch, *, key, config: drawn("data", key, batch),
+        init_aux=lambda params, *, key, config: drawn("start", key, jnp.zeros(3)),
+        update_aux=None,
+    )
+    config, optimizer = elsewhere.Config(), optax.sgd(0.1)
+    state = objective.init_state(method, {"x": jnp.ones(2)}, optimizer, config, key=key)
+    step = objective.make_step(method, MODEL, optimizer, config, key=key, total_steps=3)
+    first = keys.at_step(keys.stream(key, "method"), 0)
+    state, _ = step(state, objective.prepared(method, MODEL, BATCH, config, reference=None, key=first))
+    assert len({str(found) for found in seen.values()}) == 3
+    # What a method carries may be an array, and zero.
+    np.testing.assert_array_equal(state.aux, np.zeros(3))
+
+
+def test_a_method_that_trains_nothing_or_lacks_its_reference_is_refused(key):
+    nothing = elsewhere.METHOD._replace(needs=lambda config: Needs(trained="blocks/mlp/upp"))
+    with pytest.raises(ValueError, match=r"no parameter matches 'blocks/mlp/upp', which the method trains"):
+        objective.init_state(nothing, {"x": jnp.ones(2)}, optax.sgd(0.1), elsewhere.Config(), key=key)
+    with pytest.raises(ValueError, match="reference: got None, expected the parameters"):
+        method = elsewhere.METHOD._replace(data=None)
+        objective.prepared(method, MODEL, BATCH, elsewhere.Config(), reference=None, key=key)
+    assert stepping.is_trained("blocks/mlp/up_lora_a", "blocks/mlp/up")

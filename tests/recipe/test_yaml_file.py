@@ -202,11 +202,32 @@ def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
         ("pretrain: {optim: {warmup: ~}}", "pretrain.optim.warmup"),
         ("tune: {methods: {mine: {method: null}}}", "tune.methods.mine.method"),
         ("world: tiny\ngrammars:", "grammars"),
+        ("tune: {methods: }", "tune.methods"),
     ],
 )
 def test_a_field_left_empty_is_named(write, text, field):
     with pytest.raises(ValueError, match=rf"mine.yaml: {re.escape(field)} is empty: give it a value or leave"):
         yaml_file.read(write(text))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tune.methods.dpo.weight_chosen", "["], "--tune.methods.dpo.weight_chosen: '[' is no value"),
+        (["--tune.methods.dpo.weight_chosen", "--seeds", "[0]"], "weight_chosen has no value: expected one behind it"),
+        (["--tune.methods.dpo.weight_chosen"], "weight_chosen has no value: expected one behind it"),
+        (["--tune.methods.dpo.weight_chosen=fast"], "tune.methods.dpo: weight_chosen must be a number, got 'fast'"),
+    ],
+)
+def test_bad_overrides_of_a_method_are_one_sentence(refuse, words, message):
+    assert message in refuse("world: tiny", *words)
+
+
+def test_an_override_of_a_method_leaves_its_other_fields(write):
+    path = write("tune: {methods: {dpo: {weight_chosen: 0.3}}}")
+    words = ["--tune.methods.dpo.weight_rejected", "0.2", "--tune.methods.dpo.p_unsafe=0.1"]
+    method = yaml_file.read(path, overrides=words).tune.methods["dpo"]
+    assert (method.options.weight_chosen, method.options.weight_rejected, method.p_unsafe) == (0.3, 0.2, 0.1)
 
 
 def test_a_field_that_may_be_empty_may_be(write):

@@ -11,7 +11,7 @@ from jaxsafety.analysis import alignment
 from jaxsafety.analysis.quantities import Quantities, Quantity
 from jaxsafety.recipe.schema import MethodConfig, Recipe
 from jaxsafety.study.probes.quantities import model_of
-from jaxsafety.training import objective
+from jaxsafety.training import objective, stepping
 from jaxsafety.types import Key, Params
 from jaxsafety.world import Trial, World
 
@@ -36,7 +36,8 @@ def gradient_quantities(
         state = objective.init_state(own, params, optax.identity(), options, key=key)
         first = keys.at_step(keys.stream(key, "method"), 0)
         prepared = objective.prepared(own, model, batch, options, reference=base, key=first)
-        return objective.make_gradient(own, model, options, key=key, total_steps=1)(state, prepared)[2]
+        found = objective.make_gradient(own, model, options, key=key, total_steps=1)(state, prepared)[2]
+        return stepping.only_trained(found, own.needs(options).trained)
 
     gradients = {name: gradient(method) for name, method in recipe.tune.methods.items()}
     cosines = [alignment.tree_cosine(gradients[one], gradients[other]) for one, other in pairs(recipe)]

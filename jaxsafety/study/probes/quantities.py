@@ -1,4 +1,4 @@
-"""What a probe returns: named arrays whose axes have names, and what the places on those axes are called."""
+"""What the places on the axes of a probe's quantities are called, and what probes of a study share."""
 
 from dataclasses import replace
 from typing import Literal, get_args
@@ -12,8 +12,6 @@ from jaxsafety.world import World
 
 # Append only: a position is part of the key.
 Purpose = Literal["subspaces", "baseline", "jacobian"]
-
-
 _FIRST_PURPOSE = 1 << 20
 
 

@@ -1,1 +1,1 @@
-"""Fine-tuning of Hugging Face checkpoints: adapters or all parameters, by the objectives of the synthetic study."""
+"""Fine-tuning of Hugging Face checkpoints: adapters or all parameters, by the methods of the synthetic study."""

@@ -1,4 +1,4 @@
-"""The pure programs of tuning a checkpoint: the first state, a chunk of steps, and the log-probs of a reference."""
+"""The pure programs of tuning a checkpoint: the first state, a chunk of steps, and what a reference says."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,9 +62,8 @@ def chunk(model: LlamaConfig, config: TuningConfig, *, batches: Sharding | None 
 
         def draw(i: Int[Array, ""]) -> PreferenceBatch:
             batch = examples.draw(data, key=keys.stream(key, "tune"), step=i, batch_size=config.batch_size)
-            if method.data is None:
-                return batch
-            return method.data(batch, key=keys.at_step(keys.stream(key, "method"), i), config=config.options)
+            own_key = keys.at_step(keys.stream(key, "method"), i)
+            return objective.transformed(method, batch, config.options, key=own_key)
 
         return stepping.run_steps(step, draw, state, steps=steps)
 
