@@ -141,7 +141,7 @@ def test_the_draws_of_data_loss_and_start_are_each_their_own(key):
 
 def test_a_method_that_trains_nothing_or_lacks_its_reference_is_refused(key):
     nothing = elsewhere.METHOD._replace(needs=lambda config: Needs(trained="blocks/mlp/upp"))
-    with pytest.raises(ValueError, match=r"no parameter matches 'blocks/mlp/upp', which the method trains"):
+    with pytest.raises(ValueError, match=r"no parameter path matches 'blocks/mlp/upp', which the method trains"):
         objective.init_state(nothing, {"x": jnp.ones(2)}, optax.sgd(0.1), elsewhere.Config(), key=key)
     with pytest.raises(ValueError, match="reference: got None, expected the parameters"):
         method = elsewhere.METHOD._replace(data=None)
