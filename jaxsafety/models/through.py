@@ -14,7 +14,7 @@ def through(model: Model, join: Callable[[Any], Params], *, place: Callable[[Arr
     Args:
         model: that has the parameters.
         join: from what is trained to the parameters, inside whatever is traced.
-        place: of inputs, before they are computed on.
+        place: of the inputs of ``apply``, before they are computed on.
     """
 
     def embed(trained: Any, tokens: Array) -> Array:

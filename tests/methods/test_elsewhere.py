@@ -54,14 +54,13 @@ def test_its_curves_have_the_terms_and_its_metrics(run):
 
 
 def test_what_it_carries_is_saved_with_the_state(run):
-    types = json.loads((run / "checkpoints" / "mine" / "00000006" / "digests.json").read_text())["types"]
-    assert "aux/safe" in types
-    assert not any(name.startswith("aux") for name in _types(run, "sft"))
+    assert "aux/safe" in _record(run, "mine")["types"]
+    assert not any(name.startswith("aux") for name in _record(run, "sft")["types"])
 
 
-def _types(run, label):
+def _record(run, label):
     folder = run / "checkpoints" / label
-    return json.loads((folder / f"{checkpoint.latest(folder):08d}" / "digests.json").read_text())["types"]
+    return json.loads((folder / f"{checkpoint.latest(folder):08d}" / "digests.json").read_text())
 
 
 def test_it_is_judged_analysed_and_reported_like_the_others(run):
@@ -105,6 +104,9 @@ def test_a_resumed_run_carries_what_it_carried(run, recipe, tmp_path):
         assert command.main(["tune", str(recipe), "--out", str(copy)]) == 0
     kept, again = (_last(folder) for folder in (run, copy))
     assert kept == again and np.isfinite(list(kept.values())).all()
+    # Bit for bit: parameters, the optimiser's state, and what the method carries.
+    leaves = [_record(folder, "mine")["leaves"] for folder in (run, copy)]
+    assert leaves[0] == leaves[1] and "aux/safe" in leaves[0]
 
 
 def _last(folder):
