@@ -205,5 +205,5 @@ def _told(plan: "Plan") -> str:
 def _digest(given: Sequence[Any]) -> str:
     from hashlib import sha256
 
-    told = [(one.prompt, one.chosen, one.rejected) for one in given]
+    told = [(one.prompt, one.chosen, one.rejected, *([one.unsafe] if one.unsafe else [])) for one in given]
     return sha256(repr(told).encode()).hexdigest()[:16]

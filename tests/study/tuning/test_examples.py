@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys
+from jaxsafety.cli import tune
 from jaxsafety.formats import hf_tokenizer
 from jaxsafety.formats.prompts import Message
 from jaxsafety.study.tuning import examples
@@ -132,3 +133,14 @@ def test_every_epoch_has_every_example_once_in_an_order_of_its_own(count, size):
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="batch_size: got 5, expected at most the number of examples, 4"):
         examples.draw(jnp.arange(4), key=keys.root(0), step=jnp.int32(0), batch_size=5)
+
+
+def test_a_changed_label_is_another_set_of_examples(tmp_path):
+    """A method may ask which prompts are unsafe, so a run doesn't go on with other labels."""
+    path, digests = tmp_path / "pairs.jsonl", set()
+    for label in ("safe", "unsafe"):
+        path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "label": label}) + "\n")
+        found = examples.read(path, pairs=True)
+        assert [one.unsafe for one in found] == [label == "unsafe"]
+        digests.add(tune._digest(found))
+    assert len(digests) == 2
