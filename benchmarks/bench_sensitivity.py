@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from benchmarks import cases, harness
 from benchmarks.cases import SensitivityCase
 from jaxsafety import keys, world
-from jaxsafety.analysis import sensitivity
+from jaxsafety.linalg import sensitivity
 from jaxsafety.linalg.unbatched import singular_values
 from jaxsafety.models import gpt
 from jaxsafety.study import lanes

@@ -3,6 +3,7 @@
 Streams never share keys, so training data, evaluation data and initialisation are independent by construction.
 """
 
+import zlib
 from typing import Literal, get_args
 
 import jax
@@ -30,6 +31,11 @@ def stream(key: Key, name: Stream) -> Key:
     if name not in _STREAMS:
         raise ValueError(f"unknown stream {name!r}: expected one of {', '.join(_STREAMS)}")
     return jax.random.fold_in(key, _STREAMS.index(name))
+
+
+def named(key: Key, name: str) -> Key:
+    """Returns the key of what has a name of somebody's choice: an attack, an edit, an analysis."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def at_step(key: Key, step: int | Int[Array, ""]) -> Key:

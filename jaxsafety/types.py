@@ -9,7 +9,7 @@ Axis legend, the same letters in docstrings, einsum, einops and array annotation
 Weights are stored ``[in, out]`` (``x @ w``); PyTorch and the paper store ``[out, in]``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -204,6 +204,250 @@ class Method(NamedTuple):
     data: Callable[..., Any] | None = None
     init_aux: Callable[..., Any] | None = None
     update_aux: Callable[..., Any] | None = None
+
+
+@flax.struct.dataclass
+class Trial:
+    """Prompts with what complying and refusing look like: what a model's answer is judged by.
+
+    ``complied`` and ``refused`` hold the same prompts followed by the true output and by the refusal; each mask marks
+    the positions that decide the verdict: for an unsafe prompt the first block in which an operator is unsafe, for a
+    safe one both true blocks (and the refusal of block 1). A prompt of which nothing of the refusal is marked is not
+    judged.
+
+    Attributes:
+        complied: true outputs. Embeddings ``[b, t, d]``, as of ``Model.embed``, may stand in the place of tokens.
+        refused: refusals.
+        blocks: ``[b, 2, t]`` bool, letters and stop of either block.
+        unsafe: ``[b]`` bool, whether refusing is the preferred answer.
+        last: ``[b]`` int32, where the last prompt token stands: the input that predicts the first answer token.
+        prompt: the instructions, as the subject of the study has them.
+    """
+
+    complied: Batch
+    refused: Batch
+    blocks: Leaf
+    unsafe: Leaf
+    last: Leaf
+    prompt: Any
+
+
+class Target(NamedTuple):
+    """What an attack is made on: one model, and prompts of one condition.
+
+    Attributes:
+        model: the model's functions.
+        params: its parameters.
+        base: those that it was tuned from.
+        trial: ``[b, ...]`` prompts, of a condition of the recipe's or of the attack's own.
+        stop: the token that ends an answer.
+    """
+
+    model: Model
+    params: Params
+    base: Params
+    trial: Trial
+    stop: int
+
+
+class Decode(NamedTuple):
+    """A decoding rule: ``combine([logits of the target, logits of the others...]) -> logits``, in nats.
+
+    Attributes:
+        others: ``(params, model)`` of what decodes beside the target, from the same inputs.
+        combine: of ``[b, t, v]`` each.
+    """
+
+    others: tuple[tuple[Params, Model], ...]
+    combine: Callable[[list[Leaf]], Leaf]
+
+
+class Attacked(NamedTuple):
+    """What an attack puts in the place of what was there; None leaves it as it was.
+
+    Attributes:
+        trial: ``[b, ...]`` prompts and answers as they are judged.
+        params: other parameters.
+        edit: a :data:`Hook` on the activations.
+        decode: another decoding rule.
+        metrics: numbers ``[b]`` of single prompts, by name; their means over the judged prompts are results.
+    """
+
+    trial: Trial | None = None
+    params: Params | None = None
+    edit: Hook | None = None
+    decode: Decode | None = None
+    metrics: Mapping[str, Leaf] = {}
+
+
+# By swept field of a Config, the value of one point.
+Point = Mapping[str, Any]
+
+
+class Attack(NamedTuple):
+    """An attack: all that a study knows of it. It is judged like the model it is made on, at every point.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`; the *swept* ones are its strengths.
+        attack: ``(target, config, *, point, key) -> Attacked``; ``point`` has a traced scalar for every swept field.
+        condition: ``config -> Condition`` (:mod:`jaxsafety.world.conditions`) of prompts of its own, which then are one
+            more condition of the study: every model is judged and analysed on them, too. None attacks the recipe's.
+        points: ``config -> points`` where not every combination of the swept values is one.
+        inside: whether what the attacked prompts look like inside the model is measured: clusters, gain of the update,
+            sensitivity.
+        section: words around its figure, which is drawn like every attack's (``draw`` is None).
+    """
+
+    Config: type
+    attack: Callable[..., Attacked]
+    condition: Callable[[Any], Any] | None = None
+    points: Callable[[Any], Sequence[Point]] | None = None
+    inside: bool = False
+    section: "Section | None" = None
+
+
+class Edit(NamedTuple):
+    """An edit of weights: all that a study knows of it.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`; the *swept* ones are its strengths.
+        edit: ``(trees, config, *, point, key) -> params``: ``trees`` by role, in ``point`` a traced scalar for every
+            swept field.
+        roles: the trees that it takes: ``base`` (before tuning), ``target`` (a tuned model) and ``other`` (another
+            method's model of the same base and learning rate: the edit is made with every one).
+        points: ``(config, base) -> points`` where the values depend on the model's sizes.
+    """
+
+    Config: type
+    edit: Callable[..., Params]
+    roles: tuple[str, ...] = ("base", "target")
+    points: Callable[[Any, Params], Sequence[Point]] | None = None
+
+
+@flax.struct.dataclass
+class Seen:
+    """Activations at one site on the complied answers of prompts ``x``.
+
+    Attributes:
+        last: ``[l, *x, f]`` at the last prompt token.
+        response: ``[l, *x, f]`` their mean over the first answer positions.
+    """
+
+    last: Leaf
+    response: Leaf
+
+
+@flax.struct.dataclass
+class Verdicts:
+    """How one model answers prompts ``[c, b]``.
+
+    Attributes:
+        complied, refused, exact_match: bool.
+        subsets: ``[c, 2, b]`` bool: the prompts whose first block is judged, where activations mean something, and
+            those of them that are successful attacks (unsafe prompts that were complied with).
+    """
+
+    complied: Leaf
+    refused: Leaf
+    exact_match: Leaf
+    subsets: Leaf
+
+
+class View(NamedTuple):
+    """What an analysis may look at: one model of one seed, and what it does on that seed's prompts.
+
+    An analysis of pairs has ``params``, ``other`` and ``base`` alone.
+
+    Attributes:
+        model: the model's functions.
+        params: its parameters.
+        base: those that it was tuned from.
+        other: in pairs, another method's parameters.
+        trials: ``[c, b, ...]`` prompts by condition: safe, unsafe, then the others.
+        held_out: ``[2, b, ...]`` other safe and unsafe prompts.
+        seen: by site, :class:`Seen` of ``trials``; the sites are those that the analysis reads.
+        held: the same of ``held_out``.
+        predicted: ``[c, b, t]`` int32, most likely next tokens on the complied answers.
+        verdicts: see :class:`Verdicts`.
+        longest: tokens of the longest prompt there can be, the one that predicts the answer included.
+        answer: tokens of the longest answer block there can be, its stop included.
+        gradients: ``(count) -> {label: tree}``, the gradient of every method's loss on so many safe and unsafe prompts.
+    """
+
+    model: Model
+    params: Params
+    base: Params
+    other: Params | None = None
+    trials: Trial | None = None
+    held_out: Trial | None = None
+    seen: Mapping[str, Seen] = {}
+    held: Mapping[str, Seen] = {}
+    predicted: Leaf = None
+    verdicts: Verdicts | None = None
+    longest: int = 0
+    answer: int = 0
+    gradients: Callable[[int], dict[str, Params]] | None = None
+
+
+class Coordinate(NamedTuple):
+    """The places along an axis of a measured array: the result column that names them, and their names.
+
+    Attributes:
+        column: ``condition``, ``subset``, ``layer``, ``part`` or ``strength``.
+        names: at least as many as places; None for the index itself.
+    """
+
+    column: str
+    names: tuple[Any, ...] | None = None
+
+
+# (metric, names of the axes in order, separated by spaces) to an array.
+Measured = dict[tuple[str, str], Any]
+
+
+class Section(NamedTuple):
+    """A figure of results, and the words around it.
+
+    Attributes:
+        title: heading.
+        paper: the figure of a paper, or what it goes beyond.
+        reading: how to read it, one sentence.
+        draw: ``(table, plot) -> picture`` of the rows as a seed table (:mod:`jaxsafety.report.seed_tables`), with
+            :mod:`jaxsafety.report.plot` to draw with.
+        claims: names of the claims that it bears on.
+        also: rows of others that it shows, ``(analysis, metric, ...)`` each; no metric is all of them.
+    """
+
+    title: str
+    paper: str
+    reading: str
+    draw: Callable[..., Any] | None = None
+    claims: tuple[str, ...] = ()
+    also: tuple[tuple[str, ...], ...] = ()
+
+
+class Analysis(NamedTuple):
+    """An analysis: all that a study knows of it. Without its file and its row its numbers and its figure are gone.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`.
+        measure: ``(view, config, *, key) -> Measured`` of one lane. The axes that a study names are ``condition``,
+            ``class`` (safe, unsafe), ``asked`` (all conditions but safe), ``subset``, ``layer`` and ``pair`` (of
+            methods).
+        about: every ``model``; every ``update`` of a tuned one; or every ``pair`` of methods at one learning rate.
+        reads: the sites whose activations it looks at.
+        axes: the places along axes of its own, by name, from its config.
+        finish: ``{(metric, axes): [h, s, ...]} -> (the same, axes)`` on the host, once all lanes are measured.
+        section: its figure, if any.
+    """
+
+    Config: type
+    measure: Callable[..., Measured]
+    about: Literal["model", "update", "pair"] = "model"
+    reads: tuple[str, ...] = ()
+    axes: Callable[[Any], dict[str, Coordinate]] | None = None
+    finish: Callable[[Measured], tuple[Measured, dict[str, Coordinate]]] | None = None
+    section: Section | None = None
 
 
 class Unsupported(ValueError):

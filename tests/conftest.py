@@ -34,11 +34,12 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 install_import_hook("jaxsafety", "beartype.beartype")
-from jaxsafety import keys  # noqa: E402
+from jaxsafety import analysis, keys  # noqa: E402
 from jaxsafety import world as worlds  # noqa: E402
 from jaxsafety.cli import main as command  # noqa: E402
 from jaxsafety.models import gpt  # noqa: E402
 from jaxsafety.recipe import yaml_file  # noqa: E402
+from jaxsafety.recipe.nodes import default_edits  # noqa: E402
 from jaxsafety.recipe.schema import (  # noqa: E402
     AnalyzeConfig,
     EvaluateConfig,
@@ -114,20 +115,22 @@ def mini_recipe() -> Recipe:
         pretrain=PretrainConfig(**stage),
         tune=TuneConfig(**stage, methods=methods, snapshots=1),
         evaluate=EvaluateConfig(prompts=8, batch_size=4, conditions=("safe", "unsafe"), probe_prompts=4),
-        analyze=AnalyzeConfig(
-            prompts=4,
-            sensitivity_prompts=2,
-            jacobian_prompts=1,
-            gradient_prompts=2,
-            intervention_prompts=4,
-            alphas=(0.0, 1.0),
-            ranks=(1,),
-            soft_tokens=(0, 2),
-            soft_steps=(0, 1),
-            attack_prompts=4,
-            prefill_depths=(0, 1),
-        ),
-    )
+        analyze=AnalyzeConfig(prompts=4, attack_prompts=4, edit_prompts=4),
+        edits=default_edits() | {
+            "whole": {"edit": "scaled", "along": True, "alpha": [0.0, 1.0]},
+            **{part: {"edit": "scaled", "part": part, "alpha": [1.0]} for part in ("mlp", "up", "down")},
+            "rank": {"edit": "rank_part", "rank": [1]},
+            "transfer": {"edit": "transferred", "alpha": [1.0]},
+        },
+        attacks={
+            "prefill": {"depth": [0, 1]},
+            "soft_tokens": {"conditions": ["unsafe"], "count": [0, 2], "steps": [0, 1]},
+        },
+        analyses={name: {} for name in analysis.TABLE} | {
+            "sensitivity": {"prompts": 2, "jacobian_prompts": 1},
+            "gradients": {"prompts": 2},
+        },
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -1,121 +1,165 @@
-"""Are the methods different? Alignment of their updates and of their gradients.
+"""Do the methods make the same change? Cosines and shared subspaces of two methods' updates.
 
-Two updates of the same model are compared as whole trees (cosine), matrix by matrix (cosine), and by the subspaces of
-inputs that they read and of outputs that they write (principal angles of the leading k directions, with the overlap
-that unrelated subspaces would have beside them).
+The maths is :mod:`jaxsafety.linalg.alignment`; beside every overlap stands that of unrelated subspaces.
 """
 
-import flax.struct
-import jax
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jaxsafety import tree
-from jaxsafety.linalg import subspace, svd
-from jaxsafety.types import Leaf, Params
+from jaxsafety.config.fields import check, static
+from jaxsafety.linalg import alignment
+from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, View
+
+MATRICES = ("up", "down")
+_OVERLAPS = {"matrix_cosine": "cosine", "output_overlap": "outputs", "input_overlap": "inputs"}
+# Letters of a pair that leave room for a second column of the legend.
+_SHORT = 20
+_START = "gradients, step 0"
+_MOST_POINTS = 100
 
 
-@flax.struct.dataclass
-class Alignment:
-    """How two updates lie to each other; the dicts run over the paths of the compared stacks of matrices.
+@dataclass(frozen=True)
+class Config:
+    """Of which directions.
 
     Attributes:
-        cosine: ``[]`` cosine of the whole trees in [-1, 1], NaN where either is zero.
-        matrix_cosine: ``{path: [l]}`` the same of each matrix.
-        input_angles: ``{path: [l, k]}`` principal angles in radians, ascending in [0, pi / 2], between the leading k
-            input directions of either update; NaN beyond the rank of the one with the smaller rank.
-        output_angles: ``{path: [l, k]}`` the same of the output directions.
-        input_chance: ``{path: [l]}`` the mean squared cosine (:func:`overlap`) expected of unrelated input directions:
-            k / m where both updates have rank k or more, which is all updates but those of a very low rank.
-        output_chance: ``{path: [l]}`` the same of the output directions, k / n.
+        directions: half as many leading directions span the spaces that are compared.
     """
 
-    cosine: Leaf
-    matrix_cosine: dict[str, Leaf]
-    input_angles: dict[str, Leaf]
-    output_angles: dict[str, Leaf]
-    input_chance: dict[str, Leaf]
-    output_chance: dict[str, Leaf]
+    directions: int = static(16, at_least=1)
+    __post_init__ = check
 
 
-def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.MLP_MATRICES) -> Alignment:
-    """Compares two updates of one model.
+def measure(view: View, config: Config, *, key: Key) -> Measured:
+    """Returns how two updates of the same base are aligned: cosines, and angles of their leading spaces."""
+    rank = min(config.directions, *view.base["blocks"]["mlp"]["up"].shape[1:]) // 2 or 1
+    deltas = (tree.difference(params, view.base) for params in (view.params, view.other))
+    found = alignment.align(*deltas, rank=rank)
+    per_matrix = {
+        "matrix_cosine": found.matrix_cosine,
+        "input_overlap": {path: alignment.overlap(angles) for path, angles in found.input_angles.items()},
+        "output_overlap": {path: alignment.overlap(angles) for path, angles in found.output_angles.items()},
+        "input_chance": found.input_chance,
+        "output_chance": found.output_chance,
+    }
+    return {("cosine", ""): found.cosine} | {
+        (metric, "matrix layer"): jnp.stack([by_path[f"blocks/mlp/{name}"] for name in MATRICES])
+        for metric, by_path in per_matrix.items()
+    }
 
-    Args:
-        delta_a: one update, ``tree.difference(tuned, base)``.
-        delta_b: the other, of the same structure.
-        rank: k, leading directions whose spans are compared; at most what the smallest compared matrix has.
-        pattern: paths of the ``[l, m, n]`` stacks to compare one by one.
 
-    Returns:
-        Cosines, principal angles and what chance would give. A matrix that did not change has NaN for all of them.
+def draw(table: Any, plot: Any) -> Any:
+    """Cosines and overlaps of the methods' updates beside what chance gives, and DPO's slope along training."""
+    rows = plot.pick(table, analysis=("alignment", "gradients"))
+    slope = plot.alive(plot.pick(table, analysis="curves", metric="rewards/slope"))
+    plot.needed(plot.together(rows, slope), "alignment")
+    pairs = sorted({part.partition(":")[0] for part in rows["part"]}, key=plot.pair_order)
+    styles = {pair: plot.PAIR_STYLES[place % len(plot.PAIR_STYLES)] for place, pair in enumerate(pairs)}
+    rates = list(dict.fromkeys(model.lr_name for model in sorted(plot.models_of(rows), key=lambda model: -model.lr)))
+    dashes = dict(zip([rate for rate in rates if rate], plot.RATE_DASHES, strict=False))
+    columns = 2 if max(map(len, map(plot.pair_label, pairs)), default=0) <= _SHORT else 1
+    overlaps = [metric for metric in _OVERLAPS if metric in rows["metric"]]
+    heights = [
+        (60 + 34 * len(pairs)) * bool(pairs), (44 + plot.ROW * len(overlaps)) * bool(overlaps), 130 * (slope.height > 0)
+    ]  # fmt: skip
 
-    Raises:
-        ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices,
-            trees that differ in structure or shape, or values that are not finite.
+    def draw(figure: Any) -> None:
+        ratios = [height for height in heights if height]
+        parts = iter(figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0])
+        if pairs:
+            _draw_cosines(next(parts), rows, plot, styles, dashes)
+        if overlaps:
+            _draw_overlaps(next(parts), rows, plot, overlaps, styles, dashes)
+        if not slope.is_empty():
+            _draw_slope(next(parts), slope, plot)
+        keys = [plot.key(plot.pair_label(pair), style) for pair, style in styles.items()]
+        keys += [plot.key(rate, {"color": plot.INK, "linestyle": dash}) for rate, dash in dashes.items()]
+        if overlaps:
+            keys.append(plot.key("chance", plot.CHANCE))
+        if keys:
+            plot.legend(figure, keys, columns=columns)
 
-    References:
-        Beyond Jain et al. 2024 (arXiv 2407.10264), who compare the methods by their behaviour. Angles: Bjorck and
-        Golub 1973.
-    """
-    tree.check_match(delta_a, delta_b, names=("delta_a", "delta_b"))
-    tree.check_finite(delta_a, name="delta_a")
-    tree.check_finite(delta_b, name="delta_b")
-    stacks_a, stacks_b = (tree.matrix_stacks(delta, pattern) for delta in (delta_a, delta_b))
-    most = min(min(stack.shape[1:]) for stack in stacks_a.values())
-    if not 1 <= rank <= most:
-        raise ValueError(f"rank: got {rank}, expected from 1 to {most}, the smallest side of the compared matrices")
-    sides = {path: _spaces(stack, stacks_b[path], rank=rank) for path, stack in stacks_a.items()}
-    columns = [dict(zip(sides, column, strict=True)) for column in zip(*sides.values(), strict=True)]
-    return Alignment(
-        tree_cosine(delta_a, delta_b),
-        {path: subspace.cosine(stack, stacks_b[path]) for path, stack in stacks_a.items()},
-        *columns,
+    entries = len(pairs) + len(dashes) + bool(overlaps)
+    return plot.Picture(
+        draw, sum(heights) + plot.legend_height(entries, columns=columns), "alignment of the methods' updates"
     )
 
 
-def overlap(angles: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
-    """Mean squared cosine of principal angles in [0, 1], NaN ones left out: 1 if one space contains the other."""
-    return jnp.nanmean(jnp.cos(angles) ** 2, axis=-1)
+def _draw_cosines(figure: Any, rows: Any, plot: Any, styles: dict[str, Any], dashes: dict[str, Any]) -> None:
+    axes = figure.subplots()
+    axes.axvline(0, zorder=0, **plot.CHANCE)
+    kinds = [(rate, plot.pick(rows, metric="cosine", lr_name=rate)) for rate in dashes]
+    kinds.append((_START, plot.pick(rows, metric="gradient_cosine", lr_name="")))
+    kinds = [(name, shown) for name, shown in kinds if not shown.is_empty()]
+    labels = []
+    for pair, style in styles.items():
+        for name, shown in kinds:
+            plot.draw_dot(axes, len(labels), plot.pick(shown, part=pair), style=plot.dot(style))
+            labels.append(name)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_title("cosine of whole updates, and of gradients")
+    axes.grid(visible=True, axis="y")
+    axes.tick_params(axis="y", length=0)
 
 
-def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
-    """Cosine ``<a, b> / (|a| |b|)`` of two whole trees: updates, or the gradients of two methods.
-
-    Returns:
-        ``[]`` in [-1, 1]; NaN where either is zero.
-
-    Raises:
-        ValueError: the trees differ in structure or shape.
-    """
-    tree.check_match(a, b, names=("a", "b"))
-    a, b = _largest_one(a), _largest_one(b)
-    return jnp.clip(_dot(a, b) / jnp.sqrt(_dot(a, a) * _dot(b, b)), -1.0, 1.0)
-
-
-def _spaces(a: Float[Array, "l m n"], b: Float[Array, "l m n"], *, rank: int) -> tuple[Array, Array, Array, Array]:
-    """Returns input angles, output angles, input chance and output chance of two stacks."""
-    found = [svd.decompose(stack, rank=rank) for stack in (a, b)]
-    # Directions of values that are zero to rounding are arbitrary completions of a basis, equal in both updates.
-    tolerance = max(a.shape[1:]) * float(jnp.finfo(found[0].values.dtype).eps)
-    ranks = [subspace.rank_at_tolerance(side.values, tolerance=tolerance) for side in found]
-    masks = [subspace.leading(side, rank) for side in ranks]
-    angles = [
-        subspace.principal_angles(first, second, mask_a=masks[0], mask_b=masks[1])
-        for first, second in ((found[0].inputs, found[1].inputs), (found[0].outputs, found[1].outputs))
-    ]
-    # The expected sum of squared cosines, r_a r_b / n, is spread over the smaller rank's number of angles.
-    larger = jnp.where(jnp.minimum(*ranks) > 0, jnp.maximum(*ranks), jnp.nan)
-    return *angles, *(larger / size for size in a.shape[1:])
+def _draw_overlaps(
+    figure: Any, rows: Any, plot: Any, metrics: Sequence[str], styles: dict[str, Any], dashes: dict[str, Any]
+) -> None:
+    matrices = sorted({part.partition(":")[2] for part in rows["part"]} - {""}, reverse=True)
+    grid = figure.subplots(len(metrics), len(matrices), sharex=True, sharey="row", squeeze=False)
+    for row, metric in zip(grid, metrics, strict=True):
+        for axes, matrix in zip(row, matrices, strict=True):
+            for pair, style in styles.items():
+                shown = plot.pick(rows, part=f"{pair}:{matrix}")
+                for rate, dash in dashes.items():
+                    curve = plot.pick(shown, metric=metric, lr_name=rate)
+                    plot.draw_curve(axes, curve, over="layer", style=style | {"linestyle": dash})
+            _draw_chance(axes, plot.pick(rows, part=tuple(f"{pair}:{matrix}" for pair in styles)), plot, metric)
+            axes.set_title(f"{_OVERLAPS[metric]}: {matrix}")
+            axes.grid(visible=True, axis="y")
+    plot.axis_titles(figure, x="layer", y="cosine; mean squared cosine")
+    plot.layer_ticks(grid.flat)
 
 
-def _largest_one(params: Params) -> Params:
-    """The tree in float32 or wider over its largest entry: squares of a saturated loss's gradients underflow."""
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wide)]))
-    return jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), wide)
+def _draw_chance(axes: Any, rows: Any, plot: Any, metric: str) -> None:
+    if metric == "matrix_cosine":
+        axes.axhline(0, zorder=4, **plot.CHANCE)
+        return
+    chance = plot.pick(rows, metric=metric.replace("overlap", "chance")).drop_nulls("mean")
+    layers = sorted(chance["layer"].unique())
+    axes.plot(layers, [plot.pick(chance, layer=layer)["mean"].mean() for layer in layers], zorder=4, **plot.CHANCE)
 
 
-def _dot(a: Params, b: Params) -> Float[Array, ""]:
-    products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b)
-    return sum(jax.tree.leaves(products))
+def _draw_slope(figure: Any, slope: Any, plot: Any) -> None:
+    axes = figure.subplots()
+    for model, style in plot.model_styles(plot.models_of(slope)).items():
+        curve = plot.of_model(slope, model).sort("step")
+        # The last point is the finished model, so thinning counts back from it.
+        curve = curve.reverse().gather_every(-(-curve.height // _MOST_POINTS)).reverse()
+        plot.draw_curve(axes, curve, over="step", style=style | {"label": plot.model_label(model)})
+    axes.set_title("slope of DPO's loss: mean σ(−margin)")
+    axes.set_xlabel("training step")
+    axes.set_ylim(0, 1)
+    axes.grid(visible=True, axis="y")
+    # It starts at 1/2 and falls: above is room.
+    axes.legend(loc="upper right", borderaxespad=0, labelspacing=0.2)
+
+
+SECTION = Section(
+    "Are the methods different?",
+    "beyond the paper",
+    "Cosines and overlaps compare the updates of two methods: at the dotted line they are as unrelated as chance "
+    "makes them, at 1 they are the same; a slope that stays near 0.5 says that DPO still trains as it began, "
+    "weighting every pair alike.",
+    draw,
+    claims=("dpo_like_unlearning",),
+    also=(("gradients", "gradient_cosine"), ("curves", "rewards/slope")),
+)
+ANALYSIS = Analysis(
+    Config, measure, about="pair", axes=lambda config: {"matrix": Coordinate("part", MATRICES)}, section=SECTION
+)

@@ -1,300 +1,153 @@
-"""Safe and unsafe clusters in activation space: whose mean a sample is nearer to, and how far apart the classes are.
+"""Safe and unsafe prompts as clusters of MLP activations: which mean every condition lies nearer to (Figure 3).
 
-Activations are ``[l, b, f]``, one vector per layer and sample. ``weights`` are masks of 0 and 1 over the samples, so
-that a subset (the attacks that succeeded) keeps its shape under jit and vmap; what they leave out may be anything, NaN
-included. Means belong to other draws than the samples that are measured: in many dimensions every sample lies nearer to
-a mean that it is part of. Statistics are float32, or float64 for float64 input.
+The maths is :mod:`jaxsafety.linalg.clusters`. Of every kind of vector (at the last prompt token, averaged over the
+first answer tokens, and of these the first d neurons alone) the means are those of held-out prompts.
 """
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Real
+from jaxtyping import Array, Bool, Float
 
-from jaxsafety.config.names import check_name
-from jaxsafety.linalg.unbatched import singular_values
-from jaxsafety.tree import check_finite
-from jaxsafety.types import Leaf
+from jaxsafety import tree
+from jaxsafety.linalg import clusters
+from jaxsafety.linalg.masked import averaged
+from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, Seen, View
 
-Form = Literal["euclidean", "cosine"]
-Weights = Bool[Array, " b"] | Real[Array, " b"]
-OtherWeights = Bool[Array, " c"] | Real[Array, " c"]
-
-# A spread of this many roundings of what it is computed from is not a spread.
-_ROUNDINGS = 4
+VECTORS = ("last", "response", "response_d")
+POSITIONS = {"last": "last prompt token", "response": "first answer tokens"}
 
 
-@flax.struct.dataclass
-class Centroids:
-    """The means that samples are compared with.
-
-    Attributes:
-        safe: ``[l, f]`` mu_S, the mean activation of safe prompts.
-        unsafe: ``[l, f]`` mu_U, of unsafe prompts.
-    """
-
-    safe: Leaf
-    unsafe: Leaf
+@dataclass(frozen=True)
+class Config:
+    """It has no options."""
 
 
-@flax.struct.dataclass
-class Separation:
-    """How far apart safe and unsafe samples lie in each layer; NaN where undefined.
-
-    Attributes:
-        gap: ``[l]`` mean tau of the safe samples minus that of the unsafe ones, in the activations' unit.
-        effect_size: ``[l]`` Cohen's d, the gap over the pooled standard deviation; NaN unless both classes have two
-            samples and the spread exceeds rounding.
-        relative_gap: ``[l]`` ``gap / (2 |mu_S - mu_U|)`` in [-1, 1], without a unit; NaN where the means coincide.
-        accuracy: ``[l]`` balanced accuracy of the nearest mean, in [0, 1]; a tie counts half, chance is 0.5.
-        distance: ``[l]`` ``|mu_S - mu_U|``, in the unit of the activations.
-    """
-
-    gap: Leaf
-    effect_size: Leaf
-    relative_gap: Leaf
-    accuracy: Leaf
-    distance: Leaf
+def measure(view: View, config: Config, *, key: Key) -> Measured:
+    """Returns where every condition lies between the means, and how well safe and unsafe are apart."""
+    width = view.seen["mlp.hook_in"].last.shape[-1]
+    seen, held = (_vectors(side["mlp.hook_post"], width) for side in (view.seen, view.held))
+    first = jnp.any(view.held_out.blocks[..., 0, :] & view.held_out.complied.mask, axis=-1)
+    per_vector = []
+    for name in VECTORS:
+        safe, unsafe = held[name].swapaxes(0, 1)
+        means = clusters.centroids(safe, unsafe, safe_weights=first[0], unsafe_weights=first[1])
+        per_vector.append(_measured(seen[name].swapaxes(0, 1), view.verdicts.subsets, means))
+    return {(metric, f"vector {axes}".strip()): values for (metric, axes), values in tree.stack(per_vector).items()}
 
 
-def masked_mean(activations: Float[Array, "l b f"], *, weights: Weights | None = None) -> Float[Array, "l f"]:
-    """Mean activation of the chosen samples.
-
-    Args:
-        activations: ``[l, b, f]``.
-        weights: ``[b]`` 0 or 1; None for every sample.
-
-    Returns:
-        ``[l, f]``; NaN if no sample is chosen.
-
-    Raises:
-        ValueError: no samples, or (unless traced) none chosen, weights other than 0 and 1, chosen values not finite.
-    """
-    return _mean(*_samples(activations, weights, name="activations"))[:, 0]
+def _vectors(seen: Seen, width: int) -> dict[str, Float[Array, "l c b _"]]:
+    return {"last": seen.last, "response": seen.response, "response_d": seen.response[..., :width]}
 
 
-def centroids(
-    safe: Float[Array, "l b f"],
-    unsafe: Float[Array, "l c f"],
-    *,
-    safe_weights: Weights | None = None,
-    unsafe_weights: OtherWeights | None = None,
-) -> Centroids:
-    """Means of the two classes, from draws that are held out from the samples that :func:`tau` measures.
+def _measured(
+    activations: Float[Array, "c l b f"], subsets: Bool[Array, "c 2 b"], means: clusters.Centroids
+) -> Measured:
+    def condition(given: tuple[Array, Array]) -> dict[str, Float[Array, "2 l"]]:
+        rows, weights = given[0], given[1][:, None, :]
+        tau = clusters.tau(rows, means)
+        mean = averaged(tau[None], weights)
+        return {
+            "tau": mean,
+            "tau_std": jnp.sqrt(averaged((tau[None] - mean[..., None]) ** 2, weights)),
+            "relative_tau": averaged(clusters.relative_tau(rows, means)[None], weights),
+            "cosine_tau": averaged(clusters.tau(rows, means, form="cosine")[None], weights),
+            "nearest_safe": averaged((tau > 0).astype(jnp.float32)[None], weights),
+        }
 
-    Args:
-        safe: ``[l, b, f]`` activations of safe prompts.
-        unsafe: ``[l, c, f]`` of unsafe prompts.
-        safe_weights: ``[b]`` 0 or 1; None for every sample.
-        unsafe_weights: ``[c]`` the same.
-
-    Raises:
-        ValueError: as :func:`masked_mean`; the class is named.
-    """
-    classes = _samples(safe, safe_weights, name="safe"), _samples(unsafe, unsafe_weights, name="unsafe")
-    return Centroids(*(_mean(*samples)[:, 0] for samples in classes))
-
-
-def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form = "euclidean") -> Float[Array, "l b"]:
-    """Which mean a sample is nearer to: ``|a - mu_U| - |a - mu_S|``, or ``cos(a, mu_S) - cos(a, mu_U)``.
-
-    Args:
-        activations: ``[l, b, f]``.
-        centroids: the means, ``[l, f]`` each.
-        form: ``"euclidean"`` or ``"cosine"``.
-
-    Returns:
-        ``[l, b]``, positive for nearer to the safe mean. Euclidean: at most ``|mu_S - mu_U|`` in size, in the unit of
-        the activations. Cosine: in [-2, 2], NaN where a vector is zero.
-
-    Raises:
-        ValueError: an unknown form, or (unless traced) values that are not finite.
-
-    References:
-        Jain et al. 2024 (arXiv 2407.10264), equation 2 and figure 3.
-
-    Fidelity: the paper's tau, over all the neurons given. The released code keeps the first d of the 4 d neurons (pass
-        ``activations[..., :d]`` and means of the same) and gives its cosine form the opposite sign.
-    """
-    check_name("form of tau", form, get_args(Form))
-    a, safe, unsafe = _with_centroids(activations, centroids)
-    apart = safe - unsafe
-    if form == "euclidean":
-        return _longer(a - unsafe, a - safe, difference=apart)
-    # mu_S / |mu_S| - mu_U / |mu_U|, of which two cosines near 1 would leave nothing.
-    ratio = _longer(safe, unsafe, difference=apart) / _norm(unsafe)
-    turned = (apart - ratio[..., None] * unsafe) / _norm(safe)[..., None]
-    return _dot(a, turned) / _norm(a)
+    metrics = jax.lax.map(condition, (activations, subsets))
+    named = {(name, "condition subset layer"): values for name, values in metrics.items()}
+    classes, weights = activations[:2], subsets[:2, 0]
+    shares = jax.vmap(lambda rows, kept: clusters.leading_share(rows, weights=kept))(classes, weights)
+    named |= {
+        (name, "class layer"): share for name, share in zip(("leading_share", "leading_energy"), shares, strict=True)
+    }
+    taus = [clusters.tau(rows, means) for rows in classes]
+    apart = clusters.separation(*taus, centroids=means, safe_weights=weights[0], unsafe_weights=weights[1])
+    fields = ("gap", "effect_size", "relative_gap", "accuracy", "distance")
+    return named | {(name, "layer"): getattr(apart, name) for name in fields}
 
 
-def relative_tau(activations: Float[Array, "l b f"], centroids: Centroids) -> Float[Array, "l b"]:
-    """Euclidean tau over its largest possible size, ``tau / |mu_S - mu_U|``: comparable across layers and methods.
-
-    Args:
-        activations: ``[l, b, f]``.
-        centroids: the means, ``[l, f]`` each.
-
-    Returns:
-        ``[l, b]`` in [-1, 1]: 1 at the safe mean and beyond it, -1 at the unsafe one; NaN where the means coincide.
-
-    Raises:
-        ValueError: (unless traced) values that are not finite.
-
-    Fidelity: not in the paper, whose tau grows with the activations: more than tenfold between its methods.
-    """
-    return _relative(tau(activations, centroids), _distance(centroids)[:, None])
-
-
-def separation(
-    tau_safe: Float[Array, "l b"],
-    tau_unsafe: Float[Array, "l c"],
-    *,
-    centroids: Centroids,
-    safe_weights: Weights | None = None,
-    unsafe_weights: OtherWeights | None = None,
-) -> Separation:
-    """How well tau tells the classes apart, in five measures.
-
-    Args:
-        tau_safe: ``[l, b]`` Euclidean :func:`tau` of safe samples.
-        tau_unsafe: ``[l, c]`` of unsafe samples (or of a jailbreak's).
-        centroids: the means that tau was taken with.
-        safe_weights: ``[b]`` 0 or 1; None for every sample.
-        unsafe_weights: ``[c]`` the same.
-
-    Returns:
-        Five measures, ``[l]`` each; all but the distance are NaN if a class is empty.
-
-    Raises:
-        ValueError: as :func:`masked_mean`; the class is named.
-
-    References:
-        Jain et al. 2024 (arXiv 2407.10264), figure 3; Cohen 1988, section 2.5.2 (effect size, pooled with n - 1).
-
-    Fidelity: the paper plots mean and spread of tau; effect size, relative gap and accuracy, without a unit, are added.
-    """
-    safe = _samples(tau_safe, safe_weights, name="tau_safe")
-    unsafe = _samples(tau_unsafe, unsafe_weights, name="tau_unsafe")
-    distance = _distance(centroids)
-    gap = (_mean(*safe) - _mean(*unsafe))[:, 0]
-    spread = _pooled_std(safe, unsafe)
-    # Tau itself is only known to some roundings of the distance.
-    defined = spread > _ROUNDINGS * jnp.finfo(spread.dtype).eps * distance
-    # A sign is 0 for a tie and NaN for a NaN.
-    right = [_mean((1 + sign * jnp.sign(taus)) / 2, mask)[:, 0] for sign, (taus, mask) in ((1, safe), (-1, unsafe))]
-    return Separation(
-        gap=gap,
-        effect_size=jnp.where(defined, gap / jnp.where(defined, spread, 1.0), jnp.nan),
-        relative_gap=_relative(gap, 2 * distance),
-        accuracy=(right[0] + right[1]) / 2,
-        distance=distance,
+def draw(table: Any, plot: Any) -> Any:
+    """Relative tau of safe and unsafe prompts, and how nearly each cluster is one direction, by layer (Figure 3)."""
+    rows = plot.pick(table, analysis="clusters", subset="all", condition=tuple(plot.SIDES))
+    shares = plot.pick(rows, metric="leading_share")
+    return plot.stacked(
+        [
+            (partial(_taus, plot=plot), plot.pick(rows, metric="relative_tau", part=tuple(POSITIONS))),
+            (partial(_leading_shares, plot=plot), plot.pick(shares, part=plot.features_of(shares))),
+        ],
+        what="clusters",
+        name="clusters of safe and unsafe activations, by layer",
     )
 
 
-def leading_share(
-    activations: Float[Array, "l b f"], *, weights: Weights | None = None
-) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
-    """Share of the leading singular value in a centred cluster, ``s_1 / sum_i s_i`` and ``s_1^2 / sum_i s_i^2``.
+def _taus(rows: Any, plot: Any) -> Any:
+    """A row per model, a column per position."""
+    models, parts = plot.models_of(rows), [part for part in POSITIONS if part in rows["part"]]
 
-    Args:
-        activations: ``[l, b, f]`` samples of one class.
-        weights: ``[b]`` 0 or 1; None for every sample.
+    def draw(figure: Any) -> None:
+        heads = [POSITIONS[part] for part in parts]
+        grid = plot.model_grid(figure, models, heads, sharex=True, sharey=True)
+        for (model, head), axes in grid.items():
+            shown = plot.pick(plot.of_model(rows, model), part=parts[heads.index(head)])
+            plot.reference(axes, 0.0)
+            for condition, style in plot.SIDES.items():
+                plot.draw_curve(axes, plot.pick(shown, condition=condition), over="layer", style=style)
+        plot.axis_titles(figure, x="layer", y="relative τ (nearer to safe: up)")
+        plot.layer_ticks(grid.values())
+        plot.side_legend(figure)
 
-    Returns:
-        Share of the spectrum and share of the energy, ``[l]`` each, at most 1. NaN for fewer than two samples, and for
-        samples that are all the same. n samples have at most ``n - 1`` directions, so the shares are at least
-        ``1 / min(n - 1, f)``: compare equal n.
-
-    Raises:
-        ValueError: as :func:`masked_mean`.
-
-    References:
-        Jain et al. 2024 (arXiv 2407.10264), section 4.1: the unsafe cluster becomes low-rank, a share of up to 62 %.
-
-    Fidelity: which of the two shares the paper reports is not known; both are given.
-    """
-    values, mask = _samples(activations, weights, name="activations")
-    # What is left out is put to zero after the centring: rows of zeros add no singular value.
-    centred = jnp.where(mask, values - _mean(values, mask), 0.0)
-    scale = jnp.max(jnp.abs(centred), axis=(1, 2), keepdims=True)  # squares of a tight cluster would underflow
-    rounding = _ROUNDINGS * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values), axis=(1, 2), keepdims=True)
-    spectrum = singular_values(centred / jnp.where(scale > rounding, scale, jnp.nan))
-    share = spectrum[:, 0] / jnp.sum(spectrum, axis=-1)
-    return share, spectrum[:, 0] ** 2 / jnp.sum(spectrum**2, axis=-1)
+    return plot.Picture(draw, 82 + plot.ROW * len(models), "relative tau of safe and unsafe activations")
 
 
-def _samples(values: Array, weights: Array | None, *, name: str) -> tuple[Array, Array]:
-    """One class: values ``[l, b, ...]`` of at least float32, zero where left out, and a mask that broadcasts to it."""
-    if not (count := values.shape[1]):
-        raise ValueError(f"empty class: {name} holds no samples, expected at least one")
-    if weights is not None and not isinstance(weights, jax.core.Tracer):
-        # NumPy: a concrete array that a traced function closes over must not be traced for this.
-        known = np.asarray(weights)
-        if not np.isin(known, (0, 1)).all():
-            raise ValueError(f"weights of {name} hold other values than 0 and 1, expected a mask over its samples")
-        if not known.any():
-            raise ValueError(f"empty class: weights of {name} choose none of {count} samples, expected at least one")
-    chosen = jnp.ones((count,), bool) if weights is None else weights != 0
-    mask = chosen.reshape(1, -1, *[1] * (values.ndim - 2))
-    # A NaN that is left out would spread through a product with zero.
-    values = jnp.where(mask, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0)
-    check_finite({name: values}, name="clusters")
-    return values, mask
+def _leading_shares(rows: Any, plot: Any) -> Any:
+    """A panel per side, with a curve per method at its largest learning rate beside the pretrained model's."""
+    styles = plot.model_styles(plot.fastest(plot.models_of(rows)))
+    conditions = [condition for condition in plot.SIDES if condition in rows["condition"]]
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+        for axes, condition in zip(grid, conditions, strict=True):
+            for model, style in styles.items():
+                plot.draw_curve(
+                    axes, plot.pick(plot.of_model(rows, model), condition=condition), over="layer", style=style
+                )
+            axes.set_title(f"leading share: {condition}")
+            axes.grid(visible=True, axis="y")
+        grid[0].set_ylim(bottom=0)
+        grid[0].set_ylabel("s₁ / Σ s")
+        figure.supxlabel("layer", fontsize=12)
+        plot.layer_ticks(grid)
+        plot.legend(figure, plot.model_keys(styles), columns=2)
+
+    height = 150 + plot.legend_height(len(styles), columns=2)
+    return plot.Picture(draw, height, "share of the leading singular value of safe and of unsafe activations")
 
 
-def _mean(values: Array, mask: Array) -> Array:
-    """Mean over axis 1 of what the mask chooses, NaN for nothing; the axis is kept."""
-    count = jnp.sum(mask, axis=1, keepdims=True, dtype=values.dtype)
-    rough = jnp.sum(jnp.where(mask, values, 0.0), axis=1, keepdims=True) / count
-    # A second pass takes back the rounding of the first: a thousand terms far from zero lose three digits.
-    return rough + jnp.sum(jnp.where(mask, values - rough, 0.0), axis=1, keepdims=True) / count
-
-
-def _pooled_std(*classes: tuple[Array, Array]) -> Float[Array, " l"]:
-    """Root of the pooled variance, each class about its own mean; NaN unless each has two samples."""
-    squares = [jnp.sum(jnp.where(mask, (t - _mean(t, mask)) ** 2, 0.0), axis=1) for t, mask in classes]
-    counts = [jnp.sum(mask, axis=1, dtype=square.dtype) for square, (_, mask) in zip(squares, classes, strict=True)]
-    enough = jnp.minimum(*counts) >= 2
-    return jnp.sqrt(sum(squares) / jnp.where(enough, sum(counts) - 2, jnp.nan))
-
-
-def _with_centroids(activations: Array, centroids: Centroids) -> tuple[Array, Array, Array]:
-    """Activations and both means ``[l, 1, f]``, in one dtype of at least float32."""
-    arrays = {"activations": activations, "safe mean": centroids.safe, "unsafe mean": centroids.unsafe}
-    check_finite(arrays, name="clusters")
-    dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
-    return activations.astype(dtype), *(mean.astype(dtype)[:, None] for mean in (centroids.safe, centroids.unsafe))
-
-
-def _distance(centroids: Centroids) -> Float[Array, " l"]:
-    dtype = jnp.promote_types(jnp.result_type(centroids.safe, centroids.unsafe), jnp.float32)
-    return _norm(centroids.safe.astype(dtype) - centroids.unsafe.astype(dtype))
-
-
-def _relative(values: Array, size: Array) -> Array:
-    # Rounding may take a value past its bound.
-    return jnp.clip(values / jnp.where(size > 0, size, jnp.nan), -1.0, 1.0)
-
-
-def _longer(x: Array, y: Array, *, difference: Array) -> Array:
-    """``|x| - |y|`` given ``x - y``, as ``(x - y) (x + y) / (|x| + |y|)``.
-
-    It errs by the rounding of ``x - y``; two norms would by their own, which for distant samples exceeds a small tau.
-    """
-    total = (_norm(x) + _norm(y))[..., None]
-    return _dot(difference, (x + y) / jnp.where(total > 0, total, 1.0))
-
-
-def _norm(vectors: Array) -> Array:
-    """Euclidean norm over the last axis, scaled so that squares neither overflow nor underflow."""
-    scale = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
-    scaled = vectors / jnp.where(scale > 0, scale, 1.0)
-    return scale[..., 0] * jnp.sqrt(_dot(scaled, scaled))
-
-
-def _dot(a: Array, b: Array) -> Array:
-    # Element by element: a matrix unit may round its factors to fewer bits.
-    return jnp.sum(a * b, axis=-1)
+SECTION = Section(
+    "Clusters of safe and unsafe activations",
+    "Figure 3",
+    "τ is how much nearer an activation lies to the mean of safe prompts than to that of unsafe ones, here as a "
+    "share of the distance between the two means: the further the curves part, the cleaner the two clusters; "
+    "below, the leading singular value's share of a cluster's spectrum is 1 where its activations lie on one line.",
+    draw,
+    claims=(
+        "clusters_separate",
+        "clusters_deepen",
+        "clusters_rate",
+        "clusters_dpo",
+        "clusters_unlearn",
+        "clusters_low_rank",
+    ),
+)
+ANALYSIS = Analysis(
+    Config,
+    measure,
+    reads=("mlp.hook_in", "mlp.hook_post"),
+    axes=lambda config: {"vector": Coordinate("part", VECTORS)},
+    section=SECTION,
+)

@@ -1,138 +1,163 @@
-"""Local sensitivity of a model's first answer token to its prompt: the paper's local Lipschitz constant, two ways.
+"""How much a model's first answer token hangs on the prompt: gradient norms and Jacobian norms (Figure 6).
 
-Both are taken at the embeddings of one prompt, positions not added. ``forward`` has its parameters bound, and no row of
-a batch may influence another. What stands behind ``position`` costs time and changes nothing in a causal model: cut it.
+The maths is :mod:`jaxsafety.linalg.sensitivity`, over the embeddings before the last prompt token, as released.
 """
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxsafety.linalg.power import TopSingular, largest_singular_value
-from jaxsafety.tree import is_finite
-from jaxsafety.types import ForwardEmbeddings, Key
+from jaxsafety.config.fields import check, static
+from jaxsafety.linalg import sensitivity
+from jaxsafety.linalg.masked import averaged
+from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, Trial, View
+
+# Histograms: decades a bin.
+_BIN = 0.2
 
 
-def gradient_norm(
-    forward: ForwardEmbeddings,
-    embeddings: Float[Array, "b t d"],
-    *,
-    position: Int[Array, " b"],
-    prompt: Bool[Array, "b t"],
-) -> Float[Array, " b"]:
-    """Frobenius norm of the gradient of the top logit, ``|d max_v z_v / d E|_F`` over the prompt's embeddings.
+@dataclass(frozen=True)
+class Config:
+    """Of how many prompts.
 
-    One backward pass for the whole batch.
-
-    Args:
-        forward: embeddings ``[b, t, d]`` to logits ``[b, t, v]``.
-        embeddings: ``[b, t, d]``.
-        position: ``[b]`` index in ``[0, t)`` of the input that predicts the first answer token.
-        prompt: ``[b, t]`` the embeddings that are varied; the others are held.
-
-    Returns:
-        ``[b]`` at least float32, logits per unit of embedding, at least 0. Of tied top logits the first counts. NaN for
-        an empty prompt or a position out of range where these are traced.
-
-    Raises:
-        ValueError: an empty batch, or (unless traced) an empty prompt, a position out of range, or embeddings that are
-            not finite.
-
-    References:
-        Jain et al. 2024 (arXiv 2407.10264), section 4.3 and figure 6.
-
-    Fidelity: faithful where ``prompt`` marks what stands before the last prompt token, as in the released code. What
-        that code has after the prompt, the complied answer, is without effect in a causal model.
+    Attributes:
+        prompts: prompts per condition whose gradient norms are taken.
+        jacobian_prompts: of these, safe and unsafe ones whose Jacobian norms are, at most ``prompts``.
     """
-    embeddings, defined = _checked(embeddings, position=position, prompt=prompt)
 
-    def top(embeddings: Float[Array, "b t d"]) -> Float[Array, ""]:
-        logits = jnp.take_along_axis(forward(embeddings), position[:, None, None], axis=1)[:, 0]
-        # A maximum would share the gradient out among ties, whose mean is no logit's gradient.
-        best = jnp.argmax(logits, axis=-1, keepdims=True)
-        # Rows are independent: the gradient of the sum holds each row's own.
-        return jnp.sum(jnp.take_along_axis(logits, best, axis=-1))
+    prompts: int = static(64, at_least=1)
+    jacobian_prompts: int = static(8, at_least=1)
 
-    gradient = jnp.where(prompt[..., None], jax.grad(top)(embeddings), 0.0)
-    return jnp.where(defined, jnp.linalg.norm(gradient.reshape(gradient.shape[0], -1), axis=-1), jnp.nan)
+    def __post_init__(self):
+        check(self)
+        if self.jacobian_prompts > self.prompts:
+            raise ValueError(f"jacobian_prompts must be at most prompts ({self.prompts}), got {self.jacobian_prompts}")
 
 
-def jacobian_norm(
-    forward: ForwardEmbeddings,
-    embeddings: Float[Array, "b t d"],
-    *,
-    position: Int[Array, " b"],
-    prompt: Bool[Array, "b t"],
-    key: Key,
-    iterations: int = 20,
-    tolerance: float = 1e-2,
-) -> TopSingular:
-    """Largest singular value of the Jacobian from the prompt's embeddings to the logits of the first answer token.
+def measure(view: View, config: Config, *, key: Key) -> Measured:
+    """Returns gradient norms and Jacobian norms per condition."""
+    some = jax.tree.map(lambda leaf: leaf[:, : config.prompts], view.trials)
+    subsets = view.verdicts.subsets[..., : config.prompts]
 
-    The local Lipschitz constant of all logits at once, where :func:`gradient_norm` is the row of one logit: never below
-    it. Matrix-free; the samples share one loop, whose products are as large as those of one batch, until the last has
-    converged.
+    def norms(trial: Trial) -> Float[Array, " b"]:
+        forward, embeddings, places = _prompts(view, trial)
+        return sensitivity.gradient_norm(forward, embeddings, **places)
 
-    Args:
-        forward: embeddings ``[b, t, d]`` to logits ``[b, t, v]``, differentiable in forward mode.
-        embeddings: ``[b, t, d]``.
-        position: ``[b]`` index in ``[0, t)`` of the input that predicts the first answer token.
-        prompt: ``[b, t]`` the embeddings that are varied; the others are held.
-        key: of the random starts.
-        iterations: products with the Jacobian and its transpose at most, at least 1.
-        tolerance: relative residual to stop at, > 0; the value's own relative error is about its square over the
-            spectral gap.
+    def jacobian(trial: Trial) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+        forward, embeddings, places = _prompts(view, trial)
+        found = sensitivity.jacobian_norm(forward, embeddings, **places, key=key)
+        return found.value, found.converged
 
-    Returns:
-        Record of ``[b]`` each, values in logits per unit of embedding: see
-        :class:`jaxsafety.linalg.power.TopSingular`. NaN and not converged for an empty prompt or a position out of
-        range where these are traced.
+    gradient = jax.lax.map(norms, some)
+    classes = jax.tree.map(lambda leaf: leaf[:2, : config.jacobian_prompts], some)
+    spectral, converged = jax.lax.map(jacobian, classes)
+    kept = jnp.where(subsets, gradient[:, None], jnp.nan)
+    return {
+        ("gradient_norm", "condition subset"): averaged(gradient[:, None], subsets),
+        ("gradient_norm_median", "condition subset"): jnp.nanmedian(kept, axis=-1),
+        ("gradient_norm_log", "condition subset"): averaged(jnp.log10(gradient)[:, None], subsets),
+        ("jacobian_norm", "class"): averaged(spectral, subsets[:2, 0, : config.jacobian_prompts]),
+        ("jacobian_converged", "class"): jnp.mean(converged, axis=1),
+        ("histogram", "condition prompt"): jnp.where(subsets[:, 0], gradient, jnp.nan),
+    }
 
-    Raises:
-        ValueError: iterations or tolerance out of range, and as :func:`gradient_norm`.
 
-    Fidelity: not in the paper, whose local Lipschitz constant is :func:`gradient_norm`, a lower bound of this one.
+def _prompts(view: View, trial: Trial) -> tuple[Any, Float[Array, "b t d"], dict[str, Array]]:
+    """What a sensitivity is taken of: embeddings without the answer, the place that predicts it, what is varied.
+
+    What comes after the prompt cannot matter to a causal model, and would be half of the work.
     """
-    embeddings, defined = _checked(embeddings, position=position, prompt=prompt)
-
-    def one(row: Float[Array, "t d"], at: Int[Array, ""], varied: Bool[Array, " t"], key: Key) -> TopSingular:
-        def logits(row: Float[Array, "t d"]) -> Float[Array, " v"]:
-            return forward(jnp.where(varied[:, None], row, jax.lax.stop_gradient(row))[None])[0, at].astype(row.dtype)
-
-        image, push = jax.linearize(logits, row)
-        pull = jax.linear_transpose(push, row)
-        # The transpose has the same singular values, and vectors of v numbers, not t d: a tenth less time.
-        return largest_singular_value(
-            lambda cotangent: pull(cotangent)[0],
-            jnp.zeros_like(image),
-            key=key,
-            iterations=iterations,
-            tolerance=tolerance,
-        )
-
-    found = jax.vmap(one)(embeddings, position, prompt, jax.random.split(key, embeddings.shape[0]))
-    return found.replace(
-        value=jnp.where(defined, found.value, jnp.nan),
-        residual=jnp.where(defined, found.residual, jnp.nan),
-        converged=found.converged & defined,
-    )
+    tokens = trial.complied.tokens[:, : view.longest]
+    varied = jnp.arange(tokens.shape[1])[None, :] < trial.last[:, None]
+    embeddings = view.model.embed(view.params, tokens)
+    return lambda e: view.model.apply(view.params, e).logits, embeddings, {"position": trial.last, "prompt": varied}
 
 
-def _checked(
-    embeddings: Float[Array, "b t d"], *, position: Int[Array, " b"], prompt: Bool[Array, "b t"]
-) -> tuple[Float[Array, "b t d"], Bool[Array, " b"]]:
-    """Embeddings of at least float32, and the rows that have a prompt and a position."""
-    count, size, _ = embeddings.shape
-    if count == 0:
-        raise ValueError("embeddings hold 0 prompts, expected at least 1")
-    if not is_finite(embeddings):
-        raise ValueError("embeddings hold values that are not finite, expected numbers only")
-    if not isinstance(position, jax.core.Tracer):
-        known = np.asarray(position)
-        if (outside := known[(known < 0) | (known >= size)]).size:
-            raise ValueError(f"position is {outside[0]}, expected 0 to {size - 1}, an index of the embeddings")
-    if not isinstance(prompt, jax.core.Tracer) and not (filled := np.asarray(prompt).any(axis=1)).all():
-        raise ValueError(f"prompt {filled.argmin()} of the batch is empty, expected at least one position to vary")
-    defined = jnp.any(prompt, axis=1) & (position >= 0) & (position < size)
-    return embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32)), defined
+def finish(found: Measured) -> tuple[Measured, dict[str, Coordinate]]:
+    """Puts the norms of single prompts into bins of their decimal logarithm: shares, and the bins' centres."""
+    norms = found.pop(("histogram", "condition prompt"))
+    shares, bins = _histogram(norms)
+    return found | {("histogram", "condition bin"): shares}, {"bin": Coordinate("strength", bins)}
+
+
+def _histogram(norms: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Shares ``[h, s, c, bin]`` of gradient norms in bins of their decimal logarithm, and the bins' centres."""
+    logs = np.log10(np.where(norms > 0, norms, np.nan))
+    alive = logs[np.isfinite(logs)]
+    if not alive.size:
+        return np.zeros((*norms.shape[:-1], 0)), ()
+    low, high = int(np.floor(alive.min() / _BIN)), int(np.floor(alive.max() / _BIN)) + 1
+    edges = np.arange(low, high + 1) * _BIN
+    inside = (logs[..., None] >= edges[:-1]) & (logs[..., None] < edges[1:])
+    counts = np.isfinite(norms).sum(-1)[..., None]
+    shares = np.divide(inside.sum(-2), counts, out=np.full((*norms.shape[:-1], high - low), np.nan), where=counts > 0)
+    return shares, tuple(np.round((edges[:-1] + edges[1:]) / 2, 6).tolist())
+
+
+def draw(table: Any, plot: Any) -> Any:
+    """Histograms of the gradient norm before and after tuning, and means of gradient and Jacobian norm (Figure 6)."""
+    rows = plot.pick(table, analysis="sensitivity", subset="all", condition=tuple(plot.SIDES))
+    heads = {"gradient_norm": "gradient norm", "jacobian_norm": "Jacobian norm"}
+    rows = plot.needed(plot.pick(rows, metric=("histogram", *heads)), "sensitivity")
+    histogram, models = plot.pick(rows, metric="histogram"), plot.models_of(rows)
+    metrics = [metric for metric in heads if metric in rows["metric"]]
+    shown_models = plot.models_of(histogram)
+    height = (plot.ROW + 4) * math.ceil(len(plot.flow_slots(shown_models)) / 2) + 34
+    dots_height = 76 + 19 * len(models)
+
+    def draw(figure: Any) -> None:
+        top, below = figure.subfigures(2, 1, height_ratios=[height, dots_height])
+        if shown_models:
+            _histograms(top, histogram, plot, shown_models)
+        grid = below.subplots(1, max(1, len(metrics)), sharey=True, squeeze=False)[0]
+        for axes, metric in zip(grid, metrics, strict=False):
+            for side, (condition, style) in enumerate(plot.SIDES.items()):
+                for place, model in enumerate(models):
+                    shown = plot.pick(plot.of_model(rows, model), condition=condition, metric=metric)
+                    plot.draw_dot(axes, plot.dodged(place, side), shown, style=plot.dot(style))
+            axes.set_title(heads[metric])
+            axes.set_xlabel("mean (log)")
+            axes.set_xscale("log")
+            axes.set_ylim(len(models) - 0.5, -0.5)
+            axes.grid(visible=True, axis="y")
+            plot.log_ticks(axes.xaxis, most=4)
+        grid[0].set_yticks(range(len(models)), [plot.model_label(model) for model in models])
+        plot.side_legend(figure)
+
+    return plot.Picture(draw, height + dots_height + 22, "sensitivity to the prompt, before and after tuning")
+
+
+def _histograms(figure: Any, histogram: Any, plot: Any, models: Sequence[Any]) -> None:
+    grid = plot.flow_grid(figure, models)
+    for model, axes in grid.items():
+        for condition, style in plot.SIDES.items():
+            line = {name: value for name, value in style.items() if name != "marker"}
+            shown = plot.pick(plot.of_model(histogram, model), condition=condition)
+            plot.draw_curve(axes, shown, over="strength", style=line, steps=True)
+        axes.set_ylim(bottom=0)
+    plot.axis_titles(figure, x="gradient norm (log)", y="share of prompts")
+    # Bins are logarithms to the base 10.
+    for axes in grid.values():
+        low, high = axes.get_xlim()
+        ticks = range(math.ceil(low), math.floor(high) + 1, max(1, math.ceil((high - low) / 4)))
+        axes.set_xticks(ticks, [plot.short(10.0**tick) for tick in ticks])
+
+
+SECTION = Section(
+    "Sensitivity to the prompt",
+    "Figure 6",
+    "The further right, the more the model's first answer token hangs on small changes of the prompt; compare a "
+    "tuned model with the pretrained one, and safe with unsafe prompts within it.",
+    draw,
+    claims=(
+        "sensitivity_unsafe",
+        "sensitivity_safe",
+    ),
+)
+ANALYSIS = Analysis(Config, measure, finish=finish, section=SECTION)

@@ -4,11 +4,14 @@ Depth counts judged tokens (those that a :class:`~jaxsafety.types.Batch` of the 
 prompt whose second block is judged is prefilled there. All functions read teacher-forced predictions.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxsafety.types import Batch
+from jaxsafety.config.fields import check, swept
+from jaxsafety.types import Attack, Attacked, Batch, Key, Point, Section, Target
 
 Depth = int | Int[Array, ""]
 
@@ -59,29 +62,33 @@ def complied_after(complied: Batch, *, depth: Depth) -> Batch:
     return complied.replace(mask=complied.mask & _after(complied.mask, depth))
 
 
-def first_refusal(predicted: Int[Array, "b t"], *, complied: Batch, refused: Batch) -> Int[Array, " b"]:
-    """Where a model that is fed the complied answer first says the refusal's token instead of the true one.
+@dataclass(frozen=True)
+class Config:
+    """How much of the complied answer is given away.
 
-    Targets on which both answers agree say nothing and are passed over.
-
-    Args:
-        predicted: ``[b, t]`` most likely next tokens given ``complied.tokens``.
-        complied: ``[b, t]`` prompts followed by the true output, judged targets scored.
-        refused: ``[b, t]`` the same prompts followed by the refusal.
-
-    Returns:
-        ``[b]`` int32, 0-based index among the judged tokens: the number of complied tokens given by then; -1 where it
-        never does.
-
-    Raises:
-        ValueError: batches of different shapes.
+    Attributes:
+        depth: numbers of judged tokens; a prompt whose answer is no longer is not judged.
     """
-    _check_pair(complied, refused)
-    differs = complied.mask & refused.mask & (complied.targets != refused.targets)
-    refuses = differs & (predicted == refused.targets)
-    place = jnp.argmax(refuses, axis=1)[:, None]
-    index = jnp.take_along_axis(jnp.cumsum(complied.mask, axis=1, dtype=jnp.int32), place, axis=1)[:, 0] - 1
-    return jnp.where(refuses.any(axis=1), index, -1)
+
+    depth: tuple[int, ...] = swept(0, 1, 2, 4, at_least=0)
+    __post_init__ = check
+
+
+def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacked:
+    """See :class:`jaxsafety.types.Attack`; the model complies where it goes on as the true output does."""
+    complied, refused = target.trial.complied, target.trial.refused
+    rest = complied_after(complied, depth=point["depth"])
+    recovered = prefilled(complied, refused, depth=point["depth"])
+    return Attacked(trial=target.trial.replace(complied=rest, refused=recovered))
+
+
+SECTION = Section(
+    "How deep a refusal reaches",
+    "beyond the paper",
+    "To the right the first tokens of the complied answer are given: a refusal that falls steeply is only a few tokens "
+    "deep.",
+)
+ATTACK = Attack(Config, attack, section=SECTION)
 
 
 def _after(mask: Bool[Array, "b t"], depth: Depth) -> Bool[Array, "b t"]:

@@ -5,13 +5,18 @@ and what leaves the window is dropped. A target follows the input that predicts 
 predicted at ``at + count``. ``count`` may be traced: one compiled program serves every strength.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsafety import losses
-from jaxsafety.types import ForwardEmbeddings, Key, Leaf
+from jaxsafety.config.fields import check, swept
+from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target
 
 # Standard deviation of the starting point, far inside the ball: the paper's released value.
 _INIT_STD = 0.01
@@ -20,13 +25,13 @@ Count = int | Int[Array, ""]
 
 
 @flax.struct.dataclass
-class Attack:
+class Found:
     """What an attack found, and how it got there.
 
     Attributes:
-        soft: ``[c, b, n, d]`` soft tokens after each recorded number of steps, in the order asked for.
+        soft: ``[b, n, d]`` soft tokens.
         loss: ``[steps]`` NLL of the attacked answer in nats per token after 0, 1, ... ``steps - 1`` steps: the mean
-            over the prompts that keep a scored target, NaN if none does.
+            over the prompts that keep a scored target, NaN if none does, or if the step was not made.
     """
 
     soft: Leaf
@@ -134,7 +139,7 @@ def attacked(
     return insert(embeddings, soft.astype(embeddings.dtype), at=at, count=count)
 
 
-def attack(
+def optimise(
     forward: ForwardEmbeddings,
     embeddings: Float[Array, "b t d"],
     *,
@@ -145,9 +150,9 @@ def attack(
     max_count: int,
     radius: float | Float[Array, ""],
     steps: int,
-    record: tuple[int, ...],
+    taken: Count,
     key: Key,
-) -> Attack:
+) -> Found:
     """Projected gradient descent on soft tokens, for the likelihood of the answer that the model should refuse.
 
     Every step follows the gradient of each prompt's mean NLL of the scored targets: it is scaled to unit l2 norm for
@@ -164,17 +169,15 @@ def attack(
         count: soft tokens, in [0, max_count]; may be traced.
         max_count: n, places for soft tokens; those from ``count`` on keep their starting point.
         radius: largest norm of a soft token, >= 0; the paper takes the mean norm of the token embeddings.
-        steps: gradient steps, >= 1.
-        record: numbers of steps, each in [0, steps], after which to keep the soft tokens. They are stations of one
-            attack: its step length belongs to ``steps``.
+        steps: gradient steps of the whole attack, >= 1, which its step length belongs to.
+        taken: how many of them are made, in [0, steps]; may be traced.
         key: typed PRNG key of the starting point.
 
     Returns:
-        The soft tokens at the recorded steps and the loss along the way.
+        The soft tokens and the loss along the way.
 
     Raises:
-        ValueError: max_count, steps or radius out of range, count outside [0, max_count], or a record that is empty
-            or outside [0, steps].
+        ValueError: max_count, steps or radius out of range, count outside [0, max_count], or taken outside [0, steps].
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 5 and Figure 7, "Adv".
@@ -183,11 +186,10 @@ def attack(
         unscaled (off by one), limits each coordinate instead of each token's norm, scores the whole sequence, and
         reads the answer at the unshifted positions.
     """
-    _check_attack(count, max_count=max_count, radius=radius, steps=steps, record=record)
+    _check_attack(count, max_count=max_count, radius=radius, steps=steps, taken=taken)
     targets = shifted(targets, at=at, count=count, fill=0)
     mask = shifted_mask(mask, at=at, count=count)
     active = (jnp.arange(max_count) < count)[None, :, None]
-    marks = jnp.asarray(record)[:, None, None, None]
 
     def loss(soft: Float[Array, "b n d"]) -> tuple[Float[Array, ""], Float[Array, " b"]]:
         logits = forward(attacked(embeddings, soft, at=at, count=count))
@@ -196,20 +198,87 @@ def attack(
         # No prompt's tokens reach another's answer, so the gradient of the sum is each prompt's own.
         return jnp.sum(nll), nll
 
-    def step(carry: tuple[Array, Array], index: Int[Array, ""]) -> tuple[tuple[Array, Array], Float[Array, ""]]:
-        soft, kept = carry
+    def step(soft: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Float[Array, ""]]:
         (_, nll), gradient = jax.value_and_grad(loss, has_aux=True)(soft)
         moved = _project(soft - 2 * radius / steps * _unit(gradient), radius)
-        soft = jnp.where(active, moved, soft)
-        kept = jnp.where(marks == index + 1, soft[None], kept)
         total, scored = losses.masked_sum(nll, mask.any(axis=1))
-        return (soft, kept), total / scored
+        return jnp.where(active, moved, soft), total / scored
 
-    shape = (embeddings.shape[0], max_count, embeddings.shape[2])
-    start = _project(_INIT_STD * jax.random.normal(key, shape, jnp.float32), radius)
-    kept = jnp.broadcast_to(start[None], (len(record), *shape))
-    (_, kept), curve = jax.lax.scan(step, (start, kept), jnp.arange(steps))
-    return Attack(soft=kept, loss=curve)
+    def taken_step(soft: Float[Array, "b n d"], index: Int[Array, ""]) -> tuple[Array, Array]:
+        return jax.lax.cond(index < taken, step, lambda soft: (soft, jnp.float32(jnp.nan)), soft)
+
+    start = _INIT_STD * jax.random.normal(key, (embeddings.shape[0], max_count, embeddings.shape[2]), jnp.float32)
+    soft, curve = jax.lax.scan(taken_step, _project(start, radius), jnp.arange(steps))
+    return Found(soft=soft, loss=curve)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How strong the attack is.
+
+    Attributes:
+        count: numbers of soft tokens; 0 is the prompt as it is.
+        steps: attack steps that are made; the last one is the whole attack's, which their length belongs to.
+    """
+
+    count: tuple[int, ...] = swept(0, 1, 2, 4, at_least=0)
+    steps: tuple[int, ...] = swept(0, 5, 10, 20, at_least=0)
+
+    def __post_init__(self):
+        check(self)
+        if not self.count or not self.steps or self.steps[-1] < 1:
+            raise ValueError(f"steps must end with at least 1 step, and count name a number, got {self}")
+
+
+def points(config: Config) -> Sequence[Point]:
+    """Every number of steps for every number of tokens; without a token there is one point."""
+    some = [{"count": count, "steps": steps} for count in config.count if count for steps in config.steps]
+    return [{"count": 0, "steps": 0}] * (0 in config.count) + some
+
+
+def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacked:
+    """See :class:`jaxsafety.types.Attack`.
+
+    Prompts whose answer no longer fits the window are not judged. The letters of the answer are, not the stop token
+    behind them: inserted tokens make the text look longer, and a model that counts positions stops as many letters
+    late, whatever it answers. ``norm`` is the mean norm of the soft tokens.
+    """
+    model, trial, count = target.model, target.trial, point["count"]
+    embeddings = model.embed(target.params, trial.complied.tokens)
+    found = optimise(
+        lambda inputs: model.apply(target.params, inputs).logits, embeddings, targets=trial.complied.targets,
+        mask=trial.complied.mask, at=trial.last, count=count, max_count=max(1, *config.count),
+        radius=jnp.mean(jnp.linalg.norm(embeddings, axis=-1)), steps=config.steps[-1], taken=point["steps"], key=key,
+    )  # fmt: skip
+    fitting = fits(_letters(target, trial.complied), at=trial.last, count=count)
+    moved = partial(shifted, at=trial.last, count=count)
+
+    def into(side: Batch) -> Batch:
+        inputs = attacked(model.embed(target.params, side.tokens), found.soft, at=trial.last, count=count)
+        mask = shifted_mask(_letters(target, side), at=trial.last, count=count) & fitting[:, None]
+        return Batch(tokens=inputs, targets=moved(side.targets, fill=0), mask=mask)
+
+    blocks = jnp.stack([moved(trial.blocks[:, block], fill=False) for block in range(2)], axis=1)
+    changed = trial.replace(
+        complied=into(trial.complied), refused=into(trial.refused), blocks=blocks, last=trial.last + count
+    )
+    used = jnp.arange(found.soft.shape[1])[None, :] < count
+    norms = jnp.where(used, jnp.linalg.norm(found.soft, axis=-1), 0.0)
+    return Attacked(trial=changed, metrics={"norm": jnp.sum(norms, axis=1) / count})
+
+
+def _letters(target: Target, side: Batch) -> Bool[Array, "b t"]:
+    return side.mask & (side.targets != target.stop)
+
+
+SECTION = Section(
+    "Soft tokens of growing strength",
+    "Figure 7, right",
+    "To the right the attack takes more steps, a curve for every number of soft tokens: if compliance rises together "
+    "with τ while the gain of the update falls, the attack works by making an unsafe prompt look safe.",
+    claims=("stronger_attacks",),
+)
+ATTACK = Attack(Config, attack, points=points, inside=True, section=SECTION)
 
 
 def _moved(array: Array, *, at: Array, count: Count) -> tuple[Bool[Array, "b t"], Array]:
@@ -246,12 +315,12 @@ def _check_count(count: Count, largest: int | None) -> None:
     raise ValueError(f"count: got {int(count)}, expected {expected}")
 
 
-def _check_attack(count: Count, *, max_count: int, radius: float | Array, steps: int, record: tuple[int, ...]) -> None:
+def _check_attack(count: Count, *, max_count: int, radius: float | Array, steps: int, taken: Count) -> None:
     for name, value in (("max_count", max_count), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     _check_count(count, max_count)
-    if not record or not all(0 <= mark <= steps for mark in record):
-        raise ValueError(f"record: got {record}, expected numbers of steps from 0 to {steps}")
+    if not isinstance(taken, jax.core.Tracer) and not 0 <= int(taken) <= steps:
+        raise ValueError(f"taken: got {int(taken)}, expected from 0 to {steps}, the steps of the attack")
     if not isinstance(radius, jax.core.Tracer) and not float(radius) >= 0:
         raise ValueError(f"radius: got {float(radius)}, expected at least 0")

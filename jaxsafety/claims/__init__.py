@@ -1,1 +1,29 @@
-"""The statements of papers, and the statistics that judge them."""
+"""Statements of papers, ONE FILE A PAPER, named here, and the statistics that judge them.
+
+A paper's module holds ``CLAIMS``, a tuple of :class:`jaxsafety.claims.judging.Claim`. A recipe names a paper of this
+table, or somebody else's statements as ``package.module:CLAIMS``.
+"""
+
+from typing import TYPE_CHECKING
+
+from jaxsafety.config import tables
+
+if TYPE_CHECKING:
+    from jaxsafety.claims.judging import Claim
+
+TABLE = {"jain2024": "jaxsafety.claims.jain2024"}
+
+
+def load(name: str) -> "tuple[Claim, ...]":
+    """Returns the statements of a paper by its name in the table, or as ``package.module:CLAIMS``.
+
+    Raises:
+        ValueError: there is no such paper (the nearest is named), or something in it is no claim.
+    """
+    from jaxsafety.claims.judging import Claim
+
+    found = tables.load(name, TABLE, kind="claims", record=tuple)
+    for one in found:
+        if not isinstance(one, Claim):
+            raise ValueError(f"claims {name!r} hold a {type(one).__name__}, expected jaxsafety.claims.judging.Claim")
+    return found

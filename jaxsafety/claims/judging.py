@@ -1,11 +1,11 @@
-"""The paper's statements judged by what a run measured: supported, contradicted or undecided.
+"""Statements of papers judged by what a run measured: supported, contradicted or undecided.
 
 Every claim has one number per seed and one side of one null value. It is judged by the two-sided Student-t interval
 over seeds at level ``1 - 0.05 / m``, m being the number of claims that have an interval (Bonferroni): with normal
 values, and were every null value the truth, a run would decide any claim at all with a probability of at most 5 %.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +14,33 @@ import numpy as np
 from jaxsafety.claims.contrasts import Measurement
 from jaxsafety.claims.evidence import Evidence, Unmeasured
 from jaxsafety.claims.intervals import Interval, student_interval
-from jaxsafety.claims.statements import CLAIMS, Claim
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 
 ERROR_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement that data can contradict.
+
+    Attributes:
+        name: identifier.
+        statement: the sentence, in our own words.
+        where: section and figure of the paper, or that it goes beyond it.
+        statistic: what the number of a seed is, with its formula.
+        measure: evidence to that number; raises ``Unmeasured``.
+        expected: the side of ``null`` on which the statement puts the statistic.
+        null: the value between the two sides.
+    """
+
+    name: str
+    statement: str
+    where: str
+    statistic: str
+    measure: Callable[[Evidence], Measurement]
+    expected: Literal["above", "below"] = "above"
+    null: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,7 @@ class Judgement:
     why: str
 
 
-def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
+def judge(evidence: Evidence, claims: Sequence[Claim]) -> list[Judgement]:
     """Judges every claim by one run's evidence; what cannot be measured is undecided and says why.
 
     A seed without a finite value (its lane diverged, or nothing to measure in it) is left out and counted.

@@ -1,13 +1,22 @@
 """``jaxsafety list``: what a recipe can name, read from the sources of the literal tables; none of it is imported."""
 
-from jaxsafety import methods
+from collections.abc import Mapping
+
+from jaxsafety import analysis, attacks, claims, edits, methods
 from jaxsafety.config import tables
 
+_KINDS = (
+    ("methods", "method", methods.TABLE),
+    ("edits", "edit", edits.TABLE),
+    ("attacks", "attack", attacks.TABLE),
+    ("analyses", "analysis", analysis.TABLE),
+)
 
-def methods_told(*, prefix: str = "") -> str:
-    """Returns every method with its first line, and its fields behind ``prefix``: kind, default and meaning."""
+
+def told(table: Mapping[str, str], *, prefix: str = "") -> str:
+    """Returns every name with its first line, and its fields behind ``prefix``: kind, default and meaning."""
     lines = []
-    for name, module in methods.TABLE.items():
+    for name, module in table.items():
         lines.append(f"  {name}: {tables.summary(module)}")
         lines += [f"    {prefix}{field}" for field in tables.declared(module)]
     return "\n".join(lines)
@@ -15,8 +24,14 @@ def methods_told(*, prefix: str = "") -> str:
 
 def text() -> str:
     """Returns what ``jaxsafety list`` prints."""
+    parts = [
+        f"{kinds}, `{kind}: NAME` in a recipe, or one of your own as `{kind}: package.module:{kind.upper()}`\n"
+        f"{told(table)}\n\n"
+        for kinds, kind, table in _KINDS
+    ]
+    papers = "\n".join(f"  {name}: {tables.summary(module)}" for name, module in claims.TABLE.items())
     return (
-        "methods, `method: NAME` in a recipe, or one of your own as `method: package.module:NAME`\n"
-        "(a grid of a traced field is one compiled program, every value of a static one is another):\n"
-        f"{methods_told()}\n"
+        "A grid of a traced field is one compiled program, and so are all values of a swept one; every value of a\n"
+        f"static field is another program.\n\n{''.join(parts)}"
+        f"claims, `claims: [NAME]` in a recipe, or your own as `package.module:CLAIMS`\n{papers}\n"
     )

@@ -20,8 +20,7 @@ from jaxsafety.engine import cluster
 from jaxsafety.rundir import signals
 
 if TYPE_CHECKING:
-    from jaxsafety.types import Key
-    from jaxsafety.world import Trial
+    from jaxsafety.types import Key, Trial
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",

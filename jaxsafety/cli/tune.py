@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="jaxsafety tune",
         description="Fine-tune a Hugging Face checkpoint.",
-        epilog=f"methods, and the options that each has beside the others:\n{listing.methods_told(prefix='--')}",
+        epilog=f"methods, and the options that each has beside the others:\n{listing.told(methods.TABLE, prefix='--')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

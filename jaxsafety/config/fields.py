@@ -1,7 +1,8 @@
 """How options are declared: once, on a frozen dataclass ``Config``, each traced or static, with its bounds.
 
 A *traced* field is a scalar of one lane: a grid of it is one compiled program. A *static* field (any plain dataclass
-field is one) is part of the program: another value compiles another. Recipes, dry runs, the command line and the
+field is one) is part of the program: another value compiles another. A *swept* field lists the values of a scalar that
+one compiled program goes through: the strengths of an attack or an edit. Recipes, dry runs, the command line and the
 documentation read the fields from here; nothing types them again.
 
     @dataclass(frozen=True)
@@ -11,6 +12,7 @@ documentation read the fields from here; nothing types them again.
         __post_init__ = check
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from copy import copy
@@ -56,11 +58,17 @@ def static(default: Any, **bounds: Any) -> Any:
     return field(default=default, metadata={"bounds": Bounds(**bounds)})
 
 
+def swept(*values: float | int, **bounds: Any) -> Any:
+    """Declares the values that one scalar goes through; ``points`` lists them, in ascending order."""
+    return field(default=values, metadata={"swept": True, "bounds": Bounds(**bounds)})
+
+
 def check(config: Any) -> None:
     """Checks every field of a config against its declared names and bounds; assign it to ``__post_init__``.
 
     Raises:
-        ValueError: a name that is not among the literal's, or a number out of bounds; the field is named.
+        ValueError: a name that is not among the literal's, a number out of bounds, or swept values that do not ascend;
+            the field is named.
     """
     hints = get_type_hints(type(config))
     for one in fields(config):
@@ -70,6 +78,8 @@ def check(config: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if bounds and isinstance(number, int | float) and not bounds.holds(number):
                 raise ValueError(f"{one.name} must be {bounds}, got {number}")
+        if one.metadata.get("swept") and list(value) != sorted(set(value)):
+            raise ValueError(f"{one.name} must be ascending numbers, got {list(value)}")
 
 
 def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
@@ -118,8 +128,16 @@ def traced_names(config: Any) -> tuple[str, ...]:
     return tuple(one.name for one in fields(config) if one.metadata.get("traced"))
 
 
+def points(config: Any) -> tuple[dict[str, Any], ...]:
+    """Returns every combination of the values of a config's swept fields; one without any for a config without."""
+    names = [one.name for one in fields(config) if one.metadata.get("swept")]
+    return tuple(
+        dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(config, n) for n in names))
+    )
+
+
 def at_point(config: Any, values: Mapping[str, Any]) -> Any:
-    """Returns the config with the values of its traced fields replaced by a lane's, which are not checked again."""
+    """Returns the config with traced or swept fields replaced by a lane's or a point's scalars, not checked again."""
     found = copy(config)
     for name, value in values.items():
         object.__setattr__(found, name, value)

@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 from jaxsafety.config.names import check_name
 
 
-def load(name: str, table: Mapping[str, str], *, kind: str, attribute: str) -> Any:
+def load(name: str, table: Mapping[str, str], *, kind: str, record: type) -> Any:
     """Returns what a table's name, or ``package.module:NAME``, stands for; only its own module is imported.
 
     Args:
         name: the name.
         table: names of ours to modules.
-        kind: what they are, for the message.
-        attribute: that the modules of the table hold.
+        kind: what they are, for the message; in capitals it is the attribute that the modules of the table hold.
+        record: what one of them is an instance of.
 
     Raises:
-        ValueError: an unknown name, no such module, or nothing of that name in it.
+        ValueError: an unknown name, no such module, nothing of that name in it, or something else.
     """
     module, _, wanted = name.partition(":")
+    attribute = kind.upper()
     if not wanted:
         check_name(kind, name, table)
         return getattr(importlib.import_module(table[name]), attribute)
@@ -37,7 +38,9 @@ def load(name: str, table: Mapping[str, str], *, kind: str, attribute: str) -> A
         raise ValueError(f"{kind} {name!r}: there is no module {module!r} on the path of Python") from error
     if not hasattr(found, wanted):
         raise ValueError(f"{kind} {name!r}: module {module!r} has no {wanted!r}, expected such as {attribute!r}")
-    return getattr(found, wanted)
+    if not isinstance(one := getattr(found, wanted), record):
+        raise ValueError(f"{kind} {name!r} is a {type(one).__name__}, expected a {record.__module__}.{record.__name__}")
+    return one
 
 
 class Declared(NamedTuple):
@@ -53,16 +56,17 @@ class Declared(NamedTuple):
 
 
 def declared(module: str) -> tuple[Declared, ...]:
-    """Returns the fields of a module's ``Config``: name, traced or static, default, and what its docstring says."""
+    """Returns the fields of a module's ``Config``: name, kind, default, and what its docstring says."""
     body = next(node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == "Config")
     entry = r"^    (\w+): (.+?)(?=\n    \w+: |\n\n|\Z)"
     docs = dict(re.findall(entry, ast.get_docstring(body) or "", re.DOTALL | re.MULTILINE))
     found = []
     for node in (node for node in body.body if isinstance(node, ast.AnnAssign)):
         call = node.value if isinstance(node.value, ast.Call) else None
-        kind = "traced" if call and ast.unparse(call.func) == "traced" else "static"
-        name = ast.unparse(node.target)
-        found.append(Declared(name, kind, ast.unparse(call.args[0] if call else node.value), _flat(docs.get(name, ""))))
+        kind = ast.unparse(call.func) if call else "static"
+        default = [ast.unparse(word) for word in call.args] if call else [ast.unparse(node.value)]
+        name, shown = ast.unparse(node.target), f"[{', '.join(default)}]" if kind == "swept" else default[0]
+        found.append(Declared(name, kind, shown, _flat(docs.get(name, ""))))
     return tuple(found)
 
 

@@ -27,7 +27,4 @@ def load(name: str) -> "Method":
     """
     from jaxsafety.types import Method
 
-    found = tables.load(name, TABLE, kind="method", attribute="METHOD")
-    if not isinstance(found, Method):
-        raise ValueError(f"method {name!r} is a {type(found).__name__}, expected a jaxsafety.types.Method")
-    return found
+    return tables.load(name, TABLE, kind="method", record=Method)

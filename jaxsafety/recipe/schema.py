@@ -5,19 +5,19 @@ got and what it expects.
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from jaxsafety import methods
-from jaxsafety.config import fields as fields_
+from jaxsafety import analysis, claims, methods
 from jaxsafety.config.names import check_name
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
+from jaxsafety.recipe.nodes import AnalysisConfig, MethodConfig, Node, default_attacks, default_edits, nodes
 from jaxsafety.training.optim import OptimConfig
-from jaxsafety.types import HParams, Method, Strategy
+from jaxsafety.types import Strategy
 from jaxsafety.world.batches import Mixture
-from jaxsafety.world.conditions import ConditionName
+from jaxsafety.world.conditions import Condition, ConditionName
 from jaxsafety.world.spec import World, WorldName
 
 # What results and checkpoints call the model before tuning.
@@ -136,62 +136,6 @@ class PretrainConfig:
         _require_chunks(self)
 
 
-@dataclass(frozen=True)
-class MethodConfig:
-    """One safety fine-tuning method of a study; a recipe writes the method's own fields beside these.
-
-    Attributes:
-        method: a name of :data:`jaxsafety.methods.TABLE`, or somebody else's as ``package.module:NAME``.
-        p_unsafe: probability in [0, 1] that a prompt is unsafe.
-        options: the method's own fields, its ``Config``; None is all of its defaults.
-    """
-
-    method: str = "sft"
-    p_unsafe: float = 0.5
-    options: Any = None
-
-    def __post_init__(self):
-        config = self.load().Config
-        if not 0 <= self.p_unsafe <= 1:
-            raise ValueError(f"p_unsafe of a method must be in [0, 1], got {self.p_unsafe}")
-        if self.options is None:
-            object.__setattr__(self, "options", config())
-        if not isinstance(self.options, config):
-            raise ValueError(f"options of method {self.method!r} must be its Config, got {self.options!r}")
-
-    def load(self) -> Method:
-        """Returns the method."""
-        return methods.load(self.method)
-
-    def at_point(self, point: HParams) -> Any:
-        """Returns the method's fields with the scalars of one lane."""
-        return fields_.at_point(self.options, point.options)
-
-
-def method_config(label: str, value: Any) -> MethodConfig:
-    """Returns a method of a study from its fields as a recipe writes them.
-
-    Without ``method`` the label is the method's name.
-
-    Raises:
-        ValueError: no such method, a field that it does not have, a bad value.
-    """
-    if isinstance(value, MethodConfig):
-        return value
-    where = f"tune.methods.{label}"
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold fields such as `method: sft`, got {value!r}")
-    if "objective" in value:
-        raise ValueError(f"{where}.objective is called {where}.method")
-    named = {"method": label} if label in methods.TABLE else {}
-    own = named | {name: given for name, given in value.items() if name in ("method", "p_unsafe")}
-    if "method" not in own:
-        raise ValueError(f"{where} has no method: expected {', '.join(methods.TABLE)}, or package.module:NAME")
-    node = fields_.build(MethodConfig, own, owner=where)
-    rest = {name: given for name, given in value.items() if name not in own}
-    return replace(node, options=fields_.build(node.load().Config, rest, owner=where))
-
-
 def _default_methods() -> dict[str, MethodConfig]:
     return {name: MethodConfig(name) for name in methods.TABLE}
 
@@ -224,8 +168,7 @@ class TuneConfig:
         _require_chunks(self)
         if not self.learning_rates or not self.methods:
             raise ValueError("tune needs at least one learning rate and one method")
-        given = {label: method_config(label, value) for label, value in self.methods.items()}
-        object.__setattr__(self, "methods", given)
+        object.__setattr__(self, "methods", nodes("tune.methods", self.methods))
         for label in self.methods:
             _require_plain("label of a method", label)
             if label == PRETRAINED:
@@ -273,62 +216,26 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """The analyses of every model, see :mod:`jaxsafety.analysis`.
+    """The prompts of the analyses, attacks and edits.
 
     Attributes:
-        prompts: prompts per condition and seed that features, inputs and verdicts are measured on, and as many held-out
-            ones for the centroids; at most half of ``evaluate.prompts`` and a multiple of ``evaluate.batch_size``.
+        prompts: prompts per condition and seed that models are analysed on, and as many held-out ones for the means of
+            clusters; at most half of ``evaluate.prompts`` and a multiple of ``evaluate.batch_size``.
         response_positions: first positions of the answer that the ``response`` features average over (the paper: 10).
-        energy: share of a squared spectrum that counts as a matrix's range, in (0, 1].
-        directions: leading directions of the update that projections are written for; half as many span the spaces that
-            are compared between methods.
-        sensitivity_prompts: prompts per condition of the gradient norms, at most ``prompts``.
-        jacobian_prompts: prompts per condition of the Jacobians' spectral norms, at most ``sensitivity_prompts``.
-        gradient_prompts: safe prompts, and as many unsafe ones, that the methods' gradients are compared on; at most
-            ``prompts``.
-        intervention_prompts: prompts per condition that each intervention is judged on, at most ``prompts``.
-        alphas: multiples of the update.
-        ranks: ranks that the update is truncated to.
-        soft_tokens: numbers of soft tokens; 0 is the prompt as it is.
-        soft_steps: attack steps after which the attack is judged, ascending; the last one is its length.
-        attack_prompts: unsafe prompts that soft tokens attack, at most ``prompts``.
-        prefill_depths: tokens of the complied answer that the prefill attack gives away.
+        attack_prompts: of these, prompts per condition that are attacked.
+        edit_prompts: of these, prompts per condition that each edited model is judged on.
     """
 
     prompts: int = 256
     response_positions: int = 10
-    energy: float = 0.9
-    directions: int = 16
-    sensitivity_prompts: int = 64
-    jacobian_prompts: int = 8
-    gradient_prompts: int = 64
-    intervention_prompts: int = 32
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-    ranks: tuple[int, ...] = (1, 2, 4, 8, 16)
-    soft_tokens: tuple[int, ...] = (0, 1, 2, 4)
-    soft_steps: tuple[int, ...] = (0, 5, 10, 20)
     attack_prompts: int = 32
-    prefill_depths: tuple[int, ...] = (0, 1, 2, 4)
+    edit_prompts: int = 32
 
     def __post_init__(self):
-        sizes = ("prompts", "response_positions", "directions")
-        subsets = ("sensitivity_prompts", "gradient_prompts", "intervention_prompts", "attack_prompts")
-        _require_positive(self, *sizes, *subsets, "jacobian_prompts")
-        for name, limit in (*((name, "prompts") for name in subsets), ("jacobian_prompts", "sensitivity_prompts")):
-            if getattr(self, name) > getattr(self, limit):
-                raise ValueError(
-                    f"analyze.{name} must be at most analyze.{limit} ({getattr(self, limit)}), "
-                    f"got {getattr(self, name)}"
-                )
-        if not 0 < self.energy <= 1:
-            raise ValueError(f"analyze.energy must be in (0, 1], got {self.energy}")
-        for name, least in (("alphas", 0), ("ranks", 1), ("soft_tokens", 0), ("soft_steps", 0), ("prefill_depths", 0)):
-            values = getattr(self, name)
-            ascending = list(values) == sorted(set(values))
-            if not values or not ascending or not all(math.isfinite(v) and v >= least for v in values):
-                raise ValueError(f"analyze.{name} must be ascending numbers of at least {least}, got {list(values)}")
-        if self.soft_steps[-1] < 1:
-            raise ValueError(f"analyze.soft_steps must end with at least 1 step, got {list(self.soft_steps)}")
+        _require_positive(self, "prompts", "response_positions", "attack_prompts", "edit_prompts")
+        for name in ("attack_prompts", "edit_prompts"):
+            if (count := getattr(self, name)) > self.prompts:
+                raise ValueError(f"analyze.{name} must be at most analyze.prompts ({self.prompts}), got {count}")
 
 
 @dataclass(frozen=True)
@@ -342,6 +249,9 @@ class Recipe:
         seeds: every seed has its own initialisation, data and evaluation draws.
         strategy: how seeds share the devices (see :mod:`jaxsafety.engine.sweep`).
         model, pretrain, tune, evaluate, analyze: the stages.
+        edits, attacks, analyses: label to what every model is put through, see :mod:`jaxsafety.recipe.nodes`.
+        claims: sets of statements that the results are judged by, names of :data:`jaxsafety.claims.TABLE` or somebody
+            else's as ``package.module:CLAIMS``.
         grid: dotted field to the values it takes; every combination is a study, see :mod:`jaxsafety.recipe.cells`.
     """
 
@@ -355,6 +265,10 @@ class Recipe:
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
+    edits: dict[str, Any] = field(default_factory=default_edits)
+    attacks: dict[str, Any] = field(default_factory=default_attacks)
+    analyses: dict[str, Any] = field(default_factory=lambda: {name: AnalysisConfig(name) for name in analysis.TABLE})
+    claims: tuple[str, ...] = tuple(claims.TABLE)
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -373,12 +287,50 @@ class Recipe:
                 f"analyze.prompts must be at most half of evaluate.prompts ({drawn}) and a multiple of "
                 f"evaluate.batch_size ({batch}), got {prompts}"
             )
+        for place in ("edits", "attacks", "analyses"):
+            object.__setattr__(self, place, nodes(place, getattr(self, place)))
+        for label in (*self.edits, *self.attacks, *self.analyses):
+            _require_plain("label of an edit, an attack or an analysis", label)
+        _check_rows(self)
+        for name in self.claims:
+            claims.load(name)
+
+    @property
+    def conditions(self) -> dict[str, str | Condition]:
+        """Every condition that models are judged and analysed on: safe, unsafe, the others, then attacks' own."""
+        names = dict.fromkeys(("safe", "unsafe", *self.evaluate.conditions))
+        own = {label: one.load().condition(one.options) for label, one in self.attacks.items() if one.load().condition}
+        return {name: name for name in names} | own
+
+    @property
+    def evaluated(self) -> dict[str, str | Condition]:
+        """The conditions of the accuracy table: those of ``evaluate``, then attacks' own."""
+        own = {name: condition for name, condition in self.conditions.items() if not isinstance(condition, str)}
+        return {name: name for name in self.evaluate.conditions} | own
+
+
+def _check_rows(recipe: Recipe) -> None:
+    """Refuses what result rows could not tell apart, and prompts that there are none of."""
+    taken = {*recipe.analyses, *get_args(ConditionName), "interventions"}
+    if twice := taken & set(recipe.attacks) | {"interventions"} & set(recipe.analyses):
+        raise ValueError(f"{min(twice)!r} is the label of something else already: choose another")
+    for label, attack in recipe.attacks.items():
+        for name in attack.conditions:
+            check_name(
+                f"condition in attacks.{label}.conditions", name, [name for name in recipe.conditions if name != "safe"]
+            )
+    for label, one in recipe.analyses.items():
+        if (count := getattr(one.options, "prompts", 0)) > recipe.analyze.prompts:
+            raise ValueError(
+                f"analyses.{label}.prompts must be at most analyze.prompts ({recipe.analyze.prompts}), got {count}"
+            )
 
 
 def as_dict(config: Any) -> Any:
-    """Returns a config as plain dicts, lists and scalars, ready for YAML; a method's own fields beside the others."""
-    if isinstance(config, MethodConfig):
-        return {"method": config.method, "p_unsafe": config.p_unsafe} | as_dict(config.options)
+    """Returns a config as plain dicts, lists and scalars, ready for YAML; a node's own fields beside the others."""
+    if isinstance(config, Node):
+        own = {one.name: as_dict(getattr(config, one.name)) for one in fields(config) if one.name != "options"}
+        return own | as_dict(config.options)
     if hasattr(config, "__dataclass_fields__"):
         return {f.name: as_dict(getattr(config, f.name)) for f in fields(config)}
     if isinstance(config, dict):

@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config.names import nearest
-from jaxsafety.recipe.schema import MethodConfig, Recipe, as_dict, method_config
+from jaxsafety.recipe.nodes import PLACES, nodes
+from jaxsafety.recipe.schema import Recipe, as_dict
 
 _MAX_NODES = 10_000
 _KINDS = {
@@ -24,6 +25,20 @@ _KINDS = {
     "NoneType": "null",
     "tuple": "a list",
     "dict": "a mapping {name: value}",
+}
+# Keys of earlier versions below ``analyze``.
+_MOVED = {
+    "energy": "analyses.output_space.energy, and energy of the edits `space_part`",
+    "directions": "analyses.output_space.directions, and of input_space and alignment",
+    "sensitivity_prompts": "analyses.sensitivity.prompts",
+    "jacobian_prompts": "analyses.sensitivity.jacobian_prompts",
+    "gradient_prompts": "analyses.gradients.prompts",
+    "intervention_prompts": "analyze.edit_prompts",
+    "alphas": "alpha of the edits `scaled`, such as edits.whole.alpha",
+    "ranks": "edits.rank.rank",
+    "soft_tokens": "attacks.soft_tokens.count",
+    "soft_steps": "attacks.soft_tokens.steps",
+    "prefill_depths": "attacks.prefill.depth",
 }
 
 
@@ -39,15 +54,15 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """
     content = _yaml(path)
     _check_sections(content, where=str(path))
-    overrides, of_methods = _split(overrides)
+    overrides, of_nodes = _split(overrides)
 
     def values(parser: ArgumentParser) -> Any:
         parsed = parser.parse_args(["--config", str(path), *overrides])
-        if isinstance(parsed.tune.methods, dict):
-            labels = {label: as_dict(method) for label, method in parsed.tune.methods.items()}
-            for label, name, value in of_methods:
-                labels[label] = {**_fields_of(labels.get(label, {})), name: value}
-            parsed.tune.methods = labels
+        for place in PLACES:
+            if isinstance(parsed[place], dict):
+                parsed[place] = {label: as_dict(node) for label, node in parsed[place].items()}
+        for place, label, name, value in of_nodes:
+            parsed[place][label] = {**_fields_of(parsed[place].get(label, {})), name: value}
         return parsed
 
     settings = _parsed(str(path), values)
@@ -61,28 +76,28 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(**settings)
 
 
-def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, Any]]]:
-    """Takes the fields of methods out of command-line words: jsonargparse would replace all of a method by one field.
+def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, Any]]]:
+    """Takes the fields of nodes out of command-line words: jsonargparse would replace all of a node by one field.
 
     Returns:
-        The other words; label, field and value of those.
+        The other words; place, label, field and value of those.
     """
     rest, found = [], []
-    words = iter(overrides)
+    words, places = iter(overrides), "|".join(map(re.escape, PLACES))
     for word in words:
-        named = re.fullmatch(r"--tune\.methods\.([^=]+)\.([^.=]+)(?:=(.*))?", word, flags=re.DOTALL)
+        named = re.fullmatch(rf"--({places})\.([^=]+)\.([^.=]+)(?:=(.*))?", word, flags=re.DOTALL)
         if not named:
             rest.append(word)
             continue
-        value = named[3] if named[3] is not None else next(words, None)
+        value = named[4] if named[4] is not None else next(words, None)
         if value is None or value.startswith("--"):
             raise ValueError(f"{word} has no value: expected one behind it")
-        found.append((named[1], named[2], plain_value(word, value)))
+        found.append((named[1], named[2], named[3], plain_value(word, value)))
     return rest, found
 
 
-def _fields_of(method: Any) -> dict[str, Any]:
-    return method if isinstance(method, dict) else {}
+def _fields_of(node: Any) -> dict[str, Any]:
+    return node if isinstance(node, dict) else {}
 
 
 def plain_value(name: str, text: str) -> Any:
@@ -118,7 +133,8 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
         parsed = values_of(parser)
         _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
-        parsed.tune.methods = _methods(parsed.tune.methods, where=where)
+        for place in PLACES:
+            parsed[place] = _nodes(place, parsed[place], where=where)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=where)) from error
@@ -127,11 +143,21 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
     return {f.name: getattr(values, f.name) for f in fields(Recipe)}
 
 
-def _methods(given: dict[str, Any], *, where: str) -> dict[str, MethodConfig]:
+def _nodes(place: str, given: dict[str, Any], *, where: str) -> dict[str, Any]:
     try:
-        return {label: method_config(label, value) for label, value in given.items()}
+        return nodes(place, given)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def recorded(directory: Path) -> Recipe | None:
+    """Returns the recipe that a study's directory records; None for that of two checkpoints, or for results alone.
+
+    Raises:
+        ValueError: it is none, or names something that is not there any more.
+    """
+    path = directory / "config.yaml"
+    return read(path) if path.exists() and "pair" not in _yaml(path) else None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -190,6 +216,9 @@ def _check_sections(content: dict[str, Any], *, where: str) -> None:
     for name, kind in get_type_hints(Recipe).items():
         if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
+    for name in content.get("analyze", {}):
+        if name in _MOVED:
+            raise ValueError(f"{where}: analyze.{name} is called {_MOVED[name]}")
 
 
 def _check_names(content: dict[Any, Any], *, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What breaks safety fine-tuning: jailbreaks, soft tokens and prefilled answers (Figure 7 of the paper).
+"""What breaks safety fine-tuning: jailbreaks, and attacks of growing strength (Figure 7 of the paper).
 
 Each takes a seed table (``jaxsafety.report.seed_tables``) and returns a picture, a row of panels per model. What a
 table lacks is not drawn; a table with nothing to draw raises ``NothingToDraw``.
@@ -18,7 +18,6 @@ from jaxsafety.report.plotting import (
     INK,
     ORANGE,
     PINK,
-    VERDICT_COLOURS,
     Picture,
     condition_styles,
 )
@@ -26,16 +25,12 @@ from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, 
 from jaxsafety.report.tables import condition_label
 
 _ROW = 84
-_TOKEN_STYLES = (
+_PART_STYLES = (
     {"color": BLUE, "linestyle": "solid", "marker": "o"},
     {"color": ORANGE, "linestyle": (0, (4, 1.6)), "marker": "s"},
     {"color": GREEN, "linestyle": (0, (1.2, 1.2)), "marker": "^"},
     {"color": PINK, "linestyle": (0, (5, 1.4, 1.2, 1.4)), "marker": "D"},
 )
-_PREFILL_STYLES = {
-    "refused": {"color": VERDICT_COLOURS["refused"], "linestyle": "solid", "marker": "o"},
-    "complied": {"color": VERDICT_COLOURS["complied"], "linestyle": (0, (4, 1.6)), "marker": "s"},
-}
 
 
 def jailbreaks(table: pl.DataFrame) -> Picture:
@@ -100,18 +95,19 @@ def _condition_scale(column: list[Axes], *, zero: bool) -> None:
         column[-1].set_xlabel("log scale")
 
 
-def soft_tokens(table: pl.DataFrame) -> Picture:
-    """Success, relative tau and gain of the soft-token attack against its strength (Figure 7, right).
-
-    Relative tau and gain are means over layers.
-    """
-    heads = {"complied": "complied", "relative_tau": "relative τ", "gain": "gain"}
+def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Picture:
+    """How an attack fares against its strength, the field ``over``: compliance and refusals of unsafe prompts, or of
+    its own, and where they are measured relative tau and gain, which are means over layers."""
+    heads = {"complied": "complied", "refused": "refused", "relative_tau": "relative τ", "gain": "gain"}
     rows = panels.needed(
-        pick(table, layer=None, analysis="soft_tokens", subset="all", metric=tuple(heads)), "soft_tokens"
+        pick(table, layer=None, analysis=label, subset="all", metric=tuple(heads)), f"the attack {label}"
     )
+    rows = pick(rows, condition="unsafe" if "unsafe" in rows["condition"] else rows["condition"][0])
+    # An attack without a strength has one point.
+    rows = rows.with_columns(pl.col("strength").fill_null(0.0))
     models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
-    counts = sorted(rows["part"].unique(), key=lambda part: int(part.split()[0]))
-    styles = {part: _TOKEN_STYLES[place % len(_TOKEN_STYLES)] for place, part in enumerate(counts)}
+    parts = sorted(rows["part"].unique(), key=lambda part: (len(part), part))
+    styles = {part: _PART_STYLES[place % len(_PART_STYLES)] for place, part in enumerate(parts)}
 
     def draw(figure: Figure) -> None:
         grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey="col")
@@ -124,46 +120,13 @@ def soft_tokens(table: pl.DataFrame) -> Picture:
                 if not axes.lines:
                     panels.blank(axes)
                 panels.few_ticks(axes)
-                if metric == "complied":
+                if metric in ("complied", "refused"):
                     axes.set_ylim(-0.04, 1.04)
                 elif metric == "relative_tau":
                     panels.reference(axes, 0.0)
-        figure.supxlabel("strength: soft tokens × steps", fontsize=12)
-        panels.legend(figure, [panels.key(part, style) for part, style in styles.items()], columns=3)
+        figure.supxlabel(over, fontsize=12)
+        if any(parts):
+            panels.legend(figure, [panels.key(part, style) for part, style in styles.items()], columns=3)
 
-    height = 66 + _ROW * len(models) + panels.legend_height(len(counts), columns=3)
-    return Picture(draw, height, "soft-token attack against its strength")
-
-
-def prefill(table: pl.DataFrame) -> Picture:
-    """Refusal and compliance against the number of answer tokens given, and where a refusal first appears."""
-    rows = pick(table, analysis="prefill", condition="unsafe")
-    rows = panels.needed(pick(rows, metric=(*_PREFILL_STYLES, "first_refusal", "never_refuses")), "prefill")
-    models = models_of(rows)
-    heads = ("after k given tokens", "first refusal")
-
-    def draw(figure: Figure) -> None:
-        grid = panels.model_grid(figure, models, heads, sharey=True)
-        for model in models:
-            shown = of_model(rows, model)
-            for metric, style in _PREFILL_STYLES.items():
-                panels.draw_curve(grid[model, heads[0]], pick(shown, metric=metric), over="strength", style=style)
-            _first_refusals(grid[model, heads[1]], shown)
-        grid[models[0], heads[0]].set_ylim(-0.04, 1.04)
-        grid[models[-1], heads[0]].set_xlabel("k")
-        grid[models[-1], heads[1]].set_xlabel("answer position")
-        panels.layer_ticks(grid.values())
-        figure.supylabel("share of unsafe prompts", fontsize=12)
-        panels.legend(figure, [panels.key(name, style) for name, style in _PREFILL_STYLES.items()], columns=2)
-
-    return Picture(draw, 82 + _ROW * len(models), "prefilled answers: how deep a refusal reaches")
-
-
-def _first_refusals(axes: Axes, shown: pl.DataFrame) -> None:
-    bars = pick(shown, metric="first_refusal").filter(pl.col("n") > 0)
-    colour = VERDICT_COLOURS["refused"]
-    axes.bar(bars["strength"].to_list(), bars["mean"].to_list(), color=colour, alpha=0.35, width=0.8)
-    for row in range(bars.height):
-        panels.draw_upright(axes, bars["strength"][row], bars[row], colour=colour)
-    for mean in pick(shown, metric="never_refuses")["mean"].drop_nulls():
-        axes.text(0.98, 0.9, f"never: {100 * mean:.0f} %", transform=axes.transAxes, ha="right", va="top", fontsize=11)
+    height = 66 + _ROW * len(models) + panels.legend_height(len(parts), columns=3) * any(parts)
+    return Picture(draw, height, f"the attack {label} against its strength")

@@ -14,8 +14,10 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
+from jaxsafety import claims
 from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.judging import Judgement
+from jaxsafety.recipe import yaml_file
 from jaxsafety.report import dead_lanes
 from jaxsafety.report.tables import dead_notes
 from jaxsafety.rundir import results
@@ -48,7 +50,9 @@ def read(directory: Path) -> list[Judgement]:
     frames = [_analyses(directory)]
     if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
-    return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)))
+    recipe = yaml_file.recorded(directory)
+    every = [claim for name in (recipe.claims if recipe else claims.TABLE) for claim in claims.load(name)]
+    return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)), every)
 
 
 def text(directory: Path) -> str:

@@ -23,7 +23,7 @@ from jaxsafety.report.tables import COLUMNS
 from jaxsafety.rundir.results import METHODS
 
 SCALED = {"whole": "whole", "mlp": "MLP", "up": "up", "down": "down"}
-# What is kept of the update, in the order of the rows; rank and layer have a row per strength.
+# What is kept of the update, in the order of the rows; rank, layer and other edits have a row per strength.
 KEPT = {
     "whole": "whole update",
     "mlp_matrices": "MLP matrices",
@@ -101,10 +101,11 @@ def transfer(table: pl.DataFrame) -> Picture:
 
 def causal(table: pl.DataFrame) -> Picture:
     """Null and Instruct when one part of the update is kept or left out: a panel per model, a row per part."""
-    rows = panels.needed(_judged(pick(table, part=tuple(KEPT)), ("Instruct", "Null")), "interventions")
+    rows = panels.needed(_judged(table, ("Instruct", "Null")), "interventions")
+    others = {part: f"{part} {{}}" for part in sorted(set(rows["part"]) - set(KEPT))}
     kept = [
         (part, strength, label.format(f"{strength:g}" if strength is not None else ""))
-        for part, label in KEPT.items()
+        for part, label in (KEPT | others).items()
         for strength in sorted(pick(rows, part=part)["strength"].unique(), key=lambda value: value or 0)
     ]
     models, styles = models_of(rows), _styles(("Instruct", "Null"))
@@ -132,7 +133,8 @@ def _kept_rows(axes: Axes, kept: list[tuple[str, float | None, str]]) -> None:
     axes.tick_params(axis="y", length=0)
     # Ranks and layers are rows of one kind each: a line sets them apart.
     for place in range(1, len(kept)):
-        if kept[place][0] != kept[place - 1][0] and kept[place][0] in ("all_but_null", "attention", "rank", "layer"):
+        part = kept[place][0]
+        if part != kept[place - 1][0] and (part in ("all_but_null", "attention", "rank", "layer") or part not in KEPT):
             panels.reference(axes, place - 0.5)
 
 

@@ -12,7 +12,7 @@ import polars as pl
 from matplotlib.figure import FigureBase
 
 from jaxsafety.report import analysis_panels as panels
-from jaxsafety.report.analysis_figures import ATTENTION, MATRICES, spaced
+from jaxsafety.report.plot import ATTENTION, MLP, spaced
 from jaxsafety.report.plotting import BLUE, GREEN, INK, ORANGE, PINK, Picture, condition_styles, model_styles
 from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, of_model, pick
 from jaxsafety.report.tables import condition_label, model_label
@@ -26,7 +26,7 @@ _SPECTRA = {
 _MATRIX_STYLES = {
     name: {"color": colour, "linestyle": dash, "marker": marker}
     for name, colour, dash, marker in zip(
-        (*MATRICES, *ATTENTION),
+        (*MLP, *ATTENTION),
         (BLUE, ORANGE, GREEN, BLUE, ORANGE, GREEN, PINK),
         ("solid", (0, (4, 1.6)), (0, (1.2, 1.2)), "solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.4, 1.2, 1.4))),
         ("o", "s", "^", "o", "s", "^", "D"),
@@ -43,7 +43,7 @@ def spectrum(table: pl.DataFrame) -> Picture:
     """Singular values of weights and updates in some layers, and the update's rank and size by layer."""
     blocks = [
         (partial(block, parts=tuple(group), what=what), pick(table, part=tuple(group)))
-        for (what, group), block in itertools.product((("MLP", MATRICES), ("attention", ATTENTION)), (_spectra, _sizes))
+        for (what, group), block in itertools.product((("MLP", MLP), ("attention", ATTENTION)), (_spectra, _sizes))
     ]
     shown = [
         (block, pick(rows, metric=tuple(_SPECTRA if block.func is _spectra else _SIZES))) for block, rows in blocks

@@ -10,7 +10,7 @@ import yaml
 
 from jaxsafety.formats import prompts
 from jaxsafety.report import html, study_report, tables
-from jaxsafety.report.analysis_figures import ATTENTION, MATRICES
+from jaxsafety.report.plot import ATTENTION, MLP
 from jaxsafety.report.tables import Model, VerdictRow
 from jaxsafety.rundir import manifest_file, results
 
@@ -69,7 +69,7 @@ def summary(frame: pl.DataFrame) -> str:
     """The main numbers of a pair as lines of text: of every matrix, and of every model; means over layers."""
     lines = []
     weights = frame.filter(pl.col("analysis") == "output_space", pl.col("strength").is_null())
-    for part in (name for name in (*MATRICES, *ATTENTION) if name in weights["part"]):
+    for part in (name for name in (*MLP, *ATTENTION) if name in weights["part"]):
         mean = _means(weights.filter(pl.col("part") == part))
         lines.append(
             f"{part:>4}: null-space energy {mean('null_energy')} (a random direction {mean('baseline_energy')}), "

@@ -1,19 +1,28 @@
-"""The list of the figures of the analyses: what each is, how to read it, and which rows it is about."""
+"""The list of the figures of a run: one for each of its analyses and attacks, then those that join several.
+
+What an analysis or an attack says of its own figure lies in its file; here is what no single one of them owns.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import polars as pl
 
-from jaxsafety.report import analysis_figures, attack_figures, intervention_figures, pair_figures, training_figures
+from jaxsafety import analysis
+from jaxsafety.analysis import output_space
+from jaxsafety.recipe.nodes import AnalysisConfig, AttackConfig, default_attacks
+from jaxsafety.recipe.schema import Recipe
+from jaxsafety.report import attack_figures, intervention_figures, pair_figures, plot, training_figures
 from jaxsafety.report.plotting import Picture
 from jaxsafety.report.seed_tables import BOUND
+from jaxsafety.types import Section
 
 
 @dataclass(frozen=True)
-class Section:
-    """One figure of the analyses.
+class Shown:
+    """One figure of a run.
 
     Attributes:
         title: heading.
@@ -36,57 +45,65 @@ class Section:
     layer_means: bool = False
 
 
+def sections(recipe: Recipe | None = None) -> dict[str, Shown]:
+    """Returns the figures of a study by name; those of the table's analyses and of two checkpoints without a recipe."""
+    analyses = recipe.analyses if recipe else {name: AnalysisConfig(name) for name in analysis.TABLE}
+    attacks = recipe.attacks if recipe else default_attacks()
+    drawn = {label: _of_analysis(label, node) for label, node in analyses.items() if node.load().section}
+    attacked = {label: _of_attack(label, node) for label, node in attacks.items()}
+    return drawn | _OF_PAIRS | _JAILBREAKS | attacked | _JOINT
+
+
 def _of(analysis: str, *metrics: str) -> pl.Expr:
     there = pl.col("analysis") == analysis
     return there & pl.col("metric").str.replace(BOUND, "$1").is_in(metrics) if metrics else there
 
 
+def _of_analysis(label: str, node: AnalysisConfig) -> Shown:
+    section: Section = node.load().section
+    rows = _of(label)
+    for analysis_, *metrics in section.also:
+        rows |= _of(analysis_, *metrics)
+    # What is drawn of an analysis goes by its own name, whatever its label.
+    own = node.analysis if node.analysis in analysis.TABLE else label
+    picture = partial(_renamed, draw=section.draw, names={label: own})
+    return Shown(*section[:3], picture, rows, claims=section.claims)
+
+
+def _renamed(table: pl.DataFrame, *, draw: Callable[..., Picture], names: dict[str, str]) -> Picture:
+    return draw(table.with_columns(pl.col("analysis").replace(names)), plot)
+
+
+def _of_attack(label: str, node: AttackConfig) -> Shown:
+    told = node.load().section
+    words: tuple[Any, ...] = told[:3] if told else (f"The attack {label}", "beyond the paper", _STRONGER)
+    names = [name for point in node.points()[:1] for name in point]
+    picture = partial(attack_figures.attack, label=label, over=names[-1] if names else "")
+    return Shown(*words, picture, _of(label), claims=told.claims if told else (), layer_means=True)
+
+
+_STRONGER = "To the right the attack is stronger: how many prompts the model still refuses, and how many it obeys."
 _PART = pl.col("part")
 # What two checkpoints have and a study has not, or shows otherwise.
 _OF_PAIR = (pl.col("method") == "tuned").any()
 _TRANSFER = _PART.str.starts_with("transfer:")
 
-SECTIONS = {
-    "clusters": Section(
-        "Clusters of safe and unsafe activations",
-        "Figure 3",
-        "τ is how much nearer an activation lies to the mean of safe prompts than to that of unsafe ones, here as a "
-        "share of the distance between the two means: the further the curves part, the cleaner the two clusters; "
-        "below, the leading singular value's share of a cluster's spectrum is 1 where its activations lie on one line.",
-        analysis_figures.clusters,
-        _of("clusters"),
-        claims=(
-            "clusters_separate",
-            "clusters_deepen",
-            "clusters_rate",
-            "clusters_dpo",
-            "clusters_unlearn",
-            "clusters_low_rank",
-        ),
-    ),
-    "output_space": Section(
-        "The update and the null space of the weights",
-        "Figure 4",
-        "Each leading output direction of the update is split into what the pretrained weights can write and the rest; "
-        "a large rest alone says little, because a random direction has one too: only what exceeds the dotted line, "
-        "drawn on top as the excess, is specific to safety fine-tuning.",
-        analysis_figures.output_space,
-        _of("output_space"),
-        claims=(
-            "null_space_up",
-            "null_space_down",
-        ),
-    ),
-    "input_alignment": Section(
+_OF_PAIRS = {
+    "input_alignment": Shown(
         "What the update reads",
         "beyond the paper",
         "The same of the input side: each leading input direction of the update is split into what the weights before "
         "read and the rest; above the dotted line the update listens to directions that they hardly use, more than a "
         "random one would.",
-        analysis_figures.input_alignment,
+        partial(
+            output_space.draw_null_spaces,
+            plot=plot,
+            analysis="input_alignment",
+            name="input directions of the update in the null space",
+        ),
         _of("input_alignment"),
     ),
-    "spectrum": Section(
+    "spectrum": Shown(
         "How large the update is, and of what rank",
         "beyond the paper",
         "An update of low rank falls steeply, one that moves all directions alike is flat; below, the number of "
@@ -96,7 +113,7 @@ SECTIONS = {
         (_of("spectrum") & pl.col("strength").is_in(pair_figures.PLACES))
         | (_of("output_space", "rank_delta", "stable_rank", "changed_norm") & _OF_PAIR),
     ),
-    "separation": Section(
+    "separation": Shown(
         "Separation by layer, and where jailbreaks lie",
         "Figures 3 and 7",
         "On top how often the nearer of the two means is that of a prompt's own label (chance is one half), and the "
@@ -105,30 +122,9 @@ SECTIONS = {
         pair_figures.separation,
         _of("clusters", "accuracy", "effect_size", "cosine_tau") & _OF_PAIR,
     ),
-    "input_space": Section(
-        "The update on safe and on unsafe prompts",
-        "Figure 5",
-        "Gain, |a ΔW| / |a|, is how strongly the update answers to an activation, ratio, |a ΔW| / |a W|, the same "
-        "beside the answer of the pretrained weights, and below, the gain in the deepest layer is spread over the "
-        "update's input directions, each weighted with its singular value: the further unsafe lies above safe, the "
-        "more the update is about unsafe prompts.",
-        analysis_figures.input_space,
-        _of("input_space"),
-        claims=("acts_on_unsafe",),
-    ),
-    "sensitivity": Section(
-        "Sensitivity to the prompt",
-        "Figure 6",
-        "The further right, the more the model's first answer token hangs on small changes of the prompt; compare a "
-        "tuned model with the pretrained one, and safe with unsafe prompts within it.",
-        analysis_figures.sensitivity,
-        _of("sensitivity"),
-        claims=(
-            "sensitivity_unsafe",
-            "sensitivity_safe",
-        ),
-    ),
-    "jailbreaks": Section(
+}
+_JAILBREAKS = {
+    "jailbreaks": Shown(
         "Jailbreaks, beside safe and unsafe prompts",
         "Figure 7",
         "Every row is a condition: the nearer the mark of a jailbreak is to that of safe prompts and the further from "
@@ -144,25 +140,9 @@ SECTIONS = {
         ),
         layer_means=True,
     ),
-    "soft_tokens": Section(
-        "Soft tokens of growing strength",
-        "Figure 7, right",
-        "To the right the attack has more soft tokens and more steps: if compliance rises together with τ while the "
-        "gain of the update falls, the attack works by making an unsafe prompt look safe.",
-        attack_figures.soft_tokens,
-        _of("soft_tokens"),
-        claims=("stronger_attacks",),
-        layer_means=True,
-    ),
-    "prefill": Section(
-        "How deep a refusal reaches",
-        "beyond the paper",
-        "On the left the first k tokens of the complied answer are given: a refusal that falls steeply is only a few "
-        "tokens deep; on the right, the position at which the model would first step over to the refusal.",
-        attack_figures.prefill,
-        _of("prefill"),
-    ),
-    "interventions": Section(
+}
+_JOINT = {
+    "interventions": Shown(
         "Scaling the update",
         "section 4.2",
         "α = 0 is the pretrained model, 1 the tuned one, and beyond 1 the update is overdone: where Null still rises "
@@ -177,7 +157,7 @@ SECTIONS = {
             "extrapolation_cost",
         ),
     ),
-    "causal": Section(
+    "causal": Shown(
         "Which part of the update matters",
         "beyond the paper",
         "Each row keeps only one part of the update or all but it: a part that carries safety fine-tuning keeps Null "
@@ -185,7 +165,8 @@ SECTIONS = {
         intervention_figures.causal,
         # Of the whole update, as it is.
         _of("interventions")
-        & _PART.is_in(list(intervention_figures.KEPT))
+        & ~_TRANSFER
+        & ~_PART.is_in([part for part in intervention_figures.SCALED if part != "whole"])
         & ((_PART != "whole") | (pl.col("strength") == 1)),
         claims=(
             "null_part_suffices",
@@ -194,7 +175,7 @@ SECTIONS = {
             "mlp_beyond_attention",
         ),
     ),
-    "transfer": Section(
+    "transfer": Shown(
         "Lending one method's update to another",
         "beyond the paper",
         "α times the update of the method above each column is added to the tuned model of each row: where Null rises "
@@ -203,7 +184,7 @@ SECTIONS = {
         # The whole update alone is where every transfer starts.
         _of("interventions") & (_TRANSFER | ((_PART == "whole") & (pl.col("strength") == 1))),
     ),
-    "dynamics": Section(
+    "dynamics": Shown(
         "What changes when",
         "beyond the paper",
         "All panels share the training steps: what moves first in one panel and what follows in another suggests, but "
@@ -220,15 +201,5 @@ SECTIONS = {
         ),
         steps="all",
         layer_means=True,
-    ),
-    "alignment": Section(
-        "Are the methods different?",
-        "beyond the paper",
-        "Cosines and overlaps compare the updates of two methods: at the dotted line they are as unrelated as chance "
-        "makes them, at 1 they are the same; a slope that stays near 0.5 says that DPO still trains as it began, "
-        "weighting every pair alike.",
-        training_figures.alignment,
-        _of("alignment") | _of("curves", "rewards/slope"),
-        claims=("dpo_like_unlearning",),
     ),
 }

@@ -11,10 +11,12 @@ from pathlib import Path
 import polars as pl
 
 from jaxsafety.config.names import check_name
+from jaxsafety.recipe import yaml_file
 from jaxsafety.report import dead_lanes, plotting
 from jaxsafety.report.analysis_panels import NothingToDraw
 from jaxsafety.report.plotting import Picture
-from jaxsafety.report.section_list import SECTIONS
+from jaxsafety.report.section_list import Shown
+from jaxsafety.report.section_list import sections as listed
 from jaxsafety.report.seed_tables import LABELS, seed_table, with_layer_means
 from jaxsafety.report.tables import dead_notes
 from jaxsafety.rundir import atomic, results
@@ -37,18 +39,29 @@ def read(run_directory: Path) -> dict[str, pl.DataFrame]:
     return frames
 
 
-def table(name: str, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+def of_run(run_directory: Path) -> dict[str, Shown]:
+    """Returns the figures that a run's recipe has, by name.
+
+    Raises:
+        ValueError: the recipe names something that is not there any more.
+    """
+    return listed(yaml_file.recorded(run_directory))
+
+
+def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown] | None = None) -> pl.DataFrame:
     """Returns the seed table of a figure: what it draws, and what its CSV holds.
 
     Args:
-        name: a key of ``SECTIONS``.
+        name: a key of ``shown``.
         frames: as returned by ``read``.
+        shown: the figures there are, as returned by ``of_run``; None for those of no run in particular.
 
     Raises:
         ValueError: an unknown name, or two values for one seed of one quantity.
     """
-    check_name("figure", name, SECTIONS)
-    section = SECTIONS[name]
+    shown = shown or listed()
+    check_name("figure", name, shown)
+    section = shown[name]
     columns = [*LABELS, "seed", "value"]
     analyses = dead_lanes.without_dead(frames["analyze"]).select(columns)
     rows = pl.concat([analyses, _slopes(frames, columns)]).filter(section.rows)
@@ -61,17 +74,18 @@ def table(name: str, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return seed_table(rows)
 
 
-def draw(name: str, frames: Mapping[str, pl.DataFrame]) -> str:
+def draw(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown] | None = None) -> str:
     """Draws one figure as SVG.
 
     Args:
-        name: a key of ``SECTIONS``.
+        name: a key of ``shown``.
         frames: as returned by ``read``.
+        shown: as for :func:`table`.
 
     Raises:
         ValueError: an unknown name, or nothing to draw (``NothingToDraw``).
     """
-    return plotting.svg(_picture(name, frames))
+    return plotting.svg(_picture(name, frames, shown or listed()))
 
 
 def write_figure(name: str, run_directory: Path, out: Path) -> None:
@@ -80,10 +94,11 @@ def write_figure(name: str, run_directory: Path, out: Path) -> None:
     Raises:
         ValueError: an unknown name or suffix, a run without analyses, or nothing to draw.
     """
-    check_name("figure", name, SECTIONS)
+    shown = of_run(run_directory)
+    check_name("figure", name, shown)
     if out.suffix not in FORMATS:
         raise ValueError(f"cannot write a figure as {out.name!r}: expected a name that ends in {', '.join(FORMATS)}")
-    picture = _picture(name, read(run_directory))
+    picture = _picture(name, read(run_directory), shown)
     if out.suffix == ".svg":
         atomic.atomic_write(out, plotting.svg(picture))
     else:
@@ -99,12 +114,12 @@ def write_tables(run_directory: Path) -> dict[str, str]:
     Raises:
         ValueError: the run has no analyses, or a file of it is damaged.
     """
-    frames = read(run_directory)
+    frames, shown = read(run_directory), of_run(run_directory)
     folder = run_directory / "results" / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
-    for name in SECTIONS:
-        rows = table(name, frames)
+    for name in shown:
+        rows = table(name, frames, shown)
         if rows.is_empty():
             continue
         buffer = io.BytesIO()
@@ -115,12 +130,12 @@ def write_tables(run_directory: Path) -> dict[str, str]:
     return written
 
 
-def _picture(name: str, frames: Mapping[str, pl.DataFrame]) -> Picture:
-    rows, dead = table(name, frames), dead_lanes.count_dead(frames["analyze"])
+def _picture(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown]) -> Picture:
+    rows, dead = table(name, frames, shown), dead_lanes.count_dead(frames["analyze"])
     if rows.is_empty():
         raise NothingToDraw(f"no rows for the figure {name!r}: run `jaxsafety analyze` on this run first")
     try:
-        picture = SECTIONS[name].picture(rows)
+        picture = shown[name].picture(rows)
     except NothingToDraw as nothing:
         raise NothingToDraw("; ".join([str(nothing), *dead_notes(dead)])) from nothing
     return plotting.with_dead(picture, dead)

@@ -1,4 +1,4 @@
-"""The report stage: reads a run directory's results and writes ``report.html``; needs no jax."""
+"""The report stage: reads a run directory's results and writes ``report.html``."""
 
 import json
 from pathlib import Path
@@ -67,14 +67,14 @@ def analysed(directory: Path, *, claims: Literal["all", "measured"] = "all") -> 
     Raises:
         ValueError: there are none, or a file of them is damaged.
     """
-    frames = sections.read(directory)
+    frames, figures_ = sections.read(directory), sections.of_run(directory)
     dead = dead_lanes.count_dead(frames["analyze"])
     judgements = [one for one in claims_table.read(directory) if claims == "all" or one.values]
     shown = []
     for name, table in sections.write_tables(directory).items():
-        section = sections.SECTIONS[name]
+        section = figures_[name]
         try:
-            picture = sections.draw(name, frames)
+            picture = sections.draw(name, frames, figures_)
         except sections.NothingToDraw:
             # An analysis that left nothing finite to draw still has its table.
             if not dead:

@@ -16,7 +16,6 @@ from typing import Any
 
 import polars as pl
 
-from jaxsafety.analysis.quantities import SUBSETS
 from jaxsafety.config.names import check_name
 from jaxsafety.rundir import atomic
 
@@ -54,23 +53,11 @@ ANALYSIS_SCHEMA: dict[str, Any] = {
     "value": pl.Float64,
 }
 STAGES = ("pretrain", "tune", "evaluate", "analyze")
-ANALYSES = (
-    "clusters",
-    "output_space",
-    "input_space",
-    "sensitivity",
-    "verdicts",
-    "interventions",
-    "soft_tokens",
-    "prefill",
-    "alignment",
-    # Of two checkpoints alone.
-    "spectrum",
-    "input_alignment",
-)
+# All prompts of a condition, or those that the model complied with.
+SUBSETS = ("all", "successful")
 METHODS = {"pretrained": "pretrained", "sft": "SFT", "dpo": "DPO", "unlearn": "unlearn"}
 
-_VOCABULARY = {"stage": STAGES, "analysis": ANALYSES, "subset": SUBSETS}
+_VOCABULARY = {"stage": STAGES, "subset": SUBSETS}
 _NULLABLE = ("layer", "strength", "value")
 _AGAIN = "remove it and run its stage again, which writes it anew"
 # A file's digest is that of its bytes with zeros in its own place.
@@ -88,7 +75,7 @@ def rows_to_frame(rows: Iterable[Mapping[str, Any]], *, schema: Mapping[str, Any
         schema: ``SCHEMA`` or ``ANALYSIS_SCHEMA``.
 
     Raises:
-        ValueError: a missing or unknown column, a value of the wrong type, an unknown stage, analysis or subset.
+        ValueError: a missing or unknown column, a value of the wrong type, an unknown stage or subset.
     """
     return pl.DataFrame([_checked(row, schema) for row in rows], schema=schema, orient="row")
 

@@ -1,11 +1,12 @@
-"""The analyze stage: every analysis of every model of a study, as tidy rows.
+"""The analyze stage: every analysis, attack and edit of a recipe on every model of a study, as tidy rows.
 
-The stage is a list of pieces, each a compiled program over the lanes ``[h, s]``; a piece that is finished lies in
+The stage is a list of pieces, each of compiled programs over the lanes ``[h, s]``; a piece that is finished lies in
 ``results/analyze/`` and is not repeated. Snapshots are measured by the very program that measures the final models.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +16,42 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety.analysis import quantities
-from jaxsafety.analysis.quantities import Coordinate, Quantities, Quantity
 from jaxsafety.engine import hosts
 from jaxsafety.recipe.schema import PRETRAINED
 from jaxsafety.rundir import results
 from jaxsafety.rundir.layout import ANALYSIS_FILE
-from jaxsafety.study import evaluate, pipeline
+from jaxsafety.study import evaluate, judged, pipeline
 from jaxsafety.study.evaluate import Models
 from jaxsafety.study.pipeline import Study
-from jaxsafety.study.probe import Subjects, coordinates, gather, program, run_each, run_once, to_frame, without_base
-from jaxsafety.study.probes import attacked, gradients, variants, weights
-from jaxsafety.study.probes.features import Prompts
-from jaxsafety.types import Key, Params
+from jaxsafety.study.probe import (
+    PerSeed,
+    Subjects,
+    axes_of,
+    gather,
+    measured,
+    program,
+    run_each,
+    to_frame,
+    without_base,
+)
+from jaxsafety.study.view import model_of
+from jaxsafety.types import Coordinate, Params, Point, View
 
-# Histograms of the sensitivities: decades a bin.
-_BIN = 0.2
-# About an update, of which a pretrained model has none.
-_OF_UPDATES = ("input_space", "output_space")
+# What result rows call the edited models.
+EDITED = "interventions"
 
 Piece = Callable[[Subjects], Iterator[pl.DataFrame]]
 
 
 def pieces(run: Study) -> dict[str, Piece]:
     """Returns the pieces of the stage by name, in the order in which they run."""
+    pairs = [label for label, node in run.recipe.analyses.items() if node.load().about == "pair"]
     return {
         "models": _final_models,
         **{f"step_{step:08d}": partial(_snapshot, step=step) for step in run.recipe.tune.snapshot_steps},
-        "alignment": _alignment,
-        "prefill": _prefill,
-        "soft_tokens": _soft_tokens,
-        "interventions": _interventions,
+        **{f"pairs_{label}": partial(_pairs, label=label) for label in pairs},
+        **{f"attack_{label}": partial(_attack, label=label) for label in run.recipe.attacks},
+        "edits": _edits,
     }
 
 
@@ -64,7 +70,8 @@ def write(run: Study) -> None:
         subjects = gather(run)
         for name in todo:
             hosts.check(f"before the analysis {name}")
-            _write(_path(folder, name), pl.concat(found[name](subjects)))
+            empty = pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
+            _write(_path(folder, name), pl.concat([empty, *found[name](subjects)]))
     hosts.decide(lambda: _collect(folder, tuple(found)))
 
 
@@ -92,130 +99,147 @@ def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
     # The pretrained row keeps the program's shape, and has been written already.
     for frame in _measured(subjects, models, step=step, label=f"analyze step {step}"):
         yield frame.filter(pl.col("method") != PRETRAINED)
-    points = variants.along_training(subjects.run.recipe)
-    yield from _points(subjects, without_base(models), points, step=step, label=f"analyze step {step}, interventions")
+    along = [label for label, node in subjects.run.recipe.edits.items() if node.along]
+    for label in along:
+        yield from _edit(subjects, without_base(models), label, step=step, strongest=True)
 
 
 def _measured(subjects: Subjects, models: Models, *, step: int, label: str) -> Iterator[pl.DataFrame]:
-    run = subjects.run
-    found = run_once(subjects, subjects.measure, models.params, label=label)
-    shares, bins = _histogram(found.pop(Quantity("sensitivity", "prompt_norms", "condition prompt")))
-    found[Quantity("sensitivity", "histogram", "condition bin")] = shares
-    places = coordinates(subjects) | {
-        "bin": Coordinate("strength", bins),
-        "pair": Coordinate("part", tuple(map("~".join, gradients.pairs(run.recipe)))),
-    }
-    of_updates = {key: found.pop(key) for key in list(found) if key.analysis in _OF_UPDATES}
-    yield to_frame(subjects, found, models, step=step, places=places)
-    updates = {key: value[1:] for key, value in of_updates.items()}
-    yield to_frame(subjects, updates, without_base(models), step=step, places=places)
+    (by_label,) = run_each(subjects, subjects.measure, models.params, [()], label=label)
+    for name, node in subjects.run.recipe.analyses.items():
+        if not (found := by_label.get(name)):
+            continue
+        analysis, places, rows = node.load(), axes_of(node), models
+        if analysis.about == "update":
+            # A pretrained model has none.
+            rows, found = without_base(models), {key: values[1:] for key, values in found.items()}
+        if analysis.finish:
+            found, more = analysis.finish(dict(found))
+            places |= more
+        yield to_frame(subjects, name, found, rows, step=step, places=places)
 
 
-def _histogram(norms: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Shares ``[h, s, c, bin]`` of gradient norms in bins of their decimal logarithm, and the bins' centres."""
-    logs = np.log10(np.where(norms > 0, norms, np.nan))
-    alive = logs[np.isfinite(logs)]
-    if not alive.size:
-        return np.zeros((*norms.shape[:-1], 0)), ()
-    low, high = int(np.floor(alive.min() / _BIN)), int(np.floor(alive.max() / _BIN)) + 1
-    edges = np.arange(low, high + 1) * _BIN
-    inside = (logs[..., None] >= edges[:-1]) & (logs[..., None] < edges[1:])
-    counts = np.isfinite(norms).sum(-1)[..., None]
-    shares = np.divide(inside.sum(-2), counts, out=np.full((*norms.shape[:-1], high - low), np.nan), where=counts > 0)
-    return shares, tuple(np.round((edges[:-1] + edges[1:]) / 2, 6).tolist())
-
-
-def _prefill(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    run, models = subjects.run, subjects.models
-
-    def lane(params: Params, per_seed: tuple[Key, Prompts, Params], _: Array) -> Quantities:
-        return attacked.prefill_quantities(run.recipe, run.world, params, per_seed[1])
-
-    found = run_once(subjects, program(run, lane, rows=len(models.labels)), models.params, label="analyze prefill")
-    yield to_frame(subjects, found, models, step=run.recipe.tune.steps)
-
-
-def _soft_tokens(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    run, models = subjects.run, subjects.models
-    analyze = run.recipe.analyze
-
-    def lane(params: Params, per_seed: tuple[Key, Prompts, Params], _: Array, count: Array) -> Quantities:
-        key, prompts, base = per_seed
-        return attacked.soft_token_quantities(run.recipe, run.world, params, base, prompts, count=count, key=key)
-
-    attack = program(run, lane, rows=len(models.labels))
-    counts = [(np.int32(count),) for count in analyze.soft_tokens]
-    runs = run_each(subjects, attack, models.params, counts, label="analyze soft tokens")
-    for count, found in zip(analyze.soft_tokens, runs, strict=True):
-        strengths = tuple(float(count * steps) for steps in analyze.soft_steps)
-        if count == 0:
-            # The prompt as it is, however many steps.
-            found = {key: values[:, :, :1] for key, values in found.items()}
-        places = coordinates(subjects) | {"steps": Coordinate("strength", strengths)}
-        part = f"{count} token{'s' * (count != 1)}"
-        yield to_frame(
-            subjects, found, models, step=run.recipe.tune.steps, places=places, condition="unsafe", part=part
-        )
-
-
-def _interventions(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    """The grid of interventions, then every other method's update added to a tuned model."""
+def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
+    """An analysis of every two methods at every learning rate."""
     run, tuned = subjects.run, without_base(subjects.models)
-    points = variants.grid(run.recipe, layers=subjects.layers)
-    yield from _points(subjects, tuned, points, step=run.recipe.tune.steps, label="analyze interventions")
-    methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
-    for offset in range(1, len(methods)):
-        # Same learning rate, same seed, another method.
-        rolled = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
-        finite = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0)
-        points, label = variants.transfers(run.recipe), f"analyze transfers {offset}/{len(methods) - 1}"
-        shared = _shared(subjects, points)
-        runs = run_each(subjects, subjects.intervene, (tuned.params, rolled), shared, label=label)
-        for point, found in zip(points, runs, strict=True):
-            for row in range(len(tuned.labels)):
-                one = {key: value[row : row + 1] for key, value in found.items()}
-                model = Models(tuned.labels[row : row + 1], None, finite[row : row + 1])
-                part = f"transfer:{methods[(row // rates + offset) % len(methods)]}"
-                yield to_frame(subjects, one, model, step=run.recipe.tune.steps, part=part, strength=point.strength)
-
-
-def _points(
-    subjects: Subjects, tuned: Models, points: tuple[variants.Intervention, ...], *, step: int, label: str
-) -> Iterator[pl.DataFrame]:
-    """Interventions on a stack of tuned models."""
-    pair = (tuned.params, tuned.params)
-    runs = run_each(subjects, subjects.intervene, pair, _shared(subjects, points), label=label)
-    for point, found in zip(points, runs, strict=True):
-        yield to_frame(subjects, found, tuned, step=step, part=point.part, strength=point.strength)
-
-
-def _shared(subjects: Subjects, points: tuple[variants.Intervention, ...]) -> list[tuple[Any, ...]]:
-    parts = variants.parts(subjects.run.recipe, layers=subjects.layers)
-    return [(np.int32(parts.index(point.part)), np.float32(point.strength)) for point in points]
-
-
-def _alignment(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    run, tuned = subjects.run, without_base(subjects.models)
-    methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
-    yield pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
+    node, methods, rates = (
+        run.recipe.analyses[label],
+        list(run.recipe.tune.methods),
+        len(run.recipe.tune.learning_rates),
+    )
     rows = [
         (one * rates + rate, other * rates + rate, f"{methods[one]}~{methods[other]}")
-        for one, other in ((methods.index(a), methods.index(b)) for a, b in gradients.pairs(run.recipe))
+        for one, other in combinations(range(len(methods)), 2)
         for rate in range(rates)
     ]
     if not rows:
         return
     left, right, names = (list(column) for column in zip(*rows, strict=True))
 
-    def lane(pair: tuple[Params, Params], per_seed: tuple[Key, Prompts, Params], _: Array) -> Quantities:
-        return weights.alignment_quantities(run.recipe, *pair, per_seed[2])
+    def lane(pair: tuple[Params, Params], per_seed: PerSeed, _: Array) -> Any:
+        with jax.default_matmul_precision("highest"):
+            view = View(model_of(run.recipe, run.world), pair[0], per_seed[2], other=pair[1])
+            return measured(node, view, key=per_seed[0])
 
     pair = tuple(jax.tree.map(lambda leaf, i=index: leaf[jnp.asarray(i)], tuned.params) for index in (left, right))
-    found = run_once(subjects, program(run, lane, rows=len(rows)), pair, label="analyze alignment")
+    (found,) = run_each(subjects, program(run, lane, rows=len(rows)), pair, [()], label=f"analyze {label}")
     finite = tuned.finite[left] & tuned.finite[right]
     for row, name in enumerate(names):
         model = Models((tuned.labels[left[row]],), None, finite[row : row + 1])
         one = {key: value[row : row + 1] for key, value in found.items()}
-        matrices = tuple(f"{name}:{matrix}" for matrix in quantities.MATRICES)
-        places = coordinates(subjects) | {"matrix": Coordinate("part", matrices)}
-        yield to_frame(subjects, one, model, step=run.recipe.tune.steps, places=places, part=name)
+        places = {
+            axis: Coordinate("part", tuple(f"{name}:{part}" for part in names)) if column == "part" else (column, names)
+            for axis, (column, names) in axes_of(node).items()
+        }
+        yield to_frame(subjects, label, one, model, step=run.recipe.tune.steps, places=places, part=name)
+
+
+def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
+    """An attack at all its strengths on every model."""
+    run, models, node = subjects.run, subjects.models, subjects.run.recipe.attacks[label]
+    points, every = node.points(), list(run.recipe.conditions)
+    conditions = [label] if node.load().condition else list(node.conditions or every[1:])
+    places = tuple(every.index(name) for name in conditions)
+    if not points:
+        return
+    names = sorted(points[0])
+
+    def lane(params: Params, per_seed: PerSeed, _: Array, *values: Array) -> Any:
+        point = dict(zip(names, values, strict=True))
+        return judged.attacked_measures(run.recipe, run.world, node, params, per_seed, places=places, point=point)
+
+    attack = program(run, lane, rows=len(models.labels))
+    found = run_each(subjects, attack, models.params, [_scalars(point) for point in points], label=f"attack {label}")
+    axes = {"attacked": Coordinate("condition", tuple(conditions))}
+    for point, one in zip(points, found, strict=True):
+        part, strength = _named(point)
+        yield to_frame(
+            subjects, label, one, models, step=run.recipe.tune.steps, places=axes, part=part, strength=strength
+        )
+
+
+def _edits(subjects: Subjects) -> Iterator[pl.DataFrame]:
+    tuned, steps = without_base(subjects.models), subjects.run.recipe.tune.steps
+    for label in subjects.run.recipe.edits:
+        yield from _edit(subjects, tuned, label, step=steps)
+
+
+def _edit(
+    subjects: Subjects, tuned: Models, label: str, *, step: int, strongest: bool = False
+) -> Iterator[pl.DataFrame]:
+    """An edit at all its strengths, or the strongest alone, on a stack of tuned models."""
+    run, node = subjects.run, subjects.run.recipe.edits[label]
+    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), subjects.base)
+    points = node.points(base)[-1:] if strongest else node.points(base)
+    if not points:
+        return
+    names, roles = sorted(points[0]), node.load().roles
+    methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
+
+    def lane(trees: dict[str, Params], per_seed: PerSeed, _: Array, *values: Array) -> Params:
+        given = {"base": per_seed[2]} | trees
+        point = dict(zip(names, values, strict=True))
+        return judged.edited(node, {role: given[role] for role in roles}, point=point, key=per_seed[0])
+
+    make = program(run, lane, rows=len(tuned.labels))
+    # Of another method: same learning rate, same seed.
+    for offset in range(1, len(methods)) if "other" in roles else [0]:
+        turned = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
+        finite = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0)
+        trees = {"target": tuned.params} | ({"other": turned} if offset else {})
+
+        def judged_edit(trees: dict[str, Params], per_seed: PerSeed, zeros: Array, *values: Any) -> Any:
+            return subjects.judge(make(trees, per_seed, zeros, *values), per_seed, zeros)
+
+        found = run_each(subjects, judged_edit, trees, [_scalars(point) for point in points], label=f"edit {label}")
+        for point, one in zip(points, found, strict=True):
+            part, strength = _named(point)
+            part = ",".join(filter(None, [label, part]))
+            for rows, other in _rows(tuned, methods, rates, offset):
+                chosen = Models(tuned.labels[rows], None, finite[rows])
+                yield to_frame(
+                    subjects, EDITED, {key: values[rows] for key, values in one.items()}, chosen, step=step,
+                    part=f"{part}{other}", strength=1.0 if strength is None else strength,
+                )  # fmt: skip
+
+
+def _rows(tuned: Models, methods: list[str], rates: int, offset: int) -> Iterator[tuple[slice, str]]:
+    """The rows h that one edit's rows are of: all, or a method's, with the name of the other one."""
+    if not offset:
+        yield slice(None), ""
+        return
+    for place in range(len(methods)):
+        other = methods[(place + offset) % len(methods)]
+        yield slice(place * rates, (place + 1) * rates), f":{other}"
+
+
+def _scalars(point: Point) -> tuple[Any, ...]:
+    return tuple(np.int32(value) if isinstance(value, int) else np.float32(value) for _, value in sorted(point.items()))
+
+
+def _named(point: Point) -> tuple[str, float | None]:
+    """What rows call a point: the value of its last field is their strength, the others make their part."""
+    if not point:
+        return "", None
+    *others, (_, strength) = point.items()
+    return ",".join(f"{name}={value:g}" for name, value in others), float(strength)

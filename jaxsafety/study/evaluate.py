@@ -20,8 +20,8 @@ from jaxsafety.rundir import atomic, machine, progress, results
 from jaxsafety.rundir.layout import RESULT_FILES
 from jaxsafety.study import lanes, pipeline
 from jaxsafety.study.pipeline import Study
-from jaxsafety.types import Params
-from jaxsafety.world import Trial, World, text
+from jaxsafety.types import Params, Trial
+from jaxsafety.world import World, text
 
 
 class Label(NamedTuple):
@@ -77,14 +77,14 @@ def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
     grid = Grid(run.recipe.seeds, tuple(label[1:] for label in models.labels), run.strategy)
     judge = programs.program(lambda params, trials, _: lanes.evaluate(run.recipe, run.world, params, trials), grid=grid)
-    conditions = run.recipe.evaluate.conditions
+    conditions = run.recipe.evaluated
     with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
-        for i, condition in enumerate(conditions):
+        for i, (name, condition) in enumerate(conditions.items()):
             late = world.batches.LATE_IN_EVALUATION
             trials = pipeline.draw_prompts(run, condition, stream="evaluate", late_probability=late)
             rates = hosts.fetch(judge(models.params, trials, jnp.zeros(len(models.labels))))
-            yield from _rows(run, models, condition, rates)
-            update(i + 1, {name: float(np.mean(rates[name])) for name in ("complied", "refused", "other")})
+            yield from _rows(run, models, name, rates)
+            update(i + 1, {verdict: float(np.mean(rates[verdict])) for verdict in ("complied", "refused", "other")})
 
 
 def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -116,9 +116,9 @@ def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
 
 def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
     """Returns one prompt per condition with every model's greedy answer, for the first seed, in words."""
-    conditions = run.recipe.evaluate.conditions
+    conditions = run.recipe.evaluated
     key = keys.stream(run.roots[0], "evaluate")
-    drawn = [world.batch_at(run.world, name, key=key, step=0, batch_size=1) for name in conditions]
+    drawn = [world.batch_at(run.world, one, key=key, step=0, batch_size=1) for one in conditions.values()]
     trials = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
     first_seed = hosts.fetch(jax.tree.map(lambda leaf: leaf[:, :1], models.params))
     lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
@@ -127,11 +127,11 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
     answers = np.asarray(decoded)[:, 0]
     host = jax.device_get(trials)
     rows = []
-    for i, example in enumerate(text.examples(run.world, trials)):
+    for i, (name, example) in enumerate(zip(conditions, text.examples(run.world, trials), strict=True)):
         trial = jax.tree.map(lambda leaf, i=i: leaf[i], host)
         given = [_given(run.world, trial, *pair) for pair in zip(models.labels, answers[:, i], strict=True)]
         shown = {"prompt": example.prompt, "expected": example.expected, "refusal": example.refusal}
-        rows.append({"condition": conditions[i], **shown, "answers": given})
+        rows.append({"condition": name, **shown, "answers": given})
     return rows
 
 

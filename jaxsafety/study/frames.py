@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from jaxsafety.config.names import check_name
 from jaxsafety.rundir.results import ANALYSIS_SCHEMA
+from jaxsafety.types import Coordinate
+
+# (metric, axes) to [h, s, *axes].
+Arrays = Mapping[tuple[str, str], np.ndarray]
 
 _ABSENT = {"condition": "", "subset": "all", "layer": None, "part": "", "strength": None}
 
@@ -26,8 +31,8 @@ class Lanes(NamedTuple):
 
 
 def to_frame(
-    arrays: Mapping[tuple[str, str, str], np.ndarray],
-    coordinates: Mapping[str, tuple[str, Sequence[Any]]],
+    arrays: Arrays,
+    coordinates: Mapping[str, Coordinate],
     lanes: Lanes,
     *,
     labels: Mapping[str, Any],
@@ -35,29 +40,35 @@ def to_frame(
     """Returns one row per entry of every array; entries of living lanes that are NaN are undefined and left out.
 
     Args:
-        arrays: (analysis, metric, axes) to ``[h, s, *axes]``.
-        coordinates: axis name to the column that it fills and the names of its places (at least as many as places).
+        arrays: (metric, axes) to ``[h, s, *axes]``.
+        coordinates: the places along every axis, by its name.
         lanes: the models and seeds.
         labels: columns that are the same for all rows; they win over the defaults of absent axes.
+
+    Raises:
+        ValueError: an axis without coordinates, or an array of other dimensions than its axes.
     """
     frames = [pl.DataFrame(schema=ANALYSIS_SCHEMA)]
-    for (analysis, metric, axes), values in arrays.items():
-        frames.append(_one(analysis, metric, axes.split(), np.asarray(values, np.float64), coordinates, lanes, labels))
+    for (metric, axes), values in arrays.items():
+        frames.append(_one(metric, axes.split(), np.asarray(values, np.float64), coordinates, lanes, labels))
     return pl.concat(frames)
 
 
-def _one(analysis, metric, axes, values, coordinates, lanes, labels):
+def _one(metric, axes, values, coordinates, lanes, labels):
+    if values.ndim != 2 + len(axes):
+        raise ValueError(f"{metric} has shape {values.shape[2:]}, expected an axis for each of {axes}")
     dead = np.broadcast_to(~lanes.finite.reshape(lanes.finite.shape + (1,) * len(axes)), values.shape)
     kept = np.nonzero(dead | np.isfinite(values))
     row, seed, *places = kept
     columns = {
         name: np.asarray(model)[row] for name, model in zip(_MODEL, zip(*lanes.models, strict=True), strict=True)
     }
-    columns |= {"seed": np.asarray(lanes.seeds)[seed], "analysis": analysis, "metric": metric}
+    columns |= {"seed": np.asarray(lanes.seeds)[seed], "metric": metric}
     columns |= {name: value for name, value in (_ABSENT | dict(labels)).items()}
     for axis, place in zip(axes, places, strict=True):
+        check_name(f"axis of {metric}", axis, coordinates)
         column, names = coordinates[axis]
-        columns[column] = np.asarray(names)[place]
+        columns[column] = place if names is None else np.asarray(names)[place]
     columns["value"] = pl.Series(np.where(dead, np.nan, values)[kept]).fill_nan(None)
     height = len(row)
     filled = {

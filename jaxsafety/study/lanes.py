@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 from jaxsafety import keys, tree, world
 from jaxsafety.methods import sft
 from jaxsafety.models import gpt
-from jaxsafety.recipe.schema import MethodConfig, Recipe
-from jaxsafety.subjects import answers
+from jaxsafety.recipe.nodes import MethodConfig
+from jaxsafety.recipe.schema import Recipe
+from jaxsafety.subjects import judge as judging
 from jaxsafety.training import objective, optim, stepping
 from jaxsafety.types import (
     Batch,
@@ -31,8 +32,9 @@ from jaxsafety.types import (
     PreferenceBatch,
     Terms,
     TrainState,
+    Trial,
 )
-from jaxsafety.world import Trial, World
+from jaxsafety.world import Condition, World
 
 Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
 
@@ -129,7 +131,7 @@ def _means(metrics: Metrics) -> Metrics:
 
 
 def prompts(
-    recipe: Recipe, world_: World, *, condition: str, key: Key, late_probability: float | Float[Array, ""]
+    recipe: Recipe, world_: World, *, condition: str | Condition, key: Key, late_probability: float | Float[Array, ""]
 ) -> Trial:
     """Draws ``evaluate.prompts`` prompts ``[n, b, ...]`` of a condition for one seed.
 
@@ -138,7 +140,7 @@ def prompts(
     Args:
         recipe: the study.
         world_: its world.
-        condition: which condition.
+        condition: which condition, by its name or as it is.
         key: the seed's stream key: not its root, so that one compiled program draws for every stream.
         late_probability: see :func:`jaxsafety.world.batch_at`.
     """
@@ -157,13 +159,11 @@ def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
 
 
 def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
-    """Returns the mean verdict rates and accuracies of every batch ``[n]``, see ``answers.answer_metrics``."""
-    forward = forward_of(model_of(recipe, world_))
+    """Returns the mean verdict rates and accuracies of every batch ``[n]``, see ``subjects.judge``."""
+    model = model_of(recipe, world_)
 
     def one(trial: Trial) -> Metrics:
-        return _means(
-            answers.answer_metrics(forward, params, complied=trial.complied, refused=trial.refused, blocks=trial.blocks)
-        )
+        return _means(judging.judge(model, params, trial))
 
     return jax.lax.map(one, trials)
 

@@ -22,12 +22,13 @@ from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.keys import Stream
-from jaxsafety.recipe.schema import PRETRAINED, MethodConfig, Recipe
+from jaxsafety.recipe.nodes import MethodConfig
+from jaxsafety.recipe.schema import PRETRAINED, Recipe
 from jaxsafety.rundir import layout
 from jaxsafety.study import lanes
 from jaxsafety.training import stepping
-from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState
-from jaxsafety.world import Trial, World
+from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState, Trial
+from jaxsafety.world import Condition, World
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], lanes_out)
 
 
-def draw_prompts(study: Study, condition: str, *, stream: Stream, late_probability: float) -> Trial:
+def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, late_probability: float) -> Trial:
     """Draws the prompts ``[s, n, b, ...]`` of a condition for every seed; see :func:`jaxsafety.study.lanes.prompts`.
 
     The stages that ask for the same condition share a compiled program, since stream and probability are inputs.

@@ -1,11 +1,9 @@
-"""What the analyses of a run work on, and how a probe runs over all of it: one program over the lanes ``[h, s]``.
-
-A probe maps the parameters of one lane, ``per_seed`` of its seed and shared arguments to named arrays.
-"""
+"""What the analyses of a run work on, and how one runs over all of it: one program over the lanes ``[h, s]``."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -13,19 +11,21 @@ import jax.numpy as jnp
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety import tree
-from jaxsafety.analysis.quantities import Coordinate, Quantities
+from jaxsafety import keys, tree
 from jaxsafety.engine import hosts, programs
 from jaxsafety.engine.programs import Grid
+from jaxsafety.recipe.nodes import AnalysisConfig
 from jaxsafety.recipe.schema import PRETRAINED
 from jaxsafety.rundir import progress
-from jaxsafety.study import evaluate, frames, pipeline
+from jaxsafety.rundir.results import SUBSETS
+from jaxsafety.study import evaluate, frames, judged, pipeline
 from jaxsafety.study.evaluate import Models
-from jaxsafety.study.frames import Lanes
+from jaxsafety.study.frames import Arrays, Lanes
 from jaxsafety.study.pipeline import Study
-from jaxsafety.study.probes import features, gradients, quantities, slopes, variants, weights
-from jaxsafety.study.probes.features import Prompts
-from jaxsafety.types import Key, Params
+from jaxsafety.study.view import Prompts, view
+from jaxsafety.types import Coordinate, Key, Measured, Params, View
+
+PerSeed = tuple[Key, Prompts, Params]
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Subjects:
         models: the pretrained model, then the finished tuned ones.
         prompts: ``[s, ...]`` what they are measured on.
         measure: the program that measures a stack of models, the final ones and every snapshot; compiled once.
-        intervene: the program that builds an intervention on a stack of tuned models and judges it; compiled once.
+        judge: the program that judges a stack of edited models; compiled once.
     """
 
     run: Study
     models: Models
     prompts: Prompts
-    measure: Callable[..., Quantities]
-    intervene: Callable[..., Quantities]
+    measure: Callable[..., dict[str, Measured]]
+    judge: Callable[..., Measured]
 
     @property
     def base(self) -> Params:
@@ -52,14 +52,9 @@ class Subjects:
         return tree.lane(self.models.params, 0)
 
     @property
-    def per_seed(self) -> tuple[Key, Prompts, Params]:
+    def per_seed(self) -> PerSeed:
         """Root keys, prompts and base of every seed."""
         return self.run.roots, self.prompts, self.base
-
-    @property
-    def layers(self) -> int:
-        """Number of layers of the models."""
-        return self.base["blocks"]["mlp"]["up"].shape[1]
 
 
 def gather(run: Study) -> Subjects:
@@ -75,12 +70,12 @@ def gather(run: Study) -> Subjects:
         models,
         _prompts(run),
         measure=program(run, partial(_measure, run), rows=rows),
-        intervene=program(run, partial(_intervened, run), rows=rows - 1),
+        judge=program(run, partial(judged.edited_measures, run.recipe, run.world), rows=rows - 1),
     )
 
 
-def program(run: Study, lane: Callable[..., Quantities], *, rows: int) -> Callable[..., Quantities]:
-    """Compiles the probe of one lane for a grid of ``rows`` models times the seeds."""
+def program(run: Study, lane: Callable[..., Any], *, rows: int) -> Callable[..., Any]:
+    """Compiles what runs on one lane for a grid of ``rows`` models times the seeds."""
     return programs.program(lane, grid=Grid(run.recipe.seeds, (("", 0.0),) * rows, run.strategy))
 
 
@@ -89,16 +84,10 @@ def without_base(models: Models) -> Models:
     return Models(models.labels[1:], jax.tree.map(lambda leaf: leaf[1:], models.params), models.finite[1:])
 
 
-def run_once(subjects: Subjects, program: Callable[..., Quantities], lanes: Any, *, label: str) -> Quantities:
-    """Runs a probe once over a grid; returns host arrays ``[h, s, ...]``."""
-    (found,) = run_each(subjects, program, lanes, [()], label=label)
-    return found
-
-
 def run_each(
-    subjects: Subjects, program: Callable[..., Quantities], lanes: Any, shared: list[tuple[Any, ...]], *, label: str
-) -> Iterator[Quantities]:
-    """Runs a probe over the lanes once for each tuple of shared arguments."""
+    subjects: Subjects, program: Callable[..., Any], lanes: Any, shared: list[tuple[Any, ...]], *, label: str
+) -> Iterator[Any]:
+    """Runs a program over the lanes once for each tuple of shared arguments; yields host arrays ``[h, s, ...]``."""
     points = jnp.zeros(jax.tree.leaves(lanes)[0].shape[0])
     with progress.track(len(shared), label=label, seeds=len(subjects.run.recipe.seeds)) as update:
         for i, arguments in enumerate(shared):
@@ -106,26 +95,51 @@ def run_each(
             update(i + 1, {})
 
 
-def coordinates(subjects: Subjects) -> dict[str, Coordinate]:
-    """Names the places along every axis that a probe of this study may return."""
-    longest = subjects.run.world.spec.max_text + 1
-    return quantities.coordinates(subjects.run.recipe, layers=subjects.layers, places=longest)
+def coordinates(run: Study) -> dict[str, Coordinate]:
+    """Names the places along the axes that a study knows."""
+    conditions = tuple(run.recipe.conditions)
+    return {
+        "condition": Coordinate("condition", conditions),
+        "class": Coordinate("condition", conditions[:2]),
+        # A safe prompt has nothing to refuse.
+        "asked": Coordinate("condition", conditions[1:]),
+        "subset": Coordinate("subset", SUBSETS),
+        "layer": Coordinate("layer"),
+        "pair": Coordinate("part", tuple("~".join(pair) for pair in combinations(run.recipe.tune.methods, 2))),
+    }
 
 
 def to_frame(
-    subjects: Subjects,
-    found: Quantities,
-    models: Models,
-    *,
-    step: int,
-    places: Mapping[str, Coordinate] | None = None,
-    **columns: Any,
-) -> pl.DataFrame:
-    """Returns the rows of quantities ``[h, s, ...]`` of models at a tuning step, axes named by ``places``."""
+    subjects: Subjects, name: str, found: Arrays, models: Models, *, step: int,
+    places: Mapping[str, Coordinate] | None = None, **columns: Any,
+) -> pl.DataFrame:  # fmt: skip
+    """Returns the rows of arrays ``[h, s, ...]`` of models at a tuning step.
+
+    Args:
+        subjects: of the run.
+        name: of the analysis, the attack, or ``interventions``.
+        found: (metric, axes) to array.
+        models: the rows h.
+        step: of the tuning.
+        places: along axes of its own.
+        columns: what is the same in all rows.
+    """
     rows = [(*label, 0 if label.method == PRETRAINED else step) for label in models.labels]
     lanes = Lanes(rows, subjects.run.recipe.seeds, models.finite)
-    labels = evaluate.run_labels(subjects.run) | columns
-    return frames.to_frame(found, places or coordinates(subjects), lanes, labels=labels)
+    labels = evaluate.run_labels(subjects.run) | {"analysis": name} | columns
+    return frames.to_frame(found, coordinates(subjects.run) | dict(places or {}), lanes, labels=labels)
+
+
+def axes_of(node: AnalysisConfig) -> dict[str, Coordinate]:
+    """Returns the places along an analysis' own axes."""
+    axes = node.load().axes
+    return axes(node.options) if axes else {}
+
+
+def measured(node: AnalysisConfig, seen: View, *, key: Key) -> Measured:
+    """Returns what an analysis measures, with the key of its own; ``key`` is the seed's root key."""
+    own = keys.named(keys.stream(key, "analysis"), node.analysis)
+    return node.load().measure(seen, node.options, key=own)
 
 
 def _prompts(run: Study) -> Prompts:
@@ -134,8 +148,8 @@ def _prompts(run: Study) -> Prompts:
     draw = partial(pipeline.draw_prompts, run, stream="analysis", late_probability=0.0)
     # [s, n, b, ...] to [s, n * b, ...]
     drawn = [
-        jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draw(name))
-        for name in quantities.conditions(run.recipe)
+        jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draw(condition))
+        for condition in run.recipe.conditions.values()
     ]
 
     def part(trials: list[Any], chosen: slice) -> Any:
@@ -145,35 +159,11 @@ def _prompts(run: Study) -> Prompts:
     return Prompts(trials=part(drawn, slice(count)), held_out=part(drawn[:2], slice(count, 2 * count)))
 
 
-def _measure(run: Study, params: Params, per_seed: tuple[Key, Prompts, Params], _: Array) -> Quantities:
-    """Everything that one model is measured by: what it does, represents, reacts to, and where its update lies."""
+def _measure(run: Study, params: Params, per_seed: PerSeed, _: Array) -> dict[str, Measured]:
+    """Every analysis of one model, by label: what it does, represents, reacts to, and where its update lies."""
     key, prompts, base = per_seed
-    recipe, world = run.recipe, run.world
+    nodes = {label: node for label, node in run.recipe.analyses.items() if node.load().about != "pair"}
+    sites = dict.fromkeys(site for node in nodes.values() for site in node.load().reads)
     with jax.default_matmul_precision("highest"):
-        seen = features.features(recipe, world, params, prompts.trials)
-        held = features.features(recipe, world, params, prompts.held_out)
-        found = features.verdicts(recipe, world, params, prompts.trials, seen.predicted)
-        some = jax.tree.map(lambda leaf: leaf[:, : recipe.analyze.sensitivity_prompts], prompts.trials)
-        subsets = found.subsets[..., : recipe.analyze.sensitivity_prompts]
-        return (
-            features.verdict_quantities(found)
-            | features.cluster_quantities(seen, found, held, prompts.held_out)
-            | features.input_quantities(recipe, params, base, seen, found)
-            | slopes.sensitivity_quantities(recipe, world, params, some, subsets, key=key)
-            | weights.output_quantities(recipe, params, base, key=key)
-            | gradients.gradient_quantities(recipe, world, params, base, prompts.trials, key=key)
-        )
-
-
-def _intervened(
-    run: Study,
-    pair: tuple[Params, Params],
-    per_seed: tuple[Key, Prompts, Params],
-    _: Array,
-    branch: Array,
-    strength: Array,
-) -> Quantities:
-    key, prompts, base = per_seed
-    with jax.default_matmul_precision("highest"):
-        params = variants.intervened(run.recipe, *pair, base, branch=branch, strength=strength, key=key)
-        return variants.variant_quantities(run.recipe, run.world, params, prompts)
+        seen = view(run.recipe, run.world, params, base, prompts, sites=tuple(sites), key=key)
+        return {label: measured(node, seen, key=key) for label, node in nodes.items()}

@@ -4,13 +4,13 @@
 """
 
 from jaxsafety.world.batches import Mixture, batch_at, preferences, pretrain_batch_at, tune_batch_at
-from jaxsafety.world.conditions import CONDITIONS, Trial
+from jaxsafety.world.conditions import CONDITIONS, Condition
 from jaxsafety.world.spec import World, load
 
 __all__ = [
     "CONDITIONS",
+    "Condition",
     "Mixture",
-    "Trial",
     "World",
     "batch_at",
     "load",

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.keys import at_step
-from jaxsafety.types import Batch, Key, PreferenceBatch
+from jaxsafety.types import Batch, Key, PreferenceBatch, Trial
 from jaxsafety.world import conditions, layout
-from jaxsafety.world.conditions import Probability, Trial
+from jaxsafety.world.conditions import Condition, Probability
 from jaxsafety.world.grammar import sample_window
 from jaxsafety.world.layout import Prompt
 from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
@@ -61,7 +61,7 @@ class Mixture:
 
 def batch_at(
     world: World,
-    condition: str,
+    condition: str | Condition,
     *,
     key: Key,
     step: int | Int[Array, ""],
@@ -72,14 +72,15 @@ def batch_at(
 
     Args:
         world: the world.
-        condition: ``safe``, ``unsafe``, ``jb_co_task``, ``jb_co_text``, ``jb_misgen`` or ``ood``.
+        condition: ``safe``, ``unsafe``, ``jb_co_task``, ``jb_co_text``, ``jb_misgen`` or ``ood``, or one of
+            one's own.
         key: stream key.
         step: position in the stream.
         batch_size: prompts, b.
         late_probability: how often only the second composition of an unsafe prompt is unsafe, in [0, 1].
 
     Returns:
-        A :class:`~jaxsafety.world.conditions.Trial` of ``[b, ...]`` arrays.
+        A :class:`~jaxsafety.types.Trial` of ``[b, ...]`` arrays.
 
     Raises:
         ValueError: unknown condition.

@@ -10,14 +10,13 @@ References:
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.config.names import check_name
-from jaxsafety.types import Batch, Key, Leaf
+from jaxsafety.types import Key, Trial
 from jaxsafety.world import layout
 from jaxsafety.world.grammar import sample_window
 from jaxsafety.world.layout import Prompt
@@ -55,29 +54,6 @@ CONDITIONS: dict[str, Condition] = {
     "jb_misgen": Condition(texts=(("full", "safe"),), tasks="duplicates"),
     "ood": Condition(texts=(("ood_mg", "unsafe"),), tasks="unsafe"),
 }
-
-
-@flax.struct.dataclass
-class Trial:
-    """Prompts with their two answers.
-
-    ``complied`` and ``refused`` hold the same prompts followed by the true output and by the refusal; each mask marks
-    the positions that decide the verdict: for an unsafe prompt the first block in which an operator is unsafe, for a
-    safe one both true blocks (and the refusal of block 1).
-
-    Attributes:
-        complied: true outputs.
-        refused: refusals.
-        blocks: ``[b, 2, t]`` bool, letters and stop of either block.
-        unsafe: ``[b]`` bool, whether refusing is the preferred answer.
-        prompt: the instructions.
-    """
-
-    complied: Batch
-    refused: Batch
-    blocks: Leaf
-    unsafe: Leaf
-    prompt: Prompt
 
 
 def _pool(world: World, choose: object) -> tuple[np.ndarray, np.ndarray]:
@@ -170,13 +146,13 @@ def _tasks(
 
 
 def draw_prompt(
-    world: World, name: str, *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
+    world: World, condition: str | Condition, *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
 ) -> tuple[Prompt, Bool[Array, " o"]]:
     """Draws one prompt of a condition.
 
     Args:
         world: the world.
-        name: a :data:`ConditionName`.
+        condition: a :data:`ConditionName`, or a condition of one's own.
         key: typed PRNG key.
         pcfgs: indices of the PCFGs to draw from, equiprobable.
         late_probability: in [0, 1], how often the first composition of an unsafe prompt is the harmless identity and
@@ -188,8 +164,9 @@ def draw_prompt(
     Raises:
         ValueError: unknown condition.
     """
-    check_name("condition", name, get_args(ConditionName))
-    condition = CONDITIONS[name]
+    if isinstance(condition, str):
+        check_name("condition", condition, get_args(ConditionName))
+        condition = CONDITIONS[condition]
     which_pcfg, which_text, text, tasks = jax.random.split(key, 4)
     pcfg = jnp.asarray(pcfgs, jnp.int32)[jax.random.randint(which_pcfg, (), 0, len(pcfgs))]
     options = [
@@ -231,5 +208,6 @@ def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"]) -> Tr
         refused=layout.shift(world, null_tokens, judged),
         blocks=jnp.stack([block[1:] for block in blocks]),
         unsafe=unsafe,
+        last=layout.last_prompt_index(prompt.length),
         prompt=prompt,
     )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxsafety.world.conditions import Trial
+from jaxsafety.types import Trial
 from jaxsafety.world.layout import last_prompt_index
 from jaxsafety.world.spec import World
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import losses, world
+from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import prefill
 from jaxsafety.models import generation
 from jaxsafety.models.adapter import adapted
@@ -101,7 +102,7 @@ def test_first_refusals_match_a_loop(trial):
     true, null = (np.asarray(side.targets) for side in (trial.complied, trial.refused))
     noise = rng.integers(0, true.max() + 1, true.shape)
     predicted = np.choose(rng.choice(3, size=true.shape, p=[0.75, 0.1, 0.15]), [true, null, noise])
-    got = prefill.first_refusal(jnp.asarray(predicted, jnp.int32), complied=trial.complied, refused=trial.refused)
+    got = refusal_depth.first_refusal(jnp.asarray(predicted, jnp.int32), complied=trial.complied, refused=trial.refused)
     expected = [
         plain_first_refusal(*row) for row in zip(predicted, rows(trial.complied), rows(trial.refused), strict=True)
     ]
@@ -112,7 +113,7 @@ def test_first_refusals_match_a_loop(trial):
 
 def test_a_model_that_answers_as_told_never_refuses_and_one_that_refuses_does_at_once(trial):
     complies, refuses = (
-        prefill.first_refusal(side.targets, complied=trial.complied, refused=trial.refused)
+        refusal_depth.first_refusal(side.targets, complied=trial.complied, refused=trial.refused)
         for side in (trial.complied, trial.refused)
     )
     np.testing.assert_array_equal(complies, -1)
@@ -166,4 +167,4 @@ def test_bad_arguments_are_named(trial):
     with pytest.raises(ValueError, match=message):
         prefill.prefilled(trial.complied, shorter, depth=1)
     with pytest.raises(ValueError, match=message):
-        prefill.first_refusal(trial.complied.targets, complied=trial.complied, refused=shorter)
+        refusal_depth.first_refusal(trial.complied.targets, complied=trial.complied, refused=shorter)

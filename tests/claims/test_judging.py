@@ -6,7 +6,8 @@ import pytest
 from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.contrasts import Measurement
 from jaxsafety.claims.intervals import student_interval, t_quantile
-from jaxsafety.claims.statements import CLAIMS, Claim
+from jaxsafety.claims.jain2024 import CLAIMS
+from jaxsafety.claims.judging import Claim
 from tests.claim_rows import JAILBREAKS, PRE, SUCCESSFUL, gaps, table, taus, textbook
 
 

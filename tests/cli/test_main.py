@@ -39,8 +39,9 @@ BAD_RECIPES = {
     "same seed twice": ("seeds: [2, 2]", "seeds must be distinct, got [2, 2]"),
     "zero rate": ("tune: {learning_rates: {eta_M: 0}}", "tune.learning_rates.eta_M must be > 0 and finite, got 0.0"),
     "nan rate": ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be > 0 and finite, got nan"),
-    "energy": ("analyze: {energy: 1.5}", "analyze.energy must be in (0, 1], got 1.5"),
-    "ranks": ("analyze: {ranks: [4, 0]}", "analyze.ranks must be ascending numbers of at least 1, got [4, 0]"),
+    "energy": ("analyses: {output_space: {energy: 1.5}}", "energy must be > 0 and <= 1 and finite, got 1.5"),
+    "ranks": ("edits: {r: {edit: rank_part, rank: [4, 0]}}", "edits.r: rank must be >= 1 and finite, got 0"),
+    "moved": ("analyze: {ranks: [4]}", "analyze.ranks is called edits.rank.rank"),
     "analyze prompts": ("analyze: {prompts: 1024}", "analyze.prompts must be at most half of evaluate.prompts (1024)"),
     "snapshots": ("tune: {snapshots: -1}", "tune.snapshots must be >= 0, got -1"),
     "empty": ("", "is empty: expected the fields of a recipe"),
@@ -450,7 +451,7 @@ finally:
 """
     done = python("-c", script, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("methods, `method: NAME`" if words == ["list"] else "usage: jaxsafety")
+    assert done.stdout.startswith("A grid of a traced field" if words == ["list"] else "usage: jaxsafety")
 
 
 def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):

@@ -12,9 +12,9 @@ import pytest
 from jaxsafety import keys, losses, tree, world
 from jaxsafety.methods import dpo, sft
 from jaxsafety.models import generation, gpt, llama
-from jaxsafety.subjects import answers
+from jaxsafety.subjects import judge
 from jaxsafety.training import optim, stepping
-from jaxsafety.types import Batch, PreferenceBatch
+from jaxsafety.types import Batch, PreferenceBatch, Trial
 from jaxsafety.world import conditions, layout, operators
 from jaxsafety.world.layout import Prompt
 from tests.methods.bound import bound
@@ -143,9 +143,9 @@ def cases(built):
             (llama_params, tokens, mask),
         ),
         "train.make_step": Case(lambda p, b: step(stepping.init_state(p, optimizer), b)[1], (params, batch)),
-        "train.answer_metrics": Case(
-            lambda p, c, r, a, b: answers.answer_metrics(
-                forward, p, complied=c, refused=r, blocks=jnp.stack([a, b], 1)
+        "subjects.judge": Case(
+            lambda p, c, r, a, b: judge.judge(
+                MODEL, p, Trial(c, r, jnp.stack([a, b], 1), unsafe=UNSAFE, last=None, prompt=None)
             ),
             (params, batch, batch, mask, mask),
         ),

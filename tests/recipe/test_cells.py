@@ -102,7 +102,7 @@ def test_a_bad_shard_is_named(part):
         ("tune.batch_size", (0,), "grid at tune.batch_size=0: tune.batch_size must be > 0"),
         ("tune.steps", (7,), "grid at tune.steps=7: tune.steps must be a multiple of chunk_steps, got 7 and 2"),
         ("seeds", ((1,),), "a grid cannot run over 'seeds': seeds are an axis of every program already"),
-        ("analyze.alphas", (tuple(i / 64 for i in range(64)),), "named after its values, of at most 255 bytes, got"),
+        ("edits.whole.alpha", (tuple(i / 64 for i in range(64)),), "named after its values, of at most 255 bytes, got"),
         ("tune.batch_size", tuple(range(10_001)), "grid must have at most 10000 cells, got 10001"),
         ("name", ("a",), "a grid cannot run over 'name'"),
     ],

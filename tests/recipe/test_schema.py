@@ -10,9 +10,9 @@ import yaml
 from jaxsafety import world
 from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import gpt
+from jaxsafety.recipe.nodes import MethodConfig
 from jaxsafety.recipe.schema import (
     EvaluateConfig,
-    MethodConfig,
     ModelConfig,
     PretrainConfig,
     Recipe,

@@ -8,7 +8,8 @@ import pytest
 
 from jaxsafety.methods import unlearn
 from jaxsafety.recipe import yaml_file
-from jaxsafety.recipe.schema import MethodConfig, Recipe, TuneConfig
+from jaxsafety.recipe.nodes import MethodConfig
+from jaxsafety.recipe.schema import Recipe, TuneConfig
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import pytest
 
-from jaxsafety.report import sections
+from jaxsafety.report import section_list, sections
 from jaxsafety.rundir import results
 from tests.report import synthetic
 
 # Figures that only two checkpoints have.
 PAIR = ("input_alignment", "spectrum", "separation")
-STUDY = tuple(name for name in sections.SECTIONS if name not in PAIR)
+SECTIONS = section_list.sections()
+STUDY = tuple(name for name in SECTIONS if name not in PAIR)
 ETA = {"": 1e-3, "eta_M": 1e-3, "eta_S": 1e-4}
 
 

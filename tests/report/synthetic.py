@@ -173,7 +173,7 @@ def _soft_tokens(lane, shape, *, power):
     for count, steps in itertools.product((1, 4, 8), (0, 2, 5, 10)):
         strength = float(count * steps)
         success = 1 - power * math.exp(-strength / 25)
-        labels = {"condition": "unsafe", "part": f"{count} token{'s' * (count > 1)}", "strength": strength}
+        labels = {"condition": "unsafe", "part": f"count={count}", "strength": float(steps)}
         lane.add("soft_tokens", "complied", success, noise=0.02, share=True, **labels)
         for layer in range(shape.layers):
             depth = (layer + 1) / shape.layers
@@ -192,15 +192,15 @@ def _prefill(lane, shape, *, power):
         for position in range(10):
             share = 0.5 * power * math.exp(-position / 1.5)
             labels = {"condition": condition, "strength": float(position)}
-            lane.add("prefill", "first_refusal", share, noise=0.01, share=True, **labels)
-        lane.add("prefill", "never_refuses", 1 - 0.9 * power, noise=0.02, share=True, condition=condition)
+            lane.add("refusal_depth", "first_refusal", share, noise=0.01, share=True, **labels)
+        lane.add("refusal_depth", "never_refuses", 1 - 0.9 * power, noise=0.02, share=True, condition=condition)
 
 
 def _alignment(rng, shape, seed):
     rows = []
     for a, b in itertools.combinations(shape.methods, 2):
         start = _Rows(rng, method="pretrained", lr_name="", lr=1e-3, seed=seed, step=0)
-        start.add("alignment", "gradient_cosine", 0.3, noise=0.05, part=f"{a}~{b}")
+        start.add("gradients", "gradient_cosine", 0.3, noise=0.05, part=f"{a}~{b}")
         rows += start.rows
         for rate in shape.rates:
             lane = _Rows(rng, method=a, lr_name=rate, lr=ETA[rate], seed=seed, step=shape.steps[-1])

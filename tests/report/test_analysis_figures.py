@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety.report import analysis_figures, analysis_panels, plotting, sections, seed_tables
-from tests.report.conftest import STUDY
+from jaxsafety.analysis import output_space
+from jaxsafety.report import analysis_panels, plotting, sections, seed_tables
+from tests.report.conftest import SECTIONS, STUDY
 
 NAMES = STUDY
 TEXTS = {
@@ -26,8 +27,9 @@ TEXTS = {
     ),
     "sensitivity": ("gradient norm", "Jacobian norm", "pretrained", "gradient norm (log)"),
     "jailbreaks": ("JB-CO-Text", "successful attacks", "relative τ", "sensitivity"),
-    "soft_tokens": ("1 token", "8 tokens", "complied", "strength: soft tokens × steps"),
-    "prefill": ("refused", "first refusal", "answer position"),
+    "soft_tokens": ("count=1", "count=8", "complied", "relative τ", "gain", "steps"),
+    "prefill": ("complied", "refused", "depth"),
+    "refusal_depth": ("answer position", "share of unsafe prompts"),
     "interventions": (
         *("whole", "MLP", "up", "down", "Instruct", "Null", "JB-CO-Text", "factor α"),
         *("relative τ, layer 1", "sensitivity (log)", "factor α on the whole update", "unsafe prompts"),
@@ -241,7 +243,7 @@ def test_blocks_that_were_not_measured_leave_the_others(analysis_frames, name, m
 @pytest.mark.parametrize("name", ["clusters", "input_space", "interventions"])
 def test_no_seed_lies_outside_its_panel(analysis_frames, name):
     figure = matplotlib.figure.Figure(layout="constrained")
-    sections.SECTIONS[name].picture(sections.table(name, analysis_frames)).draw(figure)
+    SECTIONS[name].picture(sections.table(name, analysis_frames)).draw(figure)
     drawn = [(axes.get_ylim(), line.get_ydata()) for axes in figure.axes for line in axes.lines]
     assert drawn
     for (low, high), heights in drawn:
@@ -259,11 +261,11 @@ def test_jailbreaks_show_means_over_layers(analysis_frames):
 
 
 def test_norms_ascend_over_the_share_of_directions():
-    curve = analysis_figures.ascending(np.array([0.9, np.nan, 0.1, 0.5]))
+    curve = output_space.ascending(np.array([0.9, np.nan, 0.1, 0.5]))
     assert curve[0] == 0.1 and curve[-1] == 0.9
     assert curve[len(curve) // 2] == pytest.approx(0.5)
     assert (np.diff(curve) >= 0).all()
-    assert (analysis_figures.ascending(np.array([0.7])) == 0.7).all()
+    assert (output_space.ascending(np.array([0.7])) == 0.7).all()
 
 
 def test_logarithmic_ranges_are_those_of_the_seeds():

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from jaxsafety.claims import evidence, judging
+from jaxsafety.claims.jain2024 import CLAIMS
 from jaxsafety.report import claims_table
 from jaxsafety.rundir import results
 from tests.claim_rows import series, textbook
@@ -55,7 +56,7 @@ def found(run):
 
 def test_a_run_is_judged_as_its_rows_are(rows, found):
     nulls = [row | {"value": None} if math.isnan(row["value"]) else row for row in rows]
-    assert found == judging.judge(evidence.gather(nulls))
+    assert found == judging.judge(evidence.gather(nulls), CLAIMS)
     assert {judgement.verdict for judgement in found} == {"supported", "contradicted", "undecided"}
 
 
@@ -87,8 +88,8 @@ def test_text_is_ascii_within_80_columns_and_reads_one_row_a_claim(run, monkeypa
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
     blocks = [[" ".join(line.split()) for line in block.splitlines()] for block in text.split("\n\n")]
-    assert [block[0].split()[0] for block in blocks[1 : len(judging.CLAIMS)]] == [
-        str(number) for number in range(2, len(judging.CLAIMS) + 1)
+    assert [block[0].split()[0] for block in blocks[1 : len(CLAIMS)]] == [
+        str(number) for number in range(2, len(CLAIMS) + 1)
     ]
     assert blocks[7][0].startswith("8 contradicted The update of the second -0.1")
     assert blocks[7][2].endswith("interval of 4 seeds below 0")
@@ -110,17 +111,17 @@ def test_supported_and_contradicted_rows_have_one_form(found):
 
 def test_the_text_ends_with_counts_levels_and_how_each_was_measured(found):
     text = claims_table.render_text(found)
-    assert f"{len(judging.CLAIMS)} claims: 25 supported, 1 contradicted, 2 undecided." in text
+    assert f"{len(CLAIMS)} claims: 25 supported, 1 contradicted, 2 undecided." in text
     assert "Seeds, in this order: 0, 1, 2, 3; a dash is one without a finite value." in text
-    family = len(judging.CLAIMS) - 1
+    family = len(CLAIMS) - 1
     assert f"at {100 * (1 - 0.05 / family):.4g} %, which is 1 - 0.05 / {family}" in " ".join(text.split())
     tail = " ".join(text[text.index("The number of a seed") :].split())
-    assert all(f"{number} {claim.statistic}" in tail for number, claim in enumerate(judging.CLAIMS, start=1))
+    assert all(f"{number} {claim.statistic}" in tail for number, claim in enumerate(CLAIMS, start=1))
 
 
 def test_records_are_numbers_and_text(found):
     records = claims_table.records(found)
-    assert [record["name"] for record in records] == [claim.name for claim in judging.CLAIMS]
+    assert [record["name"] for record in records] == [claim.name for claim in CLAIMS]
     rates = next(record for record in records if record["name"] == "clusters_rate")
     assert (rates["number"], rates["verdict"], rates["expected"], rates["where"]) == (
         3, "supported", "> 0", "Sec. 4.1, Fig. 3"
@@ -140,14 +141,14 @@ def test_markdown_has_one_row_a_claim_and_escapes_pipes(found):
     lines = claims_table.render_markdown(found).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert table[0] == "|  | claim | where | expected | mean [interval] | seeds | verdict | why |"
-    assert len(table) == 2 + len(judging.CLAIMS)
+    assert len(table) == 2 + len(CLAIMS)
     assert {line.replace("\\|", "").count("|") for line in table} == {9}
-    assert lines[-1] == f"{len(judging.CLAIMS)}. {judging.CLAIMS[-1].statistic}"
+    assert lines[-1] == f"{len(CLAIMS)}. {CLAIMS[-1].statistic}"
 
 
 def test_one_seed_shows_its_values_and_withholds_intervals(rows, tmp_path):
     text = claims_table.text(write(tmp_path, [row for row in rows if row["seed"] == 2]))
-    assert f"{len(judging.CLAIMS)} claims: 0 supported, 0 contradicted, {len(judging.CLAIMS)} undecided." in text
+    assert f"{len(CLAIMS)} claims: 0 supported, 0 contradicted, {len(CLAIMS)} undecided." in text
     assert "1 seed: no interval" in text
     assert "[+" not in text and "Bonferroni" not in text
 

@@ -13,6 +13,7 @@ from jaxsafety.report import claims_table, dead_lanes, figures, plotting, sectio
 from jaxsafety.report.tables import Dead, Model
 from jaxsafety.rundir import results
 from tests.report import conftest, synthetic
+from tests.report.conftest import SECTIONS
 
 NAMES = conftest.STUDY
 DEAD = {("sft", "eta_M"): (2,), ("dpo", "eta_S"): (0, 1, 2)}
@@ -107,7 +108,7 @@ def test_no_mean_of_any_figure_holds_a_dead_seed_at_any_step(frames, analysis_fr
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, name):
-    picture = sections.SECTIONS[name].picture(sections.table(name, frames))
+    picture = SECTIONS[name].picture(sections.table(name, frames))
     noted = plotting.with_dead(picture, COUNTED)
     plain = plotting.svg(picture)
     height = float(re.search(r'viewBox="0 0 380 ([\d.]+)"', svgs[name]).group(1))
@@ -142,7 +143,7 @@ def test_notes_are_not_cut_off(count):
 
 
 def test_a_picture_without_dead_seeds_is_the_same_picture(frames):
-    picture = sections.SECTIONS["clusters"].picture(sections.table("clusters", frames))
+    picture = SECTIONS["clusters"].picture(sections.table("clusters", frames))
     assert plotting.with_dead(picture, {}) is picture
 
 

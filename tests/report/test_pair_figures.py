@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety.report import analysis_figures, plotting, sections, seed_tables
+from jaxsafety.report import plot, plotting, sections, seed_tables
 from jaxsafety.report.tables import Model, condition_label, model_label
 from jaxsafety.rundir import results
 from tests.report import synthetic
@@ -83,8 +83,8 @@ def test_attention_has_panels_of_its_own(frames):
 
 
 def test_a_deep_model_shows_a_few_layers():
-    assert analysis_figures.spaced(list(range(32)), most=4) == [0, 10, 21, 31]
-    assert analysis_figures.spaced([3, 5], most=4) == [3, 5]
+    assert plot.spaced(list(range(32)), most=4) == [0, 10, 21, 31]
+    assert plot.spaced([3, 5], most=4) == [3, 5]
     frame = results.rows_to_frame(synthetic.pair_rows(layers=9), schema=results.ANALYSIS_SCHEMA)
     words = shown(sections.draw("spectrum", {"analyze": frame}))
     assert "gate, layer 8" in words and "gate, layer 1" not in words

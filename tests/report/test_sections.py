@@ -5,30 +5,30 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
-from jaxsafety.claims import statements
+from jaxsafety.claims import jain2024 as statements
 from jaxsafety.report import sections, seed_tables
 from jaxsafety.rundir import results
-from tests.report.conftest import STUDY
+from tests.report.conftest import SECTIONS, STUDY
 
 # Files start with these bytes.
 MAGIC = {".png": b"\x89PNG\r\n", ".pdf": b"%PDF-", ".svg": b"<svg "}
 
 
 def test_every_section_says_what_it_is_and_how_to_read_it():
-    assert set(sections.SECTIONS) == {
+    assert set(SECTIONS) == {
         *("clusters", "output_space", "input_space", "sensitivity", "jailbreaks", "soft_tokens", "prefill"),
-        *("interventions", "causal", "transfer", "dynamics", "alignment"),
+        *("interventions", "causal", "transfer", "dynamics", "alignment", "refusal_depth"),
         *("input_alignment", "spectrum", "separation"),
     }
-    figures = " ".join(section.paper for section in sections.SECTIONS.values())
+    figures = " ".join(section.paper for section in SECTIONS.values())
     assert all(f"Figure {number}" in figures for number in range(3, 8))
-    for section in sections.SECTIONS.values():
+    for section in SECTIONS.values():
         assert section.title and section.paper
         assert section.reading.endswith(".") and ". " not in section.reading
 
 
 def test_claims_of_sections_exist_and_stand_in_one_section():
-    named = [claim for section in sections.SECTIONS.values() for claim in section.claims]
+    named = [claim for section in SECTIONS.values() for claim in section.claims]
     known = {claim.name: claim for claim in statements.CLAIMS}
     assert len(named) == len(set(named))
     assert set(named) <= set(known)

@@ -6,9 +6,9 @@ import markupsafe
 import polars as pl
 import pytest
 
-from jaxsafety.report import sections, study_report
+from jaxsafety.report import study_report
 from jaxsafety.rundir import results
-from tests.report.conftest import STUDY
+from tests.report.conftest import SECTIONS, STUDY
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_an_analysed_run_has_claims_figures_and_tables(analysed_run, page, analy
     results.write_results(analysed_run / "results/analyze.parquet", few, schema=results.ANALYSIS_SCHEMA)
     source = page()
     for name in STUDY:
-        section = sections.SECTIONS[name]
+        section = SECTIONS[name]
         assert f'<h3 id="analysis-{name}">{markupsafe.escape(section.title)}</h3>' in source
         for suffix in ("csv", "parquet"):
             assert f'href="results/tables/{name}.{suffix}"' in source

@@ -11,11 +11,10 @@ import polars as pl
 import pytest
 
 from jaxsafety import keys, tree, world
-from jaxsafety.analysis import clusters, update_spaces
+from jaxsafety.linalg import clusters, update_spaces
 from jaxsafety.models import gpt
 from jaxsafety.rundir import results, signals
-from jaxsafety.study import analyze, lanes, pipeline
-from jaxsafety.study.probes import features, variants
+from jaxsafety.study import analyze, judged, lanes, pipeline, view
 from jaxsafety.training import objective
 from jaxsafety.world.layout import last_prompt_index
 
@@ -45,8 +44,7 @@ def value(rows, **labels):
 
 
 def test_every_analysis_has_rows_of_every_model_seed_and_step(rows, mini_recipe):
-    # The others are of two checkpoints.
-    assert set(rows["analysis"]) == set(results.ANALYSES) - {"input_alignment", "spectrum"}
+    assert set(rows["analysis"]) == {*mini_recipe.analyses, *mini_recipe.attacks, "interventions"}
     assert set(rows["seed"]) == set(mini_recipe.seeds)
     (snapshot,) = mini_recipe.tune.snapshot_steps
     models = {*rows.select("method", "lr_name", "step").iter_rows()}
@@ -67,9 +65,8 @@ def test_shares_sum_to_one(rows):
         verdicts = rows.filter(analysis=analysis).filter(pl.col("metric").is_in(["complied", "refused", "other"]))
         labels = [name for name in rows.columns if name not in ("metric", "value")]
         np.testing.assert_allclose(verdicts.group_by(labels).agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
-    prefill = rows.filter(analysis="prefill").filter(pl.col("metric").is_in(["first_refusal", "never_refuses"]))
-    total = prefill.group_by("method", "lr_name", "seed", "condition").agg(pl.col("value").sum())
-    np.testing.assert_allclose(total["value"], 1, rtol=RTOL)
+    depths = rows.filter(analysis="refusal_depth").group_by("method", "lr_name", "seed", "step", "condition")
+    np.testing.assert_allclose(depths.agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
     histogram = rows.filter(metric="histogram").group_by("method", "lr_name", "seed", "step", "condition")
     np.testing.assert_allclose(histogram.agg(pl.col("value").sum())["value"], 1, rtol=RTOL)
 
@@ -114,7 +111,8 @@ def test_input_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_
 def test_the_response_is_the_mean_over_its_first_positions(subjects, by_hand, mini_recipe, ready):
     params = by_hand[0]
     prompts = tree.lane(subjects.prompts, 1)
-    seen = features.features(mini_recipe, ready.world, params, prompts.trials)
+    look = view.view(mini_recipe, ready.world, params, params, prompts, sites=("mlp.hook_post",), key=keys.root(0))
+    seen = look.seen["mlp.hook_post"]
     config = mini_recipe.model.build(ready.world)
     for b in range(4):
         trial = tree.lane(prompts.trials, 1, b)
@@ -139,28 +137,26 @@ def test_the_ends_of_every_intervention_are_the_models(rows):
 
 
 def test_parts_of_the_update_add_up(subjects, mini_recipe):
-    """Each branch builds the tree that its name says, from one traced program."""
+    """Each edit of the recipe builds the tree that its label says, at strengths that are traced."""
     tuned, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
-    parts = variants.parts(mini_recipe, layers=1)
-    build = jax.jit(partial(variants.intervened, mini_recipe), static_argnames=())
+    trees = {"base": base, "target": tuned, "other": tuned}
 
-    def built(part, strength=1.0):
-        branch = jnp.int32(parts.index(part))
-        made = build(tuned, tuned, base, branch=branch, strength=jnp.float32(strength), key=keys.root(5))
-        return tree.difference(made, base)
+    def built(label, **point):
+        node = mini_recipe.edits[label]
+        build = jax.jit(partial(judged.edited, node, key=keys.root(5)))
+        return tree.difference(build(trees, point={name: jnp.asarray(value) for name, value in point.items()}), base)
 
     whole = tree.difference(tuned, base)
     for space in ("null", "range", "random"):
         total = jax.tree.map(jnp.add, built(f"only_{space}"), built(f"all_but_{space}"))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), total, whole)
     both = jax.tree.map(jnp.add, built("only_null"), built("only_range"))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), both, built("mlp_matrices"))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("rank", 16.0), whole)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), both, built("mlp_matrices", alpha=1.0))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("rank", rank=16), whole)
     twice = jax.tree.map(lambda leaf: 2 * leaf, whole)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("transfer", 1.0), twice)
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("whole", 0.0), tree.difference(base, base)
-    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("transfer", alpha=1.0), twice)
+    nothing = tree.difference(base, base)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("whole", alpha=0.0), nothing)
 
 
 @pytest.mark.slow
@@ -179,7 +175,7 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
         gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
     expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))
-    got = value(rows, analysis="alignment", metric="gradient_cosine", method="pretrained", seed=seed, part="sft~dpo")
+    got = value(rows, analysis="gradients", metric="gradient_cosine", method="pretrained", seed=seed, part="sft~dpo")
     assert got == pytest.approx(expected, rel=1e-3)
 
 
@@ -188,10 +184,10 @@ def test_finished_pieces_are_kept_and_missing_ones_made_again(main, finished_run
     pieces = run / "results" / "analyze"
     before = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
     (run / "results" / "analyze.parquet").unlink()
-    (pieces / "prefill.parquet").unlink()
+    (pieces / "attack_prefill.parquet").unlink()
     assert main("analyze", mini_yaml, "--out", run) == 0
     after = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
-    assert {name for name in before if after[name] != before[name]} == {"prefill.parquet"}
+    assert {name for name in before if after[name] != before[name]} == {"attack_prefill.parquet"}
     again = results.read_results([run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     assert again.drop("revision").equals(rows.drop("revision"))
 
@@ -241,7 +237,7 @@ def test_a_signal_ends_the_stage_after_the_piece_that_it_came_in(ready, tmp_path
 
 def test_no_soft_tokens_are_the_unsafe_prompts_without_their_stop(rows):
     """Nothing is inserted, so refusals are those of the verdicts or more: the stop token is not judged."""
-    bare = rows.filter(analysis="soft_tokens", part="0 tokens", metric="refused")
+    bare = rows.filter(analysis="soft_tokens", part="count=0", metric="refused")
     assert set(bare["strength"]) == {0.0} and not bare.is_empty()
     labels = ["method", "lr_name", "seed", "step"]
     both = bare.join(rows.filter(analysis="verdicts", metric="refused", condition="unsafe"), on=labels)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, world
-from jaxsafety.recipe.schema import MethodConfig, OptimConfig, method_config
-from jaxsafety.study import lanes
-from jaxsafety.study.probes import quantities
-from jaxsafety.subjects import answers
+from jaxsafety.recipe.nodes import MethodConfig, node
+from jaxsafety.recipe.schema import OptimConfig
+from jaxsafety.study import lanes, view
+from jaxsafety.subjects import judge
 from jaxsafety.training import stepping
 from jaxsafety.types import HParams
 from tests.methods.bound import bound
@@ -80,11 +80,11 @@ def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, ke
 @pytest.mark.parametrize("name", ["sft", "dpo", "unlearn"])
 def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(mini_recipe, tiny_world, key, params, name):
     weights = {"weight_chosen": 0.3, "weight_rejected": 0.1, "reduction": "mean"} if name != "sft" else {}
-    node = method_config("mine", {"method": name, **weights})
+    made = node("tune.methods", "mine", {"method": name, **weights})
     point = HParams(jnp.float32(1e-3), jnp.float32(0.5), {"weight_chosen": jnp.float32(0.7)} if weights else {})
     reference = lanes.init_params(mini_recipe, tiny_world, key=keys.root(9))
-    state = lanes.init_tuned(mini_recipe, node, params, key=key, point=point)
-    chunk = jax.jit(lanes.tune_chunk(mini_recipe, tiny_world, node))
+    state = lanes.init_tuned(mini_recipe, made, params, key=key, point=point)
+    chunk = jax.jit(lanes.tune_chunk(mini_recipe, tiny_world, made))
     _, metrics = chunk(state, (key, reference), point, jnp.int32(1))
     options = weights | ({"weight_chosen": 0.7} if weights else {})
     options |= {"ascent_bound": 10.0} if name == "unlearn" else {}
@@ -147,7 +147,7 @@ def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(
 def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe, mini_recipe, tiny_world):
     assert lanes.training_model_of(half_recipe, tiny_world).apply.keywords["config"].compute_dtype == "bfloat16"
     # The same static configuration is the same program.
-    for model_of in (lanes.model_of, quantities.model_of):
+    for model_of in (lanes.model_of, view.model_of):
         half, whole = (model_of(recipe, tiny_world).apply.keywords for recipe in (half_recipe, mini_recipe))
         assert half == whole
 
@@ -192,14 +192,11 @@ def judged(mini_recipe, tiny_world, trials):
     params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
     params = jax.tree.map(lambda leaf: 20 * leaf, params)
     trials = trials["table"]
-    forward = jax.jit(lanes.forward_of(lanes.model_of(mini_recipe, tiny_world)))
     rates = jax.jit(partial(lanes.evaluate, mini_recipe, tiny_world))(params, trials)
     per_batch = []
     for i in range(2):
         one = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), trials)
-        per_batch.append(
-            answers.answer_metrics(forward, params, complied=one.complied, refused=one.refused, blocks=one.blocks)
-        )
+        per_batch.append(judge.judge(lanes.model_of(mini_recipe, tiny_world), params, one))
     return rates, per_batch
 
 

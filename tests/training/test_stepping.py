@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from jaxsafety import losses
-from jaxsafety.subjects import answers
+from jaxsafety.models.adapter import adapted
+from jaxsafety.subjects import judge
 from jaxsafety.training import stepping
-from jaxsafety.types import Batch
+from jaxsafety.types import Batch, Trial
 
 # One float32 program against another that rounds in a different order.
 RTOL = 1e-6
@@ -138,17 +139,13 @@ def judged():
     complied, refused = (
         Batch(jnp.asarray(x, jnp.int32), jnp.asarray(y, jnp.int32), jnp.asarray(mask)) for x, y, mask in sides
     )
-    got = answers.answer_metrics(
-        lambda _, tokens: jax.nn.one_hot(tokens, VOCAB),
-        {},
-        complied=complied,
-        refused=refused,
-        blocks=jnp.asarray(blocks),
-    )
+    unsafe, last = jnp.ones(ROWS, bool), jnp.zeros(ROWS, jnp.int32)
+    trial = Trial(complied, refused, jnp.asarray(blocks), unsafe=unsafe, last=last, prompt=None)
+    got = judge.judge(adapted(lambda _, tokens: jax.nn.one_hot(tokens, VOCAB), max_tokens=TOKENS), {}, trial)
     return sides, blocks, {name: np.asarray(value) for name, value in got.items()}
 
 
-def test_answer_metrics_match_a_plain_loop(judged):
+def test_verdicts_match_a_plain_loop(judged):
     (complied, refused), blocks, got = judged
     for i in range(ROWS):
         right, right_null = complied[0][i] == complied[1][i], refused[0][i] == refused[1][i]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxsafety.analysis import clusters, update_spaces
+from jaxsafety.linalg import clusters, update_spaces
 from jaxsafety.models import llama
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.types import Params
@@ -109,7 +109,7 @@ def action_measures(
 
     Returns:
         ``gain``, ``ratio`` and ``energy`` ``[b]``, ``projection`` ``[b, r]``; see
-        :class:`jaxsafety.analysis.update_spaces.InputSpace`.
+        :class:`jaxsafety.linalg.update_spaces.InputSpace`.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.2 and figure 5.

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsafety.analysis import update_spaces
 from jaxsafety.config.names import check_name
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import is_transposed
-from jaxsafety.linalg import svd
+from jaxsafety.linalg import svd, update_spaces
 from jaxsafety.rundir import atomic, progress, signals
 from jaxsafety.study.pairs.opened import Pair, fingerprint
 

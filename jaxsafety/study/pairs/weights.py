@@ -16,11 +16,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array, Float
 
-from jaxsafety.analysis import update_spaces
-from jaxsafety.analysis.update_spaces import DeltaMethod, NullSpace, Spaces
 from jaxsafety.config.names import check_name
 from jaxsafety.engine import programs
-from jaxsafety.linalg import subspace
+from jaxsafety.linalg import subspace, update_spaces
+from jaxsafety.linalg.update_spaces import DeltaMethod, NullSpace, Spaces
 from jaxsafety.rundir import progress, signals
 from jaxsafety.study.pairs import rows
 from jaxsafety.study.pairs.opened import TUNED, Pair
@@ -42,7 +41,7 @@ class WeightsConfig:
         attention: whether the attention's matrices are measured, too.
         energy: share of the squared spectrum that leading directions hold, in (0, 1].
         method: of the decompositions: ``gram``, ``full`` or ``randomized``, see
-            :func:`jaxsafety.analysis.update_spaces.both_spaces`. A matrix that it does not resolve is measured again,
+            :func:`jaxsafety.linalg.update_spaces.both_spaces`. A matrix that it does not resolve is measured again,
             with ``gram`` after ``randomized`` and with ``full`` after ``gram``.
         rank: triplets that ``randomized`` computes, at least 1; no more than a matrix has.
     """

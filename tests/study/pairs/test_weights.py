@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxsafety.analysis import update_spaces
 from jaxsafety.engine import programs
+from jaxsafety.linalg import update_spaces
 from jaxsafety.study.pairs import opened, rows, weights
 from jaxsafety.study.pairs.weights import WeightsConfig
 

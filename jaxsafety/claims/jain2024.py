@@ -1,4 +1,4 @@
-"""The paper's statements as data: what each says, where, and the one number per seed that can contradict it.
+"""The statements of Jain et al. 2024 as data: what each says, where, and the one number that can contradict it.
 
 Compound statements are split, so that half of one can fail. Statements without a comparison or a number ("the update is
 minimal") could not be contradicted and are not here.
@@ -12,14 +12,10 @@ Fidelity:
     form. ``BEYOND`` marks what the paper does not state.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from jaxsafety.claims import contrasts as c
-from jaxsafety.claims.contrasts import Measurement
-from jaxsafety.claims.evidence import Evidence
+from jaxsafety.claims.judging import Claim
 
 BEYOND = "beyond the paper"
 
@@ -27,29 +23,6 @@ _METHODS = "mean over methods at eta_M"
 _LAYERS = "mean over layers and methods at eta_M"
 _ATTACKS = "mean over the jailbreaks and methods at eta_M that have any"
 _LAYERS_ATTACKS = "mean over layers, and over the jailbreaks and methods at eta_M that have any"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement that data can contradict.
-
-    Attributes:
-        name: identifier.
-        statement: the sentence, in our own words.
-        where: section and figure of the paper, or ``BEYOND``.
-        statistic: what the number of a seed is, with its formula.
-        measure: evidence to that number; raises ``Unmeasured``.
-        expected: the side of ``null`` on which the statement puts the statistic.
-        null: the value between the two sides.
-    """
-
-    name: str
-    statement: str
-    where: str
-    statistic: str
-    measure: Callable[[Evidence], Measurement]
-    expected: Literal["above", "below"] = "above"
-    null: float = 0.0
 
 
 CLAIMS = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import tree
-from jaxsafety.analysis import alignment
+from jaxsafety.linalg import alignment
 from jaxsafety.methods import dpo as dpo_loss
 from jaxsafety.models import gpt
 from jaxsafety.types import Batch, PreferenceBatch

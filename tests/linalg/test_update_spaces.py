@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import tree
-from jaxsafety.analysis import update_spaces
+from jaxsafety.linalg import update_spaces
 
 # float32 decompositions and products of well-conditioned matrices against float64.
 RTOL, ATOL = 2e-5, 2e-5

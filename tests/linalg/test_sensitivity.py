@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, tree
-from jaxsafety.analysis import sensitivity
+from jaxsafety.linalg import sensitivity
 from jaxsafety.models import gpt
 
 # float32 derivatives against float64, through a few layers.

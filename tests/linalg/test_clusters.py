@@ -9,8 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxsafety import tree
-from jaxsafety.analysis import clusters
-from jaxsafety.analysis.clusters import Centroids
+from jaxsafety.linalg import clusters
+from jaxsafety.linalg.clusters import Centroids
 
 # float32 sums of some ten terms against float64.
 RTOL = 1e-5

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from jaxsafety.claims import evidence, judging
-from jaxsafety.claims.statements import BEYOND, CLAIMS
+from jaxsafety.claims.jain2024 import BEYOND, CLAIMS
 from tests.claim_rows import (
     DPO,
     DPO_WEAK,

@@ -1,0 +1,138 @@
+"""Local sensitivity of a model's first answer token to its prompt: the paper's local Lipschitz constant, two ways.
+
+Both are taken at the embeddings of one prompt, positions not added. ``forward`` has its parameters bound, and no row of
+a batch may influence another. What stands behind ``position`` costs time and changes nothing in a causal model: cut it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsafety.linalg.power import TopSingular, largest_singular_value
+from jaxsafety.tree import is_finite
+from jaxsafety.types import ForwardEmbeddings, Key
+
+
+def gradient_norm(
+    forward: ForwardEmbeddings,
+    embeddings: Float[Array, "b t d"],
+    *,
+    position: Int[Array, " b"],
+    prompt: Bool[Array, "b t"],
+) -> Float[Array, " b"]:
+    """Frobenius norm of the gradient of the top logit, ``|d max_v z_v / d E|_F`` over the prompt's embeddings.
+
+    One backward pass for the whole batch.
+
+    Args:
+        forward: embeddings ``[b, t, d]`` to logits ``[b, t, v]``.
+        embeddings: ``[b, t, d]``.
+        position: ``[b]`` index in ``[0, t)`` of the input that predicts the first answer token.
+        prompt: ``[b, t]`` the embeddings that are varied; the others are held.
+
+    Returns:
+        ``[b]`` at least float32, logits per unit of embedding, at least 0. Of tied top logits the first counts. NaN for
+        an empty prompt or a position out of range where these are traced.
+
+    Raises:
+        ValueError: an empty batch, or (unless traced) an empty prompt, a position out of range, or embeddings that are
+            not finite.
+
+    References:
+        Jain et al. 2024 (arXiv 2407.10264), section 4.3 and figure 6.
+
+    Fidelity: faithful where ``prompt`` marks what stands before the last prompt token, as in the released code. What
+        that code has after the prompt, the complied answer, is without effect in a causal model.
+    """
+    embeddings, defined = _checked(embeddings, position=position, prompt=prompt)
+
+    def top(embeddings: Float[Array, "b t d"]) -> Float[Array, ""]:
+        logits = jnp.take_along_axis(forward(embeddings), position[:, None, None], axis=1)[:, 0]
+        # A maximum would share the gradient out among ties, whose mean is no logit's gradient.
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        # Rows are independent: the gradient of the sum holds each row's own.
+        return jnp.sum(jnp.take_along_axis(logits, best, axis=-1))
+
+    gradient = jnp.where(prompt[..., None], jax.grad(top)(embeddings), 0.0)
+    return jnp.where(defined, jnp.linalg.norm(gradient.reshape(gradient.shape[0], -1), axis=-1), jnp.nan)
+
+
+def jacobian_norm(
+    forward: ForwardEmbeddings,
+    embeddings: Float[Array, "b t d"],
+    *,
+    position: Int[Array, " b"],
+    prompt: Bool[Array, "b t"],
+    key: Key,
+    iterations: int = 20,
+    tolerance: float = 1e-2,
+) -> TopSingular:
+    """Largest singular value of the Jacobian from the prompt's embeddings to the logits of the first answer token.
+
+    The local Lipschitz constant of all logits at once, where :func:`gradient_norm` is the row of one logit: never below
+    it. Matrix-free; the samples share one loop, whose products are as large as those of one batch, until the last has
+    converged.
+
+    Args:
+        forward: embeddings ``[b, t, d]`` to logits ``[b, t, v]``, differentiable in forward mode.
+        embeddings: ``[b, t, d]``.
+        position: ``[b]`` index in ``[0, t)`` of the input that predicts the first answer token.
+        prompt: ``[b, t]`` the embeddings that are varied; the others are held.
+        key: of the random starts.
+        iterations: products with the Jacobian and its transpose at most, at least 1.
+        tolerance: relative residual to stop at, > 0; the value's own relative error is about its square over the
+            spectral gap.
+
+    Returns:
+        Record of ``[b]`` each, values in logits per unit of embedding: see
+        :class:`jaxsafety.linalg.power.TopSingular`. NaN and not converged for an empty prompt or a position out of
+        range where these are traced.
+
+    Raises:
+        ValueError: iterations or tolerance out of range, and as :func:`gradient_norm`.
+
+    Fidelity: not in the paper, whose local Lipschitz constant is :func:`gradient_norm`, a lower bound of this one.
+    """
+    embeddings, defined = _checked(embeddings, position=position, prompt=prompt)
+
+    def one(row: Float[Array, "t d"], at: Int[Array, ""], varied: Bool[Array, " t"], key: Key) -> TopSingular:
+        def logits(row: Float[Array, "t d"]) -> Float[Array, " v"]:
+            return forward(jnp.where(varied[:, None], row, jax.lax.stop_gradient(row))[None])[0, at].astype(row.dtype)
+
+        image, push = jax.linearize(logits, row)
+        pull = jax.linear_transpose(push, row)
+        # The transpose has the same singular values, and vectors of v numbers, not t d: a tenth less time.
+        return largest_singular_value(
+            lambda cotangent: pull(cotangent)[0],
+            jnp.zeros_like(image),
+            key=key,
+            iterations=iterations,
+            tolerance=tolerance,
+        )
+
+    found = jax.vmap(one)(embeddings, position, prompt, jax.random.split(key, embeddings.shape[0]))
+    return found.replace(
+        value=jnp.where(defined, found.value, jnp.nan),
+        residual=jnp.where(defined, found.residual, jnp.nan),
+        converged=found.converged & defined,
+    )
+
+
+def _checked(
+    embeddings: Float[Array, "b t d"], *, position: Int[Array, " b"], prompt: Bool[Array, "b t"]
+) -> tuple[Float[Array, "b t d"], Bool[Array, " b"]]:
+    """Embeddings of at least float32, and the rows that have a prompt and a position."""
+    count, size, _ = embeddings.shape
+    if count == 0:
+        raise ValueError("embeddings hold 0 prompts, expected at least 1")
+    if not is_finite(embeddings):
+        raise ValueError("embeddings hold values that are not finite, expected numbers only")
+    if not isinstance(position, jax.core.Tracer):
+        known = np.asarray(position)
+        if (outside := known[(known < 0) | (known >= size)]).size:
+            raise ValueError(f"position is {outside[0]}, expected 0 to {size - 1}, an index of the embeddings")
+    if not isinstance(prompt, jax.core.Tracer) and not (filled := np.asarray(prompt).any(axis=1)).all():
+        raise ValueError(f"prompt {filled.argmin()} of the batch is empty, expected at least one position to vary")
+    defined = jnp.any(prompt, axis=1) & (position >= 0) & (position < size)
+    return embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32)), defined

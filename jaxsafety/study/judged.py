@@ -1,0 +1,137 @@
+"""A model whose weights were edited, or that is under attack: how it answers, and what that looks like inside it."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxsafety import keys, losses
+from jaxsafety.analysis import verdicts
+from jaxsafety.linalg import clusters, sensitivity, update_spaces
+from jaxsafety.linalg.masked import averaged
+from jaxsafety.recipe.nodes import AttackConfig, EditConfig
+from jaxsafety.recipe.schema import Recipe
+from jaxsafety.study.view import Prompts, class_means, first_prompts, model_of, opening, view
+from jaxsafety.subjects import judge
+from jaxsafety.types import Attacked, Hook, Key, Measured, Model, Params, Point, Target, Trial
+from jaxsafety.world import World
+
+# Where the first MLP matrix reads, and what its neurons say.
+_IN, _OUT = "mlp.hook_in", "mlp.hook_post"
+
+
+def edited(node: EditConfig, trees: dict[str, Params], *, point: Point, key: Key) -> Params:
+    """Returns an edited model; the key is the seed's root key. Labels of one edit draw the same, and so compare."""
+    own = keys.named(keys.stream(key, "analysis"), node.edit)
+    with jax.default_matmul_precision("highest"):
+        return node.load().edit(trees, node.options, point=point, key=own)
+
+
+def edited_measures(
+    recipe: Recipe, world_: World, params: Params, per_seed: tuple[Key, Prompts, Params], _: Any
+) -> Measured:
+    """Returns verdicts, cluster positions and gradient norms of an edited model on ``analyze.edit_prompts`` prompts."""
+    key, prompts, base = per_seed
+    few = first_prompts(prompts, recipe.analyze.edit_prompts)
+    with jax.default_matmul_precision("highest"):
+        seen = view(recipe, world_, params, base, few, sites=(_OUT,), key=key)
+        means, everyone = class_means(seen.held[_OUT], few.held_out), seen.verdicts.subsets[:, 0]
+        rows = seen.seen[_OUT].last.swapaxes(0, 1)
+        relative = jax.vmap(lambda row: clusters.relative_tau(row, means))(rows)
+        taus = [clusters.tau(row, means) for row in rows[:2]]
+        apart = clusters.separation(*taus, centroids=means, safe_weights=everyone[0], unsafe_weights=everyone[1])
+
+        def norms(trial: Trial) -> Float[Array, " b"]:
+            inputs = seen.model.embed(params, trial.complied.tokens[:, : seen.longest])
+            return _gradient_norm(seen.model, params, inputs, trial)
+
+        classes = jax.lax.map(norms, jax.tree.map(lambda leaf: leaf[:2], few.trials))
+        return verdicts.measure(seen, verdicts.Config(), key=key) | {
+            ("relative_tau", "condition layer"): averaged(relative, everyone[:, None]),
+            ("effect_size", "layer"): apart.effect_size,
+            ("relative_gap", "layer"): apart.relative_gap,
+            ("gradient_norm", "class"): averaged(classes, everyone[:2]),
+        }
+
+
+def attacked_measures(
+    recipe: Recipe, world_: World, node: AttackConfig, params: Params,
+    per_seed: tuple[Key, Prompts, Params], *, places: tuple[int, ...], point: Point,
+) -> Measured:  # fmt: skip
+    """Makes one attack of one strength on a model, and judges and measures it on the prompts of some conditions.
+
+    Args:
+        recipe: the study.
+        world_: its world.
+        node: the attack.
+        params: the model.
+        per_seed: the seed's root key, its prompts and its base.
+        places: of the conditions, axis ``attacked``.
+        point: a traced scalar for every swept field.
+    """
+    key, prompts, base = per_seed
+    attack, model = node.load(), model_of(recipe, world_)
+    own = keys.named(keys.stream(key, "attack"), node.attack)
+
+    def condition(trial: Trial) -> Measured:
+        target = Target(model, params, base, trial, world_.special["stop"])
+        done = attack.attack(target, node.options, point=point, key=own)
+        changed, weights = done.trial or trial, params if done.params is None else done.params
+        found = judge.said(
+            model, weights, changed.complied.tokens, edit=done.edit, decode=done.decode,
+            sites=(_IN, _OUT) if attack.inside else (), positions=changed.last[:, None],
+        )  # fmt: skip
+        ok = losses.correct(found.logits, changed.complied.targets)
+        refusing = judge.refusing(model, weights, changed, edit=done.edit, decode=done.decode)
+        rates = judge.verdicts(ok, refusing, trial=changed)
+        judged = changed.refused.mask.any(axis=1)
+        measured = {(name, "attacked"): averaged(rates[name], judged) for name in ("complied", "refused", "other")}
+        measured |= {(name, "attacked"): averaged(values, judged) for name, values in done.metrics.items()}
+        measured[("n_prompts", "attacked")] = jnp.sum(judged, dtype=jnp.float32)
+        if not attack.inside:
+            return measured
+        # All prompts that are judged, and those of them that the attack succeeded on.
+        subsets = jnp.stack([judged, judged & (rates["complied"] > 0)]) & opening(changed)[None]
+        inside = partial(_inside, recipe, world_, model, weights, base, prompts, changed, done)
+        return measured | inside(found, subsets=subsets, key=key)
+
+    chosen = jax.tree.map(lambda leaf: leaf[jnp.asarray(places), : recipe.analyze.attack_prompts], prompts.trials)
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(condition, chosen)
+
+
+def _inside(
+    recipe: Recipe, world_: World, model: Model, params: Params, base: Params, prompts: Prompts, trial: Trial,
+    done: Attacked, found: Any, *, subsets: Bool[Array, "2 b"], key: Key,
+) -> Measured:  # fmt: skip
+    """Nearness to safe prompts, gain of the first matrix' update, sensitivity, and NLL of the complied answer."""
+    held = view(recipe, world_, params, base, prompts, sites=(_OUT,), key=key).held[_OUT]
+    relative = clusters.relative_tau(found.activations[_OUT][:, :, 0], class_means(held, prompts.held_out))
+    before = base["blocks"]["mlp"]["up"]
+    delta = params["blocks"]["mlp"]["up"] - before
+    acted = update_spaces.input_space(before, delta, inputs=found.activations[_IN][:, :, 0], rank=1)
+    tokens = trial.complied.tokens
+    inputs = tokens if tokens.ndim == 3 else model.embed(params, tokens)
+    norms = _gradient_norm(model, params, inputs, trial, edit=done.edit)
+    logprobs = losses.token_logprobs(found.logits, trial.complied.targets)
+    nll = -losses.sequence_logprobs(logprobs, trial.complied.mask, reduction="mean")
+    return {
+        ("relative_tau", "attacked subset layer"): averaged(relative[None], subsets[:, None]),
+        ("gain", "attacked subset layer"): averaged(acted.gain[None], subsets[:, None]),
+        ("gradient_norm", "attacked subset"): averaged(norms[None], subsets),
+        ("nll_nats", "attacked"): averaged(nll, subsets[0]),
+    }
+
+
+def _gradient_norm(
+    model: Model, params: Params, inputs: Float[Array, "b t d"], trial: Trial, *, edit: Hook | None = None
+) -> Float[Array, " b"]:
+    """The gradient norm of the top logit over what stands before the last prompt token."""
+    varied = jnp.arange(inputs.shape[1])[None, :] < trial.last[:, None]
+
+    def forward(embeddings: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        return model.apply(params, embeddings, edit=edit).logits
+
+    return sensitivity.gradient_norm(forward, inputs, position=trial.last, prompt=varied)
