@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxsafety.report import analysis_panels as panels
+from jaxsafety.report import plot as panels
 from jaxsafety.report.plotting import (
     BLUE,
     GREEN,

@@ -15,8 +15,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
-from jaxsafety.report import analysis_panels as panels
-from jaxsafety.report.analysis_panels import SIDES
+from jaxsafety.report import plot as panels
+from jaxsafety.report.plot import SIDES
 from jaxsafety.report.plotting import CONDITION_STYLES, Picture
 from jaxsafety.report.seed_tables import models_of, of_model, pick
 from jaxsafety.report.tables import COLUMNS

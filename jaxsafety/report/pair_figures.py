@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import FigureBase
 
-from jaxsafety.report import analysis_panels as panels
+from jaxsafety.report import plot as panels
 from jaxsafety.report.plot import ATTENTION, MLP, spaced
 from jaxsafety.report.plotting import BLUE, GREEN, INK, ORANGE, PINK, Picture, condition_styles, model_styles
 from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, of_model, pick

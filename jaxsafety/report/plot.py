@@ -1,61 +1,37 @@
-"""What an analysis draws with: the argument ``plot`` of its ``draw`` (:class:`jaxsafety.types.Section`).
+"""What an analysis draws with, the argument ``plot`` of its ``draw`` (:class:`jaxsafety.types.Section`).
 
-Panels, curves and dots of rows of a seed table, how to pick such rows, and the looks that all figures share.
+Curves and dots with every seed, grids of panels, ticks and legends, how to pick rows, and the looks that all share.
+
+Everything is drawn from rows of a seed table: every seed faint, the mean bold, the 95 % interval as a band or a bar.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxsafety.claims.intervals import student_interval
-from jaxsafety.report.analysis_panels import (
-    SIDES,
-    NothingToDraw,
-    axis_titles,
-    blank,
-    dodged,
-    dot,
-    draw_band,
-    draw_curve,
-    draw_dot,
-    draw_upright,
-    few_ticks,
-    flow_grid,
-    flow_slots,
-    head,
-    hollow,
-    key,
-    layer_ticks,
-    legend,
-    legend_height,
-    log_range,
-    log_ticks,
-    model_grid,
-    needed,
-    reference,
-    seed_values,
-    short,
-    side_legend,
-    stacked,
+from jaxsafety.report.plotting import (  # noqa: F401  (some for the analyses alone)
+    BROWN,
+    CONDITION_STYLES,
+    GREY,
+    INK,
+    PINK,
+    VERDICT_COLOURS,
+    Picture,
+    model_styles,
 )
-from jaxsafety.report.plotting import BROWN, GREY, INK, PINK, VERDICT_COLOURS, Picture, condition_styles, model_styles
-from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, of_model, pick
-from jaxsafety.report.tables import Model, condition_label, model_label
+from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick  # noqa: F401
+from jaxsafety.report.tables import Model, model_label
 from jaxsafety.rundir.results import METHODS
-
-# fmt: off
-__all__ = [
-    "ATTENTION", "CHANCE", "INK", "MLP", "PAIR_STYLES", "RANDOM", "RATE_DASHES", "ROW", "SIDES", "VERDICT_COLOURS",
-    "WIDE", "NothingToDraw", "Picture", "alive", "axis_titles", "blank", "condition_label", "condition_styles",
-    "conditions_of", "dodged", "dot", "draw_band", "draw_curve", "draw_dot", "draw_upright", "fastest", "features_of",
-    "few_ticks", "flow_grid", "flow_slots", "head", "hollow", "key", "layer_ticks", "legend", "legend_height",
-    "log_range", "log_ticks", "model_grid", "model_keys", "model_label", "model_styles", "models_of", "needed",
-    "of_model", "pair_label", "pair_order", "pick", "reference", "seed_values", "share_intervals", "short",
-    "side_legend", "spaced", "stacked", "together",
-]
-# fmt: on
 
 MLP = ("gate", "up", "down")
 ATTENTION = ("q", "k", "v", "o")
@@ -65,6 +41,265 @@ RANDOM = {"color": INK, "linestyle": (0, (1, 1.5))}
 CHANCE = RANDOM | {"linewidth": 1.2}
 PAIR_STYLES = ({"color": PINK, "marker": "o"}, {"color": BROWN, "marker": "s"}, {"color": GREY, "marker": "^"})
 RATE_DASHES = ("solid", (0, (4, 2)), (0, (1.2, 1.2)))
+SIDES = {name: CONDITION_STYLES[name] for name in ("safe", "unsafe")}
+
+_BAND_ALPHA, _SEED_ALPHA = 0.16, 0.4
+_SEED_TICKS = {"linestyle": "none", "markersize": 6, "markeredgewidth": 0.7, "alpha": 0.6, "zorder": 2}
+# Every point of a curve has a marker, or some of them where there are many.
+_MOST_MARKERS, _FEW_MARKERS = 12, 5
+_LEGEND_ROW = 18
+_DODGE = 0.17
+_SUMMARY = ("mean", "low", "high")
+
+
+class NothingToDraw(ValueError):
+    """A figure has no rows to show: its analysis has not been run, or every seed is dead."""
+
+
+def needed(rows: pl.DataFrame, what: str) -> pl.DataFrame:
+    """Returns the rows with a finite seed.
+
+    Raises:
+        NothingToDraw: there are none.
+    """
+    alive = rows.filter(pl.col("n") > 0)
+    if alive.is_empty():
+        raise NothingToDraw(f"no finite rows of {what} to draw: run `jaxsafety analyze` on this run first")
+    return alive
+
+
+def stacked(
+    blocks: Sequence[tuple[Callable[[pl.DataFrame], Picture], pl.DataFrame]], *, what: str, name: str
+) -> Picture:
+    """Blocks of panels one above the other as one picture; a block without a finite row is left out.
+
+    Args:
+        blocks: what makes a picture of rows, and its rows.
+        what: the analysis, for the error.
+        name: of the whole picture.
+
+    Raises:
+        NothingToDraw: no block has a finite row.
+    """
+    alive = [(block, rows.filter(pl.col("n") > 0)) for block, rows in blocks]
+    needed(pl.concat([rows for _, rows in alive], how="diagonal"), what)
+    pictures = [block(rows) for block, rows in alive if not rows.is_empty()]
+    heights = [picture.height for picture in pictures]
+
+    def draw(figure: FigureBase) -> None:
+        parts = figure.subfigures(len(pictures), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, picture in zip(parts, pictures, strict=True):
+            picture.draw(part)
+
+    return Picture(draw, sum(heights), name)
+
+
+def seed_values(rows: pl.DataFrame) -> np.ndarray:
+    """Returns every seed's values, ``[s, rows]``, NaN where a seed has none."""
+    return rows.select(pl.col("^seed_.*$").cast(pl.Float64).fill_null(float("nan"))).to_numpy().T
+
+
+def draw_curve(axes: Axes, rows: pl.DataFrame, *, over: str, style: Mapping[str, Any], steps: bool = False) -> None:
+    """Draws rows against their label ``over``; ``steps`` for a histogram."""
+    rows = rows.filter(pl.col("n") > 0).sort(over)
+    if rows.is_empty():
+        return
+    draw_band(axes, rows[over].to_numpy(), rows, seeds=seed_values(rows), style=style, steps=steps)
+
+
+def draw_band(
+    axes: Axes,
+    x: np.ndarray,
+    summary: pl.DataFrame,
+    *,
+    seeds: np.ndarray,
+    style: Mapping[str, Any],
+    steps: bool = False,
+) -> None:
+    """Draws mean, low and high of ``summary`` against ``x``, over ``seeds [s, points]``."""
+    mean, low, high = (summary[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in _SUMMARY)
+    colour, drawn = style["color"], "steps-mid" if steps else "default"
+    if len(seeds) > 1:
+        axes.fill_between(
+            x, low, high, color=colour, alpha=_BAND_ALPHA, linewidth=0, step="mid" if steps else None, zorder=1
+        )
+        for values in seeds:
+            axes.plot(x, values, color=colour, alpha=_SEED_ALPHA, linewidth=0.6, drawstyle=drawn, zorder=2)
+    elif np.isfinite(low).any():
+        axes.fill_between(x, low, high, color=colour, alpha=_BAND_ALPHA, linewidth=0, zorder=1)
+    every = 1 if len(x) <= _MOST_MARKERS else math.ceil(len(x) / _FEW_MARKERS)
+    marks = {"markersize": 3.6, "markevery": every} if "marker" in style else {}
+    axes.plot(x, mean, drawstyle=drawn, zorder=3, **marks, **style)
+
+
+def draw_dot(axes: Axes, place: int | float, rows: pl.DataFrame, *, style: Mapping[str, Any]) -> None:
+    """Draws the one row, if there is one, as a dot at height ``place`` with its interval as a bar."""
+    for row in rows.filter(pl.col("n") > 0).iter_rows(named=True):
+        values = [value for name, value in row.items() if name.startswith("seed_") and value is not None]
+        if len(values) > 1:
+            axes.plot(values, [place] * len(values), marker="|", color=style["color"], **_SEED_TICKS)
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color=style["color"], linewidth=1.1, zorder=3)
+        axes.plot([row["mean"]], [place], **{"linestyle": "none", "markersize": 4.6, "zorder": 4} | dict(style))
+
+
+def dodged(place: int, side: int) -> float:
+    """The height of the first (0) or second (1) of two dots that share a row."""
+    return place + (-_DODGE, _DODGE)[side]
+
+
+def draw_upright(axes: Axes, place: int | float, row: pl.DataFrame, *, colour: str) -> None:
+    """Draws the seeds of one row as dots above ``place`` and its interval as an upright bar."""
+    values = seed_values(row).ravel()
+    if len(values) > 1:
+        axes.plot(np.full(len(values), place), values, marker="_", color=colour, **_SEED_TICKS)
+        axes.plot([place, place], [row["low"][0], row["high"][0]], color=colour, linewidth=1.1, zorder=3)
+
+
+def hollow(style: Mapping[str, Any]) -> dict[str, Any]:
+    """The style with a marker that is an outline."""
+    return {**style, "markerfacecolor": "none", "markeredgewidth": 1.1}
+
+
+def dot(style: Mapping[str, Any]) -> dict[str, Any]:
+    """The style of a dot: no line."""
+    return {**style, "linestyle": "none"}
+
+
+def model_grid(
+    figure: FigureBase, models: Sequence[Model], heads: Sequence[str], **shared: Any
+) -> dict[tuple[Model, str], Axes]:
+    """A row of panels per model, titled with its name, and a column per head.
+
+    Returns:
+        ``(model, head)`` to panel.
+    """
+    grid = figure.subplots(len(models), len(heads), squeeze=False, **{"sharex": "col"} | shared)
+    for row, model in enumerate(models):
+        grid[row, 0].set_title(model_label(model))
+        for axes in grid[row]:
+            axes.grid(visible=True, axis="y")
+    for axes, text in zip(grid[0], heads, strict=True):
+        head(axes, text)
+    return {(model, text): grid[r, c] for r, model in enumerate(models) for c, text in enumerate(heads)}
+
+
+def head(axes: Axes, text: str) -> None:
+    """Names a column of panels above the title of its first."""
+    axes.annotate(text, (0, 1), xytext=(0, 24), xycoords="axes fraction", textcoords="offset points", weight="bold")
+
+
+def flow_grid(figure: FigureBase, models: Sequence[Model], **shared: Any) -> dict[Model, Axes]:
+    """A panel per model in two columns; the pretrained model has a row of its own, so that columns are learning rates.
+
+    Returns:
+        model to panel.
+    """
+    slots = flow_slots(models)
+    grid = figure.subplots(math.ceil(len(slots) / 2), 2, squeeze=False, **{"sharex": True, "sharey": True} | shared)
+    panels = {}
+    for axes, model in zip(grid.flat, [*slots, *[None] * (grid.size - len(slots))], strict=True):
+        if model is None:
+            axes.set_axis_off()
+            continue
+        axes.set_title(model_label(model))
+        axes.grid(visible=True, axis="y")
+        panels[model] = axes
+    for axes in grid[-1]:
+        axes.tick_params(labelbottom=True)
+    return panels
+
+
+def flow_slots(models: Sequence[Model]) -> list[Model | None]:
+    """The panels of ``flow_grid``, row by row; None is left blank."""
+    return [slot for model in models for slot in ((model, None) if model.method == "pretrained" else (model,))]
+
+
+def legend(figure: FigureBase, handles: Sequence[Artist], *, columns: int) -> None:
+    """A legend above all panels, filled row by row."""
+    by_column = [handle for column in range(columns) for handle in handles[column::columns]]
+    figure.legend(handles=by_column, loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.4)
+
+
+def side_legend(figure: FigureBase) -> None:
+    """The legend of ``SIDES``."""
+    legend(figure, [key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
+
+
+def legend_height(entries: int, *, columns: int) -> int:
+    """Units that a legend needs."""
+    return _LEGEND_ROW * math.ceil(entries / columns) + 4
+
+
+def key(label: str, style: Mapping[str, Any]) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], label=label, **{"markersize": 4.6} | dict(style))
+
+
+def axis_titles(figure: FigureBase, *, x: str, y: str) -> None:
+    """One title for all horizontal and one for all vertical axes."""
+    figure.supxlabel(x, fontsize=12)
+    figure.supylabel(y, fontsize=12)
+
+
+def layer_ticks(panels: Iterable[Axes]) -> None:
+    """Ticks at whole layers."""
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def blank(axes: Axes) -> None:
+    """Makes a panel without data look empty; its title and its labels stay for the panels around it."""
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", left=False)
+    if not axes.get_subplotspec().is_last_row():
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="x", which="both", bottom=False)
+
+
+def few_ticks(axes: Axes) -> None:
+    """Few ticks, for a panel a third of the width."""
+    axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 5, 10], min_n_ticks=2))
+
+
+def reference(axes: Axes, value: float) -> None:
+    """A thin line across at ``value``: zero, or what chance gives."""
+    axes.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+
+
+def log_range(axes: Axes, rows: pl.DataFrame) -> None:
+    """A logarithmic vertical axis over the seeds' values: what of an interval lies beyond them, zero maybe, is cut."""
+    values = seed_values(rows)
+    values = values[values > 0]
+    axes.set_yscale("log")
+    if values.size:
+        axes.set_ylim(values.min() / 1.25, values.max() * 1.25)
+
+
+def log_ticks(axis: Axis, *, most: int) -> None:
+    """Labelled round numbers over the range that a logarithmic axis shows, at most ``most``; call it after drawing."""
+    low, high = sorted(axis.get_view_interval())
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            break
+    if len(ticks) < 2:
+        # Too narrow a range for these digits: numbers as a linear axis has them.
+        ticks = [tick for tick in MaxNLocator(most).tick_values(low, high) if low <= tick <= high]
+    axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / most) or 1]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def short(value: float) -> str:
+    """A number in few characters, such as 0.02, 3e-4 or 1e5."""
+    if value and not 1e-3 <= abs(value) < 1e4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.3g}"
 
 
 def together(*tables: pl.DataFrame) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import polars as pl
 from jaxsafety.config.names import check_name
 from jaxsafety.recipe import yaml_file
 from jaxsafety.report import dead_lanes, plotting
-from jaxsafety.report.analysis_panels import NothingToDraw
+from jaxsafety.report.plot import NothingToDraw
 from jaxsafety.report.plotting import Picture
 from jaxsafety.report.section_list import Shown
 from jaxsafety.report.section_list import sections as listed

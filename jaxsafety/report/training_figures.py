@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxsafety.report import analysis_panels as panels
+from jaxsafety.report import plot as panels
 from jaxsafety.report.plotting import INK, Picture, model_styles
 from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
 from jaxsafety.report.tables import Model, method_label

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from jaxsafety.analysis import output_space
-from jaxsafety.report import analysis_panels, plotting, sections, seed_tables
+from jaxsafety.report import plot, plotting, sections, seed_tables
 from tests.report.conftest import SECTIONS, STUDY
 
 NAMES = STUDY
@@ -271,7 +271,7 @@ def test_norms_ascend_over_the_share_of_directions():
 def test_logarithmic_ranges_are_those_of_the_seeds():
     axes = matplotlib.figure.Figure().subplots()
     row = {"low": -3.0, "mean": 2.0, "high": 90.0, "seed_0": 1.0, "seed_1": 4.0, "seed_2": None, "seed_3": 0.0}
-    analysis_panels.log_range(axes, pl.DataFrame([row]))
+    plot.log_range(axes, pl.DataFrame([row]))
     assert axes.get_yscale() == "log"
     assert axes.get_ylim() == pytest.approx((0.8, 5.0))
 
@@ -281,29 +281,29 @@ def test_logarithmic_ticks_are_few_round_and_in_range(low, high):
     axes = matplotlib.figure.Figure().subplots()
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    analysis_panels.log_ticks(axes.xaxis, most=4)
+    plot.log_ticks(axes.xaxis, most=4)
     ticks = axes.get_xticks()
     assert 2 <= len(ticks) <= 4
     assert all(low <= tick <= high for tick in ticks)
-    assert all(len(analysis_panels.short(tick)) <= 5 for tick in ticks)
+    assert all(len(plot.short(tick)) <= 5 for tick in ticks)
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0, "0"), (0.02, "0.02"), (3e-4, "3e-4"), (1e5, "1e5"), (30.0, "30"), (1.5, "1.5")]
 )
 def test_numbers_are_short(value, text):
-    assert analysis_panels.short(value) == text
+    assert plot.short(value) == text
 
 
 def test_legends_are_filled_row_by_row():
     figure = matplotlib.figure.Figure(layout="constrained")
-    keys = [analysis_panels.key(str(number), {"color": plotting.BLUE}) for number in range(5)]
-    analysis_panels.legend(figure, keys, columns=2)
+    keys = [plot.key(str(number), {"color": plotting.BLUE}) for number in range(5)]
+    plot.legend(figure, keys, columns=2)
     # Matplotlib fills column by column.
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "2", "4", "1", "3"]
 
 
 def test_panels_flow_in_columns_of_learning_rates(analysis_frames):
     models = seed_tables.models_of(analysis_frames["analyze"].filter(pl.col("analysis") == "verdicts"))
-    slots = analysis_panels.flow_slots(models)
+    slots = plot.flow_slots(models)
     assert [slot.lr_name if slot else None for slot in slots] == ["", None, "eta_M", "eta_S", "eta_M", "eta_S"]
