@@ -14,7 +14,7 @@ documentation read the fields from here; nothing types them again.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -82,6 +82,18 @@ def check(config: Any) -> None:
             raise ValueError(f"{one.name} must be ascending numbers, got {list(value)}")
 
 
+def check_apart(config: type, taken: Iterable[str], *, owner: str) -> None:
+    """Checks that no field of a config has the name of something that stands beside it.
+
+    Raises:
+        ValueError: one does.
+    """
+    if clash := sorted({one.name for one in fields(config)} & set(taken)):
+        raise ValueError(
+            f"{owner} has a field {clash[0]!r}, which means something else beside it: give it another name"
+        )
+
+
 def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
     """Returns a config of plain values, as YAML or a command line gives them.
 
@@ -98,7 +110,7 @@ def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{owner} has no field {name!r}: {has}{nearest(name, known)}")
-        if value is None:
+        if value is None and type(None) not in get_args(hints[name]):
             raise ValueError(f"{owner}.{name} is empty: give it a value or leave the field out")
     try:
         return config(**{name: _typed(value, hints[name], name) for name, value in values.items()})
@@ -107,6 +119,10 @@ def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not type(None))
     if kind is float and isinstance(value, str):  # YAML reads 3e-4 as text
         try:
             return float(value)

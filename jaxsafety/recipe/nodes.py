@@ -18,6 +18,7 @@ def _check(node: Any) -> None:
     kind, config = fields(node)[0].name, node.load().Config
     if node.options is None:
         object.__setattr__(node, "options", config())
+    fields_.check_apart(config, [one.name for one in fields(node)], owner=f"{kind} {getattr(node, kind)!r}")
     if not isinstance(node.options, config):
         raise ValueError(f"options of {kind} {getattr(node, kind)!r} must be its Config, got {node.options!r}")
 

@@ -4,7 +4,7 @@ Parsing, typing and unknown-key detection are jsonargparse's; this module turns 
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -62,6 +62,7 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
             if isinstance(parsed[place], dict):
                 parsed[place] = {label: as_dict(node) for label, node in parsed[place].items()}
         for place, label, name, value in of_nodes:
+            _check_label(place, label, parsed[place], {other[2] for other in of_nodes if other[:2] == (place, label)})
             parsed[place][label] = {**_fields_of(parsed[place].get(label, {})), name: value}
         return parsed
 
@@ -94,6 +95,13 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, st
             raise ValueError(f"{word} has no value: expected one behind it")
         found.append((named[1], named[2], named[3], plain_value(word, value)))
     return rest, found
+
+
+def _check_label(place: str, label: str, known: Mapping[str, Any], given: set[str]) -> None:
+    """Refuses a label of the command line that names nothing, and by none of its fields says what it is to be."""
+    kind = PLACES[place][0].__dataclass_fields__
+    if label not in known and label not in PLACES[place][1].TABLE and not given & {next(iter(kind))}:
+        raise ValueError(f"--{place}.{label}: there is no {label!r} in this recipe{nearest(label, known)}")
 
 
 def _fields_of(node: Any) -> dict[str, Any]:

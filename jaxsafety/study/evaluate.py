@@ -20,7 +20,7 @@ from jaxsafety.rundir import atomic, machine, progress, results
 from jaxsafety.rundir.layout import RESULT_FILES
 from jaxsafety.study import lanes, pipeline
 from jaxsafety.study.pipeline import Study
-from jaxsafety.types import Params, Trial
+from jaxsafety.types import Key, Params, Trial
 from jaxsafety.world import World, text
 
 
@@ -118,8 +118,12 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
     """Returns one prompt per condition with every model's greedy answer, for the first seed, in words."""
     conditions = run.recipe.evaluated
     key = keys.stream(run.roots[0], "evaluate")
-    drawn = [world.batch_at(run.world, one, key=key, step=0, batch_size=1) for one in conditions.values()]
-    trials = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+
+    def draw(key: Key) -> Trial:
+        drawn = [world.batch_at(run.world, one, key=key, step=0, batch_size=1) for one in conditions.values()]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+
+    trials = programs.fitted(draw, key, what="drawing the examples")(key)
     first_seed = hosts.fetch(jax.tree.map(lambda leaf: leaf[:, :1], models.params))
     lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
     batch = jax.tree.map(lambda leaf: leaf[None], trials)
