@@ -95,12 +95,9 @@ def check_apart(config: type, taken: Iterable[str], *, owner: str) -> None:
 
 
 def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
-    """Returns a config of plain values, as YAML or a command line gives them.
+    """Returns a config of plain values, as YAML or a command line gives them; fields not named keep their defaults.
 
-    Args:
-        config: its class.
-        values: by field; those that are not named keep their defaults.
-        owner: whose fields they are, for messages.
+    ``owner`` is whose fields they are, for messages.
 
     Raises:
         ValueError: a field that there is not (the nearest is named), one left empty, another type, a bad value.

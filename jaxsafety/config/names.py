@@ -11,7 +11,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
-    """Checks that ``name`` is a known one.
+    """Refuses a name that is not a known one.
 
     Raises:
         ValueError: it is not; the message lists the known names and asks for the nearest.

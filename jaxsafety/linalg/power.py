@@ -83,8 +83,7 @@ def largest_singular_value(
     Raises:
         ValueError: iterations or tolerance out of range.
 
-    References:
-        Knyazev 2001, "Toward the optimal preconditioned eigensolver" (LOPCG, one vector, no preconditioner).
+    References: Knyazev 2001, "Toward the optimal preconditioned eigensolver" (LOPCG, one vector, no preconditioner).
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}, expected at least 1")

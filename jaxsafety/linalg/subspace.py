@@ -43,11 +43,7 @@ def rank_at_energy(values: Float[Array, "*batch r"], *, energy: float) -> Int[Ar
 
 
 def rank_at_tolerance(values: Float[Array, "*batch r"], *, tolerance: float) -> Int[Array, "*batch"]:
-    """Number of values above a share of the largest, ``s_i > tolerance * s_1``.
-
-    Args:
-        values: ``[*batch, r]`` singular values.
-        tolerance: in [0, 1).
+    """Number of values above a share of the largest, ``s_i > tolerance * s_1``, tolerance in [0, 1).
 
     Returns:
         ``[*batch]`` int32 in ``[0, r]``: 0 for a zero matrix, -1 where a value is NaN (refused).
@@ -73,10 +69,7 @@ def projection_energy(
 ) -> Float[Array, "*batch v"]:
     """Share of each vector's energy inside a subspace, ``|P x|^2 / |x|^2``.
 
-    Args:
-        vectors: ``[*batch, v, n]``, in rows.
-        basis: ``[*batch, n, r]`` orthonormal columns.
-        mask: ``[*batch, r]`` the columns that span the subspace; None for all.
+    Vectors are rows, the columns of the basis orthonormal; ``mask`` has those that span the subspace, None for all.
 
     Returns:
         ``[*batch, v]`` in [0, 1]; NaN for a zero vector. Expected of a random vector: :func:`random_energy`.
@@ -120,19 +113,13 @@ def principal_angles(
     """Principal angles between two subspaces, ``cos(theta_i) = s_i(A^T B)``.
 
     Angles below 45 degrees come from their sine, ``s(B - A A^T B)``: a cosine cannot tell 1e-4 from 0 in float32.
-
-    Args:
-        basis_a: ``[*batch, n, r]`` orthonormal columns.
-        basis_b: ``[*batch, n, q]`` orthonormal columns.
-        mask_a: ``[*batch, r]`` the columns that span the first subspace; None for all.
-        mask_b: ``[*batch, q]`` the same for the second.
+    The columns of both bases are orthonormal; the masks have those that span the subspaces, None for all.
 
     Returns:
         ``[*batch, min(r, q)]`` radians in [0, pi / 2], ascending; NaN beyond the dimension of the smaller subspace.
         Unrelated k-dimensional subspaces of n dimensions have a mean squared cosine of ``k / n``.
 
-    References:
-        Bjorck and Golub 1973; Knyazev and Argentati 2002 (the sines).
+    References: Bjorck and Golub 1973; Knyazev and Argentati 2002 (the sines).
     """
     a, b = _same_precision(_masked(basis_a, mask_a), _masked(basis_b, mask_b))
     size = min(a.shape[-1], b.shape[-1])
@@ -158,11 +145,7 @@ def stable_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
 def effective_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p = s / sum s``, of singular values ``[*batch, r]``.
 
-    Returns:
-        ``[*batch]`` in [1, r]: r equal values have r; NaN for a zero matrix.
-
-    References:
-        Roy and Vetterli 2007, definition 1.
+    It is in [1, r]: r equal values have r; NaN for a zero matrix. References: Roy and Vetterli 2007, definition 1.
     """
     values = _widened(values)
     values = values / jnp.max(values, axis=-1, keepdims=True)
@@ -171,11 +154,9 @@ def effective_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
 
 
 def cosine(a: Float[Array, "*batch m n"], b: Float[Array, "*batch m n"]) -> Float[Array, "*batch"]:
-    """Alignment of two updates ``[*batch, m, n]``, ``<a, b> / (|a| |b|)`` in the Frobenius product.
+    """Alignment of two updates ``[*batch, m, n]``, ``<a, b> / (|a| |b|)`` in the Frobenius product, in [-1, 1].
 
-    Returns:
-        ``[*batch]`` in [-1, 1]; NaN where either is zero. Unrelated random matrices have 0 with a standard deviation of
-        ``1 / sqrt(m n)``.
+    NaN where either is zero. Unrelated random matrices have 0 with a standard deviation of ``1 / sqrt(m n)``.
     """
     a, b = (jnp.reshape(x, (*x.shape[:-2], -1)) for x in _same_precision(a, b))
     return jnp.clip(jnp.sum(_unit(a) * _unit(b), axis=-1), -1.0, 1.0)
@@ -186,15 +167,9 @@ def random_energy(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Mean and standard deviation of ``|P x|^2`` for a uniform unit vector and a projector on ``rank`` dimensions.
 
-    The energy is ``Beta(k / 2, (n - k) / 2)``: mean ``k / n``, variance ``2 k (n - k) / (n^2 (n + 2))``. The complement
-    has the mean ``1 - k / n`` and the same standard deviation.
-
-    Args:
-        rank: k, in ``[0, dimension]``.
-        dimension: n, at least 1.
-
-    Returns:
-        Both ``[*batch]``, as shares in [0, 1]; NaN for a traced rank out of range, such as the -1 of a refused value.
+    The energy is ``Beta(k / 2, (n - k) / 2)``: mean ``k / n``, variance ``2 k (n - k) / (n^2 (n + 2))``, k = rank in
+    ``[0, n]``, n = dimension. The complement has the mean ``1 - k / n`` and the same standard deviation. NaN for a
+    traced rank out of range, such as the -1 of a refused value.
 
     Raises:
         ValueError: rank (unless traced) or dimension out of range.
@@ -208,17 +183,8 @@ def random_norm(rank: int | Int[Array, "*batch"], *, dimension: int) -> Float[Ar
     """Mean of ``|P x|`` for a uniform unit vector and a projector on ``rank`` dimensions.
 
     The mean of a Beta variable's root, ``g(k / 2) / g(n / 2)`` with ``g(a) = Gamma(a + 1/2) / Gamma(a)``: below
-    ``sqrt(k / n)``. For the complement give ``dimension - rank``.
-
-    Args:
-        rank: k, in ``[0, dimension]``.
-        dimension: n, at least 1.
-
-    Returns:
-        ``[*batch]`` in [0, 1]: 0 for rank 0, 1 for the whole space; NaN for a traced rank out of range.
-
-    Raises:
-        ValueError: rank (unless traced) or dimension out of range.
+    ``sqrt(k / n)``. For the complement give ``dimension - rank``. Arguments, NaN and errors are those of
+    :func:`random_energy`; rank 0 gives 0, the whole space 1.
     """
     rank = _checked(rank, dimension)
     return jnp.minimum(_gamma_ratio(rank / 2) / _gamma_ratio(jnp.full_like(rank, dimension / 2)), 1.0)
@@ -229,14 +195,7 @@ def sample_random_energy(
 ) -> Float[Array, "*batch samples"]:
     """Energies of uniform random unit vectors in a subspace: :func:`random_energy` by sampling, for its whole spread.
 
-    Args:
-        basis: ``[*batch, n, r]`` orthonormal columns.
-        key: PRNG key.
-        samples: vectors drawn for each subspace, at least 1.
-        mask: ``[*batch, r]`` the columns that span the subspace; None for all.
-
-    Returns:
-        ``[*batch, samples]`` in [0, 1].
+    ``basis`` and ``mask`` are those of :func:`projection_energy`; ``samples`` vectors are drawn for each subspace.
 
     Raises:
         ValueError: samples below 1.

@@ -85,8 +85,7 @@ def decompose(
         chunk: matrices decomposed at once, through ``jax.lax.map``; None for the whole stack.
         key: for ``randomized``; each matrix draws its own subspace.
         oversample: dimensions that ``randomized`` carries beyond ``rank``, at least 0.
-        power_iterations: refinements of the random subspace, at least 0; each sharpens the spectrum's decay by two
-            powers.
+        power_iterations: refinements of the random subspace, at least 0; each sharpens the decay by two powers.
 
     Returns:
         The triplets. A zero matrix has zero values without error. ``gram`` sets values at rounding level (below
@@ -99,8 +98,7 @@ def decompose(
             ``randomized`` without a key, or values that are not finite.
         Warning: RuntimeWarning where ``gram`` falls back to ``full``.
 
-    References:
-        Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
+    References: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
     """
     rank = _checked_rank(matrices, method=method, rank=rank, chunk=chunk, key=key)
     for name, count in {"oversample": oversample, "power_iterations": power_iterations}.items():

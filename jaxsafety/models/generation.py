@@ -38,8 +38,7 @@ def generate(
         tokens: ``[b, t]`` prompts of at least one real token each.
         count: the most tokens to write, at least 1; the loop ends early when every row has ended. The last is not read.
         mask: ``[b, t]``, True where a prompt's token is real; padding may stand anywhere. None is no padding.
-        combine: the decoding rule, from the logits ``[b, v]`` of every source to those that the token is taken by;
-            None takes those of the only source.
+        combine: the decoding rule, see ``Combine``; None takes the logits of the only source.
         edit: see :class:`jaxsafety.types.Model`; every source has it, at every step.
         key: typed PRNG key to draw with; None is greedy.
         temperature: what logits are divided by before a draw, > 0; None is 1.
@@ -101,11 +100,7 @@ def windowed(apply: Callable[..., Output], *, max_tokens: int) -> Decoder:
     """Returns how a model without a cache reads one token after another: all of them again.
 
     Rows are padded on the right, whatever the prompts were, which a causal model does not see. A row of ``max_tokens``
-    has no place left; others go on.
-
-    Args:
-        apply: of a :class:`Model`, with ``at``; it need not take a mask.
-        max_tokens: the longest ``t`` that it takes.
+    has no place left; others go on. ``apply`` is that of a :class:`Model`, with ``at``; it need not take a mask.
     """
 
     def read(params: Any, window: Window, edit: Hook | None) -> tuple[Array, Window]:

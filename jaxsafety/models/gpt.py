@@ -99,11 +99,7 @@ class GPTConfig:
 def preset(name: Preset, *, vocab_size: int, max_tokens: int, **overrides: Any) -> GPTConfig:
     """Returns a named size: paper (6 layers, 6 heads, width 192), small (3, 4, 96) or tiny (3, 4, 64).
 
-    Args:
-        name: which size.
-        vocab_size: ``v``.
-        max_tokens: the longest input ``t``.
-        **overrides: other fields of :class:`GPTConfig`.
+    ``overrides`` are other fields of :class:`GPTConfig`.
 
     Raises:
         ValueError: unknown preset or field, or an invalid configuration.
@@ -115,16 +111,10 @@ def preset(name: Preset, *, vocab_size: int, max_tokens: int, **overrides: Any) 
 
 
 def init(config: GPTConfig, *, key: Key) -> Params:
-    """Returns fresh parameters: matrices N(0, 0.02^2), biases 0, norms the identity.
+    """Returns fresh float32 parameters: matrices N(0, 0.02^2), biases 0, norms the identity.
 
     The two projections back into the residual stream are N(0, 0.02^2 / 2l), so its variance does not grow with depth.
-
-    Args:
-        config: the model.
-        key: typed PRNG key.
-
-    Returns:
-        Nested dict of float32 arrays (paths in the module docstring). With v = 59 the paper preset has 2 689 920.
+    With v = 59 the paper preset has 2 689 920 numbers.
 
     Fidelity:
         The paper's initialisation. Its released block also declares a second LayerNorm (2 d parameters a layer) that
@@ -175,21 +165,11 @@ def apply(
 ) -> Output:
     """Returns next-token logits and the activations asked for; the arguments are those of :class:`Model`.
 
-    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has no name for, is
-    what the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid`` itself (an edit of
-    ``mlp.hook_in`` leaves the skip branch alone), and ``hook_attn_out`` is added to the normalised stream, not to
-    ``hook_resid_pre``. ``mlp.hook_pre`` and ``mlp.hook_post`` are ``f`` wide.
-
-    Args:
-        params: from :func:`init`.
-        inputs: ``[b, t]`` tokens or ``[b, t, d]`` embeddings, t at most ``config.max_tokens``.
-        config: the model.
-        mask: none: padding is attended to like any token, so it may only stand after the real ones.
-        at: ``[b, p]`` places whose logits are computed; None is every place.
-        sites: names among :data:`Site`.
-        layers: ascending layer indices; None is all of them.
-        positions: ``[b, q]`` places whose activations are returned; None is every place.
-        edit: what takes the place of each site's values.
+    There is no ``mask``: padding is attended to like any token, so it may only stand after the real ones. ``sites`` are
+    among :data:`Site`. Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``; ``mlp.hook_in``, which it has
+    no name for, is what the MLP's first matrix is multiplied with. In the paper's block that is ``hook_resid_mid``
+    itself (an edit of ``mlp.hook_in`` leaves the skip branch alone), and ``hook_attn_out`` is added to the normalised
+    stream, not to ``hook_resid_pre``. ``mlp.hook_pre`` and ``mlp.hook_post`` are ``f`` wide.
 
     Raises:
         Unsupported: a mask.

@@ -7,12 +7,7 @@ from jaxsafety.types import Params
 
 
 def embed(params: Params, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-    """Returns the token embeddings in float32, before any position is added.
-
-    Args:
-        params: of a GPT or a Llama.
-        tokens: ``[b, t]`` ids in [0, v).
-    """
+    """Returns the embeddings of tokens in [0, v) in float32, before any position is added; of a GPT or a Llama."""
     return params["embed"][tokens].astype(jnp.float32)
 
 
@@ -21,13 +16,8 @@ def embedded(
 ) -> Float[Array, "b t d"]:
     """Returns what enters the first layer of a model but for positions, of tokens or of embeddings.
 
-    Args:
-        params: of a GPT or a Llama.
-        inputs: ``[b, t]`` tokens, or ``[b, t, d]`` embeddings as :func:`embed` returns them.
-        max_tokens: the longest ``t``.
-
     Raises:
-        ValueError: inputs of another rank, type or width, or longer ones.
+        ValueError: inputs of another rank, type or width, or longer ones than ``max_tokens``.
     """
     width = params["embed"].shape[1]
     whole = jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.ndim == 2

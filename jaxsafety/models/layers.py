@@ -24,10 +24,8 @@ def product(
 ) -> Float[Array, "..."]:
     """Returns the einsum of two float32 arrays, multiplied in ``dtype``, accumulated and returned in float32.
 
-    Args:
-        spec: einsum of two operands, such as ``"ri,io->ro"``; each letter stands in two of its three terms or in all.
-        left, right: operands.
-        dtype: what the factors are rounded to, in the forward pass and in the backward pass.
+    Each letter of ``spec``, such as ``"ri,io->ro"``, stands in two of its three terms or in all. ``dtype`` is what the
+    factors are rounded to, in the forward pass and in the backward pass.
     """
     return jnp.einsum(spec, left, right) if dtype == "float32" else bfloat16_product(spec, left, right)
 
@@ -39,10 +37,6 @@ def bfloat16_product(spec: str, left: Float[Array, "..."], right: Float[Array, "
     The backward pass does the same: its two products round the cotangent as well, and the gradients are what float32
     has accumulated. jax's own rule for bfloat16 operands multiplies them with a float32 cotangent, off an accelerator's
     matrix units, and rounds the gradients of float32 weights to bfloat16. Forward-mode derivatives are refused.
-
-    Args:
-        spec: as in :func:`product`.
-        left, right: float32 operands.
 
     References:
         Micikevicius et al. (2018), Mixed Precision Training, section 3.3, arXiv:1710.03740; Kalamkar et al. (2019), A
@@ -85,27 +79,14 @@ def _multiply_rounded(spec, left, right):
 def project(
     x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, dtype: ComputeDtype = "float32"
 ) -> Float[Array, "rows o"]:
-    """Returns ``x @ kernel``, multiplied in ``dtype``, accumulated and returned in float32.
-
-    Args:
-        x: ``[rows, i]``, one row per token.
-        kernel: ``[i, o]``.
-        dtype: of the factors.
-    """
+    """Returns ``x @ kernel``, its factors rounded to ``dtype``, accumulated and returned in float32."""
     return product("ri,io->ro", x, kernel, dtype=dtype)
 
 
 def linear(
     x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, bias: Float[Array, " o"], dtype: ComputeDtype = "float32"
 ) -> Float[Array, "rows o"]:
-    """Returns ``x @ kernel + bias`` in float32.
-
-    Args:
-        x: ``[rows, i]``, one row per token.
-        kernel: ``[i, o]``.
-        bias: ``[o]``.
-        dtype: of the product's factors.
-    """
+    """Returns ``x @ kernel + bias`` in float32, the product's factors rounded to ``dtype``."""
     return project(x, kernel, dtype=dtype) + bias[None, :]
 
 
@@ -114,13 +95,7 @@ def layer_norm(
 ) -> Float[Array, "rows d"]:
     """Returns ``(x - mean) / sqrt(variance + 1e-5) * scale + bias`` with the biased variance, row by row.
 
-    Args:
-        x: ``[rows, d]`` float32.
-        scale: ``[d]``.
-        bias: ``[d]``.
-
-    References:
-        Ba, Kiros and Hinton (2016), Layer Normalization, arXiv:1607.06450.
+    References: Ba, Kiros and Hinton (2016), Layer Normalization, arXiv:1607.06450.
     """
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
@@ -128,15 +103,9 @@ def layer_norm(
 
 
 def rms_norm(x: Float[Array, "rows d"], *, scale: Float[Array, " d"], eps: float) -> Float[Array, "rows d"]:
-    """Returns ``x / sqrt(mean(x^2) + eps) * scale``, row by row.
+    """Returns ``x / sqrt(mean(x^2) + eps) * scale``, row by row, eps > 0.
 
-    Args:
-        x: ``[rows, d]`` float32.
-        scale: ``[d]``.
-        eps: added to the mean square, > 0.
-
-    References:
-        Zhang and Sennrich (2019), Root Mean Square Layer Normalization, arXiv:1910.07467.
+    References: Zhang and Sennrich (2019), Root Mean Square Layer Normalization, arXiv:1910.07467.
     """
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale[None, :]
 
@@ -147,11 +116,7 @@ def rms_norm(x: Float[Array, "rows d"], *, scale: Float[Array, " d"], eps: float
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, element by element.
 
-    Args:
-        x: any shape.
-
-    References:
-        Hendrycks and Gimpel (2016), Gaussian Error Linear Units, arXiv:1606.08415.
+    References: Hendrycks and Gimpel (2016), Gaussian Error Linear Units, arXiv:1606.08415.
     """
     return jax.nn.gelu(x, approximate=True)
 
@@ -163,16 +128,9 @@ def causal_attention(
     values: Float[Array, "b t n k"],
     dtype: ComputeDtype = "float32",
 ) -> Float[Array, "b t n k"]:
-    """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own.
+    """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own, in float32.
 
-    Args:
-        queries: ``[b, t, n, k]`` float32.
-        keys: ``[b, t, n, k]`` float32.
-        values: ``[b, t, n, k]`` float32.
-        dtype: of the factors of the two products; scores, their exponentials and the total are float32.
-
-    Returns:
-        ``[b, t, n, k]``, a convex combination of the visible values of each head.
+    The factors of the two products are rounded to ``dtype``; scores, their exponentials and the total are float32.
     """
     tokens, width = queries.shape[1], queries.shape[3]
     # u: the position attended to
@@ -196,20 +154,15 @@ def grouped_attention(
 ) -> Float[Array, "b t n k"]:
     """Returns ``softmax(q k^T / sqrt(k)) v`` over the visible places, ``n / g`` neighbouring queries to a key head.
 
-    No key or value is repeated: the queries are split into groups instead.
+    No key or value is repeated: the queries are split into groups instead. Types are those of :func:`causal_attention`.
 
     Args:
-        queries: ``[b, t, n, k]`` float32, ``n`` a multiple of ``g``.
-        keys: ``[b, u, g, k]`` float32.
-        values: ``[b, u, g, k]`` float32.
+        queries: ``[b, t, n, k]``, ``n`` a multiple of ``g``.
+        keys, values: ``[b, u, g, k]``.
         visible: ``[b, t, u]`` from :func:`visibility`, which places a query attends to: at least one each.
-        dtype: of the factors of the two products; scores, their exponentials and the total are float32.
+        dtype: of the products' factors.
 
-    Returns:
-        ``[b, t, n, k]``, a convex combination of the visible values of each query's key head.
-
-    References:
-        Ainslie et al. (2023), GQA, arXiv:2305.13245.
+    References: Ainslie et al. (2023), GQA, arXiv:2305.13245.
     """
     batch, tokens, heads, width = queries.shape
     # j: a query head's place within its group
@@ -224,11 +177,7 @@ def grouped_attention(
 
 
 def real_positions(mask: Bool[Array, "b t"]) -> Int[Array, "b t"]:
-    """Returns the position of every token among its sequence's real ones, int32 from 0; padding before them has 0.
-
-    Args:
-        mask: ``[b, t]``, True where a token is real, False where it is padding.
-    """
+    """Returns the position of every token among its sequence's real ones, from 0; padding before them has 0."""
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
@@ -258,32 +207,18 @@ def visibility(
 
 
 def sinusoidal_table(tokens: int, width: int) -> Float[Array, "{tokens} {width}"]:
-    """Returns fixed positions: ``sin(p / 10000^(2i/d))`` in channel ``2i``, its cosine in channel ``2i + 1``.
+    """Returns fixed positions: ``sin(p / 10000^(2i/d))`` in channel ``2i``, its cosine in ``2i + 1``; d even.
 
-    Args:
-        tokens: number of positions ``t``.
-        width: number of channels ``d``, even.
-
-    Returns:
-        ``[t, d]`` float32 in [-1, 1].
-
-    References:
-        Vaswani et al. (2017), Attention Is All You Need, section 3.5, arXiv:1706.03762.
+    References: Vaswani et al. (2017), Attention Is All You Need, section 3.5, arXiv:1706.03762.
     """
     angles = _angles(tokens, width, base=10_000.0)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(tokens, width)
 
 
 def rope_table(tokens: int, width: int, *, base: float = 10_000.0) -> Float[Array, "2 {tokens} {width}//2"]:
-    """Returns the cosines and sines of the rotary angles ``p / base^(2i/k)``.
+    """Returns the cosines, then the sines, of the rotary angles ``p / base^(2i/k)`` of even head width k.
 
-    Args:
-        tokens: number of positions ``t``.
-        width: head width ``k``, even.
-        base: the slowest channel turns once in about ``2 pi base`` positions.
-
-    Returns:
-        ``[2, t, k/2]`` float32: cosine, then sine.
+    The slowest channel turns once in about ``2 pi base`` positions.
     """
     angles = _angles(tokens, width, base=base)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
@@ -292,14 +227,10 @@ def rope_table(tokens: int, width: int, *, base: float = 10_000.0) -> Float[Arra
 def rotate(x: Float[Array, "b t n k"], table: Float[Array, "2 *#b t half"]) -> Float[Array, "b t n k"]:
     """Returns ``x`` with every channel pair ``(i, i + k/2)`` turned by the angle of its position.
 
-    Inner products of rotated queries and keys depend on the distance of their positions only.
+    Inner products of rotated queries and keys depend on the distance of their positions only. The table is that of
+    :func:`rope_table`, or one of every sequence ``[2, b, t, k/2]`` (b may be 1).
 
-    Args:
-        x: ``[b, t, n, k]`` queries or keys.
-        table: ``[2, t, k/2]`` from :func:`rope_table`, or ``[2, b, t, k/2]`` (b may be 1): cosine, then sine.
-
-    References:
-        Su et al. (2021), RoFormer, arXiv:2104.09864; the pairing of halves is GPT-NeoX's and Llama's.
+    References: Su et al. (2021), RoFormer, arXiv:2104.09864; the pairing of halves is GPT-NeoX's and Llama's.
     """
     per_sequence = table if table.ndim == 4 else table[:, None]
     cos, sin = per_sequence[:, :, :, None, :]

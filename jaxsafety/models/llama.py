@@ -39,16 +39,10 @@ _INIT_STD = 0.02
 
 
 def init(config: LlamaConfig, *, key: Key) -> Params:
-    """Returns fresh parameters: matrices N(0, 0.02^2), biases 0, norms the identity.
+    """Returns fresh float32 parameters: matrices N(0, 0.02^2), biases 0, norms the identity.
 
     The two projections back into the residual stream are N(0, 0.02^2 / 2l), so its variance does not grow with depth.
-
-    Args:
-        config: the model.
-        key: typed PRNG key.
-
-    Returns:
-        Nested dict of float32 arrays (paths in the module docstring). The Llama-2 7B sizes give 6 738 415 616.
+    The Llama-2 7B sizes give 6 738 415 616 numbers.
     """
     depth, d, f, v = config.layers, config.width, config.mlp_width, config.vocab_size
     queries, keys_ = config.heads * config.head_width, config.kv_heads * config.head_width
@@ -75,9 +69,7 @@ def init(config: LlamaConfig, *, key: Key) -> Params:
 def model(config: LlamaConfig, *, cache_dtype: str = "float32") -> Model:
     """Returns the model that methods, attacks and analyses ask; it writes with a cache of keys and values.
 
-    Args:
-        config: the model.
-        cache_dtype: of the cached keys and values, ``"float32"`` or ``"bfloat16"``.
+    ``cache_dtype`` is that of the cached keys and values, ``"float32"`` or ``"bfloat16"``.
 
     Raises:
         ValueError: an unknown dtype.
@@ -100,23 +92,11 @@ def apply(
 ) -> Output:
     """Returns next-token logits and the activations asked for; the arguments are those of :class:`Model`.
 
-    Site ``s`` of layer ``i`` is TransformerLens's ``blocks.{i}.{s}``: ``mlp.hook_pre`` is the gate before its SiLU,
-    ``mlp.hook_pre_linear`` the up projection, ``mlp.hook_post`` their product and what down is multiplied with, the
-    three of them ``f`` wide. ``mlp.hook_in``, which it has no name for, is what gate and up are multiplied with.
-
-    Args:
-        params: from :func:`init`.
-        inputs: ``[b, t]`` tokens or ``[b, t, d]`` embeddings, t at most ``config.max_tokens``.
-        config: the model.
-        mask: ``[b, t]``, True where a token is real; padding may stand anywhere. None is no padding.
-        at: ``[b, p]`` places whose logits are computed; None is every place.
-        sites: names among :data:`Site`.
-        layers: ascending layer indices; None is all of them.
-        positions: ``[b, q]`` places whose activations are returned; None is every place.
-        edit: what takes the place of each site's values; padding has the position of the real token before it.
-
-    Returns:
-        Logits that are finite but meaningless at padding, and the activations.
+    Padding may stand anywhere; logits there are finite but meaningless, and for ``edit`` it has the position of the
+    real token before it. ``sites`` are among :data:`Site`. Site ``s`` of layer ``i`` is TransformerLens's
+    ``blocks.{i}.{s}``: ``mlp.hook_pre`` is the gate before its SiLU, ``mlp.hook_pre_linear`` the up projection,
+    ``mlp.hook_post`` their product and what down is multiplied with, the three of them ``f`` wide. ``mlp.hook_in``,
+    which it has no name for, is what gate and up are multiplied with.
 
     Raises:
         ValueError: see :class:`Model`.

@@ -51,8 +51,8 @@ def scan_layers(
         body: ``(carry, one layer's weights, slice of scanned) -> (carry, what to stack)``.
         carry: what goes from layer to layer.
         scanned: arrays that lead with ``l``, or None.
-        params: from :func:`init`.
-        config: the model.
+        params: of the model.
+        config: of the model.
     """
 
     def layer(carry, scanned):
@@ -79,10 +79,9 @@ def block(
     Args:
         x: ``[b*t, d]`` residual stream.
         weights: one layer of ``params["blocks"]`` in float32, as :func:`scan_layers` hands it out.
-        config: the model.
+        config: of the model.
         tokens: ``t``.
-        attend: mixes ``[b, t, n, k]`` queries with ``[b, t, g, k]`` keys and values, none of them rotated yet; returns
-            ``[b, t, n, k]`` and anything to keep.
+        attend: see ``Attend``.
         edit: see :func:`jaxsafety.models.sites.of_layer`.
     """
     norm = partial(nn.rms_norm, eps=config.norm_eps)
@@ -115,9 +114,7 @@ def block(
 def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
     """Returns the attention of whole sequences at once, for :func:`block`; it keeps the rotated keys.
 
-    Args:
-        mask: ``[b, t]``, True where a token is real; b may be 1 for all sequences alike.
-        config: the model.
+    b of ``mask`` may be 1 for all sequences alike.
     """
     positions = nn.real_positions(mask)
     table = rope.table_at(config.rope, positions=positions, lengths=positions[:, -1] + 1, width=config.head_width)
@@ -131,13 +128,7 @@ def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
 
 
 def unembed(params: Params, x: Float[Array, "rows d"], *, config: LlamaConfig) -> Float[Array, "rows v"]:
-    """Returns the logits of rows of the last residual stream: its norm, then the (tied) unembedding.
-
-    Args:
-        params: from :func:`init`.
-        x: ``[rows, d]``.
-        config: the model.
-    """
+    """Returns the logits of rows of the last residual stream: its norm, then the (tied) unembedding."""
     scale = params["norm"]["scale"].astype(jnp.float32)
     x = nn.rms_norm(x, scale=scale, eps=config.norm_eps)
     kernel, spec = (params["embed"], "ri,oi->ro") if config.tied else (params["unembed"], "ri,io->ro")

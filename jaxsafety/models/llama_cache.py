@@ -41,14 +41,10 @@ class Cache:
 
 
 def decoder(config: LlamaConfig, *, dtype: str) -> Decoder:
-    """Returns how a Llama reads one token after another.
-
-    Args:
-        config: the model.
-        dtype: of the cached keys and values, among ``CACHE_DTYPES``.
+    """Returns how a Llama reads one token after another, its keys and values cached in ``dtype``.
 
     Raises:
-        ValueError: an unknown dtype.
+        ValueError: ``dtype`` is not among ``CACHE_DTYPES``.
 
     Fidelity:
         The logits of the whole forward pass. Dynamic rope scaling beyond ``original_tokens`` is the exception: what was
@@ -69,16 +65,7 @@ def begin(
     dtype: str,
     edit: Hook | None = None,
 ) -> tuple[Float[Array, "b v"], Cache]:
-    """Returns the logits after each prompt's last real token, and the cache of all its tokens.
-
-    Args:
-        params: from ``llama.init``.
-        tokens: ``[b, t]`` prompts.
-        config: the model.
-        mask: ``[b, t]``, True where a token is real.
-        room: places to add for tokens to come.
-        dtype: of the cached keys and values.
-        edit: see :class:`jaxsafety.types.Model`.
+    """Returns the logits after each prompt's last real token, and the cache of all its tokens; see :class:`Decoder`.
 
     Raises:
         ValueError: more places than ``config.max_tokens``.
@@ -99,10 +86,8 @@ def begin(
         x, _, kept = block(x, weights, config=config, tokens=length, attend=attend, edit=own)
         return x, kept
 
-    rows, indices = (
-        embed(params, tokens).reshape(batch * length, -1),
-        None if edit is None else jnp.arange(config.layers),
-    )
+    rows = embed(params, tokens).reshape(batch * length, -1)
+    indices = None if edit is None else jnp.arange(config.layers)
     rows, kept = scan_layers(layer, rows, indices, params=params, config=config)
     last = jnp.max(jnp.where(mask, jnp.arange(length)[None, :], 0), axis=1)
     logits = unembed(params, rows.reshape(batch, length, -1)[jnp.arange(batch), last], config=config)
@@ -113,15 +98,7 @@ def begin(
 def extend(
     params: Params, token: Int[Array, " b"], *, config: LlamaConfig, state: Cache, edit: Hook | None = None
 ) -> tuple[Float[Array, "b v"], Cache]:
-    """Returns the logits after one more token of each row, and the cache with it.
-
-    Args:
-        params: from ``llama.init``.
-        token: ``[b]``.
-        config: the model.
-        state: from :func:`begin` or from this, with room left.
-        edit: see :class:`jaxsafety.types.Model`.
-    """
+    """Returns the logits after one more token of each row, and the cache with it, which must have room left."""
     queries = state.place[None]
     positions = nn.real_positions(state.mask)
     own = positions[:, queries]

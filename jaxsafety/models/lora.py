@@ -18,16 +18,13 @@ TARGETS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "gate": "mlp", "u
 
 
 def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Params:
-    """Returns a fresh adapter, which changes nothing: ``a`` is U(-1, 1) / sqrt(in), ``b`` is 0.
+    """Returns a fresh adapter, which changes nothing: ``a`` is U(-1, 1) / sqrt(in), ``b`` is 0, both float32.
 
     Args:
         shapes: the model's parameters, or what has their shapes.
         rank: ``r``, at least 1.
         targets: names among ``TARGETS``.
         key: typed PRNG key.
-
-    Returns:
-        float32 factors by path.
 
     References:
         Hu et al. 2021 (arXiv 2106.09685), section 4.1; the distribution of ``a`` is that of their release.
@@ -42,13 +39,7 @@ def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Para
 
 
 def joined(params: Params, adapter: Params, *, scale: float) -> Params:
-    """Returns the parameters of a model with its adapter, as the forward passes take them.
-
-    Args:
-        params: of the model, of any float type.
-        adapter: from :func:`init`, trained or not.
-        scale: of the product, ``alpha / r``.
-    """
+    """Returns the parameters of a model with its adapter, whose product counts ``scale`` times (``alpha / r``)."""
     scaled = {path: leaf * scale if path.endswith("_lora_b") else leaf for path, leaf in tree.flatten(adapter).items()}
     return tree.unflatten(tree.flatten(params) | scaled)
 
@@ -58,12 +49,8 @@ def merged(
 ) -> Float[np.ndarray, "*shape"]:
     """Returns the weights of one layer with their part of an adapter, ``W + scale a b``, in float32.
 
-    Args:
-        weights: ``[m, n]`` of a matrix; what the adapter has no part of comes back as it is.
-        path: of the stacked weights, e.g. ``blocks/attn/q``.
-        layer: from 0.
-        adapter: from :func:`init`, as host arrays.
-        scale: as in :func:`joined`.
+    What the adapter has no part of comes back as it is. ``path`` is that of the stacked weights, such as
+    ``blocks/attn/q``, and the adapter's factors are host arrays.
     """
     flat = tree.flatten(adapter)
     if f"{path}_lora_a" not in flat:

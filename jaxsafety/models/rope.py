@@ -91,16 +91,9 @@ def frequencies(rope: Rope, *, width: int, lengths: Int[Array, " #b"]) -> Float[
 def table_at(
     rope: Rope, *, positions: Int[Array, "#b t"], lengths: Int[Array, " #b"], width: int
 ) -> Float[Array, "2 _ t {width}//2"]:
-    """Returns the cosines and sines of the rotary angles of given positions, for ``layers.rotate``.
+    """Returns the cosines, then the sines, of the rotary angles of given positions, for ``layers.rotate``.
 
-    Args:
-        rope: the scaling.
-        positions: ``[b, t]``, b may be 1 for all sequences alike.
-        lengths: ``[b]`` tokens of each sequence, see :func:`frequencies`.
-        width: head width ``k``, even.
-
-    Returns:
-        ``[2, b, t, k/2]`` float32: cosine, then sine.
+    ``positions`` may have b = 1 for all sequences alike; for ``lengths`` and ``width`` see :func:`frequencies`.
     """
     angles = positions[..., None].astype(jnp.float32) * frequencies(rope, width=width, lengths=lengths)[:, None, :]
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])

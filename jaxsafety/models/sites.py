@@ -15,16 +15,10 @@ RowEdit = Callable[[str, Array], Array]
 def chosen_layers(
     layers: tuple[int, ...] | None, *, depth: int, sites: tuple[str, ...], known: Iterable[str]
 ) -> tuple[int, ...]:
-    """Returns the layers that a request means, after checking it.
-
-    Args:
-        layers: ascending layer indices; None is all of them.
-        depth: layers of the model ``l``.
-        sites: the names asked for.
-        known: the names that the model has.
+    """Returns the layers ``[0, depth)`` that a request means, all of them for None, after checking it.
 
     Raises:
-        ValueError: unknown site, or layers that are not ascending indices of this model.
+        ValueError: a site that is not ``known``, or layers that are not ascending indices of this model.
     """
     for site in sites:
         check_name("site", site, known)
@@ -37,15 +31,9 @@ def chosen_layers(
 def pick(
     rows: Float[Array, "rows d"], *, tokens: int, positions: Int[Array, "b p"] | None
 ) -> Float[Array, "rows//{tokens} _ d"]:
-    """Returns the rows of a batch of sequences at the positions asked for.
+    """Returns the rows ``[b*t, d]`` of a batch of sequences at the positions asked for, None for every one.
 
-    Args:
-        rows: ``[b*t, d]``, one row per token.
-        tokens: ``t``.
-        positions: ``[b, p]`` indices into ``t``; None is every position.
-
-    Returns:
-        ``[b, p, d]``, ``t`` in the place of ``p`` without positions; NaN where a position is out of range.
+    They are ``[b, p, d]``, or ``[b, t, d]`` without positions; NaN where a position is out of range.
     """
     activations = rows.reshape(-1, tokens, rows.shape[-1])
     return activations if positions is None else jnp.take_along_axis(activations, positions[..., None], axis=1)
@@ -60,11 +48,6 @@ def of_layer(
     edit: Hook | None, *, layer: Int[Array, ""] | None, positions: Int[Array, "#b t"] | None
 ) -> RowEdit | None:
     """Returns a hook as a function of the rows of one layer; None without one, which needs no other argument.
-
-    Args:
-        edit: the hook.
-        layer: traced index of the layer.
-        positions: ``[b, t]`` of the tokens.
 
     Raises:
         ValueError: when called, if the hook changes a shape or type.

@@ -11,10 +11,7 @@ from jaxsafety.types import Decoder, Model, Output, Params
 def through(model: Model, join: Callable[[Any], Params], *, place: Callable[[Array], Array] = lambda x: x) -> Model:
     """Returns the model whose parameters are those that ``join`` makes of what it is given.
 
-    Args:
-        model: that has the parameters.
-        join: from what is trained to the parameters, inside whatever is traced.
-        place: of the inputs of ``apply``, before they are computed on.
+    ``join`` runs inside whatever is traced; ``place`` takes the inputs of ``apply`` before they are computed on.
     """
 
     def embed(trained: Any, tokens: Array) -> Array:

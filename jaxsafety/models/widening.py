@@ -8,17 +8,12 @@ from jaxsafety.types import Params
 
 
 def widened(layer: Params, *, stacked: Params, index: Int[Array, ""]) -> Params:
-    """Returns one layer's weights in float32.
+    """Returns one layer's weights, as the loop slices them, in float32.
 
     XLA's CPU backend (jaxlib 0.10) has no slices of bfloat16: it widens the whole operand, and moves that out of the
     loop, so that all layers would be held in float32. A barrier ties the stack to the loop's index, which keeps it in
     the loop, and the slice is fused with the widening. So a bfloat16 leaf has its value from ``stacked`` and its
     derivatives from ``layer``, whose own slice is compiled away: a gradient by ``stacked`` would sum whole stacks.
-
-    Args:
-        layer: the weights of the layer, of any float dtype, as the loop slices them.
-        stacked: the weights of all layers, leaves lead with ``l``.
-        index: of the layer.
     """
 
     def widen(leaf, stack):

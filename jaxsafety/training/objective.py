@@ -23,13 +23,11 @@ def prepared(
 ) -> PreferenceBatch:
     """Returns a drawn batch as the method's loss takes it: transformed, and with what the reference says of it.
 
-    Args:
-        method: whose batch.
-        model: of the reference.
-        batch: ``[b, ...]``.
-        config: of the method.
-        reference: parameters that tuning began with, for a method that asks them; no gradient flows into them.
-        key: of the step.
+    ``reference`` are the parameters that tuning began with, for a method that asks them; no gradient flows into them.
+    ``key`` is the step's.
+
+    Raises:
+        ValueError: the method asks a reference, and there is none.
     """
     batch = transformed(method, batch, config, key=key)
     if method.reference is None:
@@ -82,13 +80,8 @@ def make_gradient(
 ) -> stepping.Gradient:
     """Returns the method's loss, means and gradient at a state, on a prepared batch.
 
-    Args:
-        method: whose loss.
-        model: that is trained.
-        config: of the method, with this lane's scalars.
-        key: of the run.
-        total_steps: length of the run.
-        parts: that a batch is taken in; see :func:`jaxsafety.training.stepping.make_gradient`.
+    ``config`` has this lane's scalars, ``key`` is the run's, ``total_steps`` its length; for ``parts`` of a batch see
+    :func:`jaxsafety.training.stepping.make_gradient`.
 
     Raises:
         ValueError: several parts for a method that doesn't take a batch in parts.
@@ -105,14 +98,7 @@ def make_gradient(
 def init_state(
     method: Method, params: Params, optimizer: optax.GradientTransformation, config: Any, *, key: Key
 ) -> TrainState:
-    """Returns the state before the first step, with what the method carries beside the optimiser's.
-
-    Args:
-        method: what trains.
-        params: what is trained.
-        optimizer: as for :func:`make_step`.
-        config: of the method.
-        key: of the run.
+    """Returns the state before the first step of a run with this key, with what the method carries beside it.
 
     Raises:
         ValueError: the method trains none of the parameters.

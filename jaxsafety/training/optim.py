@@ -87,13 +87,7 @@ def is_layer_matrix(path: str) -> bool:
 def make_optimizer(
     config: OptimConfig, *, peak_lr: float | Float[Array, ""], total_steps: int
 ) -> optax.GradientTransformation:
-    """Builds clipping and the optimiser; ``peak_lr`` may be traced.
-
-    Args:
-        config: static choices.
-        peak_lr: peak learning rate, > 0.
-        total_steps: length of the run, which the schedule is a fraction of.
-    """
+    """Returns clipping and the optimiser for a run of ``total_steps``; ``peak_lr`` > 0 may be traced."""
     unit = unit_schedule(config, total_steps=total_steps)
 
     def rate(step: Int[Array, ""]) -> Float[Array, ""]:

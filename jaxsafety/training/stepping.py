@@ -34,14 +34,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, *, aux: 
 def make_gradient(totals: Totals, *, key: Key, total_steps: int, parts: int = 1) -> Gradient:
     """Returns the loss of a batch, means and its gradient, taken one part of the batch at a time.
 
-    The loss is the sum of the terms, each a sum divided by its count over the whole batch, so that ``parts`` changes
-    nothing but rounding and memory. Gradients of parts are added in float32.
-
-    Args:
-        totals: the objective.
-        key: of the run's steps.
-        total_steps: length of the run, which ``progress`` is a share of.
-        parts: of equal size; they divide the batch.
+    The loss is the sum of the terms, each a sum divided by its count over the whole batch, so that ``parts``, which are
+    of equal size, change nothing but rounding and memory. Gradients of parts are added in float32. ``key`` is that of
+    the run's steps, ``total_steps`` what ``progress`` is a share of.
     """
 
     def gradient(state: TrainState, batch: Any) -> tuple[Float[Array, ""], Metrics, Params]:
@@ -65,10 +60,8 @@ def make_gradient(totals: Totals, *, key: Key, total_steps: int, parts: int = 1)
 def added(terms: Terms, metrics: Terms, *, counts: Metrics | None = None) -> tuple[Float[Array, ""], Terms]:
     """Returns the loss, the sum of the terms' means, and all terms and metrics that are shown.
 
-    Args:
-        terms: sums and counts of examples.
-        metrics: the same, beside the loss.
-        counts: of the whole batch, where these are a part's sums; None takes their own.
+    Both are sums and counts of examples. ``counts`` are those of the whole batch where these are a part's sums; None
+    takes their own.
     """
     whole = _counts(terms) if counts is None else counts
     shares = [losses.quotient(total, whole[name]) for name, (total, _) in terms.items()]
@@ -169,11 +162,8 @@ def run_steps(
 ) -> tuple[TrainState, Metrics]:
     """Runs ``steps`` updates on batches drawn inside the program from the state's own step counter.
 
-    Args:
-        step: from :func:`make_step`.
-        draw: pure draw of the batch at a step.
-        state: where to start.
-        steps: number of updates, at least 1. It may be traced: one compiled program serves chunks of any length.
+    ``draw`` is the pure draw of the batch at a step. ``steps``, at least 1, may be traced: one compiled program serves
+    chunks of any length.
 
     Returns:
         The state after them and each metric's mean over them.
