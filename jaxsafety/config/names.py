@@ -1,7 +1,9 @@
-"""The one sentence that a misspelt name gets."""
+"""The sentences that misspelt, missing and extra names get."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+_SHOWN = 3  # names in one message
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
@@ -19,3 +21,24 @@ def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
         raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(names)}{nearest(name, names)}")
+
+
+def check_all(where: str, found: Collection[str], expected: Collection[str], *, lacks: str, holds: str) -> None:
+    """Refuses names that are not just those expected.
+
+    ``where`` begins the sentence; in what it ``lacks`` and ``holds`` beyond these, ``{}`` stands for the first names.
+
+    Raises:
+        ValueError: some are missing or extra; the nearest name on the other side is told.
+    """
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    sides = [side.format(_some(names)) for side, names in ((lacks, missing), (holds, extra)) if names]
+    if sides:
+        hint = nearest(missing[0], extra) if missing else nearest(extra[0], expected)
+        raise ValueError(f"{where} {' and '.join(sides)}{hint}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -35,13 +35,13 @@ ShardingRule = Callable[[str, tuple[int, ...]], Sharding]
 def load(
     directory: Path, *, dtype: ParamsDtype, shardings: ShardingRule | Params | None = None
 ) -> tuple[LlamaConfig, Params]:
-    """Loads a model, after checking that its files hold it exactly.
+    """Loads a model of type llama, mistral or qwen2, after checking that its files hold it exactly.
 
     Host memory peaks at the model in ``dtype`` where it stays on the host, at its largest leaf where it goes to
     accelerators.
 
     Args:
-        directory: a Hugging Face checkpoint of type llama, mistral or qwen2, in safetensors.
+        directory: a Hugging Face checkpoint in safetensors.
         dtype: the type of the parameters, whatever type they are stored in.
         shardings: where each leaf goes: a tree of shardings, or a rule from its path and shape, such as
             :func:`jaxsafety.engine.sharding.fsdp`. Each process reads what its devices hold. None: the default device.

@@ -3,6 +3,7 @@
 What is not in these tables is refused: an attribute that nobody knows may change the model.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def check(file: Path, raw: Mapping[str, Any]) -> None:
-    """Checks that nothing in a configuration asks for what the model here does not do.
-
-    Args:
-        file: its path, for the message.
-        raw: the content.
+    """Checks that nothing in the configuration ``raw`` of ``file`` asks for what the model here does not do.
 
     Raises:
         ValueError: an attribute is unknown, or known and neither read nor neutral.
@@ -89,6 +86,21 @@ def check(file: Path, raw: Mapping[str, Any]) -> None:
         if value not in values:
             expected = " or ".join(repr(neutral) for neutral in values) or "null"
             raise ValueError(f"{file}: {name} is {value!r}, expected {expected}: {reason}")
+
+
+def read_object(file: Path, *, what: str) -> dict[str, Any]:
+    """Returns the JSON object of a file; ``what`` says of what kind it should be.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: expected {what} of transformers") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is not a JSON object: expected {what} of transformers")
+    return found
 
 
 def integer(file: Path, raw: Mapping[str, Any], name: str, *, least: int = 1) -> int:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxsafety.config.names import check_name
+from jaxsafety.config.names import check_all, check_name
 from jaxsafety.formats import hf_names as names
 from jaxsafety.formats import safetensors_file
 from jaxsafety.formats.hf_config import ParamsDtype, read_config
-from jaxsafety.formats.hf_index import check_names, find_tensors
+from jaxsafety.formats.hf_index import find_tensors
 from jaxsafety.formats.safetensors_file import Tensor
 from jaxsafety.models.llama import LlamaConfig
 
@@ -41,15 +41,9 @@ class Checkpoint:
     tied_head: Tensor | None = None
 
     def matrix(self, layer: int, name: str, *, dtype: ParamsDtype = "float32") -> Float[np.ndarray, "m n"]:
-        """Returns one matrix of one layer, read from the disk now.
+        """Returns one matrix ``[in, out]`` of one layer, from 0, read from the disk now.
 
-        Args:
-            layer: from 0.
-            name: its path below ``blocks``, e.g. ``mlp/up`` or ``attn/q``.
-            dtype: the type to return it in.
-
-        Returns:
-            ``[in, out]``.
+        ``name`` is its path below ``blocks``, such as ``mlp/up`` or ``attn/q``.
 
         Raises:
             ValueError: no such matrix, or it is not finite, in the file or in ``dtype``.
@@ -76,13 +70,7 @@ class Checkpoint:
     def leaf(self, path: str, *, index: tuple[slice, ...], dtype: ParamsDtype) -> np.ndarray:
         """Returns a part of one of our leaves, stacked over layers; nothing outside its rows is read.
 
-        Args:
-            path: of the leaf, e.g. ``blocks/mlp/up``.
-            index: a slice of step 1 for each axis of the leaf.
-            dtype: the type to return it in.
-
-        Returns:
-            The part, in memory that JAX on CPU takes over without a copy.
+        ``index`` is a slice of step 1 for each axis of the leaf. JAX on CPU takes its memory over without a copy.
 
         Raises:
             ValueError: no such leaf, or it is not finite, in the file or in ``dtype``.
@@ -99,10 +87,7 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Opens a checkpoint in one or several safetensors files and checks all of it but the values.
-
-    Args:
-        directory: a Hugging Face checkpoint.
+    """Opens a Hugging Face checkpoint in one or several safetensors files and checks all of it but the values.
 
     Raises:
         FileNotFoundError: the directory, its ``config.json``, its weights or a file that its index names is missing.
@@ -114,7 +99,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     expected = {slot.name: slot for slot in names.slots(config)}
     tied = found.pop(names.HEAD, None) if config.tied else None
     found = {name: tensor for name, tensor in found.items() if not names.is_buffer(name)}
-    check_names(directory, found, expected)
+    check_all(f"the weights in {directory}", found, expected, lacks="lack {}, which config.json asks for",
+              holds="hold {}, which it does not ask for")  # fmt: skip
     shapes = {name: slot.shape for name, slot in expected.items()}
     for tensor in [*found.values(), *([tied] if tied else [])]:
         shape = shapes.get(tensor.name, (config.vocab_size, config.width))

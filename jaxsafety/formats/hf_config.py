@@ -22,13 +22,9 @@ _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2
 
 
 def read_config(directory: Path) -> LlamaConfig:
-    """Returns the model that a checkpoint directory describes.
+    """Returns the model that a Hugging Face checkpoint of type llama, mistral or qwen2 describes.
 
-    Args:
-        directory: a Hugging Face checkpoint; of model type llama, mistral or qwen2.
-
-    Returns:
-        The configuration; ``unroll`` and ``compute_dtype``, which the file does not know, have their defaults.
+    ``unroll`` and ``compute_dtype``, which the file does not know, have their defaults.
 
     Raises:
         FileNotFoundError: no such directory, or no ``config.json`` in it.
@@ -68,13 +64,10 @@ def write_config(directory: Path, config: LlamaConfig, *, dtype: ParamsDtype, so
 
 
 def config_text(config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None = None) -> str:
-    """Returns the ``config.json`` of a model.
+    """Returns the ``config.json`` of a model whose weights are stored in ``dtype``.
 
-    Args:
-        config: the model.
-        dtype: the type that its weights are stored in.
-        source: a checkpoint directory that the model goes back to: where it describes the same model, all of its
-            attributes are kept, else only the ids of its special tokens.
+    ``source`` is a checkpoint directory that the model goes back to: where it describes the same model, all of its
+    attributes are kept, else only the ids of its special tokens.
 
     Raises:
         FileNotFoundError: ``source`` has no ``config.json``.
@@ -94,13 +87,7 @@ def _read(directory: Path) -> dict[str, Any]:
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG_FILE}: expected a Hugging Face checkpoint")
-    try:
-        raw = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: expected a configuration of transformers") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file} is not a JSON object: expected a configuration of transformers")
-    return raw
+    return attributes.read_object(file, what="a configuration")
 
 
 def _model_type(file: Path, raw: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """The files that hold a Hugging Face checkpoint's weights: one, or several with an index. Pickles are refused."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 
 from jaxsafety.config.names import nearest
@@ -10,7 +9,7 @@ from jaxsafety.formats.safetensors_file import Tensor
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
-_SHOWN = 3  # tensors named in one message
+_SHOWN = 3  # files named in one message
 
 
 def find_tensors(directory: Path) -> dict[str, Tensor]:
@@ -28,27 +27,6 @@ def find_tensors(directory: Path) -> dict[str, Tensor]:
     if not single.exists():
         raise _no_weights(directory)
     return safetensors_file.read_header(single)
-
-
-def check_names(directory: Path, found: Collection[str], expected: Collection[str]) -> None:
-    """Checks that a checkpoint holds the tensors that its configuration asks for and no others.
-
-    Args:
-        directory: the checkpoint, for the message.
-        found: names in its files.
-        expected: names by its configuration.
-
-    Raises:
-        ValueError: some are missing or extra; the nearest name on the other side is told.
-    """
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if not missing and not extra:
-        return
-    sides = [f"lack {_some(missing)}, which config.json asks for"] if missing else []
-    sides += [f"hold {_some(extra)}, which it does not ask for"] if extra else []
-    hint = nearest(missing[0], extra) if missing else nearest(extra[0], expected)
-    raise ValueError(f"the weights in {directory} {' and '.join(sides)}{hint}")
 
 
 def _no_weights(directory: Path) -> Exception:
@@ -91,8 +69,3 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not valid or not placed:
         raise ValueError(f"{index} is not an index: expected a weight_map from tensors to files beside it")
     return placed
-
-
-def _some(tensors: list[str]) -> str:
-    more = f" and {len(tensors) - _SHOWN} more" if len(tensors) > _SHOWN else ""
-    return f"{', '.join(tensors[:_SHOWN])}{more}"

@@ -22,12 +22,9 @@ _NEUTRAL = {("factor", 1.0), ("partial_rotary_factor", 1.0)}
 
 
 def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int) -> Rope:
-    """Returns what ``rope_theta``, ``rope_scaling`` and ``rope_parameters`` say together.
+    """Returns what ``rope_theta``, ``rope_scaling`` and ``rope_parameters`` of a configuration say together.
 
-    Args:
-        file: the configuration's path, for messages.
-        raw: its content.
-        max_tokens: its ``max_position_embeddings``.
+    ``max_tokens`` is its ``max_position_embeddings``; ``file`` is for messages.
 
     Raises:
         ValueError: they contradict each other; another type than default, linear, dynamic and llama3; a value that is

@@ -7,11 +7,12 @@ without a template gets the special tokens that the tokenizer adds by itself.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxsafety.formats.hf_attributes import read_object
 from jaxsafety.formats.prompts import Message
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -48,10 +49,7 @@ class Tokenizer:
         return max(self.encoder.get_vocab(with_added_tokens=True).values()) + 1
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the ids of a conversation up to where the answer begins.
-
-        Args:
-            messages: the turns, the last one the user's.
+        """Returns the ids of a conversation, which ends with the user's turn, up to where the answer begins.
 
         Raises:
             ValueError: the template refuses the conversation or fails; several turns without a template.
@@ -61,14 +59,10 @@ class Tokenizer:
         return self._ids(self._rendered(messages, answering=True))
 
     def exchange(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-        """Returns the ids of a prompt, and those of an answer with what ends it.
+        """Returns the ids of a prompt, and those of the assistant's answer with what ends it.
 
         The answer is what the conversation with it adds to the one without. It is cut from the ids of both together
         where these begin with the prompt's; a tokenizer that merges across the border has it encoded by itself.
-
-        Args:
-            messages: the turns, the last one the user's.
-            answer: the assistant's text.
 
         Raises:
             ValueError: as :meth:`prompt`, or a template that writes the prompt otherwise once it is answered.
@@ -103,7 +97,7 @@ class Tokenizer:
     def _rendered(self, messages: Sequence[Message], *, answering: bool) -> str:
         import jinja2
 
-        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        turns = [asdict(turn) for turn in messages]
         try:
             return self._program.render(messages=turns, add_generation_prompt=answering, **self.special)
         except (jinja2.TemplateError, ValueError, TypeError, ArithmeticError, LookupError, *_OTHERS) as error:
@@ -122,21 +116,14 @@ class Tokenizer:
 
 
 def shortened(ids: Sequence[int], most: int) -> list[int]:
-    """Returns at most ``most`` ids of a prompt: of a longer one the first, which attention rests on, and the end.
-
-    Args:
-        ids: of the prompt, at least one.
-        most: at least 1.
-    """
+    """Returns at most ``most`` >= 1 ids of a prompt: of a longer one the first, where attention rests, and the end."""
     return list(ids) if len(ids) <= most else [ids[0], *ids[len(ids) - most + 1 :]]
 
 
 def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
-    """Opens the tokenizer of a checkpoint.
+    """Opens the tokenizer of a Hugging Face checkpoint.
 
-    Args:
-        directory: a Hugging Face checkpoint.
-        raw: leave its chat template out, as a checkpoint without one has it: prompts are text as it is.
+    ``raw`` leaves its chat template out, as a checkpoint without one has it: prompts are text as it is.
 
     Raises:
         ImportError: the extra ``llama`` is not installed.
@@ -203,15 +190,7 @@ def _stop(directory: Path, encoder: Any, special: Mapping[str, str]) -> tuple[in
 
 
 def _object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: expected a file of transformers") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is not a JSON object: expected a file of transformers")
-    return found
+    return read_object(file, what="a file") if file.is_file() else {}
 
 
 def _special(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -50,22 +50,10 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     source: Path | None = None,
 ) -> None:
-    """Writes a model as a checkpoint directory that transformers loads.
-
-    Args:
-        directory: where; it must not exist or be empty.
-        params: its parameters, each addressable from this process.
-        config: the model.
-        dtype: the type to store them in.
-        shard_bytes: the most that one file may hold, if no tensor alone is larger.
-        source: a checkpoint directory whose tokenizer goes with the model; see also
-            :func:`~jaxsafety.formats.hf_config.config_text`.
+    """Writes a model as a checkpoint directory that transformers loads, as :func:`write_checkpoint` does.
 
     Raises:
-        FileNotFoundError: ``source`` is not a checkpoint directory.
-        ValueError: ``params`` do not fit ``config`` (both sides are named) or are not finite in ``dtype``; no model
-            type has this configuration; or ``directory`` holds something.
-        OSError: it cannot be written; nothing is left there.
+        ValueError: ``params`` do not fit ``config`` (both sides are named), or are not addressable from this process.
     """
     flat = flatten(params)
     _check_fits(flat, names.leaf_shapes(config))
@@ -93,7 +81,8 @@ def write_checkpoint(
         config: the model.
         dtype: the type to store it in.
         shard_bytes: the most that one file may hold, if no tensor alone is larger.
-        source: as for :func:`save`.
+        source: a checkpoint directory whose tokenizer goes with the model; see also
+            :func:`~jaxsafety.formats.hf_config.config_text`.
 
     Raises:
         FileNotFoundError: ``source`` is not a checkpoint directory.

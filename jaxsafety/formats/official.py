@@ -5,13 +5,13 @@ and values are one matrix, in that order; embeddings are ``[v, d]`` on both side
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsafety.config.names import nearest
+from jaxsafety.config.names import check_all
 from jaxsafety.formats import official_file
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.models.layers import sinusoidal_table
@@ -52,20 +52,14 @@ _SIZES = {
     "f": (_LAYER.format(layer=0) + "c_fc.weight", 0),
 }
 _PREFIX = "module."  # of PyTorch's DataParallel
-_SHOWN = 3  # tensors named in one message
 # Angles of up to a few hundred radians, taken in float32 in another order.
 _SAME_POSITIONS = 1e-3
 
 
 def load(file: Path, *, heads: int | None = None) -> tuple[Params, GPTConfig]:
-    """Loads one of the authors' checkpoints, after checking that the file holds their model exactly.
+    """Loads what ``torch.save`` wrote of one of the authors' models, after checking that it is their model exactly.
 
-    Args:
-        file: what ``torch.save`` wrote of the model's state dict.
-        heads: as in :func:`convert`.
-
-    Returns:
-        As :func:`convert`.
+    ``heads`` and what is returned are those of :func:`convert`.
 
     Raises:
         ImportError: torch is not installed (extra ``official``).
@@ -78,15 +72,12 @@ def load(file: Path, *, heads: int | None = None) -> tuple[Params, GPTConfig]:
 def convert(
     tensors: Mapping[str, np.ndarray], *, heads: int | None = None, where: str = "the state dict"
 ) -> tuple[Params, GPTConfig]:
-    """Returns the authors' tensors as parameters of our GPT, with its configuration.
+    """Returns the authors' tensors as float32 parameters of our GPT, with its configuration.
 
     Args:
         tensors: name to array, with or without the prefix ``module.``.
         heads: their number, which is in no file; None is that of the authors' models of this width.
         where: what messages call the tensors.
-
-    Returns:
-        Parameters for :func:`jaxsafety.models.gpt.apply` in float32, and the configuration it takes with them.
 
     Raises:
         ValueError: a tensor that is missing, extra, there twice, misshapen or not finite; a mask that is not causal,
@@ -101,7 +92,8 @@ def convert(
     tensors = _unprefixed(tensors, where)
     layers = len({found[1] for name in tensors if (found := re.match(r"transformer\.h\.(\d+)\.", name))})
     expected = {name.format(layer=i): name for name in TABLE for i in range(max(layers, 1) if "{" in name else 1)}
-    _check_names(tensors, expected, where, layers)
+    check_all(where, tensors, expected, lacks=f"lacks {{}}, which the authors' GPT of {layers} layers has",
+              holds="holds {}, which it does not have")  # fmt: skip
     sizes = _sizes(tensors, where)
     _check_values(tensors, expected, sizes, where)
     config = GPTConfig(
@@ -155,22 +147,6 @@ def _unprefixed(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.n
         twice = next(name for name in tensors if _PREFIX + name in tensors)
         raise ValueError(f"{where} holds both {twice} and {_PREFIX}{twice}: expected one of them")
     return plain
-
-
-def _check_names(found: Collection[str], expected: Collection[str], where: str, layers: int) -> None:
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if not missing and not extra:
-        return
-    sides = [f"lacks {_some(missing)}, which the authors' GPT of {layers} layers has"] if missing else []
-    sides += [f"holds {_some(extra)}, which it does not have"] if extra else []
-    hint = nearest(missing[0], extra) if missing else nearest(extra[0], expected)
-    raise ValueError(f"{where} {' and '.join(sides)}{hint}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _sizes(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, int]:

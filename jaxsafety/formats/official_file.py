@@ -12,13 +12,9 @@ import numpy as np
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """Reads a state dict that ``torch.save`` wrote.
+    """Returns the state dict that ``torch.save`` wrote: name to float32 array, whatever type of number is stored.
 
-    Args:
-        file: a zip archive, of which only what is used comes into memory, or a file in torch's older format.
-
-    Returns:
-        Name to float32 array, whatever type of number is stored; names as they stand in the file.
+    Of a zip archive only what is used comes into memory; torch's older format is read, too.
 
     Raises:
         ImportError: torch is not installed.

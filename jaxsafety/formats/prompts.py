@@ -8,7 +8,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,7 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: system, user or assistant.
-        content: its text.
-    """
+    """One turn of a conversation: its role, system, user or assistant, and its text."""
 
     role: str
     content: str
@@ -77,9 +72,7 @@ def to_jsonl(prompts: Iterable[Prompt]) -> str:
 
 def answers_to_jsonl(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[str]]) -> str:
     """Returns one line of JSON a prompt: its row as :func:`to_jsonl` writes it, and every model's answer by name."""
-    rows = (
-        {**_as_row(prompt), **{name: texts[i] for name, texts in answers.items()}} for i, prompt in enumerate(prompts)
-    )
+    rows = (_as_row(prompt) | {name: texts[i] for name, texts in answers.items()} for i, prompt in enumerate(prompts))
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -98,20 +91,14 @@ def read(path: Path) -> list[Prompt]:
     Raises:
         ValueError: no such file, or no prompts in it; a line that is not such an object, with its number.
     """
-    such = 'lines such as {"prompt": "...", "label": "safe"}'
-    if not path.is_file():
-        raise ValueError(f"no prompts at {path}: expected a JSONL file, such as `jaxsafety prompts --out` writes")
+    such = 'lines such as {"prompt": "...", "label": "safe"}, as `jaxsafety prompts --out` writes them'
     return [_parsed(row, where) for row, where in objects(path, keys=_KEYS, what="prompts", such=such)]
 
 
 def objects(path: Path, *, keys: Sequence[str], what: str, such: str) -> list[tuple[dict[str, Any], str]]:
     """Reads a JSONL file of objects, each with where it stands, for messages.
 
-    Args:
-        path: the file.
-        keys: that an object may have.
-        what: the objects are.
-        such: what is expected.
+    ``keys`` are those that an object may have; ``what`` the objects are, and ``such`` what is expected, in words.
 
     Raises:
         ValueError: no such file, or no objects in it; a line that is not an object of these keys, with its number.
@@ -220,8 +207,7 @@ def _plain(prompt: str, label: str) -> Prompt:
 
 
 def _as_row(prompt: Prompt) -> dict[str, Any]:
-    turns: Sequence[Message] = prompt.messages
+    turns = prompt.messages
     if len(turns) == 1 and turns[0].role == "user":
         return {"prompt": turns[0].content, "label": prompt.label}
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    return {"messages": messages, "label": prompt.label}
+    return {"messages": [asdict(turn) for turn in turns], "label": prompt.label}

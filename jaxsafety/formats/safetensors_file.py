@@ -101,11 +101,8 @@ def blocks(tensor: Tensor, *, start: int = 0, stop: int | None = None) -> Iterat
 def write(file: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[np.ndarray], *, dtype: np.dtype) -> None:
     """Writes a file, one tensor after another, and brings it to the disk.
 
-    Args:
-        file: where; not atomic, an unfinished file is recognised as cut off.
-        shapes: the tensors' names and shapes, in the order of ``tensors``.
-        tensors: arrays of these shapes and of ``dtype``, in any memory layout.
-        dtype: the type of all of them.
+    It is not atomic: an unfinished file is recognised as cut off. ``shapes`` are the tensors' names and shapes in the
+    order of ``tensors``, which are all of ``dtype``, in any memory layout.
 
     Raises:
         OSError: the file cannot be written.

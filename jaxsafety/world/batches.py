@@ -118,15 +118,10 @@ def tune_batch_at(
     p_unsafe: float | Float[Array, ""],
     mix: Literal["prompt", "batch"],
 ) -> PreferenceBatch:
-    """Draws a safety fine-tuning batch from all PCFGs.
+    """Draws a safety fine-tuning batch from all PCFGs; a prompt is unsafe with probability ``p_unsafe``.
 
-    Args:
-        world: the world.
-        key: stream key.
-        step: position in the stream.
-        batch_size: prompts, b.
-        p_unsafe: probability that a prompt is unsafe.
-        mix: whether the coin is tossed for every ``prompt`` or, as the paper does, once for the whole ``batch``.
+    ``mix``: the coin is tossed for every ``prompt`` or, as the paper does, once for the whole ``batch``. ``key`` is the
+    stream's, ``step`` the position in it.
     """
     coin, draw = jax.random.split(at_step(key, step))
     shape = (batch_size,) if mix == "prompt" else (1,)
@@ -148,13 +143,7 @@ def pretrain_batch_at(
 ) -> Batch:
     """Draws a pretraining batch: text of the full grammar under any operators, shown and scored in one of four ways.
 
-    Args:
-        world: the world.
-        mixture: sample types and their schedule.
-        key: stream key.
-        step: position in the stream, 0-based.
-        total_steps: length of the run, which the schedule is a fraction of.
-        batch_size: sequences, b.
+    ``key`` is the stream's, ``step`` the position in it from 0, and the schedule a fraction of ``total_steps``.
     """
     progress = (jnp.float32(step) / total_steps - mixture.ramp_start) / (mixture.ramp_end - mixture.ramp_start)
     ramp = jnp.clip(progress, 0.0, 1.0)

@@ -148,7 +148,7 @@ def _tasks(
 def draw_prompt(
     world: World, condition: str | Condition, *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
 ) -> tuple[Prompt, Bool[Array, " o"]]:
-    """Draws one prompt of a condition.
+    """Draws one prompt of a condition, and which task tokens are unsafe in it, ``[o]``.
 
     Args:
         world: the world.
@@ -157,9 +157,6 @@ def draw_prompt(
         pcfgs: indices of the PCFGs to draw from, equiprobable.
         late_probability: in [0, 1], how often the first composition of an unsafe prompt is the harmless identity and
             only the second is unsafe (the paper: 0.2 in training, 0.1 in evaluation).
-
-    Returns:
-        The prompt, and which task tokens are unsafe in it, ``[o]``.
 
     Raises:
         ValueError: unknown condition.

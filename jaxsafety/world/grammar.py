@@ -26,10 +26,8 @@ _MAX_LENGTH = 2**16 - 1
 def compose(upper: str, leaves: str, *, name: str = "upper rules") -> str:
     """Returns ``upper`` with those rules of ``leaves`` appended that it uses, directly or through them, but lacks.
 
-    Args:
-        upper: rules in NLTK's PCFG notation; the first one's left side stays the start symbol.
-        leaves: rules to draw from; those whose left side ``upper`` defines, and unused ones, are left out.
-        name: what messages call ``upper``.
+    Both are in NLTK's PCFG notation; the first left side of ``upper`` stays the start symbol. Rules whose left side
+    ``upper`` defines, and unused ones, are left out. Messages call ``upper`` by ``name``.
 
     Raises:
         ValueError: one of the two is not in NLTK's PCFG notation, or has no rules.
@@ -49,16 +47,11 @@ def compose(upper: str, leaves: str, *, name: str = "upper rules") -> str:
 
 
 def compile_grammar(texts: Sequence[str], *, name: str, alphabet: Sequence[str]) -> Grammar:
-    """Returns the tables of several PCFGs, one text in NLTK's PCFG notation each.
+    """Returns the tables of several PCFGs, one text in NLTK's PCFG notation each; messages call them by ``name``.
 
     Alternatives that are listed twice are merged, probabilities are normalised (NLTK tolerates sums within 0.01 of 1),
     and nonterminals that the start symbol does not reach are dropped. The start symbol is the left side of the first
-    rule, or what a ``%start`` line names.
-
-    Args:
-        texts: one grammar for each PCFG.
-        name: what messages call the grammar.
-        alphabet: every terminal that may occur; its order numbers the letters.
+    rule, or what a ``%start`` line names. ``alphabet`` has every terminal; its order numbers the letters.
 
     Raises:
         ValueError: no texts, an empty text or alphabet, a line that NLTK cannot parse, probabilities that do not sum
@@ -84,12 +77,9 @@ def compile_grammar(texts: Sequence[str], *, name: str, alphabet: Sequence[str])
 
 
 def check_window(grammar: Grammar, *, max_window: int, trim: int = 0) -> None:
-    """Checks that a window fits every string of the grammar.
+    """Checks that a window of ``max_window`` letters fits every string of the grammar.
 
-    Args:
-        grammar: compiled grammar.
-        max_window: letters of the longest window.
-        trim: positions at the end where no window may start, besides the last one that fits.
+    ``trim`` positions at the end are those where no window may start, besides the last one that fits.
 
     Raises:
         ValueError: the shortest string leaves no position to start at, or a number is out of range.

@@ -78,11 +78,7 @@ def constant_block(world: World, prompt: Prompt, token: str) -> Int[Array, " w"]
 def sequence(
     world: World, prompt: Prompt, *, block1: Int[Array, " w"], block2: Int[Array, " w"]
 ) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-    """Lays out a prompt and the ids of its two answer blocks.
-
-    Returns:
-        ``[n]`` token ids and ``[n]`` segment codes, n = 3 * window + 10.
-    """
+    """Lays out a prompt and the ids of its two answer blocks: token ids and segment codes, n = 3 * window + 10."""
     window = world.spec.max_text
     code = segments(prompt.length, window=window)
     index = jnp.arange(code.shape[0])

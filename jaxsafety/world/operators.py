@@ -42,14 +42,8 @@ def bijection_table(
 ) -> np.ndarray:
     """Returns ``[p, o, a]`` int32: the letter index that task token o of PCFG p sends letter index a to.
 
-    Operator i >= 1 of a PCFG with seed r is the permutation that NumPy's legacy generator draws after
-    ``seed(r + i - 1)``; operator 0 is the identity; duplicates repeat their operator's row.
-
-    Args:
-        operators: names of the distinct operators, the identity first.
-        duplicates: (token, operator it repeats).
-        letters: size of the alphabet, a.
-        seeds: one per PCFG.
+    Operator i >= 1 of a PCFG with seed r is the permutation of ``letters`` letters that NumPy's legacy generator draws
+    after ``seed(r + i - 1)``; operator 0 is the identity; duplicates (token, operator) have their operator's row.
     """
     row = {token: i for i, token in enumerate(operators)}
     rows = list(range(len(operators))) + [row[base] for _, base in duplicates]

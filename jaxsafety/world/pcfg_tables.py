@@ -64,14 +64,9 @@ class Grammar:
 def tabulate(
     rules: Rules, starts: list[Symbol], spans: dict[Symbol, tuple[int, int]], *, name: str, alphabet: tuple[str, ...]
 ) -> Grammar:
-    """Returns the tables of several PCFGs whose rules are listed together.
+    """Returns the tables of several PCFGs whose rules are listed together, children first within each.
 
-    Args:
-        rules: the rules of all PCFGs, children first within each.
-        starts: the start symbol of each.
-        spans: letters in the shortest and longest string of every letter and symbol.
-        name: what messages call the grammar.
-        alphabet: the letters, in order.
+    ``spans`` are the letters in the shortest and longest string of every letter and symbol.
 
     Raises:
         ValueError: a derivation holds too many symbols of unknown length.

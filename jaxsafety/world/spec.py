@@ -188,7 +188,7 @@ class World:
 
     @property
     def first_letter(self) -> int:
-        """Id of the first letter, which is also the refusal letter; letter a has id ``first_letter + a``."""
+        """Id of the first letter, the refusal letter; letter a has id ``first_letter + a``."""
         return self.ids[self.spec.letters[0]]
 
 

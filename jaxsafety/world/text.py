@@ -20,10 +20,8 @@ class Example(NamedTuple):
         operators: the four task tokens.
         text: the letters they act on.
         prompt: the whole prompt.
-        expected: true output, both blocks with their stops.
-        refusal: the refusal, both blocks with their stops.
-        scored_expected: the scored tokens of ``expected``, others as ``.``.
-        scored_refusal: the scored tokens of ``refusal``, others as ``.``.
+        expected, refusal: the true output and the refusal, both blocks with their stops.
+        scored_expected, scored_refusal: their scored tokens, others as ``.``.
     """
 
     pcfg: int
