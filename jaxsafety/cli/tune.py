@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,12 @@ from jaxsafety.cli import listing
 if TYPE_CHECKING:
     from jaxsafety.study.tuning.options import TuningConfig
     from jaxsafety.study.tuning.run import Plan
+
+# Options that are fields of the TuningConfig as they are.
+_AS_GIVEN = (
+    *("method", "batch_size", "accumulate", "lora_alpha", "warmup", "weight_decay", "max_tokens", "chunk_steps"),
+    *("template", "dtype", "seed"),
+)
 
 
 def is_meant(arguments: Sequence[str]) -> bool:
@@ -126,10 +131,14 @@ def run(options: argparse.Namespace) -> int:
     recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
     resolved = {"tuning": recorded}
     counted = {"examples": len(given), "truncated_examples": encoded.truncated}
-    begun = partial(_begun, options.out)
+    begun = ("checkpoints", "references", run.MODEL)
     with (
         signals.deferred(launch.say_stopping),
-        opening.unused_dropped(options.out, (".lock", "config.yaml", "manifest.json"), begun=begun),
+        opening.unused_dropped(
+            options.out,
+            (".lock", "config.yaml", "manifest.json"),
+            begun=lambda: any((options.out / name).exists() for name in begun),
+        ),
         opening.open_run(options.out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)),
         manifest_file.timed(options.out, "tuning", counted),
     ):
@@ -145,10 +154,6 @@ def _check_out(directory: Path) -> None:
     check_no_model(directory)
     if (directory / MODEL).exists() and not (directory / "config.yaml").exists():
         raise ValueError(f"{directory / MODEL} is there, and no run has made it: choose another run directory (--out)")
-
-
-def _begun(directory: Path) -> bool:
-    return any((directory / name).exists() for name in ("checkpoints", "references", "model"))
 
 
 def _config(options: argparse.Namespace) -> "TuningConfig":
@@ -168,23 +173,13 @@ def _config(options: argparse.Namespace) -> "TuningConfig":
     given = {name: yaml_file.plain_value(f"--{name}", value) for name, value in options.of_method.items()}
     own = fields.build(config, given, owner=f"method {options.method}")
     return TuningConfig(
-        method=options.method,
         options=own,
         steps=1 if options.steps is None else options.steps,
-        batch_size=options.batch_size,
-        accumulate=options.accumulate,
         lora_rank=None if options.full else options.lora_rank,
-        lora_alpha=options.lora_alpha,
         lora_targets=tuple(name.strip() for name in options.lora_targets.split(",") if name.strip()),
         lr=options.lr if options.lr is not None else (1e-5 if options.full else 1e-4),
-        warmup=options.warmup,
-        weight_decay=options.weight_decay,
-        max_tokens=options.max_tokens,
-        chunk_steps=options.chunk_steps,
-        template=options.template,
-        dtype=options.dtype,
         recompute=not options.no_recompute,
-        seed=options.seed,
+        **{name: getattr(options, name) for name in _AS_GIVEN},
     )
 
 

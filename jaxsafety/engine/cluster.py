@@ -69,12 +69,9 @@ def from_flags(coordinator: str | None, processes: int | None, process: int | No
 
 
 def from_environment(environment: Mapping[str, str]) -> Place | None:
-    """Returns the place that a launcher has given this process, None where it runs by itself.
+    """Returns the place that a launcher has given this process in ``os.environ``, None where it runs by itself.
 
     A batch script of SLURM without ``srun``, or a pod without an index, is a process by itself.
-
-    Args:
-        environment: such as ``os.environ``.
     """
 
     def number(name: str) -> int:
@@ -103,19 +100,17 @@ def join(place: Place) -> None:
 
     if place.method == "k8s":
         _check_kubernetes()
-    limits = {"initialization_timeout": _START_S, "heartbeat_timeout_seconds": _HEARTBEAT_S}
+    # With flags every device of this process is its own; nothing is to be asked of a cluster.
+    flags = place.method == "flags"
     _watch(place)
     try:
-        if place.method == "flags":
-            # Every device of this process is its own; nothing is to be asked of a cluster.
-            jax.distributed.initialize(
-                place.coordinator, place.processes, place.process, cluster_detection_method="deactivate",
-                shutdown_timeout_seconds=_LEAVE_S, **limits,
-            )  # fmt: skip
-        else:
-            jax.distributed.initialize(
-                cluster_detection_method=place.method, shutdown_timeout_seconds=_LEAVE_S, **limits
-            )
+        jax.distributed.initialize(
+            *((place.coordinator, place.processes, place.process) if flags else ()),
+            cluster_detection_method="deactivate" if flags else place.method,
+            initialization_timeout=_START_S,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
+            shutdown_timeout_seconds=_LEAVE_S,
+        )
     except KeyError as error:
         # Such as Open MPI 5, which no longer names its own process.
         _tell_watcher()
@@ -134,11 +129,8 @@ def join(place: Place) -> None:
 def leave(code: int, *, lost: bool) -> None:
     """Ends this process, the others having come to the same end, or else soon to be ended; flush what is printed first.
 
-    Returns only from success, or in a process by itself.
-
-    Args:
-        code: the exit code.
-        lost: whether another process is known to have died, so that none is waited for.
+    Returns only from success (``code`` 0), or in a process by itself. ``lost``: another process is known to have died,
+    so that none is waited for.
     """
     import jax
 

@@ -2,7 +2,8 @@
 
 With one process every function here is the plain thing. With several (``jax.distributed``) all run the same code, and
 whatever depends on the disk, the clock or a signal is decided by one and told to the others, so that none goes another
-way. Nothing here is inside a program: a chunk of training has no collective.
+way. Nothing here is inside a program: a chunk of training has no collective. All raise ``LostError`` where another
+process has died.
 """
 
 import json
@@ -29,11 +30,7 @@ def is_first() -> bool:
 
 
 def fetch(tree: Any) -> Any:
-    """Returns the arrays of a tree as NumPy arrays, whole on every process.
-
-    Raises:
-        LostError: another process has died.
-    """
+    """Returns the arrays of a tree as NumPy arrays, whole on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
@@ -48,12 +45,8 @@ def fetch(tree: Any) -> Any:
 def decide(make: Callable[[], Any]) -> Any:
     """Returns on every process what ``make`` returns on process 0, which alone calls it; its error is raised on all.
 
-    Args:
-        make: reads or writes the disk; returns what JSON can hold.
-
-    Raises:
-        LostError: another process has died.
-        Exception: what ``make`` raises, on the other processes with the same message.
+    ``make`` reads or writes the disk and returns what JSON can hold. On the other processes its error has the same
+    message.
     """
     if jax.process_count() == 1:
         return make()
@@ -74,14 +67,10 @@ def decide(make: Callable[[], Any]) -> Any:
 
 
 def agree(own: dict[str, Any]) -> None:
-    """Checks that every process has the same ``own``: process 0 records its own for all.
-
-    Args:
-        own: field to what JSON can hold.
+    """Checks that every process has the same ``own``, field to what JSON can hold: process 0 records its own for all.
 
     Raises:
         ValueError: one has something else, on all of them.
-        LostError: another process has died.
     """
     if jax.process_count() == 1:
         return
@@ -101,11 +90,7 @@ def agree(own: dict[str, Any]) -> None:
 
 
 def least(number: int) -> int:
-    """Returns the least of the numbers that the processes have, 0 <= number < 2^63; they are bytes, as in :func:`load`.
-
-    Raises:
-        LostError: another process has died.
-    """
+    """Returns the least number that a process has, 0 <= number < 2^63; they are told as bytes, as in :func:`load`."""
     if jax.process_count() == 1:
         return number
     own = np.frombuffer(number.to_bytes(_LENGTH_BYTES, "big"), np.uint8)
@@ -116,13 +101,8 @@ def least(number: int) -> int:
 def load(read: Callable[[Any], Any], like: Any) -> Any:
     """Returns the arrays that ``read`` loads, placed as the shardings of ``like`` say; process 0 alone reads.
 
-    Args:
-        read: takes the shapes to load, with their placement, and returns arrays.
-        like: pytree of ``jax.ShapeDtypeStruct`` with a sharding each.
-
-    Raises:
-        LostError: another process has died.
-        Exception: what ``read`` raises.
+    ``read`` takes the shapes to load, with their placement; ``like`` is a pytree of ``jax.ShapeDtypeStruct`` with a
+    sharding each. What ``read`` raises is raised on all.
     """
     if jax.process_count() == 1:
         return read(like)
@@ -149,7 +129,6 @@ def check(where: str) -> None:
 
     Raises:
         Stopped: a signal has asked to.
-        LostError: another process has died.
     """
     if jax.process_count() == 1:
         signals.check(where)

@@ -85,10 +85,7 @@ def _common_step(legs: Sequence[Leg]) -> int:
 def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
     """Returns the finished leg's states ``[h, s, ...]``, placed as the grid's strategy wants them.
 
-    Args:
-        leg: which leg.
-        like: shapes of the stacked state (from ``jax.eval_shape``).
-        grid: the lanes.
+    ``like`` are the shapes of the stacked state (from ``jax.eval_shape``).
 
     Raises:
         ValueError: corrupt, missing or misshapen checkpoint.
@@ -100,13 +97,9 @@ def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
 
 
 def load_snapshot(leg: Leg, like: TrainState, *, grid: Grid, step: int) -> tuple[Params, jax.Array]:
-    """Returns the parameters ``[h, s, ...]`` and ``finite`` ``[h, s]`` as they were after ``step`` steps of the leg.
+    """Returns the parameters ``[h, s, ...]`` and ``finite`` ``[h, s]`` as they were after a step of ``leg.snapshots``.
 
-    Args:
-        leg: which leg.
-        like: shapes of the stacked state (from ``jax.eval_shape``).
-        grid: the lanes.
-        step: one of ``leg.snapshots``.
+    ``like`` is as for :func:`load`.
 
     Raises:
         ValueError: corrupt, missing or misshapen snapshot.
@@ -216,15 +209,10 @@ def train(
 def adopt(
     state: TrainState, readout: tuple[Callable[[Params, Any, Any], Metrics], Any], *, grid: Grid, leg: Leg
 ) -> None:
-    """Records as a finished leg the states ``[h, s, ...]`` of lanes that were trained elsewhere.
+    """Records as a finished leg of a single chunk the states ``[h, s, ...]`` of lanes that were trained elsewhere.
 
-    The learning curves get one point, what the read-out says of the parameters; of the way there nothing is known.
-
-    Args:
-        state: the states after the leg's last step.
-        readout: as in :func:`train`.
-        grid: the lanes.
-        leg: a leg of a single chunk.
+    The learning curves get one point, what the read-out (as in :func:`train`) says of the parameters after the last
+    step; of the way there nothing is known.
     """
     rates = hosts.fetch(program(readout[0], grid=grid)(state.params, readout[1], jnp.zeros(len(grid.points))))
     alive = np.ones((len(grid.points), len(grid.seeds)), np.float32)

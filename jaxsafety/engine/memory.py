@@ -13,11 +13,7 @@ _USABLE = 0.9
 
 
 def need(program: Any) -> int:
-    """Returns the bytes that a compiled program takes on one device beside its arguments, as XLA plans them.
-
-    Args:
-        program: what ``jax.jit(f).lower(...).compile()`` returns.
-    """
+    """Returns the bytes that a compiled program takes on one device beside its arguments, as XLA plans them."""
     plan = program.memory_analysis()
     # What is donated is an output already.
     return plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
@@ -26,8 +22,7 @@ def need(program: Any) -> int:
 def size(tree: Any) -> int:
     """Returns the bytes of arrays, or of what has their shapes, on the device that holds most of them.
 
-    Args:
-        tree: leaves with a ``sharding`` count with their part on one device.
+    Leaves with a ``sharding`` count with their part on one device.
     """
     return sum(math.prod(_part(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -67,8 +62,7 @@ def _machine() -> int:
 def cgroup_limits(root: Path) -> list[int]:
     """Returns the limits in bytes of the control groups of this process, version 2 or 1; 2**63 where there is none.
 
-    Args:
-        root: of the file system, ``/``.
+    ``root`` is that of the file system, ``/``.
     """
     groups = root / "sys" / "fs" / "cgroup"
     found = [groups / "memory" / "memory.limit_in_bytes", groups / "memory.max"]

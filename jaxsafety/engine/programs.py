@@ -59,11 +59,8 @@ def fitted(
 ) -> Callable[..., Any]:
     """Returns a function compiled for arguments of these shapes, once it is known to fit into a device's memory.
 
-    Args:
-        function: pure.
-        arguments: arrays, or what has their shapes and types.
-        donate: arguments whose memory it may take.
-        what: it computes, for the message.
+    The arguments are arrays, or what has their shapes and types; the memory of those in ``donate`` may be taken.
+    ``what`` the pure function computes is for the message.
 
     Raises:
         ValueError: it does not fit; the message says what it needs and what is there.

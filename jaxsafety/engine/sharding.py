@@ -17,13 +17,9 @@ _AXES = {
 def fsdp(mesh: Mesh, *, axis: str) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """Returns the rule that splits every matrix over one mesh axis and copies vectors to all devices.
 
-    Args:
-        mesh: the devices. Its axes should be ``AxisType.Auto``: programs here do not annotate their intermediates.
-        axis: its axis to split over.
-
-    Returns:
-        From a parameter's path and shape to its sharding. A matrix is split over its outputs (embeddings over the
-        vocabulary), over its inputs where the devices do not divide those, and copied where they divide neither.
+    From a parameter's path and shape comes its sharding. A matrix is split over its outputs (embeddings over the
+    vocabulary), over its inputs where the devices do not divide those, and copied where they divide neither. The axes
+    of the mesh should be ``AxisType.Auto``: programs here do not annotate their intermediates.
 
     Raises:
         ValueError: the mesh has no such axis.
@@ -41,13 +37,9 @@ def fsdp(mesh: Mesh, *, axis: str) -> Callable[[str, tuple[int, ...]], NamedShar
 
 
 def parameter_path(path: str) -> str | None:
-    """Returns the parameter whose path ends another path, such as that of its moment in an optimiser's state.
+    """Returns the parameter whose path ends another path, None if none of the rules does.
 
-    Args:
-        path: e.g. ``opt_state/1/0/mu/blocks/attn/q``.
-
-    Returns:
-        ``blocks/attn/q``; None where it ends with no parameter of the rules.
+    ``opt_state/1/0/mu/blocks/attn/q``, of a moment in an optimiser's state, has ``blocks/attn/q``.
     """
     found = re.search(rf"(?:^|/)({'|'.join(_AXES)})$", path)
     return None if found is None else found[1]

@@ -3,15 +3,12 @@
 A contradicted claim takes the same place as a supported one: rows stand in the order of the paper, whatever came out.
 """
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import polars as pl
-from rich.box import Box
-from rich.console import Console
 from rich.table import Table
 
 from jaxsafety import claims
@@ -19,10 +16,9 @@ from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.judging import Judgement
 from jaxsafety.recipe import yaml_file
 from jaxsafety.report import dead_lanes
-from jaxsafety.report.tables import dead_notes
+from jaxsafety.report.tables import ASCII_BOX, dead_notes, plain_text
 from jaxsafety.rundir import results
 
-_WIDTH = 80
 _SMALLEST = 5e-4  # what three decimals show
 _NUMBERS_WIDTH = 34  # an interval with what was expected, or four seeds
 _SIGNS = {"above": ">", "below": "<"}
@@ -38,7 +34,6 @@ _MARKDOWN = {
     "verdict": "verdict",
     "why": "why",
 }
-_ASCII_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def read(directory: Path) -> list[Judgement]:
@@ -56,20 +51,12 @@ def read(directory: Path) -> list[Judgement]:
 
 
 def text(directory: Path) -> str:
-    """The claims of a run directory for a terminal.
-
-    Raises:
-        ValueError: as ``read``.
-    """
+    """The claims of a run directory for a terminal; raises what ``read`` does."""
     return render_text(read(directory), dead=_dead(directory))
 
 
 def markdown(directory: Path) -> str:
-    """The claims of a run directory as Markdown.
-
-    Raises:
-        ValueError: as ``read``.
-    """
+    """The claims of a run directory as Markdown; raises what ``read`` does."""
     return render_markdown(read(directory), dead=_dead(directory))
 
 
@@ -101,11 +88,8 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 
 def summary(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> list[str]:
-    """Sentences that belong under the claims: how many came out which way, and what the intervals are; then ``dead``.
-
-    Args:
-        judgements: all claims of a run.
-        dead: sentences on its dead seeds.
+    """Sentences that belong under the claims: how many came out which way, and what the intervals are; then ``dead``,
+    sentences on the run's dead seeds.
     """
     counts = Counter(judgement.verdict for judgement in judgements)
     found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(judging.Verdict))
@@ -123,7 +107,7 @@ def summary(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> lis
 
 def render_text(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:
     """The claims for a terminal of 80 columns or more: plain ASCII, one row a claim, then how each is measured."""
-    grid = Table(box=_ASCII_BOX, show_edge=False, padding=(0, 1, 0, 0), show_lines=True)
+    grid = Table(box=ASCII_BOX, show_edge=False, padding=(0, 1, 0, 0), show_lines=True)
     grid.add_column("", justify="right", no_wrap=True)
     grid.add_column("verdict", no_wrap=True)
     grid.add_column("claim", ratio=1)
@@ -134,14 +118,7 @@ def render_text(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) ->
         found = "\n".join(filter(None, [f"{row['estimate']} ({row['expected']})", seeds, row["why"]]))
         grid.add_row(str(row["number"]), row["verdict"], f"{row['statement']}\n{row['where']}", found)
         measured.add_row(str(row["number"]), row["statistic"])
-    output = io.StringIO()
-    console = Console(
-        file=output, width=_WIDTH, color_system=None, force_terminal=False, force_jupyter=False, markup=False,
-        highlight=False,
-    )  # fmt: skip
-    for part in (grid, "", *summary(judgements, dead=dead), "", _MEASURED, measured):
-        console.print(part)
-    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
+    return plain_text(grid, "", *summary(judgements, dead=dead), "", _MEASURED, measured)
 
 
 def render_markdown(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import polars as pl
 from rich.box import Box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from jaxsafety.claims.intervals import RATE_TOLERANCE, Interval, mean_interval
@@ -28,7 +28,7 @@ CONDITIONS = {
 }
 VERDICTS = ("complied", "refused", "other")
 
-_ASCII_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+ASCII_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _LR_NAMES = ("", "eta_M", "eta_S")
 
 
@@ -141,19 +141,25 @@ def verdict_table(frame: pl.DataFrame) -> list[VerdictRow]:
 def render_text(table: Sequence[StudyRow]) -> str:
     """The study table for a terminal of 80 columns or more: plain ASCII, means above their intervals, per cent."""
     # Two-line cells hold eight columns in 80 characters; ASCII because the output may be piped anywhere.
-    grid = Table(box=_ASCII_BOX, show_edge=False, padding=0)
+    grid = Table(box=ASCII_BOX, show_edge=False, padding=0)
     grid.add_column("model", min_width=10)
     for name in COLUMNS:
         grid.add_column(_two_lines(name), justify="right", no_wrap=True)
     for row in table:
         cells = (_cell_text(cell, "\n{}-{}") for cell in row.cells.values())
         grid.add_row(f"{method_label(row.model)}\n{lr_label(row.model)}", *cells, end_section=True)
+    return plain_text(grid, "", *table_notes(table))
+
+
+def plain_text(*parts: RenderableType) -> str:
+    """Tables and sentences one below the other, as plain text of 80 columns."""
     output = io.StringIO()
-    console = Console(file=output, width=80, color_system=None, force_terminal=False, force_jupyter=False)
-    console.print(grid)
-    console.print()
-    for note in table_notes(table):
-        console.print(note, markup=False, highlight=False)
+    console = Console(
+        file=output, width=80, color_system=None, force_terminal=False, force_jupyter=False, markup=False,
+        highlight=False,
+    )  # fmt: skip
+    for part in parts:
+        console.print(part)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
 
 

@@ -44,16 +44,11 @@ def save(directory: Path, tree: Any, *, step: int, keep: int = 2) -> None:
     """Writes ``directory/<step>`` atomically, then deletes all but the newest ``keep`` checkpoints.
 
     A kill at any moment, or a full disk, leaves the earlier checkpoints as they were. A checkpoint of the same step
-    is replaced.
-
-    Args:
-        directory: where the checkpoints of one stage live; created if absent.
-        tree: pytree of arrays (any dtype NumPy or ml_dtypes knows), every one addressable from this process.
-        step: optimiser steps taken, >= 0.
-        keep: number of checkpoints to keep, >= 1.
+    is replaced. ``tree`` is a pytree of arrays (any dtype NumPy or ml_dtypes knows), every one addressable from this
+    process.
 
     Raises:
-        ValueError: ``step`` or ``keep`` is out of range.
+        ValueError: ``step`` < 0 or ``keep`` < 1.
         OSError: the directory cannot be written or the disk is full. What was written is deleted; what TensorStore's
             threads still write after that stays in ``.unfinished``, until the next save deletes it.
     """
@@ -85,10 +80,10 @@ def latest(directory: Path) -> int | None:
 
 
 def load(directory: Path, like: Any, *, step: int | None = None) -> tuple[Any, int]:
-    """Loads a checkpoint bit for bit, after checking its structure, shapes, dtypes and digests.
+    """Loads what :func:`save` wrote bit for bit, after checking its structure, shapes, dtypes and digests.
 
     Args:
-        directory: where :func:`save` wrote.
+        directory: where it was saved.
         like: pytree of arrays or ``jax.ShapeDtypeStruct`` of the wanted structure; a leaf's sharding says where it
             goes, a leaf without one goes to the default device.
         step: the checkpoint to load, the newest if None.

@@ -46,10 +46,7 @@ def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
 def timed(directory: Path, name: str, fields: Mapping[str, Any]) -> Iterator[None]:
     """Records in the manifest under ``name`` what a command runs on, and its seconds over all its processes.
 
-    Args:
-        directory: the run directory.
-        name: of the command.
-        fields: recorded beside them.
+    ``fields`` are recorded beside them.
     """
     before, started = read_manifest(directory).get(name, {}).get("seconds", 0.0), time.monotonic()
     write_manifest(directory, {name: environment() | dict(fields)})
@@ -61,10 +58,7 @@ def timed(directory: Path, name: str, fields: Mapping[str, Any]) -> Iterator[Non
 
 @contextmanager
 def failure_kept(directory: Path, stage: str) -> Iterator[None]:
-    """Keeps in the manifest, as ``failed``, why a stage ended in an error, which then goes on its way.
-
-    A signal is no failure.
-    """
+    """Keeps in the manifest, as ``failed``, why a stage ended in an error, which goes on its way; a signal is none."""
     try:
         yield
     except signals.Stopped:

@@ -44,13 +44,8 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 def truncate_metrics(directory: Path, *, stage: str, method: str | None, after_step: int) -> None:
     """Drops the rows of one stage with a step beyond ``after_step``, atomically; other lines stay byte for byte.
 
-    Called on resume, so that a killed and resumed run leaves the file of an uninterrupted one.
-
-    Args:
-        directory: the run directory; nothing happens if it has no ``metrics.jsonl``.
-        stage: the ``stage`` of the rows to drop.
-        method: their ``method``; None for every method of the stage.
-        after_step: the step of the checkpoint that the run continues from.
+    Called on resume, so that a killed and resumed run leaves the file of an uninterrupted one. ``method`` None is every
+    method of the stage. Nothing happens where there is no ``metrics.jsonl``.
 
     Raises:
         ValueError: a line before the last is not a JSON object.

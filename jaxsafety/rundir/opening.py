@@ -16,15 +16,10 @@ _NO_CONFIG = "remove it if the run was made with this very recipe, else choose a
 
 @contextmanager
 def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) -> Iterator[Path]:
-    """Creates or re-enters a run directory and holds its lock for the duration of the context.
+    """Creates or re-enters a run directory, holds its lock for the duration of the context and yields it.
 
-    Args:
-        directory: the run directory, created with its parents if absent.
-        config: the resolved configuration as plain data.
-        resolved_yaml: the same as YAML text, written to ``config.yaml`` on the first run.
-
-    Yields:
-        ``directory``.
+    The resolved configuration is given as plain data, and as the YAML text that the first run writes to
+    ``config.yaml``.
 
     Raises:
         RunInUseError: another process holds the directory.
@@ -41,10 +36,8 @@ def unused_dropped(directory: Path, files: Sequence[str], *, begun: Callable[[],
     """Removes the files that a command has made in its directory if it ends in bad input before its work has begun, so
     that the corrected command finds none of what it was asked before.
 
-    Args:
-        directory: the run directory; removed, too, if it was not there and nothing else is in it.
-        files: names of what the command writes before its work.
-        begun: whether there is work that these belong to.
+    ``files`` are the names of what it writes before its work, which ``begun`` tells. The directory is removed, too, if
+    it was not there and nothing else is in it.
     """
     there, before = directory.exists(), {name for name in files if (directory / name).exists()}
     try:
@@ -82,10 +75,7 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
 def record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:
     """Writes a configuration where none is recorded yet, else checks that it is the recorded one.
 
-    Args:
-        path: the YAML file.
-        config: the configuration as plain data.
-        resolved_yaml: the same as YAML text.
+    It is given as in :func:`open_run`.
 
     Raises:
         ValueError: another one is recorded, whose differing fields are named, or the file is damaged.

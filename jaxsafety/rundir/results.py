@@ -19,39 +19,13 @@ import polars as pl
 from jaxsafety.config.names import check_name
 from jaxsafety.rundir import atomic
 
-SCHEMA: dict[str, Any] = {
-    "run": pl.String,
-    "revision": pl.String,
-    "device": pl.String,
-    "stage": pl.String,
-    "method": pl.String,
-    "lr_name": pl.String,
-    "lr": pl.Float64,
-    "seed": pl.Int64,
-    "step": pl.Int64,
-    "condition": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-}
+_RUN = dict.fromkeys(("run", "revision", "device"), pl.String)
+_LANE = {"method": pl.String, "lr_name": pl.String, "lr": pl.Float64, "seed": pl.Int64, "step": pl.Int64}
+_VALUE = {"metric": pl.String, "value": pl.Float64}
+SCHEMA: dict[str, Any] = _RUN | {"stage": pl.String} | _LANE | {"condition": pl.String} | _VALUE
 # ``step`` is the tuning step; ``part`` and ``strength`` say what was analysed or done, as the analysis defines it.
-ANALYSIS_SCHEMA: dict[str, Any] = {
-    "run": pl.String,
-    "revision": pl.String,
-    "device": pl.String,
-    "analysis": pl.String,
-    "method": pl.String,
-    "lr_name": pl.String,
-    "lr": pl.Float64,
-    "seed": pl.Int64,
-    "step": pl.Int64,
-    "condition": pl.String,
-    "subset": pl.String,
-    "layer": pl.Int64,
-    "part": pl.String,
-    "strength": pl.Float64,
-    "metric": pl.String,
-    "value": pl.Float64,
-}
+_WHAT = {"subset": pl.String, "layer": pl.Int64, "part": pl.String, "strength": pl.Float64}
+ANALYSIS_SCHEMA: dict[str, Any] = _RUN | {"analysis": pl.String} | _LANE | {"condition": pl.String} | _WHAT | _VALUE
 STAGES = ("pretrain", "tune", "evaluate", "analyze")
 # All prompts of a condition, or those that the model complied with.
 SUBSETS = ("all", "successful")
@@ -69,10 +43,8 @@ _DIGEST = re.compile(_DIGEST_KEY.encode() + rb"..([0-9a-f]{64})", re.DOTALL)
 def rows_to_frame(rows: Iterable[Mapping[str, Any]], *, schema: Mapping[str, Any] = SCHEMA) -> pl.DataFrame:
     """Returns the tidy frame of rows, non-finite values as null.
 
-    Args:
-        rows: mappings with exactly the keys of ``schema``; NumPy and JAX scalars are accepted as numbers. ``layer`` and
-            ``strength`` may be None.
-        schema: ``SCHEMA`` or ``ANALYSIS_SCHEMA``.
+    Rows have exactly the keys of ``schema``, NumPy and JAX scalars are accepted as numbers, and ``layer`` and
+    ``strength`` may be None.
 
     Raises:
         ValueError: a missing or unknown column, a value of the wrong type, an unknown stage or subset.

@@ -14,11 +14,7 @@ _asked: list[int] = []  # signals are the whole process', and so is what was ask
 
 
 class Stopped(Exception):
-    """A run has ended where it was asked to; all that it had finished is saved.
-
-    Attributes:
-        number: the signal that asked.
-    """
+    """A run has ended where it was asked to, by the signal ``number``; all that it had finished is saved."""
 
     def __init__(self, number: int, where: str):
         super().__init__(f"stopped by {signal.Signals(number).name} {where}")
@@ -30,9 +26,7 @@ def deferred(tell: Callable[[str], None]) -> Iterator[None]:
     """Makes SIGTERM and SIGINT a request that :func:`check` answers; a second signal ends the process at once.
 
     Outside the main thread, which alone may handle signals, nothing changes. A signal that is ignored stays ignored.
-
-    Args:
-        tell: called with the name of the first signal, from another thread.
+    ``tell`` is called with the name of the first signal, from another thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -61,8 +55,7 @@ def deferred(tell: Callable[[str], None]) -> Iterator[None]:
 def check(where: str) -> None:
     """Ends the run here if it has been asked to; called where everything that is finished is saved.
 
-    Args:
-        where: the place for the message, such as ``after step 200 of tune dpo``.
+    ``where``, such as ``after step 200 of tune dpo``, is for the message.
 
     Raises:
         Stopped: a signal has asked to.

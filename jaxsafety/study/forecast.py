@@ -7,23 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
-
 from jaxsafety.config import fields
+from jaxsafety.engine import memory
 from jaxsafety.recipe import cells
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline
 from jaxsafety.study.grids import Job
-from jaxsafety.types import TrainState
 
 
 def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
-    """Returns the forecast as text.
-
-    Args:
-        every: all cells of the grid; speeds recorded in any of them are gone by.
-        chosen: the cells that would be run.
-    """
+    """Returns the forecast of running ``chosen`` as text; it goes by speeds that any cell of ``every`` has recorded."""
     todo = [job for job in chosen if not pipeline.is_finished(job.ready, "tune")]
     pretrainings = [job for job in _sources(todo) if not pipeline.is_finished(job.source, "pretrain")]
     by_name = {job.cell.name: job for job in todo}
@@ -74,16 +67,12 @@ def _memory(families: Sequence[Sequence[Job]], groups: Sequence[Sequence[Job]]) 
         for label in group[0].ready.recipe.tune.methods
     ]
     if stacks:
-        largest = max(stacks, key=_bytes)
-        lanes, size = math.prod(largest.step.shape), _bytes(largest)
+        largest = max(stacks, key=memory.size)
+        lanes, size = math.prod(largest.step.shape), memory.size(largest)
         yield (
             f"memory: the largest stacked state has {lanes} lanes of parameters and optimiser state, "
             f"{size / 2**20:.1f} MiB in all; activations and gradients come on top"
         )
-
-
-def _bytes(state: TrainState) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _pretrain_left(job: Job) -> int:

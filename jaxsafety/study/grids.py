@@ -43,14 +43,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What became of the cells of a process, by name.
-
-    Attributes:
-        finished: those that ended here.
-        skipped: those that had been finished before.
-        in_use: those that another process holds.
-        failed: those that failed, with the stage and the reason.
-    """
+    """What became of the cells of a process, by name: ended here, before, held by another process, failed and why."""
 
     finished: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
+from jaxsafety import tree
 from jaxsafety.config.names import check_name, nearest
 from jaxsafety.formats import official
 from jaxsafety.recipe import yaml_file
@@ -68,11 +66,7 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
         for label in (PRETRAINED, *recipe.tune.methods):
             rates = ("",) if label == PRETRAINED else tuple(recipe.tune.learning_rates)
             rows = [[params[(label, rate), seed] for seed in recipe.seeds] for rate in rates]
-            pipeline.adopt(ready, label, _stacked([_stacked(row) for row in rows]))
-
-
-def _stacked(trees: Sequence[Params]) -> Params:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+            pipeline.adopt(ready, label, tree.stack([tree.stack(row) for row in rows]))
 
 
 def _check_recipe(recipe: Recipe) -> None:

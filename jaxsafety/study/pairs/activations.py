@@ -78,17 +78,10 @@ class _Subjects:
 def write(
     pair: Pair, directory: Path, config: ActivationsConfig, given: Sequence[Prompt], tokenizer: Tokenizer
 ) -> Encoded:
-    """Measures every layer that is not measured yet and writes its rows.
+    """Measures every layer that is not measured yet, writes its rows and returns the prompts as they were read.
 
-    Args:
-        pair: the checkpoints.
-        directory: the run directory, held by :func:`jaxsafety.study.pairs.opened.enter`.
-        config: as it is recorded there.
-        given: the prompts.
-        tokenizer: of the tuned model.
-
-    Returns:
-        The prompts as they were read.
+    ``directory`` is held by :func:`jaxsafety.study.pairs.opened.enter`, ``config`` recorded there, and the tokenizer
+    the tuned model's.
 
     Raises:
         ValueError: too few prompts, a tokenizer of another vocabulary, a tensor that is not finite, or something that

@@ -70,18 +70,12 @@ class Batch:
 
 
 def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, vocab_size: int) -> Encoded:
-    """Returns prompts as ids; of one that is too long the first token and the end are kept.
+    """Returns prompts as ids; of one of more than ``max_tokens`` the first token and the end are kept.
 
     The first token is what attention rests on, and the end is where the activations are read.
 
-    Args:
-        prompts: labelled, at least ``LEAST`` of either class.
-        tokenizer: of the tuned model.
-        max_tokens: the most that a prompt may have.
-        vocab_size: of both models.
-
-    Raises:
-        ValueError: too few prompts of a class; a conversation that the template refuses; ids beyond the vocabulary.
+    Raises:     ValueError: less than ``LEAST`` prompts of a class; a conversation that the template of the tokenizer
+    refuses; ids         beyond the vocabulary of both models.
     """
     for label in LABELS:
         if (count := sum(prompt.label == label for prompt in prompts)) < LEAST:
@@ -102,12 +96,9 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, 
 def bucketed(
     prompts: Sequence[Sequence[int]], *, answers: Sequence[Sequence[int]] | None = None, batch_tokens: int
 ) -> list[Batch]:
-    """Returns batches of similar length, the shortest first; every prompt is in one of them.
+    """Returns batches of similar length, the shortest first; every prompt, with its answer if any, is in one of them.
 
-    Args:
-        prompts: ids.
-        answers: ids that follow each prompt; None for none.
-        batch_tokens: the most places of a batch, padding included, if it has more than one sequence.
+    A batch has at most ``batch_tokens`` places, padding included, if it has more than one sequence.
     """
     whole = [list(own) + list(more) for own, more in zip(prompts, answers or [()] * len(prompts), strict=True)]
     padded = np.array([-(-len(own) // _STEP) * _STEP for own in whole])

@@ -33,7 +33,7 @@ def layer(
         x: ``[b, t, d]`` residual stream.
         mask: ``[b, t]``, True where a token is real.
         chosen: ``[p, b, t]`` weights of the places whose mean is read, p kinds of it; a row of zeros reads zeros.
-        config: the model.
+        config: of the model.
 
     Returns:
         The residual stream after the layer, and by site ``[p, b, d]`` (``f`` for ``mlp.hook_post``).
@@ -56,18 +56,15 @@ def cluster_measures(
 ) -> dict[str, Array]:
     """Measures where every prompt lies between the means of safe and unsafe prompts, and how far these are apart.
 
-    Args:
-        activations: ``[n, d]`` of all prompts, jailbreaks included.
-        classes: ``[2, n]`` the safe and the unsafe ones.
-        second: ``[n]`` which half a prompt belongs to.
+    ``activations`` are those of all prompts, jailbreaks included; ``classes`` the safe and the unsafe ones; ``second``
+    which half a prompt belongs to.
 
     Returns:
         ``tau``, ``relative_tau`` and ``cosine_tau`` ``[n]``, each with the means of the other half; ``gap``,
         ``effect_size``, ``relative_gap``, ``accuracy``, ``distance``, the mean over the halves; ``leading_share`` and
         ``leading_energy`` ``[2]`` of the classes' spectra, all of a class.
 
-    References:
-        Jain et al. 2024 (arXiv 2407.10264), section 4.1 and figure 3.
+    References: Jain et al. 2024 (arXiv 2407.10264), section 4.1 and figure 3.
 
     Fidelity: the released curve of real models takes the means from the prompts that it is made of.
     """
@@ -99,13 +96,10 @@ def cluster_measures(
 def action_measures(
     base: Float[Array, "m n"], tuned: Float[Array, "m n"], inputs: Float[Array, "b m"], *, directions: int
 ) -> dict[str, Any]:
-    """Measures how the update of one matrix acts on the inputs that prompts bring.
+    """Measures how the update of one matrix, in [1, min(m, n)] strongest directions, acts on what prompts bring.
 
-    Args:
-        base: ``[m, n]`` before.
-        tuned: ``[m, n]`` after.
-        inputs: ``[b, m]`` what the tuned model multiplies with it.
-        directions: of the update, the strongest, in [1, min(m, n)].
+    ``inputs`` are what the tuned model multiplies with it. See :class:`jaxsafety.analysis.update_spaces.InputSpace` for
+    ``gain``, ``ratio`` and ``energy`` ``[b]``, and ``projection`` ``[b, r]``.
 
     Returns:
         ``gain``, ``ratio`` and ``energy`` ``[b]``, ``projection`` ``[b, r]``; see
@@ -122,9 +116,5 @@ def action_measures(
         method="randomized",
         key=jax.random.key(0),
     )
-    return {
-        "gain": space.gain[0],
-        "ratio": space.ratio[0],
-        "energy": space.energy[0],
-        "projection": jnp.abs(space.projections[0]),
-    }
+    found = {name: getattr(space, name)[0] for name in ("gain", "ratio", "energy")}
+    return found | {"projection": jnp.abs(space.projections[0])}

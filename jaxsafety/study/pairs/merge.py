@@ -66,11 +66,8 @@ class MergeConfig:
 def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsDtype | None = None) -> None:
     """Writes the merged model with the tuned one's configuration and tokenizer; nothing is there until all of it is.
 
-    Args:
-        pair: the checkpoints.
-        directory: where; it must not exist or be empty.
-        config: what to merge.
-        dtype: the type to store it in; None for that of the tuned model's embeddings.
+    ``directory`` must not exist or be empty; ``dtype`` is the type to store it in, None for that of the tuned model's
+    embeddings.
 
     Raises:
         ValueError: a value is not finite, ``directory`` holds something, or a matrix does not fit into memory.
@@ -177,10 +174,7 @@ def part_of(
         delta: ``[m, n]`` the update.
         energy: share of the base's energy that counts as its range; None to leave the null space alone.
         rank: leading directions to keep of the rest; None for all.
-        method: of the decompositions.
-
-    Returns:
-        ``[m, n]``; NaN where ``gram`` does not resolve what is needed.
+        method: of the decompositions; NaN comes back where ``gram`` does not resolve what is needed.
     """
     part = delta[None]
     if energy is not None:

@@ -24,12 +24,7 @@ _CHOICES = ("tied", "qkv_bias", "out_bias", "mlp_bias")
 
 @dataclass(frozen=True)
 class Pair:
-    """A checkpoint and what was tuned from it.
-
-    Attributes:
-        base: the one before.
-        tuned: the one after.
-    """
+    """A checkpoint, and what was tuned from it."""
 
     base: hf.Checkpoint
     tuned: hf.Checkpoint
@@ -67,12 +62,8 @@ def open_pair(base: Path, tuned: Path) -> Pair:
 def enter(directory: Path, pair: Pair, name: str) -> Iterator[Path]:
     """Holds the directory of a pair's analyses, whose ``config.yaml`` says which checkpoints they are.
 
-    What ends in bad input before it has measured anything leaves nothing there.
-
-    Args:
-        directory: the run directory.
-        pair: the checkpoints.
-        name: of the analysis, ``weights`` or ``activations``.
+    What ends in bad input before the analysis ``name``, ``weights`` or ``activations``, has measured anything leaves
+    nothing there.
 
     Raises:
         RunInUseError: another process holds it.

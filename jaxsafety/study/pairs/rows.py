@@ -4,7 +4,7 @@ A pair has no seeds: its rows carry seed 0. Where a value is a mean over prompts
 ``METRIC_low`` and ``METRIC_high`` are its 95 % Student-t interval over them, and ``METRIC_n`` their number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,8 @@ def frame(
 ) -> pl.DataFrame:
     """Returns rows of values by (analysis, metric); what is not finite is undefined and left out.
 
-    Args:
-        method: ``pretrained`` or ``tuned``.
-        values: numbers, or arrays of one length.
-        labels: columns that are the same for all rows.
-        columns: columns that vary along the arrays, ``[rows]`` each.
+    ``method`` is ``pretrained`` or ``tuned``; values are numbers, or arrays of one length, along which ``columns``
+    ``[rows]`` vary; ``labels`` are columns that are the same for all rows.
     """
     frames = [pl.DataFrame(schema=results.ANALYSIS_SCHEMA)]
     for (analysis, metric), given in values.items():
@@ -55,37 +52,34 @@ def frame(
 
 
 def means(method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]) -> pl.DataFrame:
-    """Returns rows of the means of values by (analysis, metric), each with its interval and number.
+    """Returns rows of the means of values ``[prompts]`` by (analysis, metric), each with its interval and number.
 
-    Args:
-        method: ``pretrained`` or ``tuned``.
-        values: ``[prompts]`` each; what is not finite is left out of the mean and of the number.
-        labels: columns that are the same for all rows.
+    What is not finite is left out of the mean and of the number. For ``method`` and ``labels`` see :func:`frame`.
     """
-    found = {}
-    for (analysis, metric), given in values.items():
-        mean, low, high, n = student_interval(np.asarray(given, float).tolist())
-        summary = {"": mean, "_low": low, "_high": high, "_n": n}
-        found |= {(analysis, metric + name): np.nan if value is None else value for name, value in summary.items()}
-    return frame(method, found, labels=labels)
+    intervals = {key: student_interval(np.asarray(given, float).tolist()) for key, given in values.items()}
+    return _with_intervals(method, intervals, labels=labels)
 
 
 def compared(
     method: str, values: Mapping[tuple[str, str], tuple[float, float | None]], n: int, *, labels: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """Returns rows of values by (analysis, metric) that compare two groups of prompts, each with its interval.
+    """Returns rows of values by (analysis, metric) that compare two groups of ``n`` prompts, each with its interval.
 
-    Args:
-        method: ``pretrained`` or ``tuned``.
-        values: each with half the width of its interval, None if it has none.
-        n: prompts of both groups.
-        labels: columns that are the same for all rows.
+    Half of its width is given beside each, None if it has none. For ``method`` and ``labels`` see :func:`frame`.
     """
-    found: dict[tuple[str, str], Any] = {}
-    for (analysis, metric), (value, half) in values.items():
-        half = np.nan if half is None else half
-        summary = {"": value, "_low": value - half, "_high": value + half, "_n": n}
-        found |= {(analysis, metric + name): number for name, number in summary.items()}
+    halves = {key: (value, np.nan if half is None else half) for key, (value, half) in values.items()}
+    intervals = {key: (value, value - half, value + half, n) for key, (value, half) in halves.items()}
+    return _with_intervals(method, intervals, labels=labels)
+
+
+def _with_intervals(
+    method: str, intervals: Mapping[tuple[str, str], Sequence[float | None]], *, labels: Mapping[str, Any]
+) -> pl.DataFrame:
+    found = {
+        (analysis, metric + end): np.nan if number is None else number
+        for (analysis, metric), interval in intervals.items()
+        for end, number in zip(("", "_low", "_high", "_n"), interval, strict=True)
+    }
     return frame(method, found, labels=labels)
 
 

@@ -32,13 +32,7 @@ _SAVE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Side:
-    """One model and what it reads.
-
-    Attributes:
-        checkpoint: its weights.
-        batches: the prompts, maybe with the model's answers.
-        compute_dtype: what products are rounded to.
-    """
+    """One model, the prompts that it reads, maybe with its answers, and what its products are rounded to."""
 
     checkpoint: hf.Checkpoint
     batches: tuple[Batch, ...]
@@ -64,12 +58,8 @@ Seen = list[dict[str, Float[np.ndarray, "p n _"]]]
 def layers(sides: Sequence[Side], *, state: Path) -> Iterator[tuple[int, Seen]]:
     """Yields layer by layer what the sides' MLPs see of every prompt: at its last token, and in the mean of its answer.
 
-    Args:
-        sides: the models.
-        state: where the streams are saved; those there are gone on from, and removed at the end.
-
-    Yields:
-        The layer and its activations. The streams behind it are saved after the caller comes back for the next.
+    ``state`` is where the streams are saved; those there are gone on from, and removed at the end. The streams behind a
+    layer are saved after the caller comes back for the next.
 
     Raises:
         ValueError: the saved streams are damaged, a tensor is not finite, or a layer does not fit into memory.

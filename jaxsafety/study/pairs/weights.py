@@ -67,10 +67,7 @@ class WeightsConfig:
 def write(pair: Pair, directory: Path, config: WeightsConfig) -> None:
     """Measures every matrix that is not measured yet and writes its rows.
 
-    Args:
-        pair: the checkpoints.
-        directory: the run directory, held by :func:`jaxsafety.study.pairs.opened.enter`.
-        config: as it is recorded there.
+    ``directory`` is held by :func:`jaxsafety.study.pairs.opened.enter`, and ``config`` recorded there.
 
     Raises:
         ValueError: a matrix is not finite, or does not fit into memory; those before it are kept.
@@ -122,12 +119,7 @@ def measure_matrix(
 ) -> dict[str, Any]:
     """Measures one update: where it lies, how large and of what rank it is.
 
-    Args:
-        base: ``[m, n]`` before.
-        tuned: ``[m, n]`` after.
-        energy: share that leading directions hold.
-        method: of the decompositions.
-        rank: triplets that ``randomized`` computes.
+    For ``energy``, ``method`` and ``rank`` see :class:`WeightsConfig`.
 
     Returns:
         ``spaces``, ``changed_norm`` ``|dW|_F / |W|_F``, ``stable_rank`` and ``effective_rank`` of the update; the last

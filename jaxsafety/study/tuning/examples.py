@@ -71,11 +71,8 @@ def read(path: Path, *, pairs: bool) -> list[Example]:
     ``prompt`` is text or a list of turns; ``chosen`` (or ``completion``) and ``rejected`` are text or the one turn of
     the assistant. ``messages`` without an answer beside it is a conversation, every assistant turn of which is an
     example with all that stands before it, and with one is the prompt. Without any prompt, ``chosen`` and ``rejected``
-    are conversations that differ in their last turn. ``label`` tells methods that ask which prompts are unsafe.
-
-    Args:
-        path: the file.
-        pairs: both answers are needed; without, ``rejected`` may be there and is not used.
+    are conversations that differ in their last turn. ``label`` tells methods that ask which prompts are unsafe. With
+    ``pairs`` both answers are needed; without, ``rejected`` may be there and is not used.
 
     Raises:
         ValueError: no such file, or no examples in it; a line that is no such object, with its number.
@@ -141,16 +138,10 @@ def _answer(value: Any, what: str) -> str:
 
 
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_tokens: int, vocab_size: int) -> Encoded:
-    """Returns examples as ids, ready for next-token prediction.
+    """Returns examples, at least one and pairs all of them or none, as ids, ready for next-token prediction.
 
     Of an answer that is too long the beginning is kept, and of a prompt that then is, its first token and its end; both
-    answers of a pair have the same prompt.
-
-    Args:
-        examples: pairs, all of them or none; at least one.
-        tokenizer: of the model.
-        max_tokens: the most inputs ``t`` of a sequence.
-        vocab_size: of the model.
+    answers of a pair have the same prompt. A sequence has at most ``max_tokens`` inputs ``t``.
 
     Raises:
         ValueError: a conversation that the template refuses, a prompt without tokens, ids beyond the vocabulary.
@@ -164,8 +155,7 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_tokens: int
         # One more than the inputs: the last token is a target alone.
         room = max_tokens + 1 - max(map(len, kept))
         prompt = shortened(told[0][0], room)
-        cut = len(told[0][0]) > room or any(len(answer) > max_tokens for _, answer in told)
-        truncated += cut
+        truncated += len(told[0][0]) > room or any(len(answer) > max_tokens for _, answer in told)
         rows.append([(prompt, answer) for answer in kept])
     longest = max(len(prompt) + len(answer) - 1 for row in rows for prompt, answer in row)
     length = min(-(-longest // _STEP) * _STEP, max_tokens)
@@ -198,11 +188,7 @@ def _padded(sequences: Sequence[tuple[list[int], list[int]]], length: int) -> Ba
 def draw(data: Any, *, key: Key, step: Int[Array, ""], batch_size: int) -> Any:
     """Returns the batch of a step: epoch by epoch all examples in another order, a pure function of key and step.
 
-    Args:
-        data: pytree of arrays ``[n, ...]``.
-        key: of the run.
-        step: from 0.
-        batch_size: at most ``n``; a batch may hold the end of one epoch and the beginning of the next.
+    A batch of at most the ``n`` examples ``[n, ...]`` may hold the end of one epoch and the beginning of the next.
     """
     count = len(jax.tree.leaves(data)[0])
     if batch_size > count:

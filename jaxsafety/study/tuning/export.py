@@ -15,11 +15,7 @@ from jaxsafety.types import Params
 def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, config: TuningConfig) -> None:
     """Writes the tuned model beside the tokenizer that it began with; nothing is there until all of it is.
 
-    Args:
-        checkpoint: the model before.
-        trained: the adapter, or all parameters.
-        directory: where; it must not exist or be empty.
-        config: how it was tuned.
+    ``trained`` is the adapter, or all parameters; ``directory`` must not exist or be empty.
 
     Raises:
         ValueError: a value is not finite.

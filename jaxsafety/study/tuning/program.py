@@ -25,10 +25,8 @@ Chunk = Callable[[TrainState, Params, Any, Int[Array, ""]], tuple[TrainState, Me
 def start(params: Params, config: TuningConfig) -> tuple[TrainState, Params]:
     """Returns the state before the first step, and the parameters that stay as they are.
 
-    Args:
-        params: of the model, or their shapes under ``jax.eval_shape``.
-        config: what is tuned: an adapter, whose state is its factors alone, or all of ``params``, which are then the
-            float32 numbers that updates are added to.
+    What is tuned is an adapter, whose state is its factors alone, or all of ``params`` (shapes, under
+    ``jax.eval_shape``), which are then the float32 numbers that updates are added to.
     """
     key, trained, frozen = keys.root(config.seed), params, {}
     if config.lora_rank is not None:
@@ -47,10 +45,7 @@ def optimizer(config: TuningConfig) -> optax.GradientTransformation:
 def chunk(model: LlamaConfig, config: TuningConfig, *, batches: Sharding | None = None) -> Chunk:
     """Returns what takes steps, on batches drawn inside.
 
-    Args:
-        model: the checkpoint's.
-        config: how it is tuned.
-        batches: where sequences go that are computed on together; None for wherever the parameters are.
+    ``batches`` says where sequences go that are computed on together; None for wherever the parameters are.
     """
     key, method = keys.root(config.seed), config.load()
 

@@ -1,6 +1,5 @@
 """What the model that tuning begins with says of all examples: read once, and kept in the run directory."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,10 @@ def referenced(
     config: TuningConfig,
     places: Places,
 ) -> PreferenceBatch:
-    """Returns examples with what the model before the first step says of them, as host arrays.
+    """Returns examples ``[n, t]`` with what the model before the first step says of them, as host arrays.
 
-    Args:
-        batch: ``[n, t]`` of all examples.
-        state: what is tuned; if nothing is kept yet, before the first step.
-        frozen: the weights that stay as they are.
-        directory: the run directory.
-        model: the checkpoint's configuration.
-        config: of the run, whose method has a reference.
-        places: of its parts.
+    If nothing is kept in ``directory`` yet, ``state`` is that before the first step. The method of ``config`` has a
+    reference.
 
     Raises:
         ValueError: nothing is kept and the first step is taken, or what is kept is damaged.
@@ -58,39 +51,28 @@ def referenced(
             raise ValueError(
                 f"{folder} is missing, which training in {directory} went by: expected it as it was, or another --out"
             )
-        read = _reader(batch, state.params, frozen, model=model, config=config, places=places)
-        checkpoint.save(folder, read(), step=0)
+        arrays = _read(batch, state.params, frozen, model=model, config=config, places=places)
+        checkpoint.save(folder, arrays, step=0)
     found = jax.device_get(checkpoint.load(folder, like)[0])
     return batch.replace(reference=jax.tree.unflatten(structure, found))
 
 
-def _reader(
-    batch: PreferenceBatch,
-    trained: Params,
-    frozen: Params,
-    *,
-    model: LlamaConfig,
-    config: TuningConfig,
-    places: Places,
-) -> Callable[[], list[np.ndarray]]:
-    """Returns what reads the arrays of all examples, as many at a time as a part of a batch has."""
+def _read(
+    batch: PreferenceBatch, trained: Params, frozen: Params, *, model: LlamaConfig, config: TuningConfig, places: Places
+) -> list[np.ndarray]:
+    """Reads the arrays of all examples, as many at a time as a part of a batch has."""
     size = config.batch_size // config.accumulate
     part_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
     run = program.reference(model, config, batches=places.sequences(size))
-    what = f"reading {size} examples"
-    compiled = programs.fitted(run, trained, frozen, places.copied(part_shapes), what=what)
-
-    def read() -> list[np.ndarray]:
-        count, found = len(batch.chosen.tokens), []
-        with progress.track(count, label=f"reference of {config.method}") as update:
-            for start in range(0, count, size):
-                # The last batch is filled with the first examples: one shape, one program.
-                rows, end = np.arange(start, start + size) % count, min(start + size, count)
-                part: Any = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
-                arrays = jax.tree.leaves(compiled(trained, frozen, jax.device_put(part, places.everywhere)))
-                found.append([np.asarray(array)[: end - start] for array in arrays])
-                update(end, {})
-                signals.check(f"after {end} of {count} examples of the reference")
-        return [np.concatenate(pieces) for pieces in zip(*found, strict=True)]
-
-    return read
+    compiled = programs.fitted(run, trained, frozen, places.copied(part_shapes), what=f"reading {size} examples")
+    count, found = len(batch.chosen.tokens), []
+    with progress.track(count, label=f"reference of {config.method}") as update:
+        for start in range(0, count, size):
+            # The last batch is filled with the first examples: one shape, one program.
+            rows, end = np.arange(start, start + size) % count, min(start + size, count)
+            part: Any = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+            arrays = jax.tree.leaves(compiled(trained, frozen, jax.device_put(part, places.everywhere)))
+            found.append([np.asarray(array)[: end - start] for array in arrays])
+            update(end, {})
+            signals.check(f"after {end} of {count} examples of the reference")
+    return [np.concatenate(pieces) for pieces in zip(*found, strict=True)]

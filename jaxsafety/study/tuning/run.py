@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +53,8 @@ class Plan:
     free_bytes: int
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """Shapes with their places on the devices."""
+class _Shapes(NamedTuple):
+    """Shapes of what a chunk takes, with their places on the devices."""
 
     state: TrainState
     frozen: Params
@@ -66,34 +65,20 @@ class _Shapes:
 def plan(model: LlamaConfig, encoded: Encoded, config: TuningConfig, *, places: Places) -> Plan:
     """Returns what a run would need; nothing is loaded.
 
-    Args:
-        model: the checkpoint's configuration.
-        encoded: the examples.
-        config: of the run.
-        places: of its parts.
-
     Raises:
         ValueError: a batch larger than the data.
     """
     shapes = _shapes(model, encoded, config, places)
-    _, need = programs.planned(_chunk(model, config, shapes, places), *_given(shapes), donate=(0,))
+    _, need = programs.planned(_chunk(model, config, shapes, places), *shapes, donate=(0,))
     held = [memory.size(part) for part in (shapes.frozen, shapes.state, shapes.data)]
     total = sum(math.prod(shape) for shape in leaf_shapes(model).values())
     return Plan(total, tree.count(shapes.state.params), *held, need - sum(held), memory.available())
 
 
 def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: TuningConfig, *, places: Places) -> Path:
-    """Tunes a checkpoint to the last step, from the newest state in ``directory``, and writes the model.
+    """Tunes a checkpoint to the last step, from the newest state in ``directory``, and returns where the model is.
 
-    Args:
-        opened: the model to begin with.
-        encoded: the examples.
-        directory: the run directory, held by the caller.
-        config: as it is recorded there.
-        places: of the run's parts.
-
-    Returns:
-        The directory of the tuned model.
+    The run directory is held by the caller, and ``config`` recorded there.
 
     Raises:
         ValueError: it does not fit into memory, a tensor is not finite, or a saved state is damaged.
@@ -106,7 +91,7 @@ def write(opened: hf.Checkpoint, encoded: Encoded, directory: Path, config: Tuni
     model = opened.config
     shapes = _shapes(model, encoded, config, places)
     what = f"tuning with {config.batch_size // config.accumulate} sequences at a time"
-    chunk = programs.fitted(_chunk(model, config, shapes, places), *_given(shapes), donate=(0,), what=what)
+    chunk = programs.fitted(_chunk(model, config, shapes, places), *shapes, donate=(0,), what=what)
     state, frozen = _begin(opened, shapes, directory, config, places)
     data = encoded.batch
     if config.load().reference is not None:
@@ -178,10 +163,6 @@ def _chunk(model: LlamaConfig, config: TuningConfig, shapes: _Shapes, places: Pl
         return jax.lax.with_sharding_constraint(state, placing.of(shapes.state)), metrics
 
     return placed
-
-
-def _given(shapes: _Shapes) -> tuple[Any, ...]:
-    return shapes.state, shapes.frozen, shapes.data, shapes.steps
 
 
 def _shapes(model: LlamaConfig, encoded: Encoded, config: TuningConfig, places: Places) -> _Shapes:
