@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -98,8 +98,14 @@ def _fail(problem: object, *, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jaxsafety", description="The mechanics of safety fine-tuning, in JAX.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, handler: Callable[[argparse.Namespace, Sequence[str]], int], summary: str, **more: str):
+        verb = verbs.add_parser(name, help=summary, allow_abbrev=False, **more)
+        verb.set_defaults(handler=handler)
+        return verb
+
     for name, summary in _STAGES.items():
-        stage = verbs.add_parser(name, help=summary, description=f"{summary}. {_OVERRIDES}", allow_abbrev=False)
+        stage = add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}")
         stage.add_argument("recipe", type=Path, help="YAML recipe, or the config.yaml of a run")
         stage.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
         stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
@@ -110,50 +116,37 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
         stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
         stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
-        stage.set_defaults(handler=_stage)
-    _add_import(verbs)
-    status = verbs.add_parser("status", help="show how far a run or every cell of a grid is", allow_abbrev=False)
+    imported = add("import", _import, _IMPORT, description=f"{_IMPORT}. {_OVERRIDES}")
+    imported.add_argument(
+        "recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml"
+    )
+    imported.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
+                          "stands for each of the recipe's seeds")  # fmt: skip
+    imported.add_argument("--tuned", action="append", default=[], metavar="METHOD:LR=FILE",
+                          help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
+    imported.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
+    imported.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
+                          help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
+    status = add("status", _status, "show how far a run or every cell of a grid is")
     status.add_argument("run", type=Path, help="run directory")
-    status.set_defaults(handler=_status)
-    claims = verbs.add_parser("claims", help="judge the paper's statements by a run's analyses", allow_abbrev=False)
+    claims = add("claims", _claims, "judge the paper's statements by a run's analyses")
     claims.add_argument("run", type=Path, help="run directory")
     claims.add_argument("--format", choices=("text", "markdown"), default="text")
-    claims.set_defaults(handler=_claims)
-    figure = verbs.add_parser("figure", help="draw one figure of a run's analyses", allow_abbrev=False)
+    figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
     figure.add_argument("run", type=Path, help="run directory")
     figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
-    figure.set_defaults(handler=_figure)
-    sample = verbs.add_parser("sample", help="print prompts of a condition with their answers", allow_abbrev=False)
+    sample = add("sample", _sample, "print prompts of a condition with their answers")
     sample.add_argument("--world", default="tiny", help="paper or tiny")
     sample.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
     sample.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
-    sample.set_defaults(handler=_sample)
-    prompts = verbs.add_parser("prompts", help="write labelled prompts in English, safe, unsafe and jailbreaks",
-                               allow_abbrev=False)  # fmt: skip
+    prompts = add("prompts", _prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    prompts.set_defaults(handler=_prompts)
-    listed = verbs.add_parser("list", help="list the methods and their fields", allow_abbrev=False)
-    listed.set_defaults(handler=_list)
-    env = verbs.add_parser("env", help="print versions and devices, for bug reports", allow_abbrev=False)
-    env.set_defaults(handler=_env)
+    add("list", _list, "list the methods and their fields")
+    add("env", _env, "print versions and devices, for bug reports")
     return parser
-
-
-def _add_import(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    description = f"{_IMPORT}. {_OVERRIDES}"
-    verb = verbs.add_parser("import", help=_IMPORT, description=description, allow_abbrev=False)
-    verb.add_argument("recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml")
-    verb.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
-                      "stands for each of the recipe's seeds")  # fmt: skip
-    verb.add_argument("--tuned", action="append", default=[], metavar="METHOD:LR=FILE",
-                      help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
-    verb.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
-    verb.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
-                      help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-    verb.set_defaults(handler=_import)
 
 
 def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -36,11 +36,9 @@ class LostError(OSError):
 class Place:
     """Where this process stands among those of its run.
 
-    Attributes:
-        method: jax's name of the cluster that tells the rest, ``flags`` where the flags do.
-        processes: how many there are; None where only the cluster knows.
-        process: which one this is; None where only the cluster knows.
-        coordinator: host and port of process 0; empty where the cluster tells.
+    ``method`` is jax's name of the cluster that tells the rest, ``flags`` where the flags do. How many ``processes``
+    there are, and which one this is, is None where only the cluster knows; ``coordinator`` is host and port of process
+    0.
     """
 
     method: str

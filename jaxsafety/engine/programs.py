@@ -14,12 +14,9 @@ from jaxsafety.types import HParams, Strategy
 
 @dataclass(frozen=True)
 class Grid:
-    """The lanes of a program.
+    """The lanes of a program: seed numbers, axis s, and (name, peak learning rate) of the points, axis h.
 
-    Attributes:
-        seeds: seed numbers, axis s.
-        points: (name, peak learning rate) of the hyper-parameter points, axis h.
-        strategy: a resolved strategy.
+    ``strategy`` is a resolved one.
     """
 
     seeds: tuple[int, ...]

@@ -35,16 +35,12 @@ ShardingRule = Callable[[str, tuple[int, ...]], Sharding]
 def load(
     directory: Path, *, dtype: ParamsDtype, shardings: ShardingRule | Params | None = None
 ) -> tuple[LlamaConfig, Params]:
-    """Loads a model of type llama, mistral or qwen2, after checking that its files hold it exactly.
+    """Loads a model of type llama, mistral or qwen2 from safetensors, after checking that its files hold it exactly.
 
-    Host memory peaks at the model in ``dtype`` where it stays on the host, at its largest leaf where it goes to
-    accelerators.
-
-    Args:
-        directory: a Hugging Face checkpoint in safetensors.
-        dtype: the type of the parameters, whatever type they are stored in.
-        shardings: where each leaf goes: a tree of shardings, or a rule from its path and shape, such as
-            :func:`jaxsafety.engine.sharding.fsdp`. Each process reads what its devices hold. None: the default device.
+    Host memory peaks at the model in ``dtype``, whatever type it is stored in, where it stays on the host, and at its
+    largest leaf where it goes to accelerators. ``shardings`` says where each leaf goes: a tree of shardings, or a rule
+    from its path and shape, such as :func:`jaxsafety.engine.sharding.fsdp`; None is the default device. Each process
+    reads what its devices hold.
 
     Returns:
         The model's configuration and parameters: matrices ``[in, out]``, below ``blocks`` with a leading ``l``.

@@ -28,11 +28,8 @@ _ALIGNMENT = 64  # bytes; JAX on CPU takes such a buffer as it is and copies any
 class Checkpoint:
     """A checkpoint whose tensors all fit its configuration.
 
-    Attributes:
-        directory: where it lies.
-        config: the model.
-        tensors: by our path and layer (None outside the layers), where the tensor lies.
-        tied_head: the output head of a model whose head is its embeddings, if the files hold it a second time.
+    ``tensors`` are where they lie, by our path and layer (None outside the layers). ``tied_head`` is the output head of
+    a model whose head is its embeddings, if the files hold it a second time.
     """
 
     directory: Path

@@ -37,11 +37,8 @@ _BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 class Slot:
     """What Hugging Face's files hold for one layer of one of our leaves.
 
-    Attributes:
-        path: our path, e.g. ``blocks/mlp/up``.
-        layer: the index on its leading axis; None for a leaf without one.
-        name: their name.
-        shape: their shape, ``[out, in]`` for matrices.
+    ``layer`` is the index on the leading axis of our ``path``, None for a leaf without one; ``name`` and ``shape`` are
+    theirs, ``[out, in]`` for matrices.
     """
 
     path: str

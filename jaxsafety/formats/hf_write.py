@@ -75,14 +75,10 @@ def write_checkpoint(
 ) -> None:
     """Writes a checkpoint directory from tensors that are made one at a time.
 
-    Args:
-        directory: where; it must not exist or be empty.
-        read: from one of our paths and a layer (None outside the layers) to that tensor, matrices ``[in, out]``.
-        config: the model.
-        dtype: the type to store it in.
-        shard_bytes: the most that one file may hold, if no tensor alone is larger.
-        source: a checkpoint directory whose tokenizer goes with the model; see also
-            :func:`~jaxsafety.formats.hf_config.config_text`.
+    ``directory`` must not exist or be empty. ``read`` goes from one of our paths and a layer (None outside the layers)
+    to that tensor, matrices ``[in, out]``, which is stored in ``dtype``. ``shard_bytes`` are the most that one file may
+    hold, if no tensor alone is larger. ``source`` is a checkpoint directory whose tokenizer goes with the model; see
+    also :func:`~jaxsafety.formats.hf_config.config_text`.
 
     Raises:
         FileNotFoundError: ``source`` is not a checkpoint directory.

@@ -122,12 +122,7 @@ def fill_vocabulary(params: Params, *, known: int, size: int, like: int) -> Para
 
     The authors' pretrained model has 54 tokens and its tuned ones 59. No prompt or answer holds the last five. Where
     models are compared, all are to know the same ones, or what the five rows happen to hold would count as an update.
-
-    Args:
-        params: from :func:`convert`.
-        known: tokens to keep, at most those that are there.
-        size: tokens to have.
-        like: id of the token whose output weights the new ones get; their embeddings are zeros, which nothing reads.
+    The new ones get the output weights of the token ``like``; their embeddings are zeros, which nothing reads.
 
     Fidelity:
         The greedy answer is that of the model with ``known`` tokens, exactly: a new token's logit equals that of

@@ -26,15 +26,9 @@ _LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies in a file.
+    """Where a tensor lies in a file: its bytes from ``start`` to before ``stop``, its shape as stored.
 
-    Attributes:
-        name: its name there.
-        file: the file.
-        code: the format's name of its type, e.g. ``"BF16"``.
-        shape: its shape as stored.
-        start: the first byte of its values in the file.
-        stop: the byte after its last one.
+    ``code`` is the format's name of its type, e.g. ``"BF16"``.
     """
 
     name: str

@@ -38,13 +38,9 @@ class TopSingular:
 class _Search:
     """Where the iteration stands.
 
-    Attributes:
-        estimate: ``[n]`` unit vector, and ``J^T J`` of it.
-        previous: ``[n]`` unit vector across it towards the estimate before or zeros, and ``J^T J`` of it.
-        squared: ``[]`` the estimate's Rayleigh quotient.
-        gradient: ``[n]`` ``J^T J x - s^2 x``.
-        residual: ``[]`` its norm relative to ``s^2``.
-        iterations: ``[]`` products so far.
+    ``estimate`` is a unit vector x ``[n]`` and ``J^T J`` of it; ``previous`` the same of a unit vector across it
+    towards the estimate before, or zeros. ``squared`` is the Rayleigh quotient ``s^2`` of the estimate, ``gradient`` is
+    ``J^T J x - s^2 x`` and ``residual`` its norm relative to ``s^2``, after so many products.
     """
 
     estimate: tuple[Leaf, Leaf]
@@ -65,16 +61,11 @@ def largest_singular_value(
 ) -> TopSingular:
     """Largest singular value of the Jacobian of ``function`` at ``point``: its local Lipschitz constant, matrix-free.
 
-    The Jacobian is linearised once; a step multiplies by it and by its transpose (one jvp and one vjp) and stops once
-    the residual is small. Under vmap the lanes share one loop, until the last has converged.
-
-    Args:
-        function: array to array, any shapes, differentiable in forward mode.
-        point: where.
-        key: of the random start.
-        iterations: products with ``J^T J`` at most, at least 1.
-        tolerance: relative residual to stop at, > 0. The value's own relative error is about its square over the
-            spectral gap.
+    The function goes from array to array, of any shapes, and is differentiable in forward mode. The Jacobian is
+    linearised once; a step multiplies by it and by its transpose (one jvp and one vjp) and stops once the relative
+    residual is at most ``tolerance`` > 0, or after ``iterations`` >= 1 products with ``J^T J``. The value's own
+    relative error is about the square of the residual over the spectral gap. The start is random, drawn with ``key``.
+    Under vmap the lanes share one loop, until the last has converged.
 
     Returns:
         float32 (float64 for a float64 point). A zero Jacobian has the value 0, converged, and so has one whose square
@@ -133,7 +124,7 @@ def _step(gram: Callable[[Array], Array], search: _Search) -> _Search:
         length = _norm(w)
         w = w * jnp.where(length > jnp.sqrt(jnp.finfo(w.dtype).eps), 1 / length, 0.0)
     basis, images = jnp.stack([x, w, p]), jnp.stack([image_x, gram(w), image_p])
-    _, vectors = unbatched(_eigh)(jnp.matmul(basis, images.T, precision=_HIGHEST))
+    vectors = unbatched(lambda gram: jnp.linalg.eigh(gram)[1])(jnp.matmul(basis, images.T, precision=_HIGHEST))
     best = vectors[:, -1]
     # The last step, turned within the plane of both until it is orthogonal to the new estimate.
     length = _norm(best[1:])
@@ -154,8 +145,3 @@ def _norm(vector: Array) -> Array:
 
 def _dot(a: Array, b: Array) -> Array:
     return jnp.sum(a * b)
-
-
-def _eigh(matrix: Array) -> tuple[Array, Array]:
-    values, vectors = jnp.linalg.eigh(matrix)
-    return values, vectors

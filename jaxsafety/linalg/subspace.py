@@ -6,6 +6,8 @@ Everything is computed in float32, or float64 if an input is. A large projection
 the random baseline, ``k / n`` of the energy for k of n dimensions.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety.linalg.unbatched import singular_values
 from jaxsafety.types import Key
 
-_HIGHEST = jax.lax.Precision.HIGHEST
+_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 # A share that a difference from 1 still has to five digits.
 _SMALL = 0.1
@@ -266,7 +268,3 @@ def _dimension(basis: Array, mask: Array | None) -> Array:
     if mask is None:
         return jnp.full(basis.shape[:-2], basis.shape[-1])
     return jnp.sum(mask, axis=-1)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=_HIGHEST)

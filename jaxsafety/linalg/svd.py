@@ -38,6 +38,7 @@ _PASSES = 3
 _DEPENDENT = 0.03
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_product = partial(jnp.matmul, precision=_HIGHEST)
 
 
 @flax.struct.dataclass
@@ -266,10 +267,6 @@ def _conditioned(columns: Array) -> Array:
         return jax.lax.linalg.triangular_solve(factor, columns, left_side=False, lower=True, transpose_a=True)
 
     return jax.lax.fori_loop(0, _PASSES, once, columns)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=_HIGHEST)
 
 
 def _norms(columns: Array) -> Array:

@@ -22,12 +22,8 @@ def check_model(model: Model, params: Any, *, tokens: Int[Any, "b t"]) -> tuple[
     Shapes and types; that it is causal; that tokens are their embeddings; that an edit of nothing changes nothing, and
     that any other is felt and captured at every site; that ``at``, ``layers`` and ``positions`` pick from the whole;
     that padding changes no real token; that its decoder says of prompts of two lengths what whole passes say, edited
-    and not.
-
-    Args:
-        model: computes in float32, its decoder's cache included.
-        params: its parameters, large enough for the logits to depend on every layer.
-        tokens: ``[b, t]``, at least two rows of four tokens.
+    and not. It must compute in float32, its decoder's cache included, with parameters large enough for the logits to
+    depend on every layer; ``tokens`` are at least two rows of four.
 
     Returns:
         What it refuses: among ``"embeddings"``, ``"edit"`` (and with it sites, whose names its calls give), ``"mask"``.

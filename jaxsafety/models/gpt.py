@@ -36,7 +36,7 @@ Site = Literal[
     "hook_resid_post",
 ]
 
-_SIZES = ("vocab_size", "max_tokens", "layers", "heads", "width", "mlp_width", "unroll")
+_SIZES = ("vocab_size", "max_tokens", "layers", "heads", "width", "unroll")
 _PRESETS = {
     "paper": {"layers": 6, "heads": 6, "width": 192},
     "small": {"layers": 3, "heads": 4, "width": 96},
@@ -79,10 +79,8 @@ class GPTConfig:
     compute_dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name in _SIZES if self.mlp_width is None else (*_SIZES, "mlp_width"):
             size = getattr(self, name)
-            if size is None and name == "mlp_width":
-                continue
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}: got {size!r}, expected an integer of at least 1")
         check_name("block", self.block, get_args(Block))

@@ -154,13 +154,8 @@ def grouped_attention(
 ) -> Float[Array, "b t n k"]:
     """Returns ``softmax(q k^T / sqrt(k)) v`` over the visible places, ``n / g`` neighbouring queries to a key head.
 
-    No key or value is repeated: the queries are split into groups instead. Types are those of :func:`causal_attention`.
-
-    Args:
-        queries: ``[b, t, n, k]``, ``n`` a multiple of ``g``.
-        keys, values: ``[b, u, g, k]``.
-        visible: ``[b, t, u]`` from :func:`visibility`, which places a query attends to: at least one each.
-        dtype: of the products' factors.
+    No key or value is repeated: the queries are split into groups instead. ``visible`` are the places that a query
+    attends to, from :func:`visibility`: at least one each. Types are those of :func:`causal_attention`.
 
     References: Ainslie et al. (2023), GQA, arXiv:2305.13245.
     """
@@ -190,13 +185,9 @@ def visibility(
 ) -> Bool[Array, "b t u"]:
     """Returns which places a query attends to: real tokens up to its own, and in every case its own.
 
-    That a padded query sees itself keeps its row finite; nobody else sees it.
-
-    Args:
-        mask: ``[b, u]``, True where a token is real.
-        positions: ``[b, u]`` from :func:`real_positions`.
-        queries: ``[t]`` the queries' places in ``u``.
-        window: a query sees itself and the ``window - 1`` real tokens before it; None is all of them.
+    That a padded query sees itself keeps its row finite; nobody else sees it. ``positions`` are those of
+    :func:`real_positions`, ``queries`` the queries' places in ``u``. With a ``window`` a query sees itself and the
+    ``window - 1`` real tokens before it.
     """
     places = jnp.arange(mask.shape[1])
     visible = (places[None, :] <= queries[:, None])[None] & mask[:, None, :]

@@ -47,12 +47,8 @@ def scan_layers(
 ) -> tuple[Any, Any]:
     """Returns ``jax.lax.scan`` over the layers, whose weights are widened to float32 one layer at a time.
 
-    Args:
-        body: ``(carry, one layer's weights, slice of scanned) -> (carry, what to stack)``.
-        carry: what goes from layer to layer.
-        scanned: arrays that lead with ``l``, or None.
-        params: of the model.
-        config: of the model.
+    ``body`` is ``(carry, one layer's weights, slice of scanned) -> (carry, what to stack)``; ``scanned`` are arrays
+    that lead with ``l``, or None.
     """
 
     def layer(carry, scanned):
@@ -76,13 +72,8 @@ def block(
 ) -> tuple[Float[Array, "rows d"], dict[str, Float[Array, "rows _"]], Any]:
     """Returns one layer's output, its activations by site, and what ``attend`` keeps.
 
-    Args:
-        x: ``[b*t, d]`` residual stream.
-        weights: one layer of ``params["blocks"]`` in float32, as :func:`scan_layers` hands it out.
-        config: of the model.
-        tokens: ``t``.
-        attend: see ``Attend``.
-        edit: see :func:`jaxsafety.models.sites.of_layer`.
+    Rows ``[b*t, d]`` are the residual stream, ``weights`` one layer of ``params["blocks"]`` in float32, as
+    :func:`scan_layers` hands it out; for ``edit`` see :func:`jaxsafety.models.sites.of_layer`.
     """
     norm = partial(nn.rms_norm, eps=config.norm_eps)
 

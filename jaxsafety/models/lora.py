@@ -20,11 +20,8 @@ TARGETS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "gate": "mlp", "u
 def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Params:
     """Returns a fresh adapter, which changes nothing: ``a`` is U(-1, 1) / sqrt(in), ``b`` is 0, both float32.
 
-    Args:
-        shapes: the model's parameters, or what has their shapes.
-        rank: ``r``, at least 1.
-        targets: names among ``TARGETS``.
-        key: typed PRNG key.
+    ``shapes`` are the model's parameters, or what has their shapes; ``rank`` is ``r``, at least 1; ``targets`` are
+    names among ``TARGETS``.
 
     References:
         Hu et al. 2021 (arXiv 2106.09685), section 4.1; the distribution of ``a`` is that of their release.

@@ -84,21 +84,12 @@ def write_report(
 ) -> None:
     """Writes the report, atomically.
 
-    Args:
-        path: the HTML file.
-        title: heading of the page.
-        table: rows of ``study_table``; none for no such table.
-        verdicts: rows of ``verdict_table``.
-        figures: caption to SVG, as returned by ``jaxsafety.report.figures``; inserted unescaped.
-        examples: mappings with ``condition``, ``prompt``, ``answers``, a list of mappings with ``model``, ``answer``
-            and ``verdict`` (complied, refused, other or dead), and where there are such ``expected`` and ``refusal``.
-        config_yaml: the resolved recipe.
-        manifest: revision, versions, devices, timings; nested mappings are shown with dotted names.
-        notes: paragraphs of plain text on what a reader should know.
-        claims: records of ``jaxsafety.report.claims_table``.
-        claim_notes: sentences that belong under the claims.
-        analyses: the figures of the analyses, in order.
-        intervals: what their bands and bars are.
+    ``table`` are rows of ``study_table``, none for no such table, and ``verdicts`` of ``verdict_table``. ``figures``
+    are captions to SVGs of ``jaxsafety.report.figures``, inserted unescaped. ``examples`` have ``condition``,
+    ``prompt`` and ``answers``, a list of mappings with ``model``, ``answer`` and ``verdict`` (complied, refused, other
+    or dead), and where there are such ``expected`` and ``refusal``. The manifest's nested mappings are shown with
+    dotted names; ``notes`` are paragraphs of plain text. ``claims`` are records of ``jaxsafety.report.claims_table``,
+    under which ``claim_notes`` stand; ``intervals`` says what the bands and bars of the figures are.
 
     Raises:
         ValueError: an example or a claim lacks a key or has an unknown verdict, or a table's path is not relative.

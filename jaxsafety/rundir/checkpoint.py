@@ -82,11 +82,8 @@ def latest(directory: Path) -> int | None:
 def load(directory: Path, like: Any, *, step: int | None = None) -> tuple[Any, int]:
     """Loads what :func:`save` wrote bit for bit, after checking its structure, shapes, dtypes and digests.
 
-    Args:
-        directory: where it was saved.
-        like: pytree of arrays or ``jax.ShapeDtypeStruct`` of the wanted structure; a leaf's sharding says where it
-            goes, a leaf without one goes to the default device.
-        step: the checkpoint to load, the newest if None.
+    ``like`` is a pytree of arrays or ``jax.ShapeDtypeStruct`` of the wanted structure; a leaf's sharding says where it
+    goes, a leaf without one goes to the default device. ``step`` None is the newest.
 
     Returns:
         The tree, with the structure of ``like`` and ``jax.Array`` leaves, and its step.

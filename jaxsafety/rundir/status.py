@@ -18,14 +18,10 @@ _FILE_STAGES = ("evaluate", "analyze", "report")
 
 @dataclass(frozen=True)
 class Progress:
-    """One run directory.
+    """One run directory, or one cell.
 
-    Attributes:
-        name: of the cell, or of the run.
-        steps: method to (done, total) training steps, the pretraining first.
-        stages: evaluate, analyze, report to whether they are done.
-        state: ``done``, ``running``, ``failed`` or ``waiting``.
-        reason: why it failed, else empty.
+    ``steps`` are by method (done, total), the pretraining first; ``stages`` whether evaluate, analyze and report are
+    done. ``state`` is ``done``, ``running``, ``failed`` or ``waiting``; ``reason`` why it failed, else empty.
     """
 
     name: str

@@ -28,13 +28,7 @@ _POLL_S = 2.0
 
 @dataclass(frozen=True)
 class Job:
-    """A cell made ready to run.
-
-    Attributes:
-        cell: which.
-        ready: its study, in its own run directory.
-        source: the study whose pretraining it shares.
-    """
+    """A cell made ready to run in its own directory, and the study whose pretraining it shares, its ``source``."""
 
     cell: Cell
     ready: Study
@@ -53,12 +47,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages to run, and the caller's way to run one.
+    """The stages to run, in their order, and the caller's ways to run one.
 
-    Attributes:
-        names: the stages, in their order.
-        advance: runs one stage of one study to its end, if it is not finished.
-        recorded: notes in the manifests of studies what a stage that they share takes.
+    ``advance`` runs one stage of one study to its end, if it is not finished; ``recorded`` notes in the manifests of
+    studies what a stage that they share takes.
     """
 
     names: tuple[str, ...]

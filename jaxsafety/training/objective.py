@@ -54,14 +54,8 @@ def make_loss(
 ) -> Callable[[Params, PreferenceBatch], tuple[Float[Array, ""], Metrics]]:
     """Returns a method's loss of drawn examples, and the means of its metrics, for a trainer of one's own.
 
-    Args:
-        method: whose loss.
-        model: that it is taken of.
-        config: of the method.
-        key: of the step.
-        reference: parameters that tuning began with, for a method that asks them.
-        aux: what the method carries, where it does.
-        progress: share of the run that is done, in [0, 1).
+    ``key`` is that of the step, ``progress`` the share of the run in [0, 1) that is done. ``reference`` are the
+    parameters that tuning began with, and ``aux`` what the method carries, for a method that asks them.
     """
 
     def loss(params: Params, batch: PreferenceBatch) -> tuple[Float[Array, ""], Metrics]:

@@ -131,12 +131,8 @@ def make_step(
     """Returns the pure update ``(state, batch) -> (state, metrics)``.
 
     Metrics: the objective's own, and ``loss``, ``grad_norm`` (before clipping), ``finite`` (1 while the lane lives).
-
-    Args:
-        gradient: from :func:`make_gradient`, or one's own.
-        optimizer: what makes an update of it.
-        trained: regular expression of the parameter paths that change; the others have neither gradient nor decay.
-        update_aux: ``(aux, means) -> aux`` after the step; None leaves it.
+    ``trained`` is a regular expression of the parameter paths that change; the others have neither gradient nor decay.
+    ``update_aux`` is ``(aux, means) -> aux`` after the step; None leaves it.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

@@ -68,7 +68,7 @@ def batch_at(
     batch_size: int,
     late_probability: Probability = LATE_IN_EVALUATION,
 ) -> Trial:
-    """Draws fresh evaluation prompts of a condition with their complied and refused answers.
+    """Draws fresh evaluation prompts ``[b, ...]`` of a condition with their complied and refused answers.
 
     Args:
         world: the world.

@@ -148,7 +148,7 @@ def _tasks(
 def draw_prompt(
     world: World, condition: str | Condition, *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
 ) -> tuple[Prompt, Bool[Array, " o"]]:
-    """Draws one prompt of a condition, and which task tokens are unsafe in it, ``[o]``.
+    """Draws one prompt of a :data:`ConditionName`, and which task tokens are unsafe in it, ``[o]``.
 
     Args:
         world: the world.

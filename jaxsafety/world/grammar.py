@@ -100,21 +100,14 @@ def sample_window(
     """Draws one window of one fresh string.
 
     The length L is uniform over ``min_window..max_window`` and the start uniform over ``range(n - L - trim)``, n being
-    the string's length; every draw is exact to 2^-32. Letters outside the window are never drawn.
+    the string's length; every draw is exact to 2^-32. Letters outside the window are never drawn. ``pcfg`` is clipped
+    to ``range(len(grammar.starts))``; the grammar is static.
 
     Fidelity: faithful to the released generators, with ``trim`` 1 for their pretraining and 0 for their fine-tuning;
     as there, no window contains the last letter of its string.
 
-    Args:
-        grammar: compiled grammar, static.
-        pcfg: ``[]`` which PCFG, in ``range(len(grammar.starts))``; clipped to it.
-        key: typed PRNG key.
-        min_window: fewest letters, at least 1.
-        max_window: most letters; the width w of the result.
-        trim: see :func:`check_window`.
-
     Returns:
-        ``[w]`` int32 indices into the alphabet, -1 from L on; and ``[]`` int32 L.
+        ``[w]`` int32 indices into the alphabet, w = ``max_window``, -1 from L on; and ``[]`` int32 L.
 
     Raises:
         ValueError: the window does not fit the grammar, or ``min_window`` is not in ``1..max_window``.

@@ -193,12 +193,10 @@ class World:
 
 
 def load(name: str, *, grammars: Mapping[str, str | Path] | None = None) -> World:
-    """Builds a world.
+    """Builds the world ``paper`` or ``tiny``.
 
-    Args:
-        name: ``paper`` or ``tiny``.
-        grammars: text conditions whose grammar is read from a file of the user's instead. The file is in NLTK's PCFG
-            notation over the world's letters; leaf nonterminals it uses without defining them are the world's own.
+    ``grammars`` are text conditions whose grammar is read from a file of the user's instead, in NLTK's PCFG notation
+    over the world's letters; leaf nonterminals that it uses without defining them are the world's own.
 
     Raises:
         ValueError: unknown world or text condition, a grammar file that cannot be read, or a bad grammar (see

@@ -33,16 +33,9 @@ def write(
 ) -> Ids:
     """Returns a model's greedy answers to prompts, and keeps those that it has in ``file``, batch by batch.
 
-    The whole model is loaded, in the type that it computes in, if not all of the answers are there.
-
-    Args:
-        checkpoint: the model.
-        batches: the prompts, padded right.
-        file: JSON; the answers there are not written again.
-        max_new: the most tokens of an answer.
-        stop: ids that end an answer; the first of them is its last.
-        compute_dtype: what products are rounded to, and what the weights are held in.
-        label: for the progress.
+    The whole model is loaded, in the type that it computes in, if not all of the answers are there. Batches are padded
+    right; answers have at most ``max_new`` tokens, of which the first in ``stop`` is the last. Products are rounded to
+    ``compute_dtype``, and the weights are held in it. ``file`` is JSON; the answers there are not written again.
 
     Raises:
         ValueError: the model does not fit into memory, is too short for prompt and answer, or ``file`` is damaged.

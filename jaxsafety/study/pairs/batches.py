@@ -17,13 +17,7 @@ LEAST = 4
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts as token ids.
-
-    Attributes:
-        prompts: as they were given.
-        ids: of every prompt, up to where its answer begins.
-        truncated: how many have lost something.
-    """
+    """Prompts as token ids, up to where their answers begin; ``truncated`` of them have lost something."""
 
     prompts: tuple[Prompt, ...]
     ids: tuple[tuple[int, ...], ...]
@@ -56,11 +50,8 @@ class Encoded:
 class Batch:
     """Sequences of one padded length.
 
-    Attributes:
-        rows: ``[b]`` which prompts they are.
-        tokens: ``[b, t]``, padded right with 0.
-        mask: ``[b, t]``, True where a token is real.
-        prompt_lengths: ``[b]`` tokens of the prompts; what follows is an answer.
+    ``rows`` are the prompts that they are; ``tokens`` are padded right with 0; ``mask`` is True where a token is real;
+    what follows the first ``prompt_lengths`` tokens is an answer.
     """
 
     rows: Int[np.ndarray, " b"]

@@ -28,12 +28,8 @@ def layer(
 ) -> tuple[Float[Array, "b t d"], dict[str, Float[Array, "p b _"]]]:
     """Runs one layer of a model on sequences and reads its MLP.
 
-    Args:
-        weights: of this layer, as the leaves below ``blocks`` without their leading axis.
-        x: ``[b, t, d]`` residual stream.
-        mask: ``[b, t]``, True where a token is real.
-        chosen: ``[p, b, t]`` weights of the places whose mean is read, p kinds of it; a row of zeros reads zeros.
-        config: of the model.
+    ``weights`` are the leaves below ``blocks`` without their leading axis, ``x`` the residual stream, ``chosen`` the
+    weights of the places whose mean is read, p kinds of it; a row of zeros reads zeros.
 
     Returns:
         The residual stream after the layer, and by site ``[p, b, d]`` (``f`` for ``mlp.hook_post``).

@@ -169,12 +169,9 @@ def part_of(
 ) -> Float[Array, "m n"]:
     """Returns a part of an update: what lies in the null space of the base, or its leading directions, or both.
 
-    Args:
-        base: ``[m, n]`` weights before the update.
-        delta: ``[m, n]`` the update.
-        energy: share of the base's energy that counts as its range; None to leave the null space alone.
-        rank: leading directions to keep of the rest; None for all.
-        method: of the decompositions; NaN comes back where ``gram`` does not resolve what is needed.
+    ``energy`` is the share of the base's energy that counts as its range, None to leave the null space alone; ``rank``
+    the leading directions to keep of the rest, None for all. NaN where ``method`` ``gram`` does not resolve what is
+    needed.
     """
     part = delta[None]
     if energy is not None:

@@ -49,11 +49,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples as token ids, padded right to one length.
+    """Examples as token ids, padded right to one length; ``truncated`` of them have lost something.
 
-    Attributes:
-        batch: host arrays ``[n, t]``, without rejected answers where the examples have none.
-        truncated: how many have lost something.
+    The host arrays ``[n, t]`` are without rejected answers where the examples have none.
     """
 
     batch: PreferenceBatch

@@ -32,16 +32,11 @@ _SAVE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run holds and takes on one device, in bytes, known from shapes alone.
+    """What a run holds and takes on one device, known from shapes alone.
 
-    Attributes:
-        parameters: of the model.
-        trained: of them, or beside them, those that are tuned.
-        frozen_bytes: weights that stay as they are.
-        state_bytes: what is tuned, with the optimiser's state.
-        data_bytes: the examples.
-        step_bytes: what XLA plans for the steps beside these.
-        free_bytes: of the device.
+    ``parameters`` of the model are counted, and the ``trained`` ones of them, or beside them. Bytes are those of the
+    weights that stay as they are, of what is tuned with the optimiser's state, of the examples, of what XLA plans for
+    the steps beside these, and of the device that are free.
     """
 
     parameters: int
