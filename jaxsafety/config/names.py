@@ -13,11 +13,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
-    """Refuses a name that is not a known one.
-
-    Raises:
-        ValueError: it is not; the message lists the known names and asks for the nearest.
-    """
+    """Refuses a name that is not a known one, in a ValueError that lists these and asks for the nearest."""
     names = list(known)
     if name not in names:
         raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(names)}{nearest(name, names)}")

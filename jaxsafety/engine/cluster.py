@@ -145,10 +145,11 @@ def leave(code: int, *, lost: bool) -> None:
 
 def _watch(place: Place) -> None:
     global _watcher
+    where = f"at {place.coordinator}" if place.coordinator else f"where {place.method} tells"
     who = "a process" if place.process is None else f"process {place.process} of {place.processes}"
     sentences = (
         f"jaxsafety: {who} of this run was ended before all had met, by a kill or because they did not within "
-        f"{_START_S} s: start the same command on all hosts, and see that process 0 can be reached {_at(place)}\n",
+        f"{_START_S} s: start the same command on all hosts, and see that process 0 can be reached {where}\n",
         f"jaxsafety: {who} of this run was ended, by a kill or because another process had died: nothing that was "
         "saved is lost, and the same command, started on all hosts again, continues\n",
     )
@@ -156,10 +157,6 @@ def _watch(place: Place) -> None:
     _watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WATCHER, *sentences], stdin=subprocess.PIPE, start_new_session=True
     )
-
-
-def _at(place: Place) -> str:
-    return f"at {place.coordinator}" if place.coordinator else f"where {place.method} tells"
 
 
 def _tell_watcher() -> None:

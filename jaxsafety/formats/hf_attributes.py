@@ -89,11 +89,7 @@ def check(file: Path, raw: Mapping[str, Any]) -> None:
 
 
 def read_object(file: Path, *, what: str) -> dict[str, Any]:
-    """Returns the JSON object of a file; ``what`` says of what kind it should be.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Returns the JSON object in a file, which must be ``what`` of transformers; a ValueError says so if it is none."""
     try:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -104,11 +100,7 @@ def read_object(file: Path, *, what: str) -> dict[str, Any]:
 
 
 def integer(file: Path, raw: Mapping[str, Any], name: str, *, least: int = 1) -> int:
-    """Returns an attribute that must be there and be an integer of at least ``least``.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Returns an attribute that must be an integer of at least ``least``, or raises a ValueError that says so."""
     value = raw.get(name)
     if type(value) is not int or value < least:
         got = f"is {value!r}" if name in raw else "is missing"
@@ -117,11 +109,7 @@ def integer(file: Path, raw: Mapping[str, Any], name: str, *, least: int = 1) ->
 
 
 def number(file: Path, raw: Mapping[str, Any], name: str, *, default: float | None = None) -> float:
-    """Returns an attribute that must be a positive number; without a default it must be there.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Returns an attribute that must be a positive number, as integer() does; without a default it must be there."""
     value = default if raw.get(name) is None else raw[name]
     # A boolean is an int to Python, and JSON as Python reads it knows infinity.
     if type(value) not in (int, float) or not 0 < value < float("inf"):
@@ -131,11 +119,7 @@ def number(file: Path, raw: Mapping[str, Any], name: str, *, default: float | No
 
 
 def flag(file: Path, raw: Mapping[str, Any], name: str) -> bool:
-    """Returns an attribute that must be true or false, false where it is absent or null.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Returns an attribute that must be true or false, false where it is absent or null; else raises a ValueError."""
     value = raw.get(name)
     if value is not None and type(value) is not bool:
         raise ValueError(f"{file}: {name} is {value!r}, expected true or false")

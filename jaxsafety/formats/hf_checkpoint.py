@@ -55,11 +55,7 @@ class Checkpoint:
         return self.leaf(f"blocks/{name}", index=index, dtype=dtype)[0]
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """Returns the shape of one of our leaves, stacked over layers where it has them.
-
-        Raises:
-            ValueError: no such leaf.
-        """
+        """Returns the shape of one of our leaves, stacked over layers where it has them, or raises a ValueError."""
         shapes = names.leaf_shapes(self.config)
         check_name("parameter", path, shapes)
         return shapes[path]

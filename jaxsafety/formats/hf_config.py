@@ -55,11 +55,7 @@ def read_config(directory: Path) -> LlamaConfig:
 
 
 def write_config(directory: Path, config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None = None) -> None:
-    """Writes ``config.json``, atomically, as :func:`config_text` gives it.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Writes ``config.json`` as :func:`config_text` gives it, atomically."""
     atomic.atomic_write(directory / CONFIG_FILE, config_text(config, dtype=dtype, source=source))
 
 

@@ -149,11 +149,7 @@ def _checked_label(row: dict[str, Any], where: str) -> str:
 
 
 def turns(messages: Any, what: str) -> tuple[Message, ...]:
-    """Returns a conversation of at least one turn, from a list of objects with role and content.
-
-    Raises:
-        ValueError: it is no such list; the message begins with ``what``.
-    """
+    """Returns a conversation of at least one turn, from a list of role and content; ValueErrors begin with ``what``."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{what} must be a list of at least one turn, got {shown(messages)}")
     found = []
@@ -166,11 +162,7 @@ def turns(messages: Any, what: str) -> tuple[Message, ...]:
 
 
 def asked(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
-    """Returns a conversation that ends with the user's turn.
-
-    Raises:
-        ValueError: it ends otherwise; the message begins with ``where``.
-    """
+    """Returns a conversation that must end with the user's turn; the ValueError begins with ``where``."""
     if not messages or messages[-1].role != "user":
         got = messages[-1].role if messages else "none"
         raise ValueError(f"{where}: the last turn must be the user's, which the model answers, got {got}")
@@ -178,11 +170,7 @@ def asked(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
 
 
 def text(value: Any, what: str) -> str:
-    """Returns a text that is not empty.
-
-    Raises:
-        ValueError: it is something else; the message begins with ``what``.
-    """
+    """Returns a value that must be text and not empty; the ValueError begins with ``what``."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} must be text that is not empty, got {shown(value)}")
     try:

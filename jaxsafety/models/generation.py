@@ -64,7 +64,7 @@ def generate(
     def decide(read: Any, done: Array | bool, *, step: int | Array) -> tuple[Array, Array, list[Any]]:
         found, states = zip(*read, strict=True)
         token, ended = choose(found[0] if combine is None else combine(list(found)), done, step=step)
-        return token, ended | _among(token, stop), list(states)
+        return token, ended | jnp.isin(token, jnp.asarray(stop, token.dtype)), list(states)
 
     def write(state):
         i, token, done, states, written = state
@@ -122,10 +122,6 @@ def windowed(apply: Callable[..., Output], *, max_tokens: int) -> Decoder:
         return read(params, Window(written, last), edit)
 
     return Decoder(begin, extend)
-
-
-def _among(token, stop):
-    return jnp.isin(token, jnp.asarray(stop, token.dtype))
 
 
 def _choose(logits, done, *, step, key, temperature, pad):

@@ -97,10 +97,7 @@ class GPTConfig:
 def preset(name: Preset, *, vocab_size: int, max_tokens: int, **overrides: Any) -> GPTConfig:
     """Returns a named size: paper (6 layers, 6 heads, width 192), small (3, 4, 96) or tiny (3, 4, 64).
 
-    ``overrides`` are other fields of :class:`GPTConfig`.
-
-    Raises:
-        ValueError: unknown preset or field, or an invalid configuration.
+    ``overrides`` are other fields of :class:`GPTConfig`; an unknown preset or field, or a bad value, is a ValueError.
     """
     check_name("preset", name, _PRESETS)
     for field in overrides:

@@ -16,8 +16,7 @@ def embedded(
 ) -> Float[Array, "b t d"]:
     """Returns what enters the first layer of a model but for positions, of tokens or of embeddings.
 
-    Raises:
-        ValueError: inputs of another rank, type or width, or longer ones than ``max_tokens``.
+    Inputs of another rank, type or width, or longer ones than ``max_tokens``, are a ValueError.
     """
     width = params["embed"].shape[1]
     whole = jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.ndim == 2

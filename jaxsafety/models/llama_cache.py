@@ -67,8 +67,7 @@ def begin(
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Returns the logits after each prompt's last real token, and the cache of all its tokens; see :class:`Decoder`.
 
-    Raises:
-        ValueError: more places than ``config.max_tokens``.
+    More places than ``config.max_tokens`` are a ValueError.
     """
     batch, length = tokens.shape
     if length + room > config.max_tokens:

@@ -13,11 +13,7 @@ _TEMPORARY = ".jaxsafety-{}.tmp"
 
 
 def sync(path: Path) -> None:
-    """Brings a file's content, or a directory's list of names, to the disk.
-
-    Raises:
-        OSError: it cannot be opened or written.
-    """
+    """Brings a file's content, or a directory's list of names, to the disk, or raises an OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

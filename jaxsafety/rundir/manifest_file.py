@@ -17,11 +17,7 @@ _TOLD = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Returns ``manifest.json``, empty if there is none.
-
-    Raises:
-        ValueError: the manifest is not JSON.
-    """
+    """Returns ``manifest.json``, empty if there is none; raises a ValueError if it is not JSON."""
     path = directory / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes()) if path.exists() else {}
@@ -35,8 +31,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
     """Merges ``fields`` into ``manifest.json``, nested mappings key by key, and replaces the file atomically.
 
-    Raises:
-        ValueError: the existing manifest is not JSON.
+    Raises what :func:`read_manifest` and :func:`jaxsafety.rundir.atomic.atomic_write` do.
     """
     merged = _merge(read_manifest(directory), plain(fields))
     atomic_write(directory / "manifest.json", json.dumps(merged, indent=2, allow_nan=False) + "\n")

@@ -13,11 +13,7 @@ from jaxsafety.rundir.atomic import atomic_write, plain
 
 
 def append_metrics(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends rows to ``metrics.jsonl``, one JSON object a line, null for a number that is not finite.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Appends rows, one JSON object a line, null for a number that is not finite; an OSError says what to do."""
     path = directory / "metrics.jsonl"
     try:
         _drop_torn_line(path)
@@ -32,11 +28,7 @@ def append_metrics(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Returns the rows of ``metrics.jsonl``, without a torn last line; empty if there is no file.
-
-    Raises:
-        ValueError: a line before the last is not a JSON object.
-    """
+    """Returns the rows without a torn last line, none if there is no file; ValueError at a line that is no object."""
     path = directory / "metrics.jsonl"
     return [_row(path, number, line) for number, line in enumerate(_lines(path), 1)]
 

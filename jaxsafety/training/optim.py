@@ -81,7 +81,7 @@ def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | I
 
 def is_layer_matrix(path: str) -> bool:
     """Whether a parameter is a stack of per-layer weight matrices, ``[l, in, out]``."""
-    return re.fullmatch(r"blocks/(attn/[qkvo]|mlp/(up|down|gate))", path) is not None
+    return re.fullmatch(tree.MATRICES, path) is not None
 
 
 def make_optimizer(

@@ -65,7 +65,9 @@ def added(terms: Terms, metrics: Terms, *, counts: Metrics | None = None) -> tup
     """
     whole = _counts(terms) if counts is None else counts
     shares = [losses.quotient(total, whole[name]) for name, (total, _) in terms.items()]
-    return reduce(jnp.add, shares), _shown(terms) | metrics
+    # One term alone is the loss, which is a metric anyhow.
+    shown = {f"loss/{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+    return reduce(jnp.add, shares), shown | metrics
 
 
 def means(seen: Terms) -> Metrics:
@@ -102,11 +104,6 @@ def _of_parts(
 
 def _counts(terms: Terms) -> Metrics:
     return {name: count for name, (_, count) in terms.items()}
-
-
-def _shown(terms: Terms) -> Terms:
-    """The terms as metrics of their own, where there are several; one alone is the loss."""
-    return {f"loss/{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
 
 
 def is_trained(path: str, pattern: str) -> bool:

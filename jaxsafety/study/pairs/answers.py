@@ -88,11 +88,7 @@ def _writer(
 
 
 def check_room(checkpoint: hf.Checkpoint, dtype: hf.ParamsDtype) -> None:
-    """Checks, before it is loaded, that a model fits into memory.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Refuses, in a ValueError and before it is loaded, a model that does not fit into memory."""
     paths = {path for path, _ in checkpoint.tensors}
     need = sum(int(np.prod(checkpoint.shape(path))) for path in paths) * jnp.dtype(dtype).itemsize
     if need > (room := memory.available()):

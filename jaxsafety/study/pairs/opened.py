@@ -92,11 +92,7 @@ def enter(directory: Path, pair: Pair, name: str) -> Iterator[Path]:
 
 
 def check_no_model(directory: Path) -> None:
-    """Checks that a run directory is not that of a model.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Refuses, in a ValueError, a run directory that is that of a model."""
     if (directory / CONFIG_FILE).exists():
         raise ValueError(f"{directory} is a model directory: choose another place for the run (--out)")
 
