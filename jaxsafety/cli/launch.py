@@ -106,12 +106,8 @@ def _advance(ready: Study, stage: str) -> None:
 
 
 def _work(stage: str):
-    return {
-        "pretrain": pipeline.pretrain,
-        "tune": pipeline.tune,
-        "evaluate": evaluate.write,
-        "analyze": analyze.write,
-    }[stage]
+    work = {"pretrain": pipeline.pretrain, "tune": pipeline.tune, "evaluate": evaluate.write, "analyze": analyze.write}
+    return work[stage]
 
 
 @contextmanager

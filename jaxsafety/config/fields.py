@@ -74,7 +74,7 @@ def check(config: Any) -> None:
     for one in fields(config):
         value, bounds = getattr(config, one.name), one.metadata.get("bounds")
         if get_origin(hints[one.name]) is Literal:
-            check_name(one.name, value, get_args(hints[one.name]))
+            check_name(f"{prefix}{one.name}", value, get_args(hints[one.name]))
         for number in value if isinstance(value, tuple) else (value,):
             if bounds and isinstance(number, int | float) and not bounds.holds(number):
                 raise ValueError(f"{one.name} must be {bounds}, got {number}")

@@ -7,11 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # The axes to split, the preferred one first. Outputs before inputs: Hugging Face stores a matrix by outputs, so the
 # part of a device is one stretch of the file.
-_AXES = {
-    r"embed": (0, 1),
-    r"unembed": (1, 0),
-    r"blocks/(attn/[qkvo]|mlp/(gate|up|down))": (2, 1),
-}
+_AXES = {r"embed": (0, 1), r"unembed": (1, 0), r"blocks/(attn/[qkvo]|mlp/(gate|up|down))": (2, 1)}
 
 
 def fsdp(mesh: Mesh, *, axis: str) -> Callable[[str, tuple[int, ...]], NamedSharding]:

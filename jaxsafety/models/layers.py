@@ -177,11 +177,7 @@ def real_positions(mask: Bool[Array, "b t"]) -> Int[Array, "b t"]:
 
 
 def visibility(
-    mask: Bool[Array, "b u"],
-    *,
-    positions: Int[Array, "b u"],
-    queries: Int[Array, " t"],
-    window: int | None = None,
+    mask: Bool[Array, "b u"], *, positions: Int[Array, "b u"], queries: Int[Array, " t"], window: int | None = None
 ) -> Bool[Array, "b t u"]:
     """Returns which places a query attends to: real tokens up to its own, and in every case its own.
 

@@ -22,18 +22,7 @@ from jaxsafety.models.rope import Rope, RopeScaling
 from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored
 from jaxsafety.types import Hook, Key, Model, Output, Params
 
-__all__ = [
-    "LlamaConfig",
-    "Rope",
-    "RopeScaling",
-    "Site",
-    "apply",
-    "attention",
-    "block",
-    "embed",
-    "init",
-    "model",
-]
+__all__ = ["LlamaConfig", "Rope", "RopeScaling", "Site", "apply", "attention", "block", "embed", "init", "model"]
 
 _INIT_STD = 0.02
 

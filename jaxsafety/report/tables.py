@@ -177,10 +177,7 @@ def table_notes(table: Sequence[StudyRow]) -> list[str]:
     """Sentences that belong under a study table: its unit and interval, its columns, its dead seeds."""
     counts = {len(cell.values) for row in table for cell in row.cells.values() if cell}
     seeds = f"{max(counts)} seed{'s' * (max(counts) > 1)}" if counts else "no seeds"
-    notes = [
-        f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100.",
-        _COLUMN_NOTE,
-    ]
+    notes = [f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100.", _COLUMN_NOTE]
     return notes + [f"* {note}" for note in dead_notes(dead_in_table(table))]
 
 

@@ -20,12 +20,7 @@ def say(text: str, *, console: "Console | None" = None) -> None:
 
 @contextmanager
 def track(
-    total_steps: int,
-    *,
-    label: str,
-    start: int = 0,
-    seeds: int | None = None,
-    console: "Console | None" = None,
+    total_steps: int, *, label: str, start: int = 0, seeds: int | None = None, console: "Console | None" = None
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Shows the progress of a stage: a live bar on a terminal, else a plain line at most every few seconds.
 

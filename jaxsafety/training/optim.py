@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxsafety import tree
+from jaxsafety.config.fields import check, static
 from jaxsafety.types import Params
 
 Algorithm = Literal["adamw", "muon"]
@@ -39,31 +40,22 @@ class OptimConfig:
     """
 
     algorithm: Algorithm = "adamw"
-    warmup: float = 0.1
-    decay_end: float = 1.0
-    floor: float = 0.01
-    clip_norm: float = 1.0
-    weight_decay: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.95
-    momentum: float = 0.95
-    adam_scale: float = 0.25
+    warmup: float = static(0.1, at_least=0)
+    decay_end: float = static(1.0, at_most=1)
+    floor: float = static(0.01, at_least=0, at_most=1)
+    clip_norm: float = static(1.0, above=0, infinite=True)
+    weight_decay: float = static(1e-4, at_least=0, infinite=True)
+    b1: float = static(0.9, at_least=0, below=1)
+    b2: float = static(0.95, at_least=0, below=1)
+    momentum: float = static(0.95, at_least=0, below=1)
+    adam_scale: float = static(0.25, above=0, infinite=True)
 
     def __post_init__(self):
-        if not 0 <= self.warmup < self.decay_end <= 1:
+        check(self, prefix="optim.")
+        if not self.warmup < self.decay_end:
             raise ValueError(
                 f"optim needs 0 <= warmup < decay_end <= 1, got warmup {self.warmup}, decay_end {self.decay_end}"
             )
-        for name in ("clip_norm", "adam_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optim.{name} must be > 0, got {getattr(self, name)}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"optim.floor must be in [0, 1], got {self.floor}")
-        for name in ("b1", "b2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"optim.weight_decay must be >= 0, got {self.weight_decay}")
 
 
 def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
