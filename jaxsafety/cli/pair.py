@@ -23,11 +23,7 @@ VERBS = {
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Returns the options; a wrong one ends the process with exit code 2 and a usage.
-
-    Args:
-        arguments: from the verb on, such as ``weights BASE TUNED --out DIR``.
-    """
+    """Returns the options of ``weights BASE TUNED --out DIR`` and so on; a wrong one ends in exit code 2 and usage."""
     parser = argparse.ArgumentParser(
         prog="jaxsafety analyze", description="Analyse a checkpoint and its tuned version."
     )

@@ -80,7 +80,3 @@ def _source(module: str) -> ast.Module:
     if spec is None or spec.origin is None:
         raise ValueError(f"there is no module {module!r} on the path of Python")
     return ast.parse(Path(spec.origin).read_text())
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())

@@ -81,14 +81,11 @@ def _mesh(strategy: Strategy, seeds: int) -> Mesh:
 def over_lanes(
     run: Callable[..., Any], strategy: Strategy, *, seeds: int, at_once: int | None = None
 ) -> Callable[..., Any]:
-    """Maps a single run over the grid.
+    """Maps a single run, under a resolved strategy, over the grid of points and so many seeds.
 
-    Args:
-        run: pure ``(lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one seed.
-        strategy: a resolved strategy.
-        seeds: number of seeds, s.
-        at_once: batch only so many seeds of one point, such as one of :func:`shares`, and run these batches one after
-            the other, the rest last; None for all lanes that the strategy batches.
+    ``run`` is pure, ``(lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one
+    seed. With ``at_once``, such as one of :func:`shares`, only so many seeds of one point are a batch, and these run
+    one after the other, the rest last; None is for all lanes that the strategy batches.
 
     Returns:
         The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...], *shared) -> outputs[h, s, ...]``. What is

@@ -50,7 +50,7 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     source: Path | None = None,
 ) -> None:
-    """Writes a model as a checkpoint directory that transformers loads, as :func:`write_checkpoint` does.
+    """Writes a model as a checkpoint directory that transformers loads; see :func:`write_checkpoint`.
 
     Raises:
         ValueError: ``params`` do not fit ``config`` (both sides are named), or are not addressable from this process.

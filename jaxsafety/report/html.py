@@ -28,7 +28,7 @@ from jaxsafety.report.tables import (
     percent,
     table_notes,
 )
-from jaxsafety.rundir import atomic
+from jaxsafety.rundir import atomic, opening
 
 _CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
 _EXAMPLE_KEYS = ("condition", "prompt", "answers")
@@ -111,7 +111,10 @@ def write_report(
         figures=figures,
         examples=examples,
         config_yaml=config_yaml,
-        manifest=dict(_flattened(manifest)),
+        manifest={
+            name: value if isinstance(value, str) else json.dumps(value, default=str)
+            for name, value in opening.flat(manifest).items()
+        },
         notes=notes,
         claims=claims,
         claim_notes=claim_notes,
@@ -150,14 +153,6 @@ def _seed_text(cell: Any, seed: int) -> str:
     if cell is None or seed not in cell.values:
         return "-"
     return "dead" if cell.values[seed] is None else percent(cell.values[seed])
-
-
-def _flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _check_example(example: Mapping[str, Any]) -> None:

@@ -34,13 +34,10 @@ Name = tuple[str, str]
 def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[str]) -> None:
     """Makes the run directory of a recipe from checkpoints of the authors', one for each of its models and seeds.
 
-    Where that has been done with files of the same content, nothing happens.
-
-    Args:
-        recipe: without a grid; each of its stages is one chunk, and tuning keeps no snapshots.
-        directory: the run directory, absent or empty.
-        pretrained: path of the pretrained model; ``{seed}`` in it stands for each of the recipe's seeds.
-        tuned: ``METHOD:LR=FILE`` for every method and learning rate of the recipe, each by its name there.
+    Where that has been done with files of the same content, nothing happens; else the directory must be absent or
+    empty. Each stage of the recipe, which has no grid, is one chunk, and tuning keeps no snapshots. ``{seed}`` in a
+    path stands for each of its seeds; ``tuned`` are ``METHOD:LR=FILE`` for every method and learning rate, each by its
+    name there.
 
     Raises:
         ValueError: the recipe is not such a one; a model is missing, named twice or not in the recipe; a file is not

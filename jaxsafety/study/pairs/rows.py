@@ -4,14 +4,14 @@ A pair has no seeds: its rows carry seed 0. Where a value is a mean over prompts
 ``METRIC_low`` and ``METRIC_high`` are its 95 % Student-t interval over them, and ``METRIC_n`` their number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from jaxsafety.claims.intervals import student_interval
+from jaxsafety.claims.intervals import Interval, student_interval
 from jaxsafety.rundir import machine, results
 from jaxsafety.rundir.layout import ANALYSIS_FILE
 
@@ -68,12 +68,12 @@ def compared(
     Half of its width is given beside each, None if it has none. For ``method`` and ``labels`` see :func:`frame`.
     """
     halves = {key: (value, np.nan if half is None else half) for key, (value, half) in values.items()}
-    intervals = {key: (value, value - half, value + half, n) for key, (value, half) in halves.items()}
+    intervals = {key: Interval(value, value - half, value + half, n) for key, (value, half) in halves.items()}
     return _with_intervals(method, intervals, labels=labels)
 
 
 def _with_intervals(
-    method: str, intervals: Mapping[tuple[str, str], Sequence[float | None]], *, labels: Mapping[str, Any]
+    method: str, intervals: Mapping[tuple[str, str], Interval], *, labels: Mapping[str, Any]
 ) -> pl.DataFrame:
     found = {
         (analysis, metric + end): np.nan if number is None else number
