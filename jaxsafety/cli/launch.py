@@ -4,9 +4,8 @@ Once jax is configured, everything between the command line and the stages is he
 """
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,23 +112,11 @@ def _work(stage: str):
 @contextmanager
 def _recorded(ready: Study, stage: str, *, together: int = 1) -> Iterator[None]:
     """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
-    started, before = time.monotonic(), hosts.decide(lambda: _begin(ready, stage))
-    try:
+    about = {"strategy": ready.strategy, "processes": jax.process_count()}
+    timed = manifest_file.timed(ready.directory, stage, about, together=together)
+    with ExitStack() as record:
+        hosts.decide(lambda: record.enter_context(timed))
         yield
-    finally:
-        seconds = before + (time.monotonic() - started) / together
-        # On a full disk the error that ended the stage is the one to be told.
-        with suppress(OSError):
-            if hosts.is_first():
-                manifest_file.write_manifest(ready.directory, {stage: {"seconds": round(seconds, 1)}})
-
-
-def _begin(ready: Study, stage: str) -> float:
-    """Records what a stage runs on; returns the seconds that earlier processes have spent on it."""
-    before = manifest_file.read_manifest(ready.directory).get(stage, {}).get("seconds", 0.0)
-    about = {"strategy": ready.strategy, "processes": jax.process_count(), **machine.environment()}
-    manifest_file.write_manifest(ready.directory, {stage: about})
-    return before
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxsafety.config.names import check_name
-from jaxsafety.linalg.unbatched import unbatched
+from jaxsafety.linalg.unbatched import over_batch, unbatched
 from jaxsafety.tree import is_finite
 from jaxsafety.types import Key, Leaf
 
@@ -153,12 +153,10 @@ def _checked_rank(
 
 def _over_stack(kernel: Callable[..., SVD], matrices: Array, *keys: Array, chunk: int | None) -> SVD:
     """Runs a kernel for one matrix over the stack."""
-    kernel = unbatched(kernel)
     batch = matrices.shape[:-2]
     if chunk is None and math.prod(batch) > 1:
-        for _ in batch:
-            kernel = jax.vmap(kernel)
-        return kernel(matrices, *keys)
+        return over_batch(kernel, matrices, *keys, batch=len(batch))
+    kernel = unbatched(kernel)
     flat = tuple(jnp.reshape(a, (-1, *a.shape[len(batch) :])) for a in (matrices, *keys))
     # One at a time there is no batch axis, which costs a copy of each matrix.
     at_once = None if chunk is None or chunk == 1 else chunk

@@ -38,17 +38,20 @@ def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def timed(directory: Path, name: str, fields: Mapping[str, Any]) -> Iterator[None]:
+def timed(directory: Path, name: str, fields: Mapping[str, Any], *, together: int = 1) -> Iterator[None]:
     """Records in the manifest under ``name`` what a command runs on, and its seconds over all its processes.
 
-    ``fields`` are recorded beside them.
+    ``fields`` are recorded beside them. Of ``together`` directories that one program works for each has its share.
     """
     before, started = read_manifest(directory).get(name, {}).get("seconds", 0.0), time.monotonic()
-    write_manifest(directory, {name: environment() | dict(fields)})
+    write_manifest(directory, {name: dict(fields) | environment()})
     try:
         yield
     finally:
-        write_manifest(directory, {name: {"seconds": round(before + time.monotonic() - started, 1)}})
+        seconds = before + (time.monotonic() - started) / together
+        # On a full disk the error that ended the command is the one to be told.
+        with suppress(OSError):
+            write_manifest(directory, {name: {"seconds": round(seconds, 1)}})
 
 
 @contextmanager
