@@ -58,7 +58,7 @@ def init(config: LlamaConfig, *, key: Key) -> Params:
 def model(config: LlamaConfig, *, cache_dtype: str = "float32") -> Model:
     """Returns the model that methods, attacks and analyses ask; it writes with a cache of keys and values.
 
-    Their type is ``"float32"`` or ``"bfloat16"``; any other is a ValueError.
+    ``cache_dtype`` is that of these, ``"float32"`` or ``"bfloat16"``; any other is a ValueError.
     """
     decoder = llama_cache.decoder(config, dtype=cache_dtype)
     return Model(embed=embed, apply=partial(apply, config=config), decoder=decoder)
