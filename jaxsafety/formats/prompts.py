@@ -60,7 +60,10 @@ def own() -> list[Prompt]:
     words = yaml.safe_load((resources.files("jaxsafety.formats") / "instructions.yaml").read_text())
     asked = {label: [f"{verb} {thing}." for verb in words["verbs"] for thing in words[label]] for label in LABELS}
     for kind, template in words["jailbreaks"].items():
-        asked[f"jailbreak:{kind}"] = [_wrapped(template, prompt) for prompt in asked["unsafe"]]
+        asked[f"jailbreak:{kind}"] = [
+            template.format(prompt=prompt, encoded=base64.b64encode(prompt.encode()).decode())
+            for prompt in asked["unsafe"]
+        ]
     return [_plain(prompt, label) for label, prompts in asked.items() for prompt in prompts]
 
 
@@ -184,10 +187,6 @@ def shown(value: Any) -> str:
     """Returns the beginning of a value as JSON, for a message."""
     text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _wrapped(template: str, prompt: str) -> str:
-    return template.format(prompt=prompt, encoded=base64.b64encode(prompt.encode()).decode())
 
 
 def _plain(prompt: str, label: str) -> Prompt:

@@ -79,7 +79,7 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             "high": judgement.interval.high,
             "values": judgement.values,
             "estimate": _estimate(judgement),
-            "seeds": _seeds(judgement),
+            "seeds": ", ".join(f"{seed}: {_number(value)}" for seed, value in judgement.values.items()),
             "verdict": judgement.verdict,
             "why": judgement.why,
         }
@@ -159,10 +159,6 @@ def _estimate(judgement: Judgement) -> str:
     if mean is None:
         return "-"
     return _number(mean) if low is None or high is None else f"{_number(mean)} [{_number(low)}, {_number(high)}]"
-
-
-def _seeds(judgement: Judgement) -> str:
-    return ", ".join(f"{seed}: {_number(value)}" for seed, value in judgement.values.items())
 
 
 def _number(value: float | None) -> str:

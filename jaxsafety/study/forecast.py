@@ -5,14 +5,16 @@ Touches no disk but to look at what is there, and computes shapes only.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxsafety.config import fields
 from jaxsafety.engine import memory
+from jaxsafety.engine.loop import Leg
 from jaxsafety.recipe import cells
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline
 from jaxsafety.study.grids import Job
+from jaxsafety.study.pipeline import Study
 
 
 def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
@@ -29,12 +31,12 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
         f"programs to compile for training: {len(families)} of pretraining, {len(_tuning_programs(groups))} of tuning"
     )
     lines += _memory(families, groups)
-    left = {"pretrain": sum(map(_pretrain_left, pretrainings)), "tune": sum(map(_tune_left, todo))}
+    pretraining, tuning = [*map(_pretraining, pretrainings)], [*map(_tuning, todo)]
     lines.append(
-        f"seed-steps left: {left['pretrain']} of pretraining, {left['tune']} of tuning "
-        "(steps x seeds, in tuning x learning rates x methods)"
+        f"seed-steps left: {sum(one.left for one in pretraining)} of pretraining, {sum(one.left for one in tuning)} of "
+        "tuning (steps x seeds, in tuning x learning rates x methods)"
     )
-    lines.append(f"time: {_time(every, pretrainings, todo)}")
+    lines.append(f"time: {_time(every, pretraining + tuning)}")
     return "\n".join(lines) + "\n"
 
 
@@ -75,62 +77,52 @@ def _memory(families: Sequence[Sequence[Job]], groups: Sequence[Sequence[Job]]) 
         )
 
 
-def _pretrain_left(job: Job) -> int:
-    config = job.source.recipe.pretrain
-    return config.steps * len(job.source.recipe.seeds) - _pretrain_done(job)
+class _Training(NamedTuple):
+    """A pretraining, or the tuning of a cell: its program's shape, seed-steps in all and done, seconds recorded."""
+
+    kind: str
+    total: int
+    done: int
+    seconds: float
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done
 
 
-def _pretrain_done(job: Job) -> int:
-    return (checkpoint.latest(job.source.pretrain_leg.checkpoints) or 0) * len(job.source.recipe.seeds)
+def _pretraining(job: Job) -> _Training:
+    recipe, leg = job.source.recipe, job.source.pretrain_leg
+    lanes, kind = len(recipe.seeds), f"pretrain {cells.pretraining_program(job.cell)}"
+    return _training(job.source, "pretrain", kind, [leg], recipe.pretrain.steps, lanes)
 
 
-def _tune_left(job: Job) -> int:
-    config = job.ready.recipe.tune
-    return config.steps * len(config.methods) * _lanes(job) - _tune_done(job)
+def _tuning(job: Job) -> _Training:
+    recipe = job.ready.recipe
+    legs = [job.ready.tune_leg(label) for label in recipe.tune.methods]
+    lanes, kind = len(recipe.seeds) * len(recipe.tune.learning_rates), f"tune {cells.tuning_program(job.cell)}"
+    return _training(job.ready, "tune", kind, legs, recipe.tune.steps, lanes)
 
 
-def _tune_done(job: Job) -> int:
-    legs = [job.ready.tune_leg(label) for label in job.ready.recipe.tune.methods]
-    return sum(checkpoint.latest(leg.checkpoints) or 0 for leg in legs) * _lanes(job)
+def _training(study: Study, stage: str, kind: str, legs: Sequence[Leg], steps: int, lanes: int) -> _Training:
+    done = sum(checkpoint.latest(leg.checkpoints) or 0 for leg in legs)
+    seconds = manifest_file.read_manifest(study.directory).get(stage, {}).get("seconds", 0.0)
+    return _Training(kind, steps * len(legs) * lanes, done * lanes, seconds)
 
 
-def _lanes(job: Job) -> int:
-    return len(job.ready.recipe.seeds) * len(job.ready.recipe.tune.learning_rates)
-
-
-def _time(every: Sequence[Job], pretrainings: Sequence[Job], todo: Sequence[Job]) -> str:
+def _time(every: Sequence[Job], wanted: Sequence[_Training]) -> str:
     """Seconds of training from speeds that this directory records for programs of the same shape."""
-    if not pretrainings and not todo:
+    if not wanted:
         return "no training left"
-    spent: dict[str, list[tuple[int, float]]] = {}
-    for job in _sources(every):
-        seconds = manifest_file.read_manifest(job.source.directory).get("pretrain", {}).get("seconds", 0.0)
-        spent.setdefault(_pretrain_kind(job), []).append((_pretrain_done(job), seconds))
-    for job in every:
-        seconds = manifest_file.read_manifest(job.ready.directory).get("tune", {}).get("seconds", 0.0)
-        spent.setdefault(_tune_kind(job), []).append((_tune_done(job), seconds))
-    wanted = [(_pretrain_kind(job), _pretrain_left(job)) for job in pretrainings]
-    wanted += [(_tune_kind(job), _tune_left(job)) for job in todo]
-    speeds = {kind: _speed(records) for kind, records in spent.items()}
-    if unknown := sum(not speeds[kind] for kind, _ in wanted):
+    spent: dict[str, list[_Training]] = {}
+    for one in (*map(_pretraining, _sources(every)), *map(_tuning, every)):
+        if one.done and one.seconds:
+            spent.setdefault(one.kind, []).append(one)
+    if unknown := sum(one.kind not in spent for one in wanted):
         return f"unknown: no earlier run to go by for {unknown} of {len(wanted)} trainings"
-    seconds = round(sum(left / speeds[kind] for kind, left in wanted))
+    speeds = {kind: sum(one.done for one in ran) / sum(one.seconds for one in ran) for kind, ran in spent.items()}
+    seconds = round(sum(one.left / speeds[one.kind] for one in wanted))
     clock = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
     return (
         f"about {clock} of training, one process, at the seed-steps per second that manifests in this directory record "
         "for the same shapes; evaluation, analysis and report come on top"
     )
-
-
-def _pretrain_kind(job: Job) -> str:
-    return f"pretrain {cells.pretraining_program(job.cell)}"
-
-
-def _tune_kind(job: Job) -> str:
-    return f"tune {cells.tuning_program(job.cell)}"
-
-
-def _speed(records: Sequence[tuple[int, float]]) -> float:
-    """Seed-steps a second of the trainings that recorded both; 0 if none did."""
-    known = [(steps, seconds) for steps, seconds in records if steps and seconds]
-    return sum(steps for steps, _ in known) / sum(seconds for _, seconds in known) if known else 0.0

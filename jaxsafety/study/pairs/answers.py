@@ -69,9 +69,8 @@ def _writer(
     checkpoint: hf.Checkpoint, *, max_new: int, stop: tuple[int, ...], compute_dtype: ComputeDtype
 ) -> Callable[[Batch], np.ndarray]:
     model = llama.model(replace(checkpoint.config, compute_dtype=compute_dtype))
-    stored: hf.ParamsDtype = "bfloat16" if compute_dtype == "bfloat16" else "float32"
-    check_room(checkpoint, stored)
-    _, params = hf.load(checkpoint.directory, dtype=stored)
+    check_room(checkpoint, compute_dtype)
+    _, params = hf.load(checkpoint.directory, dtype=compute_dtype)
 
     @cache
     def program(shape: tuple[int, int]) -> Callable[..., Any]:

@@ -32,7 +32,7 @@ _SAVE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Side:
-    """One model, the prompts that it reads, maybe with its answers, and what its products are rounded to."""
+    """One model, the prompts that it reads, maybe with its answers, and the type of its weights and of its products."""
 
     checkpoint: hf.Checkpoint
     batches: tuple[Batch, ...]
@@ -42,11 +42,6 @@ class Side:
     def config(self) -> LlamaConfig:
         """The model, computing in that type."""
         return replace(self.checkpoint.config, compute_dtype=self.compute_dtype)
-
-    @property
-    def stored(self) -> hf.ParamsDtype:
-        """The type that its weights are held in."""
-        return "bfloat16" if self.compute_dtype == "bfloat16" else "float32"
 
 
 # [b, t, d] of every batch of every side.
@@ -114,7 +109,7 @@ def _runner() -> Callable[[Side, int, list[np.ndarray]], tuple[list[np.ndarray],
             return programs.fitted(partial(features.layer, config=config), *given, what=what)
 
     def run(side: Side, layer: int, streams: list[np.ndarray]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-        weights = jax.device_put(layer_weights(side.checkpoint, layer, dtype=side.stored))
+        weights = jax.device_put(layer_weights(side.checkpoint, layer, dtype=side.compute_dtype))
         count = sum(len(batch.rows) for batch in side.batches)
         after, seen = [], {}
         for batch, x in zip(side.batches, streams, strict=True):
