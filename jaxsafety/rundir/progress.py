@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 _PLAIN_INTERVAL_S = 5.0
 
 
-def say(text: str, *, console: "Console | None" = None) -> None:
-    """Shows a line of its own among the progress of stages, on standard error if no console is given."""
-    console = _console() if console is None else console
-    console.print(f"jaxsafety: {text}", soft_wrap=True, markup=False, highlight=False)
+def say(text: str) -> None:
+    """Shows a line of its own among the progress of stages, on standard error."""
+    _console().print(f"jaxsafety: {text}", soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager

@@ -104,12 +104,12 @@ def _parts(pair: Pair, directory: Path, config: MergeConfig, dtype: str) -> Path
 
 
 def merger(
-    pair: Pair, config: MergeConfig, *, dtype: hf.ParamsDtype = "float32", parts: Path | None = None
+    pair: Pair, config: MergeConfig, *, dtype: hf.ParamsDtype, parts: Path
 ) -> Callable[[str, int | None], np.ndarray]:
     """Returns what reads a tensor of both checkpoints and merges it, by our path and layer (None outside of layers).
 
-    Sums are float32; the result is rounded to ``dtype``. What takes a decomposition is kept in ``parts``, if given, and
-    taken from there.
+    Sums are float32; the result is rounded to ``dtype``. What takes a decomposition is kept in ``parts`` and taken from
+    there.
     """
 
     @cache
@@ -128,14 +128,13 @@ def merger(
         matrix = layer is not None and len(pair.base.shape(path)) == 3
         moves = config.part == "whole" or (path.startswith(_MLP) and (matrix or config.part == "mlp"))
         if moves and matrix and (config.part == "null_space" or config.rank is not None):
-            file = None if parts is None else parts / f"{layer:03d}-{path.replace('/', '-')}"
-            if file is not None and file.exists():
+            file = parts / f"{layer:03d}-{path.replace('/', '-')}"
+            if file.exists():
                 return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(pair.base.shape(path)[1:])
             base, tuned = (side.matrix(layer, path.removeprefix("blocks/")) for side in (pair.base, pair.tuned))
             merged = _sum(base, cut(base, tuned - base), config.alpha, dtype)
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                atomic.atomic_write(file, merged.tobytes())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.atomic_write(file, merged.tobytes())
             return merged
         return _streamed(pair, path, layer, alpha=config.alpha if moves else 0.0, dtype=dtype)
 
