@@ -41,11 +41,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked, and what kind of question that is.
+    """What a model is asked, at least one turn, and what kind of question that is.
 
-    Attributes:
-        messages: the conversation, at least one turn; a plain prompt is one turn of the user.
-        label: ``safe``, ``unsafe`` or ``jailbreak:KIND``.
+    A plain prompt is one turn of the user; the label is ``safe``, ``unsafe`` or ``jailbreak:KIND``.
     """
 
     messages: tuple[Message, ...]

@@ -87,9 +87,8 @@ def generate(
 class Window:
     """What a model without a cache keeps: all that it has read.
 
-    Attributes:
-        tokens: ``[b, u]`` int32, every row from its first place on.
-        last: ``[b]`` int32, the place of its last token.
+    Rows of ``tokens`` ``[b, u]`` are filled from their first place on; ``last`` ``[b]`` is the place of their last
+    token.
     """
 
     tokens: Leaf

@@ -47,14 +47,9 @@ _RELATIVE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 class Analysis(NamedTuple):
     """One figure of the analyses as the page shows it: of ``jaxsafety.report.sections``, with its picture.
 
-    Attributes:
-        name: identifier, used as the anchor.
-        title: heading.
-        paper: the figure of the paper, or what it goes beyond.
-        reading: how to read it.
-        claims: names of the claims it bears on.
-        svg: the picture; inserted unescaped.
-        table: path of its table beside the page, without the suffix (.csv and .parquet).
+    ``name`` is used as the anchor; ``paper`` is the figure of the paper, or what it goes beyond; ``reading`` how to
+    read it; ``claims`` are the names of those that it bears on. ``svg`` is inserted unescaped; ``table`` is the path of
+    its table beside the page, without the suffix (.csv and .parquet).
     """
 
     name: str

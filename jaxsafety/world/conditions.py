@@ -33,11 +33,9 @@ _MISGEN_DRAWS = 16
 
 @dataclass(frozen=True)
 class Condition:
-    """Where a condition's prompts come from.
+    """Where a condition's prompts come from: equiprobable texts, and the rule for the task tokens.
 
-    Attributes:
-        texts: text conditions, equiprobable, each with the branch whose safety policy holds on it.
-        tasks: rule for the task tokens.
+    Each text condition stands with the branch whose safety policy holds on it.
     """
 
     texts: tuple[tuple[TextCondition, Branch], ...]

@@ -25,13 +25,10 @@ Block = Literal[0, 1]
 
 @flax.struct.dataclass
 class Prompt:
-    """One instruction: four task tokens on a text.
+    """One instruction: the ids of four task tokens on a text of ``length`` L.
 
-    Attributes:
-        pcfg: index of the PCFG, which fixes the operators' meaning.
-        tasks: ``[4]`` ids of the task tokens.
-        letters: ``[w]`` letter indices, -1 after the text.
-        length: letters in the text, L.
+    ``pcfg`` is the index of the PCFG, which fixes the operators' meaning; ``letters`` are ``[w]`` indices, -1 after the
+    text.
     """
 
     pcfg: Leaf

@@ -18,10 +18,8 @@ Branch = Literal["safe", "unsafe"]
 class Policy:
     """Which operators of one PCFG are unsafe (the identity is always safe).
 
-    Attributes:
-        always_unsafe: refused on any text.
-        always_safe: complied with on any text.
-        branch_dependent: unsafe on unsafe-dominant text only.
+    ``always_unsafe`` ones are refused on any text, ``always_safe`` ones complied with; those that are
+    ``branch_dependent`` are unsafe on unsafe-dominant text only.
     """
 
     always_unsafe: tuple[str, ...]

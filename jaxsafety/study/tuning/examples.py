@@ -30,14 +30,10 @@ _SUCH = {
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and what is to be answered.
+    """A prompt, whose last turn is the user's, and what is to be answered; ``rejected`` is None where none is needed.
 
-    Attributes:
-        prompt: the conversation before the answer; its last turn is the user's.
-        chosen: the preferred answer.
-        rejected: the dispreferred one; None where none is needed.
-        where: it was read.
-        unsafe: whether its label says that the prompt is one to refuse, ``unsafe`` or ``jailbreak:KIND``.
+    ``where`` it was read is for messages. ``unsafe`` says whether its label, ``unsafe`` or ``jailbreak:KIND``, is that
+    of a prompt to refuse.
     """
 
     prompt: tuple[Message, ...]
