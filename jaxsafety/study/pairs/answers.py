@@ -34,8 +34,8 @@ def write(
     """Returns a model's greedy answers to prompts, and keeps those that it has in ``file``, batch by batch.
 
     The whole model is loaded, in the type that it computes in, if not all of the answers are there. Batches are padded
-    right; answers have at most ``max_new`` tokens, of which the first in ``stop`` is the last. Products are rounded to
-    ``compute_dtype``, and the weights are held in it. ``file`` is JSON; the answers there are not written again.
+    right; an answer has at most ``max_new`` tokens and ends with the first of ``stop``. ``file`` is JSON; the answers
+    there are not written again. ``label`` is for the progress.
 
     Raises:
         ValueError: the model does not fit into memory, is too short for prompt and answer, or ``file`` is damaged.

@@ -65,8 +65,9 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, 
 
     The first token is what attention rests on, and the end is where the activations are read.
 
-    Raises:     ValueError: less than ``LEAST`` prompts of a class; a conversation that the template of the tokenizer
-    refuses; ids         beyond the vocabulary of both models.
+    Raises:
+        ValueError: less than ``LEAST`` prompts of a class; a conversation that the tokenizer's template refuses; ids
+            beyond the vocabulary of both models.
     """
     for label in LABELS:
         if (count := sum(prompt.label == label for prompt in prompts)) < LEAST:

@@ -92,10 +92,10 @@ def cluster_measures(
 def action_measures(
     base: Float[Array, "m n"], tuned: Float[Array, "m n"], inputs: Float[Array, "b m"], *, directions: int
 ) -> dict[str, Any]:
-    """Measures how the update of one matrix, in [1, min(m, n)] strongest directions, acts on what prompts bring.
+    """Measures how the update of one matrix acts on the inputs that prompts bring to it in the tuned model.
 
-    ``inputs`` are what the tuned model multiplies with it. See :class:`jaxsafety.analysis.update_spaces.InputSpace` for
-    ``gain``, ``ratio`` and ``energy`` ``[b]``, and ``projection`` ``[b, r]``.
+    ``directions`` are the update's strongest, in [1, min(m, n)]. For ``gain``, ``ratio`` and ``energy`` ``[b]``, and
+    ``projection`` ``[b, r]``, see :class:`jaxsafety.analysis.update_spaces.InputSpace`.
 
     Returns:
         ``gain``, ``ratio`` and ``energy`` ``[b]``, ``projection`` ``[b, r]``; see
