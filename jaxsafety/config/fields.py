@@ -63,12 +63,11 @@ def swept(*values: float | int, **bounds: Any) -> Any:
     return field(default=values, metadata={"swept": True, "bounds": Bounds(**bounds)})
 
 
-def check(config: Any) -> None:
+def check(config: Any, *, prefix: str = "") -> None:
     """Checks every field of a config against its declared names and bounds; assign it to ``__post_init__``.
 
-    Raises:
-        ValueError: a name that is not among the literal's, a number out of bounds, or swept values that do not ascend;
-            the field is named.
+    A ValueError names the field, behind ``prefix``, whose name is not among the literal's, whose number is out of
+    bounds, or whose swept values do not ascend.
     """
     hints = get_type_hints(type(config))
     for one in fields(config):
@@ -77,9 +76,9 @@ def check(config: Any) -> None:
             check_name(f"{prefix}{one.name}", value, get_args(hints[one.name]))
         for number in value if isinstance(value, tuple) else (value,):
             if bounds and isinstance(number, int | float) and not bounds.holds(number):
-                raise ValueError(f"{one.name} must be {bounds}, got {number}")
+                raise ValueError(f"{prefix}{one.name} must be {bounds}, got {number}")
         if one.metadata.get("swept") and list(value) != sorted(set(value)):
-            raise ValueError(f"{one.name} must be ascending numbers, got {list(value)}")
+            raise ValueError(f"{prefix}{one.name} must be ascending numbers, got {list(value)}")
 
 
 def check_apart(config: type, taken: Iterable[str], *, owner: str) -> None:

@@ -66,7 +66,7 @@ def declared(module: str) -> tuple[Declared, ...]:
         kind = ast.unparse(call.func) if call else "static"
         default = [ast.unparse(word) for word in call.args] if call else [ast.unparse(node.value)]
         name, shown = ast.unparse(node.target), f"[{', '.join(default)}]" if kind == "swept" else default[0]
-        found.append(Declared(name, kind, shown, _flat(docs.get(name, ""))))
+        found.append(Declared(name, kind, shown, " ".join(docs.get(name, "").split())))
     return tuple(found)
 
 
