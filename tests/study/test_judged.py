@@ -1,0 +1,108 @@
+"""What an attack puts in the place of what was there is judged: parameters, a hook, a decoding rule, prompts."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsafety import keys, tree
+from jaxsafety.recipe.nodes import AttackConfig
+from jaxsafety.study import judged, lanes, view
+from jaxsafety.study.view import Prompts
+from jaxsafety.subjects import judge
+from jaxsafety.types import Attack, Attacked, Decode
+from jaxsafety.world import batch_at
+
+RATES = ("complied", "refused", "other")
+
+
+@dataclass(frozen=True)
+class Config:
+    """It has no options."""
+
+
+def _made(attacked):
+    return Attack(Config, lambda target, config, *, point, key: attacked(target))
+
+
+PARAMS = _made(lambda target: Attacked(params=target.base))
+DECODE = _made(lambda target: Attacked(decode=Decode(((target.base, target.model),), lambda logits: logits[1])))
+NOTHING = _made(lambda target: Attacked())
+HOOK = _made(lambda target: Attacked(edit=lambda site, layer, positions, h: 0.0 * h))
+UNJUDGED = _made(lambda target: Attacked(trial=_without_answers(target.trial)))
+
+
+def _without_answers(trial):
+    """The prompts with every other one left out."""
+    kept = (jnp.arange(len(trial.last)) % 2 == 0)[:, None]
+    return trial.replace(refused=trial.refused.replace(mask=trial.refused.mask & kept))
+
+
+@pytest.fixture(scope="module")
+def models(mini_recipe, tiny_world):
+    """A model that says refusals, since its rows of the unembedding are large, and one that does not."""
+    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+    refusal = tiny_world.ids[tiny_world.spec.letters[0]]
+    says = jnp.zeros_like(params["unembed"]).at[:, refusal].set(1.0)
+    constant = jax.tree.map(jnp.zeros_like, params)
+    constant["norm"]["bias"] = jnp.ones_like(params["norm"]["bias"])
+    return constant | {"unembed": says}, params
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_world):
+    drawn = [batch_at(tiny_world, name, key=keys.root(1), step=0, batch_size=4) for name in ("safe", "unsafe")]
+    trials = tree.stack(drawn)
+    # A model that always says the refusal's letter never stops.
+    letters = trials.refused.targets != tiny_world.special["stop"]
+    trials = trials.replace(refused=trials.refused.replace(mask=trials.refused.mask & letters))
+    return Prompts(trials=trials, held_out=trials)
+
+
+@pytest.fixture(scope="module")
+def attacked(mini_recipe, tiny_world, models, prompts):
+    """``(name of an attack) -> measures`` of the second condition's prompts, on the model that refuses."""
+    refusing, base = models
+
+    def run(name):
+        node = AttackConfig(f"tests.study.test_judged:{name}")
+        measure = partial(judged.attacked_measures, mini_recipe, tiny_world, node, places=(1,), point={})
+        found = jax.jit(measure)(refusing, (keys.root(0), prompts, base))
+        return {metric: np.asarray(values)[0] for (metric, _), values in found.items()}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(mini_recipe, tiny_world, models, prompts):
+    """The rates of both models on those prompts, by the judge alone."""
+    model = view.model_of(mini_recipe, tiny_world)
+    trial = tree.lane(prompts.trials, 1)
+    run = jax.jit(lambda params: judge.judge(model, params, trial))
+    return [{name: float(rates[name].mean()) for name in RATES} for rates in map(run, models)]
+
+
+@pytest.mark.parametrize(("name", "place"), [("NOTHING", 0), ("PARAMS", 1), ("DECODE", 1)])
+def test_what_an_attack_leaves_is_as_it_was_and_what_it_gives_is_judged(attacked, plain, name, place):
+    found = attacked(name)
+    assert {rate: found[rate] for rate in RATES} == pytest.approx(plain[place])
+    assert found["n_prompts"] == 4
+
+
+def test_the_models_that_are_compared_answer_differently(plain):
+    assert plain[0]["refused"] == 1 and plain[1]["refused"] == 0
+
+
+def test_a_hook_reaches_both_answers(attacked, mini_recipe, tiny_world, models, prompts):
+    model, trial = view.model_of(mini_recipe, tiny_world), tree.lane(prompts.trials, 1)
+    rates = judge.judge(model, models[0], trial, edit=lambda site, layer, positions, h: 0.0 * h)
+    found = attacked("HOOK")
+    assert {name: found[name] for name in RATES} == pytest.approx({name: float(rates[name].mean()) for name in RATES})
+
+
+def test_a_prompt_of_which_nothing_is_judged_is_left_out(attacked):
+    found = attacked("UNJUDGED")
+    assert found["n_prompts"] == 2 and sum(found[name] for name in RATES) == pytest.approx(1)
