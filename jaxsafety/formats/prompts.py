@@ -131,13 +131,14 @@ def _object(line: str, keys: Sequence[str], where: str) -> dict[str, Any]:
 def _parsed(row: dict[str, Any], where: str) -> Prompt:
     if ("prompt" in row) == ("messages" in row):
         raise ValueError(f"{where} must have either prompt or messages, got {'both' if 'prompt' in row else 'neither'}")
-    label = _checked_label(row, where)
+    label = label_of(row, where)
     if "prompt" in row:
         return _plain(text(row["prompt"], f"{where}: prompt"), label)
     return Prompt(asked(turns(row["messages"], f"{where}: messages"), where), label)
 
 
-def _checked_label(row: dict[str, Any], where: str) -> str:
+def label_of(row: dict[str, Any], where: str) -> str:
+    """Returns the label of a row: ``safe``, ``unsafe`` or ``jailbreak:KIND``; another, or none, is a ValueError."""
     if "label" not in row:
         raise ValueError(f"{where} has no label: expected safe, unsafe or jailbreak:KIND")
     label = row["label"]

@@ -57,12 +57,18 @@ def make_gradient(totals: Totals, *, key: Key, total_steps: int, parts: int = 1)
     return gradient
 
 
+# What says whose a row of metrics is, and what every step shows.
+_TAKEN = ("stage", "method", "lr_name", "lr", "seed", "step", "loss", "grad_norm", "finite")
+
+
 def added(terms: Terms, metrics: Terms, *, counts: Metrics | None = None) -> tuple[Float[Array, ""], Terms]:
     """Returns the loss, the sum of the terms' means, and all terms and metrics that are shown.
 
     Both are sums and counts of examples. ``counts`` are those of the whole batch where these are a part's sums; None
-    takes their own.
+    takes their own. A metric with the name of what a row of metrics holds anyhow is a ValueError.
     """
+    if taken := sorted(set(metrics) & set(_TAKEN)):
+        raise ValueError(f"a method has a metric {taken[0]!r}, which every row of metrics has: give it another name")
     whole = _counts(terms) if counts is None else counts
     shares = [losses.quotient(total, whole[name]) for name, (total, _) in terms.items()]
     # One term alone is the loss, which is a metric anyhow.

@@ -1,6 +1,7 @@
 """One file and one name each: somebody else's method, edit, attack, analysis and claims go through a whole study."""
 
 import json
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from jaxsafety import keys
+from jaxsafety.config import fields
 from jaxsafety.models.adapter import adapted
 from jaxsafety.recipe import cells, yaml_file
 from jaxsafety.recipe.nodes import node
@@ -269,6 +271,22 @@ def test_the_draws_of_data_loss_and_start_are_each_their_own(key):
     assert len({str(found) for found in seen.values()}) == 3
     # What a method carries may be an array, and zero.
     np.testing.assert_array_equal(state.aux, np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["seed", "loss"])
+def test_a_metric_with_the_name_of_a_label_is_refused(name):
+    sums = {name: (jnp.float32(1), jnp.float32(1))}
+    with pytest.raises(ValueError, match=f"a method has a metric '{name}', which every row of metrics has"):
+        stepping.added({"term": (jnp.float32(1), jnp.float32(1))}, sums)
+
+
+def test_a_field_with_the_name_of_a_nodes_is_refused():
+    @dataclass(frozen=True)
+    class Config:
+        p_unsafe: float = 0.5
+
+    with pytest.raises(ValueError, match="method 'x' has a field 'p_unsafe', which means something else beside it"):
+        fields.check_apart(Config, ("method", "p_unsafe"), owner="method 'x'")
 
 
 def test_a_method_that_trains_nothing_or_lacks_its_reference_is_refused(key):

@@ -73,7 +73,7 @@ def read(path: Path, *, pairs: bool) -> list[Example]:
     """
     found = []
     for row, where in prompts.objects(path, keys=_KEYS, what="examples", such=_SUCH[pairs]):
-        unsafe = str(row.get("label", "")).partition(":")[0] in ("unsafe", "jailbreak")
+        unsafe = "label" in row and prompts.label_of(row, where) != "safe"
         found.extend(replace(example, unsafe=unsafe) for example in _parsed(row, where, pairs=pairs))
     return found
 

@@ -1,10 +1,11 @@
 """What a checkpoint is tuned with, checked before any device work."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from jaxsafety import methods
+from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.lora import TARGETS
@@ -60,6 +61,7 @@ class TuningConfig:
             object.__setattr__(self, "options", self.load().Config())
         if not isinstance(self.options, self.load().Config):
             raise ValueError(f"options must be the Config of method {self.method!r}, got {self.options!r}")
+        fields_.check_apart(self.load().Config, [one.name for one in fields(self)], owner=f"method {self.method!r}")
         check_name("dtype", self.dtype, get_args(ComputeDtype))
         check_name("template", self.template, ("chat", "raw"))
         for name in ("steps", "batch_size", "accumulate", "max_tokens", "chunk_steps"):

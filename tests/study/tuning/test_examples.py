@@ -135,6 +135,14 @@ def test_a_batch_larger_than_the_data_is_refused():
         examples.draw(jnp.arange(4), key=keys.root(0), step=jnp.int32(0), batch_size=5)
 
 
+@pytest.mark.parametrize("label", ["unsave", 1, None, "jailbreak"])
+def test_a_label_that_is_none_is_one_sentence(tmp_path, label):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "label": label}) + "\n")
+    with pytest.raises(ValueError, match="label"):
+        examples.read(path, pairs=True)
+
+
 def test_a_changed_label_is_another_set_of_examples(tmp_path):
     """A method may ask which prompts are unsafe, so a run doesn't go on with other labels."""
     path, digests = tmp_path / "pairs.jsonl", set()
