@@ -6,6 +6,7 @@ Array annotations of the package are checked by beartype here, and only here, so
 import fcntl
 import functools
 import gc
+import importlib
 import inspect
 import os
 import signal
@@ -163,6 +164,14 @@ def mini_recipe() -> Recipe:
             "gradients": {"prompts": 2},
         },
     )  # fmt: skip
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports hold the names of their figures alone: drawing them takes most of a report's time."""
+    for name in ("plotting", "figures"):
+        module = importlib.import_module(f"jaxsafety.report.{name}")
+        monkeypatch.setattr(module, "svg", lambda picture: f"<svg><title>{picture.name}</title></svg>")
 
 
 @pytest.fixture(scope="session")

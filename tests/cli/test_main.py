@@ -338,6 +338,7 @@ def test_the_printed_configuration_is_a_recipe_that_repeats_the_study(main, mini
     assert capsys.readouterr().out == text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_recorded_configuration_continues_its_own_run(main, run, capsys):
     assert main("report", run / "config.yaml", "--out", run) == 0
     out = capsys.readouterr().out

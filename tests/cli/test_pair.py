@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from jaxsafety.cli import main
 from jaxsafety.formats import hf, prompts
+from jaxsafety.report import plotting
 from jaxsafety.rundir import manifest_file, opening
 from jaxsafety.study.pairs import answers, opened
 
@@ -34,7 +35,9 @@ def analysed(checkpoints, few, tmp_path_factory):
         patch.setattr(main, "_configure_jax", lambda *_, **__: None)
         patch.setattr("sys.stdout.write", printed.append)
         words = [*map(str, checkpoints), "--out", str(out)]
-        assert main.main(["analyze", "weights", *words, "--attention"]) == 0
+        with patch.context() as undrawn:  # the second report is of both
+            undrawn.setattr(plotting, "svg", lambda picture: f"<svg><title>{picture.name}</title></svg>")
+            assert main.main(["analyze", "weights", *words, "--attention"]) == 0
         assert main.main(["analyze", "activations", *words, "--prompts", str(few), "--answers", "4"]) == 0
     return out, "".join(printed)
 
@@ -85,6 +88,7 @@ def test_a_figure_alone_and_the_claims(analysed, main, tmp_path, capsys):
     assert "Fig. 3" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_analysis_is_not_repeated(analysed, checkpoints, main, monkeypatch):
     before = pl.read_parquet(analysed[0] / "results" / "analyze.parquet")
     monkeypatch.setattr(hf.Checkpoint, "matrix", None)
@@ -106,6 +110,7 @@ def test_a_directory_has_one_set_of_options(analysed, checkpoints, few, refuse, 
     assert message in said.replace("it is", "is") or "another configuration" in said
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_merge_is_a_checkpoint_that_can_be_analysed(checkpoints, main, tmp_path, capsys):
     out = tmp_path / "merged"
     assert main("analyze", "merge", *checkpoints, "--alpha", "1.5", "--out", out) == 0
@@ -268,6 +273,7 @@ def test_a_misspelt_analysis_is_asked_about(capsys):
     assert capsys.readouterr().err == "jaxsafety: no recipe or analysis 'wieghts'; did you mean 'weights'?\n"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_command_that_asked_for_too_much_leaves_nothing_in_the_way(refuse, checkpoints, few, tmp_path):
     words = ("activations", *checkpoints, "--out", tmp_path / "out", "--prompts", few, "--answers")
     assert "expected fewer new tokens" in refuse(*words, "500")

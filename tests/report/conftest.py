@@ -42,7 +42,7 @@ def row():
     return _row
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def study_rows():
     """Five models out of order, DPO's seed 1 dead, nothing measured on jb_misgen."""
     models = [("unlearn", "eta_S"), ("dpo", "eta_M"), ("sft", "eta_S"), ("sft", "eta_M"), ("pretrained", "")]
@@ -63,7 +63,7 @@ def study_rows():
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def curve_rows():
     """Curves of two seeds over five steps: pretraining, and SFT at both learning rates with seed 1 dead at the end."""
     lanes = [("pretrain", "pretrained", ""), ("tune", "sft", "eta_M"), ("tune", "sft", "eta_S")]

@@ -9,12 +9,12 @@ from jaxsafety.report import figures, plotting, tables
 from jaxsafety.rundir import results
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frame(study_rows, curve_rows):
     return results.rows_to_frame(study_rows + curve_rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def svgs(frame):
     verdicts = tables.verdict_table(frame)
     return [

@@ -53,11 +53,11 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture
-def write(tmp_path, study_rows, curve_rows):
+@pytest.fixture(scope="module")
+def parts(study_rows, curve_rows):
     frame = results.rows_to_frame(study_rows + curve_rows)
     verdicts = tables.verdict_table(frame)
-    parts = {
+    return {
         "title": "Study <1>",
         "table": tables.study_table(frame),
         "verdicts": verdicts,
@@ -71,6 +71,9 @@ def write(tmp_path, study_rows, curve_rows):
         "notes": ["Read with <care>."],
     }
 
+
+@pytest.fixture
+def write(tmp_path, parts):
     def write_with(**changed):
         path = tmp_path / "report.html"
         html.write_report(path, **(parts | changed))

@@ -56,6 +56,7 @@ def test_the_page_holds_figures_examples_and_options(run):
     assert text.endswith(f"report: {run / 'report.html'}\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_of_two_runs_are_told_apart_in_the_title(run):
     sides = {name: {"directory": f"/runs/{name}/model", "fingerprint": "0"} for name in ("base", "chat")}
     (run / "config.yaml").write_text(yaml.safe_dump({"pair": sides}))
@@ -63,6 +64,7 @@ def test_models_of_two_runs_are_told_apart_in_the_title(run):
     assert "base/model and chat/model" in (run / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_claims_with_a_number_are_listed(run):
     pair_report.write(run)
     page = (run / "report.html").read_text()
@@ -70,12 +72,14 @@ def test_only_claims_with_a_number_are_listed(run):
     assert "soft tokens" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_summary_has_the_main_numbers(run):
     lines = pair_report.write(run).splitlines()
     assert "  up: null-space energy 0.5 (a random direction 0.36), rank 12, |dW| / |W| 0.02" in lines
     assert any(line.strip().startswith("tuned") and "0.725" in line for line in lines)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_answers_there_are_no_verdicts(run):
     (run / "results/answers.jsonl").unlink()
     rows = results.rows_to_frame(synthetic.pair_rows(), schema=results.ANALYSIS_SCHEMA)
