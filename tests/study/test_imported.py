@@ -6,6 +6,7 @@ The files are the format's own arrays in NumPy's archive instead of torch's, so 
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxsafety.cli import main as command
 from jaxsafety.formats import official, official_file
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import manifest_file, metrics_file, results
@@ -36,7 +38,7 @@ def recipe(mini_recipe):
     return mini_of(mini_recipe)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tensors_of(tiny_world, recipe):
     """Draws a model of theirs in the sizes of the miniature study, with a window as long as theirs or longer."""
 
@@ -48,14 +50,41 @@ def tensors_of(tiny_world, recipe):
     return draw
 
 
-@pytest.fixture
-def folder(tmp_path, recipe, tensors_of, monkeypatch):
-    """A directory with the recipe and a file for each of its models and seeds."""
-    monkeypatch.setattr(official_file, "read", lambda file: dict(np.load(file)))
-    (tmp_path / "mini.yaml").write_text(yaml_file.to_yaml(recipe))
+@pytest.fixture(autouse=True, scope="module")
+def without_torch():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(official_file, "read", lambda file: dict(np.load(file)))
+        yield
+
+
+def fill(folder, recipe, tensors_of):
+    (folder / "mini.yaml").write_text(yaml_file.to_yaml(recipe))
     for number, (model, seed) in enumerate((model, seed) for model in MODELS for seed in recipe.seeds):
-        save(tmp_path / name_of(model, seed), tensors_of(number))
-    return tmp_path
+        save(folder / name_of(model, seed), tensors_of(number))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, recipe, tensors_of):
+    """A directory with the recipe and a file for each of its models and seeds."""
+    return fill(tmp_path, recipe, tensors_of)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, recipe, tensors_of):
+    """Such a directory with the run that was made of it, and what the command has printed."""
+    directory, printed = fill(tmp_path_factory.mktemp("made"), recipe, tensors_of), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "_configure_jax", lambda *_, **__: None)
+        patch.setattr("sys.stdout.write", printed.append)
+        assert command.main([str(word) for word in words(directory)]) == 0
+    return directory, "".join(printed)
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(made[0], tmp_path / "copied")
 
 
 def name_of(model, seed="{seed}"):
@@ -82,9 +111,9 @@ def contents(directory):
     return found
 
 
-def test_every_model_is_in_its_place(main, folder, recipe, tensors_of, capsys):
-    assert main(*words(folder)) == 0
-    assert capsys.readouterr().out == f"{folder / 'run'}\n"
+def test_every_model_is_in_its_place(made, recipe, tensors_of):
+    folder, printed = made
+    assert printed == f"{folder / 'run'}\n"
     models = evaluate.gather(pipeline.prepare(recipe, folder / "run"))
     assert [":".join(filter(None, label[:2])) for label in models.labels] == MODELS and models.finite.all()
     for h in range(len(MODELS)):
@@ -95,8 +124,8 @@ def test_every_model_is_in_its_place(main, folder, recipe, tensors_of, capsys):
                 np.testing.assert_array_equal(flatten(own)[path], leaf, err_msg=path)
 
 
-def test_the_record_says_which_files_they_come_from(main, folder):
-    assert main(*words(folder)) == 0
+def test_the_record_says_which_files_they_come_from(made):
+    folder, _ = made
     about = manifest_file.read_manifest(folder / "run")["imported"]
     assert len(set(about["sha256"].values())) == 2 * len(MODELS) == len(about["files"])
     assert about["files"]["dpo:eta_S of seed 5"] == str(folder / "dpo_eta_S_5.npz")
@@ -105,8 +134,8 @@ def test_the_record_says_which_files_they_come_from(main, folder):
     assert all(0 <= row["safe/exact_match"] <= 1 for row in rows)
 
 
-def test_it_is_evaluated_and_reported_as_a_run_trained_here(main, folder, capsys):
-    assert main(*words(folder)) == 0
+def test_it_is_evaluated_and_reported_as_a_run_trained_here(main, copied, capsys):
+    folder = copied
     before = contents(folder / "run")
     for verb in ("evaluate", "report"):
         assert main(verb, folder / "mini.yaml", "--out", folder / "run") == 0
@@ -130,19 +159,17 @@ def test_it_is_analysed_as_a_run_trained_here(main, folder):
     assert rows["value"].is_not_null().any() and set(rows["step"]) == {0, 6}
 
 
-def test_the_same_command_again_changes_nothing_and_needs_no_torch(main, folder, monkeypatch):
-    assert main(*words(folder)) == 0
+def test_the_same_command_again_changes_nothing_and_needs_no_torch(main, made, monkeypatch):
+    folder, _ = made
     before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
     monkeypatch.setattr(official_file, "read", lambda _: pytest.fail("read again"))
     assert main(*words(folder)) == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
 
 
-def test_killed_while_it_writes_it_leaves_nothing_there_and_goes_again(main, folder, recipe, monkeypatch):
+def test_killed_while_it_writes_it_leaves_nothing_there_and_goes_again(main, folder, made, monkeypatch):
     """What a kill leaves beside is deleted by the next one, which makes the same run."""
-    assert main(*words(folder)) == 0
-    undisturbed = contents(folder / "run")
-    (folder / "run").rename(folder / "undisturbed")
+    undisturbed = contents(made[0] / "run")
     adopt, calls = pipeline.adopt, []
 
     def killed(*arguments):
@@ -173,15 +200,15 @@ def test_an_error_while_it_writes_leaves_nothing_at_all(main, folder, monkeypatc
 
 
 @pytest.fixture
-def refuse(main, folder, capsys):
-    """Runs an import that must end in one sentence and exit code 2 and leave the folder as it was."""
+def refuse(main, tmp_path, capsys):
+    """Runs an import that must end in one sentence and exit code 2 and leave all files where they were."""
 
     def sentence(*words):
-        before = sorted(folder.rglob("*"))
+        before = sorted(tmp_path.rglob("*"))
         assert main(*words) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("jaxsafety: ") and err.count("\n") == 1
-        assert sorted(folder.rglob("*")) == before
+        assert sorted(tmp_path.rglob("*")) == before
         return err
 
     return sentence
@@ -208,9 +235,9 @@ def test_a_model_named_twice_or_not_at_all_is_refused(refuse, folder):
 
 
 def test_a_recipe_without_the_missing_models_takes_the_others(main, folder):
-    command = words(folder, models=["pretrained", "sft:eta_M"])
+    given = words(folder, models=["pretrained", "sft:eta_M"])
     fewer = ["--tune.learning_rates", "{eta_M: 1e-3}", "--tune.methods", "{sft: {method: sft}}"]
-    assert main(*command, *fewer) == 0
+    assert main(*given, *fewer) == 0
     assert set(manifest_file.read_manifest(folder / "run")["imported"]["files"]) == {
         f"{model} of seed {seed}" for model in ("pretrained", "sft:eta_M") for seed in (3, 5)
     }
@@ -262,9 +289,8 @@ def test_a_file_that_is_not_the_recipes_model_is_refused(refuse, folder, tensors
     assert "sft:eta_S of seed 5 and dpo:eta_M of seed 5 are files of the same content: expected one for each" in message
 
 
-def test_a_directory_that_holds_anything_else_is_refused(refuse, main, folder, tensors_of, capsys):
-    assert main(*words(folder)) == 0
-    capsys.readouterr()
+def test_a_directory_that_holds_anything_else_is_refused(refuse, copied, tensors_of):
+    folder = copied
     assert "pretrain.learning_rate is 0.001 there and 0.5 here" in refuse(
         *words(folder), "--pretrain.learning_rate", "0.5"
     )
