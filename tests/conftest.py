@@ -17,8 +17,12 @@ from pathlib import Path
 # Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Most of the tests' time is XLA compiling programs that run once: code that it does not optimise is there 2.5 times as
-# fast. `make test-slow` sets XLA_FLAGS to nothing and so tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# fast, and a twelfth less is done where a program is compiled in one piece, as both cores are at work anyway.
+# `make test-slow` sets XLA_FLAGS to nothing and so tests what users run.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import jax
 import jaxtyping
@@ -35,7 +39,6 @@ _CACHE = Path(os.environ.get("JAXSAFETY_TEST_CACHE", Path(tempfile.gettempdir())
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 # Small programs too: the workers share them, and a command that is run again in a test compiles nothing.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
 
 
 def _checked_where_arrays_are(jaxtyped):
