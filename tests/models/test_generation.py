@@ -36,9 +36,10 @@ def _plain(params, tokens, config, count, choose=lambda logits, i: int(np.argmax
     """The continuation of one prompt without padding, the whole sequence run again for every token."""
     sequence, written = list(np.asarray(tokens)), []
     for i in range(count):
-        padded = jnp.asarray([sequence + [0] * (len(tokens) + count - len(sequence))], jnp.int32)
-        real = (jnp.arange(padded.shape[1]) < len(sequence))[None]
-        logits = forward(params, padded, config=config, mask=real)[0, len(sequence) - 1]
+        # As long as that of any prompt: one program.
+        padded = np.array([sequence + [0] * (MASK.shape[1] + count - len(sequence))], np.int32)
+        real = (np.arange(padded.shape[1]) < len(sequence))[None]
+        logits = np.asarray(forward(params, padded, config=config, mask=real))[0, len(sequence) - 1]
         written.append(choose(logits, i))
         sequence.append(written[-1])
     return written
@@ -59,17 +60,21 @@ def test_greedy_is_the_whole_prompt_run_again_for_every_token(variant):
 @pytest.mark.parametrize("variant", CACHEABLE)
 def test_incremental_logits_are_the_whole_forwards(variant):
     config = config_of(variant)
-    params, tokens, mask = params_of(config), tokens_of(tokens=10), jnp.asarray(MASK)
-    real = jnp.concatenate([mask, jnp.ones((3, 3), bool)], axis=1)
+    params, tokens = params_of(config), np.asarray(tokens_of(tokens=10))
+    real = np.pad(MASK, ((0, 0), (0, 3)), constant_values=True)
+
+    def whole(length):
+        """Logits of the first tokens, the others masked: one program."""
+        shown = real & (np.arange(10) < length)
+        return np.asarray(forward(params, tokens, config=config, mask=shown))[:, :length]
+
+    logits, cache = begin(params, tokens[:, :7], config=config, mask=MASK, room=3, dtype="float32")
+    prompt, last = whole(7), [np.flatnonzero(row)[-1] for row in MASK]
+    np.testing.assert_allclose(logits, prompt[np.arange(3), last], atol=SAME * np.abs(prompt).max())
     for length in range(7, 10):
-        whole = forward(params, tokens[:, : length + 1], config=config, mask=real[:, : length + 1])
-        if length == 7:
-            logits, cache = begin(params, tokens[:, :7], config=config, mask=mask, room=3, dtype="float32")
-            prompt = forward(params, tokens[:, :7], config=config, mask=mask)
-            last = [np.flatnonzero(row)[-1] for row in MASK]
-            np.testing.assert_allclose(logits, prompt[np.arange(3), last], atol=SAME * np.abs(prompt).max())
         logits, cache = extend(params, tokens[:, length], config=config, state=cache)
-        np.testing.assert_allclose(logits, whole[:, -1], atol=SAME * np.abs(whole).max())
+        expected = whole(length + 1)
+        np.testing.assert_allclose(logits, expected[:, -1], atol=SAME * np.abs(expected).max())
 
 
 def test_the_cache_holds_shared_heads_only():
