@@ -18,18 +18,29 @@ from tests.disturbed import assert_same_run
 
 # Products of another batch size add up in another order, and six steps of an optimiser pass it on.
 BATCHED_RTOL = 1e-4
+# Whose program is the smallest.
+METHOD = "sft"
 GOOD, BAD = "only=0.001", "only=1e+38"
+
+
+def write_grid(path, recipe, method):
+    content = as_dict(recipe)
+    content |= {"strategy": "map", "grid": {"tune.learning_rates.only": [1e-3, 1e38]}}
+    content["tune"] |= {"learning_rates": {"only": 1.0}, "methods": {method: content["tune"]["methods"][method]}}
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 @pytest.fixture(scope="module")
 def grid_yaml(mini_recipe, tmp_path_factory):
     """Two cells of one program: one learning rate that learns, and one that diverges at once."""
-    content = as_dict(mini_recipe)
-    content |= {"strategy": "map", "grid": {"tune.learning_rates.only": [1e-3, 1e38]}}
-    content["tune"] |= {"learning_rates": {"only": 1.0}, "methods": {"dpo": content["tune"]["methods"]["dpo"]}}
-    path = tmp_path_factory.mktemp("grid") / "grid.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_grid(tmp_path_factory.mktemp("grid") / "grid.yaml", mini_recipe, METHOD)
+
+
+@pytest.fixture
+def dpo_yaml(mini_recipe, tmp_path):
+    """The same of a method that goes by the pretrained model of its cell, too."""
+    return write_grid(tmp_path / "dpo.yaml", mini_recipe, "dpo")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +72,8 @@ def test_a_cell_that_diverges_fails_alone_with_its_reason(tuned):
     assert failed["stage"] == "tune" and "diverged: lower its learning rate" in failed["reason"]
     good = directory / "cells" / GOOD
     assert manifest_file.read_manifest(good)["failed"] is None
-    assert [checkpoint.latest(good / "checkpoints" / leg) for leg in ("pretrained", "dpo")] == [6, 6]
-    assert checkpoint.steps(good / "snapshots" / "dpo") == [2]
+    assert [checkpoint.latest(good / "checkpoints" / leg) for leg in ("pretrained", METHOD)] == [6, 6]
+    assert checkpoint.steps(good / "snapshots" / METHOD) == [2]
 
 
 @pytest.mark.slow
@@ -71,7 +82,7 @@ def test_a_lane_of_a_grid_is_the_run_of_its_own_recipe(tuned, main, tmp_path):
     for verb in ("pretrain", "tune"):
         assert main(verb, cell / "config.yaml", "--out", tmp_path / "alone") == 0
     assert (tmp_path / "alone" / "metrics.jsonl").read_bytes() == (cell / "metrics.jsonl").read_bytes()
-    for leg in ("pretrained", "dpo"):
+    for leg in ("pretrained", METHOD):
         assert leaves(tmp_path / "alone", leg) == leaves(cell, leg)
 
 
@@ -83,13 +94,13 @@ def test_the_cells_read_one_pretraining_through_relative_links(tuned):
 
 @pytest.mark.slow
 def test_finished_cells_are_skipped_and_a_torn_one_continues_alone(copy, main, grid_yaml, tuned, capsys):
-    good, torn = copy / "cells" / GOOD, copy / "cells" / GOOD / "checkpoints" / "dpo"
-    before = leaves(good, "dpo")
+    good, torn = copy / "cells" / GOOD, copy / "cells" / GOOD / "checkpoints" / METHOD
+    before = leaves(good, METHOD)
     kept = (torn / "00000004" / "digests.json").stat().st_mtime_ns
     shutil.rmtree(torn / "00000006")
     assert main("tune", grid_yaml, "--out", copy) == 1
     assert "1 cells finished, 0 had been before" in capsys.readouterr().out
-    assert leaves(good, "dpo") == before
+    assert leaves(good, METHOD) == before
     assert (torn / "00000004" / "digests.json").stat().st_mtime_ns == kept
     assert (good / "metrics.jsonl").read_bytes() == (tuned[0] / "cells" / GOOD / "metrics.jsonl").read_bytes()
     assert main("pretrain", grid_yaml, "--out", copy) == 0
@@ -104,20 +115,20 @@ def test_a_damaged_checkpoint_fails_its_own_cell_and_no_other_of_its_program(mai
     shutil.rmtree(copy / "cells" / BAD)
     other = copy / "cells" / "only=0.002"
     assert main(*words) == 0
-    expected = leaves(other, "dpo")
+    expected = leaves(other, METHOD)
     for cell in (copy / "cells" / GOOD, other):
-        shutil.rmtree(cell / "checkpoints" / "dpo" / "00000006")
-    (copy / "cells" / GOOD / "checkpoints" / "dpo" / "00000004" / "digests.json").unlink()
+        shutil.rmtree(cell / "checkpoints" / METHOD / "00000006")
+    (copy / "cells" / GOOD / "checkpoints" / METHOD / "00000004" / "digests.json").unlink()
     assert main(*words) == 1
     err = capsys.readouterr().err
     assert "tune of 2 cells together failed" in err and f"cell {GOOD} failed, tune: checkpoint" in err
-    assert "only=0.002 failed" not in err and leaves(other, "dpo") == expected
+    assert "only=0.002 failed" not in err and leaves(other, METHOD) == expected
     assert [row.state for row in status.read(copy)] == ["failed", "waiting"]
 
 
 def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsys):
     (copy / "cells" / BAD / "manifest.json").write_text("{")
-    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / "dpo" / "00000006")
+    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / METHOD / "00000006")
     assert main("tune", grid_yaml, "--out", copy) == 1
     said = capsys.readouterr()
     assert "1 cells finished, 0 had been before" in said.out
@@ -158,7 +169,7 @@ def test_a_shard_runs_its_own_cells_only(main, grid_yaml, tmp_path):
 
 def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
     cell = copy / "cells" / GOOD
-    shutil.rmtree(cell / "checkpoints" / "dpo")
+    shutil.rmtree(cell / "checkpoints" / METHOD)
     recipe = yaml_file.read(cell / "config.yaml")
     with opening.open_run(cell, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
         assert [row.state for row in status.read(copy)] == ["running", "failed"]
@@ -170,9 +181,9 @@ def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
 def test_status_is_a_table_of_steps_stages_and_reasons(main, tuned, capsys):
     assert main("status", tuned[0]) == 0
     head, good, bad, summary = capsys.readouterr().out.splitlines()
-    assert head.split() == ["cell", "pretrained", "dpo", "evaluate", "analyze", "report", "state"]
+    assert head.split() == ["cell", "pretrained", METHOD, "evaluate", "analyze", "report", "state"]
     assert good.split() == [GOOD, "6/6", "6/6", "-", "-", "-", "waiting"]
-    assert bad.startswith(BAD) and "failed: tune: every lane of tune dpo diverged" in bad
+    assert bad.startswith(BAD) and f"failed: tune: every lane of tune {METHOD} diverged" in bad
     assert summary == "2 cells: 0 done, 0 running, 1 failed, 1 waiting"
 
 
@@ -193,7 +204,7 @@ def test_a_dry_run_touches_no_disk_and_knows_only_what_was_measured(main, grid_y
     assert "programs to compile for training: 1 of pretraining, 1 of tuning" in out
     assert "seed-steps left: 12 of pretraining, 24 of tuning" in out
     assert "unknown: no earlier run to go by for 3 of 3 trainings" in out
-    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / "dpo")
+    shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / METHOD)
     assert main("run", grid_yaml, "--dry_run", "--out", copy, "--shard", "1/2") == 0
     assert "time: about 0:" in capsys.readouterr().out
 
@@ -228,7 +239,7 @@ def test_a_signal_stops_a_grid_after_the_chunk_and_fails_no_cell(
     copy, main, grid_yaml, tuned, monkeypatch, number, code
 ):
     good = copy / "cells" / GOOD
-    shutil.rmtree(good / "checkpoints" / "dpo")
+    shutil.rmtree(good / "checkpoints" / METHOD)
 
     def save(folder, *words, **named):
         checkpoint_save(folder, *words, **named)
@@ -240,10 +251,10 @@ def test_a_signal_stops_a_grid_after_the_chunk_and_fails_no_cell(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == code
-    assert checkpoint.latest(good / "checkpoints" / "dpo") == 2
+    assert checkpoint.latest(good / "checkpoints" / METHOD) == 2
     assert manifest_file.read_manifest(good)["failed"] is None
     assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == 0
-    assert leaves(good, "dpo") == leaves(tuned[0] / "cells" / GOOD, "dpo")
+    assert leaves(good, METHOD) == leaves(tuned[0] / "cells" / GOOD, METHOD)
 
 
 def test_a_plain_run_that_failed_says_so_until_it_is_started_again(main, mini_yaml, tmp_path, monkeypatch, capsys):
@@ -273,14 +284,14 @@ def whole_grid(main, grid_yaml, tmp_path, strategy):
 
 
 @pytest.mark.slow
-def test_a_whole_grid_leaves_in_every_cell_what_its_own_run_leaves(main, grid_yaml, tmp_path):
-    assert_same_run(*whole_grid(main, grid_yaml, tmp_path, "sharded"), ("pretrained", "dpo"))
+def test_a_whole_grid_leaves_in_every_cell_what_its_own_run_leaves(main, dpo_yaml, tmp_path):
+    assert_same_run(*whole_grid(main, dpo_yaml, tmp_path, "sharded"), ("pretrained", "dpo"))
 
 
 @pytest.mark.slow
-def test_batched_lanes_of_a_grid_agree_with_their_own_run(main, grid_yaml, tmp_path):
+def test_batched_lanes_of_a_grid_agree_with_their_own_run(main, dpo_yaml, tmp_path):
     curves = [
         results.read_results([folder / "results" / "curves.parquet"]).filter(pl.col("metric") == "loss")["value"]
-        for folder in whole_grid(main, grid_yaml, tmp_path, "vmap")
+        for folder in whole_grid(main, dpo_yaml, tmp_path, "vmap")
     ]
     np.testing.assert_allclose(*curves, rtol=BATCHED_RTOL)
