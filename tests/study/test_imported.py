@@ -72,8 +72,9 @@ def folder(tmp_path, recipe, tensors_of):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, recipe, tensors_of):
-    """Such a directory with the run that was made of it, and what the command has printed."""
+    """Such a directory with the run that was made of it, in an empty directory, and what the command has printed."""
     directory, printed = fill(tmp_path_factory.mktemp("made"), recipe, tensors_of), []
+    (directory / "run").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "_configure_jax", lambda *_, **__: None)
         patch.setattr("sys.stdout.write", printed.append)
@@ -304,9 +305,8 @@ def test_a_directory_that_holds_anything_else_is_refused(refuse, copied, tensors
     assert "holds a run that was not imported" in refuse(*words(folder)[:-1], folder / "other")
 
 
-def test_an_empty_directory_is_filled(main, folder):
-    (folder / "run").mkdir()
-    assert main(*words(folder)) == 0 and (folder / "run" / "config.yaml").exists()
+def test_an_empty_directory_is_filled(made):
+    assert (made[0] / "run" / "config.yaml").exists()
 
 
 def test_heads_that_are_not_those_of_the_authors_width_are_refused(paper_world, recipe, monkeypatch):

@@ -28,11 +28,13 @@ def some_prompt(world, length, seed=0):
 
 @pytest.mark.parametrize("end", ["min_text", "max_text"])
 def test_sequence_is_the_definition(world, end):
+    @jax.jit
+    def sequence(prompt):
+        first, second = (layout.letter_ids(world, block) for block in layout.outputs(world, prompt))
+        return layout.sequence(world, prompt, block1=first, block2=second)
+
     prompt = some_prompt(world, getattr(world.spec, end))
-    first, second = layout.outputs(world, prompt)
-    tokens, code = layout.sequence(
-        world, prompt, block1=layout.letter_ids(world, first), block2=layout.letter_ids(world, second)
-    )
+    tokens, code = jax.device_get(sequence(prompt))
     expected = plain_sequence(world, prompt, *plain_outputs(world, prompt))
     assert [world.spec.tokens[i] for i in tokens] == expected
     assert int((code != layout.PAD).sum()) == 3 * int(prompt.length) + 10
