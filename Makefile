@@ -9,6 +9,8 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/jaxsafety run experiments/quick.yaml
 
+# Python keeps what it compiles, whatever the shell says: the tests start many processes.
+test test-slow test-faults: export PYTHONDONTWRITEBYTECODE =
 # Two runs: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the longest part.
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile

@@ -75,7 +75,6 @@ from jaxsafety import world as worlds  # noqa: E402
 from jaxsafety.cli import main as command  # noqa: E402
 from jaxsafety.models import gpt  # noqa: E402
 from jaxsafety.recipe import yaml_file  # noqa: E402
-from jaxsafety.recipe.nodes import default_edits  # noqa: E402
 from jaxsafety.recipe.schema import (  # noqa: E402
     AnalyzeConfig,
     EvaluateConfig,
@@ -152,10 +151,11 @@ def mini_recipe() -> Recipe:
         tune=TuneConfig(**stage, methods=methods, snapshots=1),
         evaluate=EvaluateConfig(prompts=8, batch_size=4, conditions=("safe", "unsafe"), probe_prompts=4),
         analyze=AnalyzeConfig(prompts=4, attack_prompts=4, edit_prompts=4),
-        edits=default_edits() | {
+        edits={
             "whole": {"edit": "scaled", "along": True, "alpha": [0.0, 1.0]},
-            **{part: {"edit": "scaled", "part": part, "alpha": [1.0]} for part in ("mlp", "up", "down")},
+            "only_null": {"edit": "space_part", "along": True},
             "rank": {"edit": "rank_part", "rank": [1]},
+            "layer": {"edit": "layer_part"},
             "transfer": {"edit": "transferred", "alpha": [1.0]},
         },
         attacks={

@@ -45,7 +45,11 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
     assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=names)
+# One recipe of either world and model each time, the others with the slow tests.
+EACH = [path if names(path) in ("quick", "paper") else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
+
+
+@pytest.mark.parametrize("path", EACH, ids=names)
 def test_the_first_steps_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
     state = pipeline.pretrain(ready)

@@ -13,6 +13,7 @@ import pytest
 from jaxsafety import keys, tree, world
 from jaxsafety.linalg import clusters, update_spaces
 from jaxsafety.models import gpt
+from jaxsafety.recipe.nodes import default_edits
 from jaxsafety.rundir import results, signals
 from jaxsafety.study import analyze, judged, lanes, pipeline, view
 from jaxsafety.training import objective
@@ -137,12 +138,12 @@ def test_the_ends_of_every_intervention_are_the_models(rows):
 
 
 def test_parts_of_the_update_add_up(subjects, mini_recipe):
-    """Each edit of the recipe builds the tree that its label says, at strengths that are traced."""
+    """Each of the edits that a study makes builds the tree that its label says, at strengths that are traced."""
     tuned, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
     trees = {"base": base, "target": tuned, "other": tuned}
 
     def built(label, **point):
-        node = mini_recipe.edits[label]
+        node = default_edits()[label]
         build = jax.jit(partial(judged.edited, node, key=keys.root(5)))
         return tree.difference(build(trees, point={name: jnp.asarray(value) for name, value in point.items()}), base)
 
