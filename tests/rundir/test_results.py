@@ -77,7 +77,6 @@ def test_analysis_rows_keep_their_nulls_in_a_round_trip(tmp_path, analysis_row):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"analysis": "cluster"}, r"unknown analysis 'cluster': .*did you mean 'clusters'"),
         ({"subset": ""}, "unknown subset '': expected one of all, successful"),
         ({"layer": 0.5}, "column 'layer' got 0.5: expected Int64"),
         ({"strength": math.nan}, "column 'strength' got nan: expected a finite number"),
