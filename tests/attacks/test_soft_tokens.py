@@ -288,14 +288,22 @@ def total(weights, scale=1.0):
     return lambda embeddings: scale * (jnp.cumsum(embeddings, axis=1) @ weights)
 
 
-def attack_total(weights, *, batch=2, mask=None, scale=1.0, **changed):
+def eager_total(weights, scale, embeddings, **arguments):
+    return stations(total(weights, scale), embeddings, **arguments)
+
+
+# One program, where eager steps would compile one for every operation.
+compiled_total = jax.jit(eager_total, static_argnames=("max_count", "steps", "record"))
+
+
+def attack_total(weights, *, batch=2, mask=None, scale=1.0, run=compiled_total, **changed):
     mask = jnp.ones((batch, 4), bool).at[:, :2].set(False) if mask is None else mask
     arguments = {
         "targets": jnp.zeros((batch, 4), jnp.int32), "mask": mask, "at": jnp.ones(batch, jnp.int32), "count": 1,
         "max_count": 2, "radius": 0.5, "steps": 4, "record": (0, 1, 4), "key": jax.random.key(0),
     }  # fmt: skip
     zeros = changed.pop("embeddings", jnp.zeros((batch, 4, weights.shape[0])))
-    return stations(total(weights, scale), zeros, **(arguments | changed))
+    return run(weights, scale, zeros, **(arguments | changed))
 
 
 WEIGHTS = jnp.asarray([[3.0, 0.0], [0.0, 4.0]])
@@ -373,7 +381,7 @@ def test_soft_tokens_of_a_bfloat16_model_are_float32():
 )
 def test_bad_arguments_are_named(changed, message):
     with pytest.raises(ValueError, match=message):
-        attack_total(WEIGHTS, **changed)
+        attack_total(WEIGHTS, run=eager_total, **changed)
 
 
 def test_bad_counts_are_named():

@@ -1,6 +1,8 @@
 """Parts and multiples of an update, against eigendecompositions in float64, closed forms and sampling."""
 
+import inspect
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,34 @@ from jaxsafety.models import gpt
 ATOL = 1e-5
 LAYERS, WIDTH, WIDER = 3, 4, 6
 ENERGY = 0.8
-SPLITS = {
+STATIC = {"part", "pattern", "keep", "energy"}
+
+
+def one_program(function):
+    """The function as one program, where eager calls would compile one for every operation."""
+    return jax.jit(function, static_argnames=tuple(STATIC & set(inspect.signature(function).parameters)))
+
+
+compiled = SimpleNamespace(
+    scaled=one_program(scaled.scaled),
+    part_delta=one_program(scaled.part_delta),
+    tree_part=one_program(scaled.tree_part),
+    transferred=one_program(transferred.transferred),
+    rank_part=one_program(rank_part.rank_part),
+    layer_part=one_program(layer_part.layer_part),
+    null_part=one_program(space_part.null_part),
+    range_part=one_program(space_part.range_part),
+    random_part=one_program(space_part.random_part),
+)
+EAGER = {
     "null": space_part.null_part,
     "range": space_part.range_part,
     "random": partial(space_part.random_part, key=jax.random.key(5)),
+}
+SPLITS = {
+    "null": compiled.null_part,
+    "range": compiled.range_part,
+    "random": partial(compiled.random_part, key=jax.random.key(5)),
 }
 DRAWS = 2000
 UP, DOWN, Q = "blocks/mlp/up", "blocks/mlp/down", "blocks/attn/q"
@@ -95,38 +121,38 @@ PARTS = {
 @pytest.mark.parametrize("part", list(PARTS))
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
 def test_only_the_part_moves_and_by_alpha(base, delta, part, alpha):
-    got = tree.flatten(scaled.scaled(base, delta, alpha=alpha, part=part))
+    got = tree.flatten(compiled.scaled(base, delta, alpha=alpha, part=part))
     for path, leaf in tree.flatten(base).items():
         step = alpha * np.asarray(tree.flatten(delta)[path]) if path in PARTS[part] else 0
         np.testing.assert_allclose(got[path], leaf + step, rtol=1e-6, err_msg=path)
-    assert moved(scaled.part_delta(delta, part)) == PARTS[part]
+    assert moved(compiled.part_delta(delta, part)) == PARTS[part]
 
 
 def test_alpha_one_of_everything_is_the_tuned_model_and_may_be_traced(base, delta):
     tuned = jax.tree.map(jnp.add, base, delta)
-    equal(scaled.scaled(base, delta, alpha=1.0), tuned)
+    equal(compiled.scaled(base, delta, alpha=1.0), tuned)
     alphas = jnp.linspace(0, 2, 5)
-    path = jax.jit(jax.vmap(lambda alpha: scaled.scaled(base, delta, alpha=alpha, part="mlp")))(alphas)
+    path = jax.jit(jax.vmap(lambda alpha: compiled.scaled(base, delta, alpha=alpha, part="mlp")))(alphas)
     for i, alpha in enumerate(alphas):
-        close(tree.lane(path, i), scaled.scaled(base, delta, alpha=float(alpha), part="mlp"))
+        close(tree.lane(path, i), compiled.scaled(base, delta, alpha=float(alpha), part="mlp"))
 
 
 def test_parts_of_a_gpt_cover_its_blocks(tiny_gpt):
     delta = jax.tree.map(jnp.ones_like, tiny_gpt)
-    names = {part: moved(scaled.part_delta(delta, part)) for part in ("mlp", "up", "down", "attention")}
+    names = {part: moved(compiled.part_delta(delta, part)) for part in ("mlp", "up", "down", "attention")}
     assert names["up"] | names["down"] == names["mlp"] and not names["up"] & names["down"]
     norms = {path for path in tree.flatten(delta) if path.startswith("blocks/norm")}
     assert names["mlp"] | names["attention"] | norms == {path for path in tree.flatten(delta) if "blocks" in path}
 
 
 def test_any_pattern_is_a_part(delta):
-    assert moved(scaled.tree_part(delta, "norm/.*|.*_bias")) == {
+    assert moved(compiled.tree_part(delta, "norm/.*|.*_bias")) == {
         "norm/scale", f"{UP}_bias", f"{DOWN}_bias", f"{Q}_bias"
     }  # fmt: skip
 
 
 def test_a_transfer_adds_the_other_update(base, delta):
-    got = transferred.transferred(base, delta, alpha=0.5)
+    got = compiled.transferred(base, delta, alpha=0.5)
     close(got, jax.tree.map(lambda t, d: t + 0.5 * d, base, delta))
 
 
@@ -153,7 +179,7 @@ def test_a_part_and_all_but_it_are_the_whole_update(base, delta, name, pattern):
 
 def test_null_and_range_parts_are_the_matrices_and_orthogonal(base, delta):
     null, within = (SPLITS[name](base, delta, energy=ENERGY, keep="only") for name in ("null", "range"))
-    matrices = scaled.tree_part(delta, tree.MLP_MATRICES)
+    matrices = compiled.tree_part(delta, tree.MLP_MATRICES)
     close(jax.tree.map(jnp.add, null, within), matrices)
     for path in (UP, DOWN):
         products = np.asarray(tree.flatten(null)[path]) @ np.swapaxes(np.asarray(tree.flatten(within)[path]), 1, 2)
@@ -165,16 +191,16 @@ def test_the_energy_decides_how_much_is_range(energy, rank):
     """Singular values 4, 2, 0.5, 0: shares of the energy 0.79, 0.20 and 0.01."""
     matrix = jnp.diag(jnp.asarray([4.0, 2.0, 0.5, 0.0]))[None]
     base, delta = ({"blocks": {"mlp": {"up": leaf}}} for leaf in (matrix, jnp.ones((1, 4, 4))))
-    got = space_part.null_part(base, delta, energy=energy, keep="only")["blocks"]["mlp"]["up"]
+    got = compiled.null_part(base, delta, energy=energy, keep="only")["blocks"]["mlp"]["up"]
     np.testing.assert_allclose(got[0], np.tile(np.arange(4) >= rank, (4, 1)), atol=ATOL)
 
 
 def test_a_base_that_does_nothing_has_no_range(delta):
     zero = jax.tree.map(jnp.zeros_like, delta)
-    matrices = scaled.tree_part(delta, tree.MLP_MATRICES)
+    matrices = compiled.tree_part(delta, tree.MLP_MATRICES)
     for name in ("null", "random"):
         equal(SPLITS[name](zero, delta, keep="only"), matrices)
-    equal(space_part.range_part(zero, delta, keep="only"), zero)
+    equal(compiled.range_part(zero, delta, keep="only"), zero)
 
 
 def test_a_tiny_null_part_is_not_drowned_by_rounding(base):
@@ -183,7 +209,7 @@ def test_a_tiny_null_part_is_not_drowned_by_rounding(base):
     rng = np.random.default_rng(2)
     update = rng.normal(size=(LAYERS, WIDTH, WIDER)) @ (projectors + 1e-4 * (np.eye(WIDER) - projectors))
     delta = with_leaf(base, UP, jnp.asarray(update, jnp.float32))
-    got = space_part.null_part(base, delta, energy=ENERGY, pattern=UP, keep="only")["blocks"]["mlp"]["up"]
+    got = compiled.null_part(base, delta, energy=ENERGY, pattern=UP, keep="only")["blocks"]["mlp"]["up"]
     expected = update @ (np.eye(WIDER) - projectors)
     assert np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()
 
@@ -196,7 +222,7 @@ def projectors(base):
     trees = [{"blocks": {"attn": {"q": leaf}}} for leaf in (query, eye)]
 
     def one(key, base, delta):
-        return space_part.random_part(base, delta, energy=ENERGY, pattern=Q, keep="only", key=key)
+        return compiled.random_part(base, delta, energy=ENERGY, pattern=Q, keep="only", key=key)
 
     drawn = jax.jit(jax.vmap(one, in_axes=(0, None, None)))(jax.random.split(jax.random.key(0), DRAWS), *trees)
     return np.asarray(drawn["blocks"]["attn"]["q"]), np.asarray(plain_projectors(query, ENERGY)[1])
@@ -223,15 +249,15 @@ def test_the_random_subspace_is_uniform_and_each_layer_draws_its_own(projectors)
 
 def test_matrices_draw_their_own_random_subspaces(base):
     twins = {"blocks": {"attn": {name: base["blocks"]["attn"]["q"] for name in "qv"}}}
-    got = space_part.random_part(
-        twins, twins, pattern=tree.MATRICES, energy=ENERGY, keep="only", key=jax.random.key(0)
-    )["blocks"]["attn"]
+    got = compiled.random_part(twins, twins, pattern=tree.MATRICES, energy=ENERGY, keep="only", key=jax.random.key(0))[
+        "blocks"
+    ]["attn"]
     assert np.abs(got["q"] - got["v"]).max() > 0.01
 
 
 @pytest.mark.parametrize("rank", range(1, WIDTH + 1))
 def test_a_rank_part_is_the_best_approximation_of_that_rank(delta, rank):
-    got = tree.flatten(rank_part.rank_part(delta, rank=rank))
+    got = tree.flatten(compiled.rank_part(delta, rank=rank))
     for path, leaf in tree.flatten(delta).items():
         if leaf.ndim < 3:
             np.testing.assert_array_equal(got[path], leaf)
@@ -243,22 +269,22 @@ def test_a_rank_part_is_the_best_approximation_of_that_rank(delta, rank):
 
 
 def test_one_program_cuts_to_any_rank_and_only_what_matches(delta):
-    cut = jax.jit(lambda delta, ranks: jax.lax.map(lambda r: rank_part.rank_part(delta, rank=r, pattern=UP), ranks))
+    cut = jax.jit(lambda delta, ranks: jax.lax.map(lambda r: compiled.rank_part(delta, rank=r, pattern=UP), ranks))
     got = cut(delta, jnp.arange(1, WIDTH + 1))
     for i in range(WIDTH):
-        close(tree.lane(got, i), rank_part.rank_part(delta, rank=i + 1, pattern=UP))
+        close(tree.lane(got, i), compiled.rank_part(delta, rank=i + 1, pattern=UP))
         np.testing.assert_array_equal(got["blocks"]["mlp"]["down"][i], delta["blocks"]["mlp"]["down"])
 
 
 def test_layer_parts_add_up_to_the_blocks(delta):
-    parts = [layer_part.layer_part(delta, layer=layer) for layer in range(LAYERS)]
-    equal(jax.tree.map(lambda *leaves: sum(leaves), *parts), scaled.tree_part(delta, "blocks/.*"))
+    parts = [compiled.layer_part(delta, layer=layer) for layer in range(LAYERS)]
+    equal(jax.tree.map(lambda *leaves: sum(leaves), *parts), compiled.tree_part(delta, "blocks/.*"))
     for layer, part in enumerate(parts):
         for path, leaf in tree.flatten(part).items():
             if "blocks" in path:
                 np.testing.assert_array_equal(leaf[layer], tree.flatten(delta)[path][layer])
                 assert not np.any(np.delete(leaf, layer, axis=0))
-    mapped = jax.jit(jax.vmap(lambda layer: layer_part.layer_part(delta, layer=layer)))(jnp.arange(LAYERS))
+    mapped = jax.jit(jax.vmap(lambda layer: compiled.layer_part(delta, layer=layer)))(jnp.arange(LAYERS))
     equal(mapped, tree.stack(parts))
 
 
@@ -291,7 +317,7 @@ def test_a_tuned_gpt_minus_a_part_of_its_update_still_runs(tiny_config, tiny_gpt
     delta = tree.difference(other, tiny_gpt)
     tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
     logits = [
-        gpt.apply(scaled.scaled(tiny_gpt, part, alpha=1.0), tokens, config=tiny_config).logits
+        gpt.apply(compiled.scaled(tiny_gpt, part, alpha=1.0), tokens, config=tiny_config).logits
         for part in (delta, *(SPLITS[name](tiny_gpt, delta, keep="all_but") for name in SPLITS))
     ]
     assert all(np.isfinite(leaf).all() for leaf in logits)
@@ -311,7 +337,7 @@ def test_bad_parts_are_named(base, delta, unchecked):
 
 @pytest.mark.parametrize("name", list(SPLITS))
 def test_bad_splits_are_named(base, delta, name):
-    split = SPLITS[name]
+    split = EAGER[name]
     for energy in (0.0, 1.1, jnp.nan):
         with pytest.raises(ValueError, match="energy"):
             split(base, delta, energy=energy, keep="only")

@@ -18,6 +18,7 @@ from tests.methods.bound import bound
 RTOL, ATOL = 1e-5, 1e-5
 LAYERS, INPUTS, OUTPUTS, RANK = 2, 8, 20, 3
 UP = "blocks/mlp/up"
+align = jax.jit(alignment.align, static_argnames=("rank", "pattern"))
 
 
 def update(seed, m=INPUTS, n=OUTPUTS):
@@ -51,7 +52,7 @@ def plain_angles(a, b, rank, side):
 
 
 def test_cosines_match_numpy(pair):
-    got = alignment.align(*pair, rank=RANK)
+    got = align(*pair, rank=RANK)
     np.testing.assert_allclose(got.cosine, plain_cosine(*pair), rtol=RTOL)
     np.testing.assert_allclose(alignment.tree_cosine(*pair), plain_cosine(*pair), rtol=RTOL)
     for path, values in got.matrix_cosine.items():
@@ -62,7 +63,7 @@ def test_cosines_match_numpy(pair):
 
 @pytest.mark.parametrize("rank", [1, RANK, INPUTS])
 def test_angles_match_numpy(pair, rank):
-    got = alignment.align(*pair, rank=rank)
+    got = align(*pair, rank=rank)
     assert set(got.input_angles) == set(got.output_angles) == {UP, "blocks/mlp/down"}
     for path in got.input_angles:
         a, b = (tree.flatten(delta)[path] for delta in pair)
@@ -75,7 +76,7 @@ def test_angles_match_numpy(pair, rank):
 def test_an_update_is_aligned_with_its_multiples_and_opposite_to_its_negative(pair):
     delta, _ = pair
     for factor in (3.0, -0.5):
-        got = alignment.align(delta, jax.tree.map(lambda leaf, f=factor: f * leaf, delta), rank=RANK)
+        got = align(delta, jax.tree.map(lambda leaf, f=factor: f * leaf, delta), rank=RANK)
         np.testing.assert_allclose(got.cosine, np.sign(factor), rtol=RTOL)
         for path in got.input_angles:
             np.testing.assert_allclose(got.matrix_cosine[path], np.sign(factor), rtol=RTOL)
@@ -92,7 +93,7 @@ def test_updates_of_other_directions_are_orthogonal():
         up = jnp.zeros((1, 4, 6)).at[0, row, column].set(2.0)
         return {"blocks": {"mlp": {"up": up}}}
 
-    got = alignment.align(axis(0, 1), axis(2, 1), rank=1)
+    got = align(axis(0, 1), axis(2, 1), rank=1)
     np.testing.assert_allclose([got.cosine, got.matrix_cosine[UP][0]], 0, atol=ATOL)
     np.testing.assert_allclose(got.input_angles[UP], np.pi / 2, atol=ATOL)
     np.testing.assert_allclose(got.output_angles[UP], 0, atol=ATOL)
@@ -104,7 +105,7 @@ def test_unrelated_updates_overlap_by_chance():
     draws = 400
     stacks = jax.random.normal(jax.random.key(0), (2, draws, INPUTS, OUTPUTS))
     a, b = ({"blocks": {"mlp": {"up": stack}}} for stack in stacks)
-    got = alignment.align(a, b, rank=RANK)
+    got = align(a, b, rank=RANK)
     for angles, chance in ((got.input_angles, got.input_chance), (got.output_angles, got.output_chance)):
         shares = alignment.overlap(angles[UP])
         np.testing.assert_allclose(shares.mean(), chance[UP][0], atol=5 * np.std(shares) / np.sqrt(draws))
@@ -119,7 +120,7 @@ def test_updates_of_lower_rank_have_fewer_angles_and_their_own_chance():
         jax.random.split(jax.random.key(0), 3), (1, 1, OUTPUTS), strict=True))  # fmt: skip
     thin = left @ jnp.concatenate([right.mT] * 2, axis=-1)
     full = other[:, :, : 2 * INPUTS]
-    got = alignment.align(*({"blocks": {"mlp": {"up": stack}}} for stack in (thin, full)), rank=RANK)
+    got = align(*({"blocks": {"mlp": {"up": stack}}} for stack in (thin, full)), rank=RANK)
     np.testing.assert_array_equal(np.isnan(got.input_angles[UP]), np.tile([False, True, True], (draws, 1)))
     np.testing.assert_allclose(got.input_chance[UP], RANK / INPUTS, rtol=RTOL)
     shares = alignment.overlap(got.input_angles[UP])
@@ -129,7 +130,7 @@ def test_updates_of_lower_rank_have_fewer_angles_and_their_own_chance():
 def test_an_unchanged_matrix_has_no_direction(pair):
     delta, other = pair
     still = tree.label(delta, lambda path, leaf: leaf.at[0].set(0.0) if path == UP else leaf)
-    got = alignment.align(still, other, rank=RANK)
+    got = align(still, other, rank=RANK)
     for values in (got.matrix_cosine, got.input_angles, got.output_angles, got.input_chance, got.output_chance):
         assert np.isnan(values[UP][0]).all() and np.isfinite(values[UP][1]).all()
     assert np.isnan(alignment.overlap(got.input_angles[UP])[0])

@@ -44,7 +44,7 @@ def _without_answers(trial):
 @pytest.fixture(scope="module")
 def models(mini_recipe, tiny_world):
     """A model that says refusals, since its rows of the unembedding are large, and one that does not."""
-    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+    params = jax.jit(lambda key: lanes.init_params(mini_recipe, tiny_world, key=key))(keys.root(0))
     refusal = tiny_world.ids[tiny_world.spec.letters[0]]
     says = jnp.zeros_like(params["unembed"]).at[:, refusal].set(1.0)
     constant = jax.tree.map(jnp.zeros_like, params)
@@ -54,8 +54,13 @@ def models(mini_recipe, tiny_world):
 
 @pytest.fixture(scope="module")
 def prompts(tiny_world):
-    drawn = [batch_at(tiny_world, name, key=keys.root(1), step=0, batch_size=4) for name in ("safe", "unsafe")]
-    trials = tree.stack(drawn)
+
+    @jax.jit
+    def draw(key):
+        drawn = [batch_at(tiny_world, name, key=key, step=0, batch_size=4) for name in ("safe", "unsafe")]
+        return tree.stack(drawn)
+
+    trials = draw(keys.root(1))
     # A model that always says the refusal's letter never stops.
     letters = trials.refused.targets != tiny_world.special["stop"]
     trials = trials.replace(refused=trials.refused.replace(mask=trials.refused.mask & letters))
@@ -98,7 +103,8 @@ def test_the_models_that_are_compared_answer_differently(plain):
 
 def test_a_hook_reaches_both_answers(attacked, mini_recipe, tiny_world, models, prompts):
     model, trial = view.model_of(mini_recipe, tiny_world), tree.lane(prompts.trials, 1)
-    rates = judge.judge(model, models[0], trial, edit=lambda site, layer, positions, h: 0.0 * h)
+    hooked = partial(judge.judge, model, edit=lambda site, layer, positions, h: 0.0 * h)
+    rates = jax.jit(hooked)(models[0], trial)
     found = attacked("HOOK")
     assert {name: found[name] for name in RATES} == pytest.approx({name: float(rates[name].mean()) for name in RATES})
 
