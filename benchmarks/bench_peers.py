@@ -22,7 +22,6 @@ from jaxsafety.engine import sweep
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.recipe.schema import Recipe
-from jaxsafety.study import lanes
 from jaxsafety.training import optim, stepping
 from jaxsafety.types import Batch, Params
 from jaxsafety.world import World
@@ -171,8 +170,8 @@ def _ours(setting: Setting, window: int) -> tuple[Any, Any, Any]:
     config, batch = setting.at(window)
     step, state = _our_step(setting, config, total_steps=cases.PEER_STEPS)
     chunk = jax.jit(lambda state, steps: stepping.run_steps(step, lambda _: batch, state, steps=steps)[1]["loss"])
-    logits = jax.jit(lanes.forward_of(gpt.model(config)))(setting.params, batch.tokens)
-    return logits, chunk(state, 1), chunk(state, cases.PEER_STEPS)
+    forward = jax.jit(lambda params, tokens: gpt.model(config).apply(params, tokens).logits)
+    return forward(setting.params, batch.tokens), chunk(state, 1), chunk(state, cases.PEER_STEPS)
 
 
 def _jax_entry(setting: Setting, window: int, expected: Expected, *, gflop: float | None) -> Entry:

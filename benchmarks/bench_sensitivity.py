@@ -6,7 +6,6 @@ against it: of the spectral norm, or of the gradient norm against the norm of th
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from jaxsafety import keys, world
 from jaxsafety.linalg import sensitivity
 from jaxsafety.linalg.unbatched import singular_values
 from jaxsafety.models import gpt
-from jaxsafety.study import lanes
 
 COLUMNS = {
     "name": "program", "items": "prompts", "items_per_s": "prompts/s", "median_ms": "median ms", "p10_ms": "p10",
@@ -41,11 +39,13 @@ def _rows(case: SensitivityCase) -> Iterator[dict[str, Any]]:
     config = gpt.preset(case.preset, vocab_size=built.vocab_size, max_tokens=built.max_tokens)
     params = jax.tree.map(lambda leaf: _SCALE * leaf, gpt.init(config, key=keys.root(0)))
     model = gpt.model(config)
-    forward = partial(lanes.forward_of(model), params)
     drawn = world.batch_at(built, "unsafe", key=keys.root(1), step=0, batch_size=case.prompts)
     at = world.layout.last_prompt_index(drawn.prompt.length)
     embeddings = model.embed(params, drawn.complied.tokens)
     prompt = jnp.arange(embeddings.shape[1])[None, :] < at[:, None]
+
+    def forward(embeddings: jax.Array) -> jax.Array:
+        return model.apply(params, embeddings).logits
 
     def dense(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(given: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

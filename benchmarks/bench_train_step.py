@@ -115,7 +115,7 @@ def start_state(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
     """Returns the states ``[1, s]`` before the first step."""
 
     def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
-        return stepping.init_state(lanes.init_params(recipe, built, key=key), lanes.pretrain_optimizer(recipe, point))
+        return stepping.init_state(lanes.init_params(recipe, built, key=key), lanes.optimizer(recipe.pretrain, point))
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
     return program(jnp.zeros((1, seeds)), _roots(seeds), _points(recipe))

@@ -16,15 +16,7 @@ SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def token_logprobs(logits: Float[Array, "*b t v"], targets: Int[Array, "*b t"]) -> Float[Array, "*b t"]:
-    """Log-probability of every target token, ``log softmax(logits)[target]``, in nats.
-
-    Args:
-        logits: ``[..., t, v]`` unnormalised scores.
-        targets: ``[..., t]`` token ids in ``[0, v)``.
-
-    Returns:
-        ``[..., t]`` float32, at most 0.
-    """
+    """Log-probability of every target token, ``log softmax(logits)[target]``, in nats: float32, at most 0."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

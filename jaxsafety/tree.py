@@ -62,16 +62,13 @@ def label(params: Params, rule: Callable[[str, Leaf], Any]) -> Params:
     return unflatten({path: rule(path, leaf) for path, leaf in flatten(params).items()})
 
 
-def check_match(tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base")) -> None:
-    """Checks that two trees have the same paths and, leaf by leaf, the same shapes.
-
-    Args:
-        tuned: one tree.
-        base: the other.
-        names: what the message calls them.
+def check_match(
+    tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base"), finite: bool = False
+) -> None:
+    """Checks that two trees have the same paths and, leaf by leaf, the same shapes, and whether they are ``finite``.
 
     Raises:
-        ValueError: they differ; the path is named on both sides.
+        ValueError: they differ, or one is not finite; the path is named, with what ``names`` call the trees.
     """
     left, right = flatten(tuned), flatten(base)
     for path in sorted(left.keys() ^ right.keys()):
@@ -83,6 +80,8 @@ def check_match(tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned
         if jnp.shape(left[path]) != jnp.shape(right[path]):
             shapes = f"{names[0]} {jnp.shape(left[path])} and {names[1]} {jnp.shape(right[path])}"
             raise ValueError(f"{path} has shape {shapes}: expected the same")
+    for name, params in zip(names, (tuned, base), strict=True) if finite else ():
+        check_finite(params, name=name)
 
 
 def is_finite(array: Leaf) -> bool:
@@ -102,15 +101,24 @@ def check_finite(params: Params, *, name: str = "params") -> None:
             raise ValueError(f"{name}: {path} holds values that are not finite, expected numbers only")
 
 
+def check_between(name: str, value: Any, low: int, high: int | None = None, *, what: str = "") -> None:
+    """Checks a number; one that is being traced is passed over. Raises ValueError: it is out of range."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    # As a Python number: comparing an array inside a traced function would be traced, even if it is a constant there.
+    number = np.asarray(value).item()
+    if not (low <= number and (high is None or number <= high)):
+        expected = f"at least {low}" if high is None else f"from {low} to {high}{what}"
+        raise ValueError(f"{name}: got {number}, expected {expected}")
+
+
 def difference(tuned: Params, base: Params) -> Params:
     """Returns ``tuned - base``, the update delta W (any matching leading axes).
 
     Raises:
         ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
     """
-    check_match(tuned, base)
-    check_finite(tuned, name="tuned")
-    check_finite(base, name="base")
+    check_match(tuned, base, finite=True)
     return jax.tree.map(jnp.subtract, tuned, base)
 
 
@@ -120,9 +128,7 @@ def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) ->
     Raises:
         ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
     """
-    check_match(base, delta, names=("base", "delta"))
-    check_finite(base, name="base")
-    check_finite(delta, name="delta")
+    check_match(base, delta, names=("base", "delta"), finite=True)
     return jax.tree.map(lambda b, d: b + alpha * d, base, delta)
 
 

@@ -22,7 +22,6 @@ Params = dict[str, Any]
 Leaf = Any
 Metrics = dict[str, Array]
 
-Forward = Callable[[Params, Int[Array, "b t"]], Float[Array, "b t v"]]
 # Embeddings (no positions added) to logits, parameters bound: what soft tokens and sensitivities differentiate.
 ForwardEmbeddings = Callable[[Float[Array, "b t d"]], Float[Array, "b t v"]]
 # A sum over examples or tokens, and how many there are.
@@ -326,12 +325,8 @@ class Edit(NamedTuple):
 
 @flax.struct.dataclass
 class Seen:
-    """Activations at one site on the complied answers of prompts ``x``.
-
-    Attributes:
-        last: ``[l, *x, f]`` at the last prompt token.
-        response: ``[l, *x, f]`` their mean over the first answer positions.
-    """
+    """Activations ``[l, *x, f]`` at one site on the complied answers of prompts ``x``: at the last prompt token, and
+    their mean over the first answer positions."""
 
     last: Leaf
     response: Leaf

@@ -5,12 +5,9 @@ An analysis' module says what it looks at, how it measures and how that is drawn
 this table, or somebody else's as ``package.module:NAME``.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from jaxsafety.config import tables
-
-if TYPE_CHECKING:
-    from jaxsafety.types import Analysis
 
 TABLE = {
     "verdicts": "jaxsafety.analysis.verdicts",
@@ -22,14 +19,5 @@ TABLE = {
     "gradients": "jaxsafety.analysis.gradients",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
 }
-
-
-def load(name: str) -> "Analysis":
-    """Returns an analysis by its name in the table, or as ``package.module:NAME``.
-
-    Raises:
-        ValueError: there is no such analysis; the nearest is named.
-    """
-    from jaxsafety.types import Analysis
-
-    return tables.load(name, TABLE, kind="analysis", record=Analysis)
+# An analysis by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
+load = partial(tables.load, table=TABLE, kind="analysis")

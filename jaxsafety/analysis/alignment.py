@@ -59,13 +59,15 @@ def draw(table: Any, plot: Any) -> Any:
     plot.needed(plot.together(rows, slope), "alignment")
     pairs = sorted({part.partition(":")[0] for part in rows["part"]}, key=plot.pair_order)
     styles = {pair: plot.PAIR_STYLES[place % len(plot.PAIR_STYLES)] for place, pair in enumerate(pairs)}
-    rates = list(dict.fromkeys(model.lr_name for model in sorted(plot.models_of(rows), key=lambda model: -model.lr)))
-    dashes = dict(zip([rate for rate in rates if rate], plot.RATE_DASHES, strict=False))
+    dashes = dict(zip(filter(None, plot.rates_of(plot.models_of(rows))), plot.RATE_DASHES, strict=False))
     columns = 2 if max(map(len, map(plot.pair_label, pairs)), default=0) <= _SHORT else 1
     overlaps = [metric for metric in _OVERLAPS if metric in rows["metric"]]
     heights = [
         (60 + 34 * len(pairs)) * bool(pairs), (44 + plot.ROW * len(overlaps)) * bool(overlaps), 130 * (slope.height > 0)
     ]  # fmt: skip
+    keys = {plot.pair_label(pair): style for pair, style in styles.items()}
+    keys |= {rate: {"color": plot.INK, "linestyle": dash} for rate, dash in dashes.items()}
+    keys |= {"chance": plot.CHANCE} if overlaps else {}
 
     def draw(figure: Any) -> None:
         ratios = [height for height in heights if height]
@@ -76,17 +78,11 @@ def draw(table: Any, plot: Any) -> Any:
             _draw_overlaps(next(parts), rows, plot, overlaps, styles, dashes)
         if not slope.is_empty():
             _draw_slope(next(parts), slope, plot)
-        keys = [plot.key(plot.pair_label(pair), style) for pair, style in styles.items()]
-        keys += [plot.key(rate, {"color": plot.INK, "linestyle": dash}) for rate, dash in dashes.items()]
-        if overlaps:
-            keys.append(plot.key("chance", plot.CHANCE))
         if keys:
             plot.legend(figure, keys, columns=columns)
 
-    entries = len(pairs) + len(dashes) + bool(overlaps)
-    return plot.Picture(
-        draw, sum(heights) + plot.legend_height(entries, columns=columns), "alignment of the methods' updates"
-    )
+    height = sum(heights) + plot.legend_height(len(keys), columns=columns)
+    return plot.Picture(draw, height, "alignment of the methods' updates")
 
 
 def _draw_cosines(figure: Any, rows: Any, plot: Any, styles: dict[str, Any], dashes: dict[str, Any]) -> None:
@@ -100,11 +96,9 @@ def _draw_cosines(figure: Any, rows: Any, plot: Any, styles: dict[str, Any], das
         for name, shown in kinds:
             plot.draw_dot(axes, len(labels), plot.pick(shown, part=pair), style=plot.dot(style))
             labels.append(name)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
+    plot.dot_rows(axes, labels, edge=0.5)
     axes.set_title("cosine of whole updates, and of gradients")
     axes.grid(visible=True, axis="y")
-    axes.tick_params(axis="y", length=0)
 
 
 def _draw_overlaps(
@@ -115,10 +109,9 @@ def _draw_overlaps(
     for row, metric in zip(grid, metrics, strict=True):
         for axes, matrix in zip(row, matrices, strict=True):
             for pair, style in styles.items():
-                shown = plot.pick(rows, part=f"{pair}:{matrix}")
-                for rate, dash in dashes.items():
-                    curve = plot.pick(shown, metric=metric, lr_name=rate)
-                    plot.draw_curve(axes, curve, over="layer", style=style | {"linestyle": dash})
+                shown = plot.pick(rows, part=f"{pair}:{matrix}", metric=metric)
+                dashed = {rate: style | {"linestyle": dash} for rate, dash in dashes.items()}
+                plot.draw_curves(axes, shown, over="layer", lr_name=dashed)
             _draw_chance(axes, plot.pick(rows, part=tuple(f"{pair}:{matrix}" for pair in styles)), plot, metric)
             axes.set_title(f"{_OVERLAPS[metric]}: {matrix}")
             axes.grid(visible=True, axis="y")
@@ -138,9 +131,7 @@ def _draw_chance(axes: Any, rows: Any, plot: Any, metric: str) -> None:
 def _draw_slope(figure: Any, slope: Any, plot: Any) -> None:
     axes = figure.subplots()
     for model, style in plot.model_styles(plot.models_of(slope)).items():
-        curve = plot.of_model(slope, model).sort("step")
-        # The last point is the finished model, so thinning counts back from it.
-        curve = curve.reverse().gather_every(-(-curve.height // _MOST_POINTS)).reverse()
+        curve = plot.thinned(plot.of_model(slope, model).sort("step"), most=_MOST_POINTS)
         plot.draw_curve(axes, curve, over="step", style=style | {"label": plot.model_label(model)})
     axes.set_title("slope of DPO's loss: mean σ(−margin)")
     axes.set_xlabel("training step")

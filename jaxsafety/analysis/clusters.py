@@ -87,41 +87,24 @@ def draw(table: Any, plot: Any) -> Any:
 
 def _taus(rows: Any, plot: Any) -> Any:
     """A row per model, a column per position."""
-    models, parts = plot.models_of(rows), [part for part in POSITIONS if part in rows["part"]]
+    columns = {head: {"part": part} for part, head in POSITIONS.items() if part in rows["part"]}
 
-    def draw(figure: Any) -> None:
-        heads = [POSITIONS[part] for part in parts]
-        grid = plot.model_grid(figure, models, heads, sharex=True, sharey=True)
-        for (model, head), axes in grid.items():
-            shown = plot.pick(plot.of_model(rows, model), part=parts[heads.index(head)])
-            plot.reference(axes, 0.0)
-            for condition, style in plot.SIDES.items():
-                plot.draw_curve(axes, plot.pick(shown, condition=condition), over="layer", style=style)
-        plot.axis_titles(figure, x="layer", y="relative τ (nearer to safe: up)")
-        plot.layer_ticks(grid.values())
-        plot.side_legend(figure)
-
-    return plot.Picture(draw, 82 + plot.ROW * len(models), "relative tau of safe and unsafe activations")
+    return plot.model_curves(
+        rows, columns, lambda grid: plot.layer_ticks(grid.values()), over="layer", condition=plot.SIDES,
+        x="layer", y="relative τ (nearer to safe: up)", shared={"sharex": True, "sharey": True},
+        across=dict.fromkeys(columns, 0.0), name="relative tau of safe and unsafe activations",
+    )  # fmt: skip
 
 
 def _leading_shares(rows: Any, plot: Any) -> Any:
     """A panel per side, with a curve per method at its largest learning rate beside the pretrained model's."""
     styles = plot.model_styles(plot.fastest(plot.models_of(rows)))
-    conditions = [condition for condition in plot.SIDES if condition in rows["condition"]]
+    columns = {f"leading share: {one}": {"condition": one} for one in plot.SIDES if one in rows["condition"]}
 
     def draw(figure: Any) -> None:
-        grid = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
-        for axes, condition in zip(grid, conditions, strict=True):
-            for model, style in styles.items():
-                plot.draw_curve(
-                    axes, plot.pick(plot.of_model(rows, model), condition=condition), over="layer", style=style
-                )
-            axes.set_title(f"leading share: {condition}")
-            axes.grid(visible=True, axis="y")
+        grid = plot.layer_strip(figure, rows, columns, sharey=True, model=styles)
         grid[0].set_ylim(bottom=0)
         grid[0].set_ylabel("s₁ / Σ s")
-        figure.supxlabel("layer", fontsize=12)
-        plot.layer_ticks(grid)
         plot.legend(figure, plot.model_keys(styles), columns=2)
 
     height = 150 + plot.legend_height(len(styles), columns=2)
@@ -135,19 +118,9 @@ SECTION = Section(
     "share of the distance between the two means: the further the curves part, the cleaner the two clusters; "
     "below, the leading singular value's share of a cluster's spectrum is 1 where its activations lie on one line.",
     draw,
-    claims=(
-        "clusters_separate",
-        "clusters_deepen",
-        "clusters_rate",
-        "clusters_dpo",
-        "clusters_unlearn",
-        "clusters_low_rank",
-    ),
+    claims=tuple(f"clusters_{name}" for name in ("separate", "deepen", "rate", "dpo", "unlearn", "low_rank")),
 )
 ANALYSIS = Analysis(
-    Config,
-    measure,
-    reads=("mlp.hook_in", "mlp.hook_post"),
+    Config, measure, reads=("mlp.hook_in", "mlp.hook_post"), section=SECTION,
     axes=lambda config: {"vector": Coordinate("part", VECTORS)},
-    section=SECTION,
-)
+)  # fmt: skip

@@ -3,7 +3,6 @@
 The maths is :mod:`jaxsafety.linalg.update_spaces`.
 """
 
-import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -84,47 +83,43 @@ def _actions_in(rows: Any) -> dict[tuple[str, str], str]:
 def _actions(rows: Any, plot: Any) -> Any:
     """A row per model, a column per metric and matrix."""
     found = set(rows.select("metric", "part").iter_rows())
-    models = plot.models_of(rows)
-    heads = {labels: head for labels, head in _actions_in(rows).items() if labels in found}
+    actions = {labels: head for labels, head in _actions_in(rows).items() if labels in found}
+    columns = {head: {"metric": metric, "part": part} for (metric, part), head in actions.items()}
 
-    def draw(figure: Any) -> None:
-        grid = plot.model_grid(figure, models, list(heads.values()), sharey="col")
-        for model, ((metric, part), head) in itertools.product(models, heads.items()):
-            for condition, style in plot.SIDES.items():
-                shown = plot.pick(plot.of_model(rows, model), condition=condition, metric=metric, part=part)
-                plot.draw_curve(grid[model, head], shown, over="layer", style=style)
-            plot.log_range(grid[model, head], plot.pick(rows, metric=metric, part=part))
-        plot.axis_titles(figure, x="layer", y="gain (log)" if "ratio" not in rows["metric"] else "gain and ratio (log)")
+    def finish(grid: Any) -> None:
+        for (_, head), axes in grid.items():
+            plot.log_range(axes, plot.pick(rows, **columns[head]))
         for axes in grid.values():
             plot.log_ticks(axes.yaxis, most=3)
         plot.layer_ticks(grid.values())
-        plot.side_legend(figure)
 
-    return plot.Picture(draw, 82 + plot.ROW * len(models), "gain and ratio of the update")
+    return plot.model_curves(
+        rows, columns, finish, over="layer", condition=plot.SIDES, x="layer",
+        y="gain (log)" if "ratio" not in rows["metric"] else "gain and ratio (log)", shared={"sharey": "col"},
+        name="gain and ratio of the update",
+    )  # fmt: skip
 
 
 def _projections(rows: Any, plot: Any) -> Any:
     """A row per method at its largest learning rate, a column per matrix; the rows are of one layer."""
     models, layer = plot.fastest(plot.models_of(rows)), rows["layer"][0]
     found = {part: name for part, name in MATRICES.items() if part in rows["part"]}
-    heads = {
-        part: f"{part}, {layer}" if len(found) > plot.WIDE else f"{name}, layer {layer}" for part, name in found.items()
+    columns = {
+        f"{part}, {layer}" if len(found) > plot.WIDE else f"{name}, layer {layer}": {"part": part}
+        for part, name in found.items()
     }
 
-    def draw(figure: Any) -> None:
-        grid = plot.model_grid(figure, models, list(heads.values()), sharey="col")
-        for model, (part, head) in itertools.product(models, heads.items()):
-            for condition, style in plot.SIDES.items():
-                shown = plot.pick(plot.of_model(rows, model), condition=condition, part=part)
-                plot.draw_curve(grid[model, head], shown, over="strength", style=style)
+    def finish(grid: Any) -> None:
         # Only once all is drawn: a limit ends the scaling of the axes that are shared.
         for axes in grid.values():
             axes.set_ylim(bottom=0)
-        plot.axis_titles(figure, x="input direction of the update, strongest first", y="weighted projection")
         plot.layer_ticks(grid.values())
-        plot.side_legend(figure)
 
-    return plot.Picture(draw, 82 + plot.ROW * len(models), "weighted projections on the update's input directions")
+    return plot.model_curves(
+        rows, columns, finish, over="strength", condition=plot.SIDES, models=models, shared={"sharey": "col"},
+        x="input direction of the update, strongest first", y="weighted projection",
+        name="weighted projections on the update's input directions",
+    )  # fmt: skip
 
 
 SECTION = Section(
@@ -138,10 +133,6 @@ SECTION = Section(
     claims=("acts_on_unsafe",),
 )
 ANALYSIS = Analysis(
-    Config,
-    measure,
-    about="update",
-    reads=tuple(_INPUTS.values()),
+    Config, measure, about="update", reads=tuple(_INPUTS.values()), section=SECTION,
     axes=lambda config: {"matrix": Coordinate("part", tuple(_INPUTS)), "direction": Coordinate("strength")},
-    section=SECTION,
-)
+)  # fmt: skip

@@ -112,23 +112,17 @@ def _null_space(rows: Any, *, plot: Any, parts: Sequence[str], name: str) -> Any
                 axes.set_title(f"{part}, {layer}" if len(parts) > plot.WIDE else f"layer {layer}: {part}")
                 axes.grid(visible=True, axis="y")
         plot.axis_titles(below, x="share of the update's leading directions", y="norm in the null space")
-        plot.legend(figure, [*plot.model_keys(styles), plot.key("random direction", plot.RANDOM)], columns=2)
+        plot.legend(figure, plot.model_keys(styles) | {"random direction": plot.RANDOM}, columns=2)
 
     height = 190 + plot.ROW * len(layers) + plot.legend_height(len(models) + 1, columns=2)
     return plot.Picture(draw, height, name)
 
 
 def _excess(figure: Any, rows: Any, plot: Any, *, parts: Sequence[str], styles: Mapping[Any, Any]) -> None:
-    grid, narrow = figure.subplots(1, len(parts), squeeze=False)[0], len(parts) > plot.WIDE
-    for axes, part in zip(grid, parts, strict=True):
-        plot.reference(axes, 0.0)
-        for model, style in styles.items():
-            shown = plot.pick(plot.of_model(rows, model), part=part, metric="excess")
-            plot.draw_curve(axes, shown, over="layer", style=style)
-        axes.set_title(part if narrow else f"excess: {part}")
-        axes.grid(visible=True, axis="y")
-    plot.axis_titles(figure, x="layer", y="excess" if narrow else "over random")
-    plot.layer_ticks(grid)
+    narrow = len(parts) > plot.WIDE
+    columns = {part if narrow else f"excess: {part}": {"part": part, "metric": "excess"} for part in parts}
+    y = "excess" if narrow else "over random"
+    plot.layer_strip(figure, rows, columns, y=y, across=[0.0] * len(parts), model=styles)
 
 
 def _null_profiles(axes: Any, shown: Any, plot: Any, styles: Mapping[Any, Any]) -> None:
@@ -155,15 +149,9 @@ SECTION = Section(
     "a large rest alone says little, because a random direction has one too: only what exceeds the dotted line, "
     "drawn on top as the excess, is specific to safety fine-tuning.",
     draw,
-    claims=(
-        "null_space_up",
-        "null_space_down",
-    ),
+    claims=("null_space_up", "null_space_down"),
 )
 ANALYSIS = Analysis(
-    Config,
-    measure,
-    about="update",
+    Config, measure, about="update", section=SECTION,
     axes=lambda config: {"matrix": Coordinate("part", MATRICES), "direction": Coordinate("strength")},
-    section=SECTION,
-)
+)  # fmt: skip

@@ -14,16 +14,11 @@ from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Section,
 def first_refusal(predicted: Int[Array, "b t"], *, complied: Batch, refused: Batch) -> Int[Array, " b"]:
     """Where a model that is fed the complied answer first says the refusal's token instead of the true one.
 
-    Targets on which both answers agree say nothing and are passed over.
-
-    Args:
-        predicted: ``[b, t]`` most likely next tokens given ``complied.tokens``.
-        complied: ``[b, t]`` prompts followed by the true output, judged targets scored.
-        refused: ``[b, t]`` the same prompts followed by the refusal.
+    Targets on which both answers agree say nothing and are passed over. ``predicted`` are the most likely next tokens
+    given ``complied.tokens``.
 
     Returns:
-        ``[b]`` int32, 0-based index among the judged tokens: the number of complied tokens given by then; -1 where it
-        never does.
+        0-based index among the judged tokens: the number of complied tokens given by then; -1 where it never does.
 
     Raises:
         ValueError: batches of different shapes.

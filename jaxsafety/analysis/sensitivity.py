@@ -6,6 +6,7 @@ The maths is :mod:`jaxsafety.linalg.sensitivity`, over the embeddings before the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,16 +46,12 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
     some = jax.tree.map(lambda leaf: leaf[:, : config.prompts], view.trials)
     subsets = view.verdicts.subsets[..., : config.prompts]
 
-    def norms(trial: Trial) -> Float[Array, " b"]:
-        forward, embeddings, places = _prompts(view, trial)
-        return sensitivity.gradient_norm(forward, embeddings, **places)
-
     def jacobian(trial: Trial) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         forward, embeddings, places = _prompts(view, trial)
         found = sensitivity.jacobian_norm(forward, embeddings, **places, key=key)
         return found.value, found.converged
 
-    gradient = jax.lax.map(norms, some)
+    gradient = jax.lax.map(partial(gradient_norms, view), some)
     classes = jax.tree.map(lambda leaf: leaf[:2, : config.jacobian_prompts], some)
     spectral, converged = jax.lax.map(jacobian, classes)
     kept = jnp.where(subsets, gradient[:, None], jnp.nan)
@@ -66,6 +63,12 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
         ("jacobian_converged", "class"): jnp.mean(converged, axis=1),
         ("histogram", "condition prompt"): jnp.where(subsets[:, 0], gradient, jnp.nan),
     }
+
+
+def gradient_norms(view: View, trial: Trial) -> Float[Array, " b"]:
+    """Returns the gradient norms on prompts of one condition."""
+    forward, embeddings, places = _prompts(view, trial)
+    return sensitivity.gradient_norm(forward, embeddings, **places)
 
 
 def _prompts(view: View, trial: Trial) -> tuple[Any, Float[Array, "b t d"], dict[str, Array]]:
@@ -128,7 +131,7 @@ def draw(table: Any, plot: Any) -> Any:
             axes.grid(visible=True, axis="y")
             plot.log_ticks(axes.xaxis, most=4)
         grid[0].set_yticks(range(len(models)), [plot.model_label(model) for model in models])
-        plot.side_legend(figure)
+        plot.legend(figure, plot.SIDE_KEYS, columns=2)
 
     return plot.Picture(draw, height + dots_height + 22, "sensitivity to the prompt, before and after tuning")
 
@@ -155,9 +158,6 @@ SECTION = Section(
     "The further right, the more the model's first answer token hangs on small changes of the prompt; compare a "
     "tuned model with the pretrained one, and safe with unsafe prompts within it.",
     draw,
-    claims=(
-        "sensitivity_unsafe",
-        "sensitivity_safe",
-    ),
+    claims=("sensitivity_unsafe", "sensitivity_safe"),
 )
 ANALYSIS = Analysis(Config, measure, finish=finish, section=SECTION)

@@ -4,25 +4,10 @@ An attack's module holds what it does on arrays, for whoever imports it, then ``
 :class:`jaxsafety.types.Attack`. A recipe names an attack of this table, or somebody else's as ``package.module:NAME``.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from jaxsafety.config import tables
 
-if TYPE_CHECKING:
-    from jaxsafety.types import Attack
-
-TABLE = {
-    "prefill": "jaxsafety.attacks.prefill",
-    "soft_tokens": "jaxsafety.attacks.soft_tokens",
-}
-
-
-def load(name: str) -> "Attack":
-    """Returns an attack by its name in the table, or as ``package.module:NAME``.
-
-    Raises:
-        ValueError: there is no such attack; the nearest is named.
-    """
-    from jaxsafety.types import Attack
-
-    return tables.load(name, TABLE, kind="attack", record=Attack)
+TABLE = {"prefill": "jaxsafety.attacks.prefill", "soft_tokens": "jaxsafety.attacks.soft_tokens"}
+# An attack by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
+load = partial(tables.load, table=TABLE, kind="attack")

@@ -6,11 +6,11 @@ prompt whose second block is judged is prefilled there. All functions read teach
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxsafety.config.fields import check, swept
+from jaxsafety.tree import check_between
 from jaxsafety.types import Attack, Attacked, Batch, Key, Point, Section, Target
 
 Depth = int | Int[Array, ""]
@@ -19,22 +19,19 @@ Depth = int | Int[Array, ""]
 def prefilled(complied: Batch, refused: Batch, *, depth: Depth) -> Batch:
     """Returns the answers that comply for ``depth`` judged tokens and refuse from there on.
 
-    A model recovers from the prefill where it gets every scored token of this right.
+    A model recovers from the prefill where it gets every scored token of this right. The mask marks the judged targets
+    of the refusal that are not given. It is empty where the answer is no longer than ``depth``: leave such prompts out
+    (``mask.any(axis=1)``), since an exact match of nothing holds.
 
-    Args:
-        complied: ``[b, t]`` prompts followed by the true output, judged targets scored.
-        refused: ``[b, t]`` the same prompts followed by the refusal.
-        depth: how many judged tokens are given, >= 0; 0 is ``refused``. May be traced.
-
-    Returns:
-        Tokens and targets of the mixed answer. The mask marks the judged targets of the refusal that are not given. It
-        is empty where the answer is no longer than ``depth``: leave such prompts out (``mask.any(axis=1)``), since an
-        exact match of nothing holds.
+    The answers are the true output and the refusal to the same prompts, judged targets scored; the depth, >= 0, may be
+    traced, and 0 is ``refused``.
 
     Raises:
         ValueError: a depth below 0, or batches of different shapes.
     """
-    _check_pair(complied, refused)
+    left, right = jnp.shape(complied.tokens), jnp.shape(refused.tokens)
+    if left != right:
+        raise ValueError(f"complied has shape {left} and refused {right}: expected answers to the same prompts")
     after = _after(complied.mask, depth)
     given = complied.mask & ~after
     # Target i is token i + 1.
@@ -47,14 +44,7 @@ def prefilled(complied: Batch, refused: Batch, *, depth: Depth) -> Batch:
 
 
 def complied_after(complied: Batch, *, depth: Depth) -> Batch:
-    """Returns the complied answers, scored only after the first ``depth`` judged tokens.
-
-    Args:
-        complied: ``[b, t]`` prompts followed by the true output, judged targets scored.
-        depth: how many judged tokens are given, >= 0; 0 changes nothing. May be traced.
-
-    Returns:
-        The same tokens and targets; the mask is empty where the answer is no longer than ``depth``.
+    """Returns the complied answers, scored only after the first ``depth`` judged tokens; see :func:`prefilled`.
 
     Raises:
         ValueError: a depth below 0.
@@ -93,12 +83,5 @@ ATTACK = Attack(Config, attack, section=SECTION)
 
 def _after(mask: Bool[Array, "b t"], depth: Depth) -> Bool[Array, "b t"]:
     """Returns where more than ``depth`` judged targets have come, this one included."""
-    if not isinstance(depth, jax.core.Tracer) and int(depth) < 0:
-        raise ValueError(f"depth: got {int(depth)}, expected at least 0")
+    check_between("depth", depth, 0)
     return jnp.cumsum(mask, axis=1) > depth
-
-
-def _check_pair(complied: Batch, refused: Batch) -> None:
-    left, right = jnp.shape(complied.tokens), jnp.shape(refused.tokens)
-    if left != right:
-        raise ValueError(f"complied has shape {left} and refused {right}: expected answers to the same prompts")

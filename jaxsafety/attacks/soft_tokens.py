@@ -1,8 +1,9 @@
 """Soft-token attack: embeddings that belong to no token, inserted into the prompt and optimised towards compliance.
 
-The window has a fixed length: what is inserted at index ``at`` (the last prompt token's) pushes the rest to the right,
-and what leaves the window is dropped. A target follows the input that predicts it, so the first answer token is
-predicted at ``at + count``. ``count`` may be traced: one compiled program serves every strength.
+The window has a fixed length: what is inserted at index ``at`` in [0, t) (the last prompt token's) pushes the rest to
+the right, and what leaves the window is dropped. A target follows the input that predicts it, so the first answer token
+is predicted at ``at + count``. ``count`` soft tokens are inserted; it may be traced: one compiled program serves every
+strength. ``mask`` marks the scored targets without the attack.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsafety import losses
 from jaxsafety.config.fields import check, swept
+from jaxsafety.tree import check_between
 from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target
 
 # Standard deviation of the starting point, far inside the ball: the paper's released value.
@@ -41,17 +43,9 @@ class Found:
 def insert(
     array: Shaped[Array, "b t *d"], inserted: Shaped[Array, "b n *d"], *, at: Int[Array, " b"], count: Count
 ) -> Shaped[Array, "b t *d"]:
-    """Inserts the first ``count`` entries before index ``at`` of each row; the window keeps its length.
+    """Inserts the first ``count`` entries, in the array's dtype, before index ``at`` of each row, which is cut at t.
 
-    Args:
-        array: ``[b, t, ...]`` rows.
-        inserted: ``[b, n, ...]`` what to insert, of the same dtype.
-        at: ``[b]`` index in [0, t) that the first inserted entry takes.
-        count: how many of the n to insert, in [0, n]. Entries from ``count`` on have no effect and no gradient. A
-            traced count above n gives NaN.
-
-    Returns:
-        ``[b, t, ...]``: unchanged before ``at``, then the insertion, then the rest, cut at t.
+    Entries from ``count`` on have no effect and no gradient. A traced count above n gives NaN.
 
     Raises:
         ValueError: a count outside [0, n].
@@ -60,7 +54,7 @@ def insert(
     inside, moved = _moved(array, at=at, count=count)
     index = jnp.arange(array.shape[1])[None, :] - at[:, None]
     # Places outside the insertion read an arbitrary entry (or the NaN beyond the last), which nothing uses.
-    entries = jnp.take_along_axis(inserted, _trailing(index, array.ndim), axis=1)
+    entries = jnp.take_along_axis(inserted.astype(array.dtype), _trailing(index, array.ndim), axis=1)
     return jnp.where(_trailing(inside, array.ndim), entries, moved)
 
 
@@ -71,12 +65,6 @@ def shifted(
 
     Turns tokens into those of the attacked window (``fill`` stands for the soft tokens) and targets into the matching
     targets, except that the input before ``at`` keeps the target it had; :func:`shifted_mask` never scores it.
-
-    Args:
-        array: ``[b, t]`` tokens, targets or marks.
-        at: ``[b]`` index in [0, t) of the last prompt token.
-        count: soft tokens inserted there, >= 0.
-        fill: what to write into the gap.
 
     Raises:
         ValueError: a count below 0.
@@ -91,13 +79,7 @@ def shifted_mask(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count
 
     Soft tokens predict nothing that is scored, nor does the input before the first of them, whose next token is soft.
 
-    Args:
-        mask: ``[b, t]`` the scored targets without the attack.
-        at: ``[b]`` index in [0, t) of the last prompt token.
-        count: soft tokens inserted there, >= 0.
-
-    Returns:
-        ``[b, t]`` the scored targets in the attacked window; those pushed out of it are gone (see :func:`fits`).
+    Those pushed out of the window are gone (see :func:`fits`).
 
     Raises:
         ValueError: a count below 0.
@@ -107,36 +89,14 @@ def shifted_mask(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count
 
 
 def fits(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count) -> Bool[Array, " b"]:
-    """Returns which prompts keep every scored target in the attacked window, ``[b]``.
+    """Returns which prompts keep every scored target in the attacked window.
 
     A verdict on a prompt that does not fit would be about a part of its answer: leave it out.
-
-    Args:
-        mask: ``[b, t]`` the scored targets without the attack.
-        at: ``[b]`` index in [0, t) of the last prompt token.
-        count: soft tokens inserted there, >= 0.
 
     Raises:
         ValueError: a count below 0.
     """
     return jnp.sum(shifted_mask(mask, at=at, count=count), axis=1) == jnp.sum(mask, axis=1)
-
-
-def attacked(
-    embeddings: Float[Array, "b t d"], soft: Float[Array, "b n d"], *, at: Int[Array, " b"], count: Count
-) -> Float[Array, "b t d"]:
-    """Returns the embeddings with the first ``count`` soft tokens inserted before the last prompt token.
-
-    Args:
-        embeddings: ``[b, t, d]`` of the tokens, no positions added.
-        soft: ``[b, n, d]`` soft tokens.
-        at: ``[b]`` index in [0, t) of the last prompt token.
-        count: how many to insert, in [0, n].
-
-    Raises:
-        ValueError: a count outside [0, n].
-    """
-    return insert(embeddings, soft.astype(embeddings.dtype), at=at, count=count)
 
 
 def optimise(
@@ -162,19 +122,15 @@ def optimise(
 
     Args:
         forward: embeddings to logits, parameters bound.
-        embeddings: ``[b, t, d]`` of prompts followed by the complied answer.
-        targets: ``[b, t]`` the token after each input, without the attack.
-        mask: ``[b, t]`` the targets to make likely, without the attack.
-        at: ``[b]`` index in [0, t) of the last prompt token; the soft tokens go before it.
-        count: soft tokens, in [0, max_count]; may be traced.
+        embeddings: prompts followed by the complied answer.
+        targets, mask: the token after each input, and which of them to make likely, without the attack.
+        at: see above; the soft tokens go before it.
+        count: in [0, max_count]; may be traced.
         max_count: n, places for soft tokens; those from ``count`` on keep their starting point.
         radius: largest norm of a soft token, >= 0; the paper takes the mean norm of the token embeddings.
         steps: gradient steps of the whole attack, >= 1, which its step length belongs to.
         taken: how many of them are made, in [0, steps]; may be traced.
         key: typed PRNG key of the starting point.
-
-    Returns:
-        The soft tokens and the loss along the way.
 
     Raises:
         ValueError: max_count, steps or radius out of range, count outside [0, max_count], or taken outside [0, steps].
@@ -186,13 +142,17 @@ def optimise(
         unscaled (off by one), limits each coordinate instead of each token's norm, scores the whole sequence, and
         reads the answer at the unshifted positions.
     """
-    _check_attack(count, max_count=max_count, radius=radius, steps=steps, taken=taken)
+    check_between("max_count", max_count, 1)
+    check_between("steps", steps, 1)
+    _check_count(count, max_count)
+    check_between("taken", taken, 0, steps, what=", the steps of the attack")
+    check_between("radius", radius, 0)
     targets = shifted(targets, at=at, count=count, fill=0)
     mask = shifted_mask(mask, at=at, count=count)
     active = (jnp.arange(max_count) < count)[None, :, None]
 
     def loss(soft: Float[Array, "b n d"]) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-        logits = forward(attacked(embeddings, soft, at=at, count=count))
+        logits = forward(insert(embeddings, soft, at=at, count=count))
         logprobs = losses.token_logprobs(logits, targets)
         nll = -losses.sequence_logprobs(logprobs, mask, reduction="mean")
         # No prompt's tokens reach another's answer, so the gradient of the sum is each prompt's own.
@@ -254,7 +214,7 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
     moved = partial(shifted, at=trial.last, count=count)
 
     def into(side: Batch) -> Batch:
-        inputs = attacked(model.embed(target.params, side.tokens), found.soft, at=trial.last, count=count)
+        inputs = insert(model.embed(target.params, side.tokens), found.soft, at=trial.last, count=count)
         mask = shifted_mask(_letters(target, side), at=trial.last, count=count) & fitting[:, None]
         return Batch(tokens=inputs, targets=moved(side.targets, fill=0), mask=mask)
 
@@ -308,19 +268,4 @@ def _project(vectors: Float[Array, "b n d"], radius: float | Float[Array, ""]) -
 
 
 def _check_count(count: Count, largest: int | None) -> None:
-    # As Python numbers: comparing an array inside a traced function would be traced, even if it is a constant there.
-    if isinstance(count, jax.core.Tracer) or 0 <= int(count) <= (int(count) if largest is None else largest):
-        return
-    expected = "at least 0" if largest is None else f"from 0 to {largest}, the soft tokens there are"
-    raise ValueError(f"count: got {int(count)}, expected {expected}")
-
-
-def _check_attack(count: Count, *, max_count: int, radius: float | Array, steps: int, taken: Count) -> None:
-    for name, value in (("max_count", max_count), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
-    _check_count(count, max_count)
-    if not isinstance(taken, jax.core.Tracer) and not 0 <= int(taken) <= steps:
-        raise ValueError(f"taken: got {int(taken)}, expected from 0 to {steps}, the steps of the attack")
-    if not isinstance(radius, jax.core.Tracer) and not float(radius) >= 0:
-        raise ValueError(f"radius: got {float(radius)}, expected at least 0")
+    check_between("count", count, 0, largest, what=", the soft tokens there are")

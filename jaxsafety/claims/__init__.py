@@ -15,11 +15,7 @@ TABLE = {"jain2024": "jaxsafety.claims.jain2024"}
 
 
 def load(name: str) -> "tuple[Claim, ...]":
-    """Returns the statements of a paper by its name in the table, or as ``package.module:CLAIMS``.
-
-    Raises:
-        ValueError: there is no such paper (the nearest is named), or something in it is no claim.
-    """
+    """Returns a paper's statements by its name in the table, or as ``package.module:CLAIMS``; raises a ValueError."""
     from jaxsafety.claims.judging import Claim
 
     found = tables.load(name, TABLE, kind="claims", record=tuple)

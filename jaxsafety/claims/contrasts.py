@@ -4,7 +4,7 @@ A quantity maps evidence and a model to ``[s]`` values, a measure maps evidence 
 over methods take every method's model at its highest learning rate (the paper's eta_M) and average within a seed, so a
 seed counts only where all of them have a value. Features are those of the response positions, as in the paper, but for
 interventions and soft tokens, which are read at the last prompt token. Logarithms of ratios are natural, so that models
-whose updates differ in size weigh the same.
+whose updates differ in size weigh the same. Where a run lacks what one needs it raises ``Unmeasured``, which says what.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,10 +28,11 @@ Seeds = Float[np.ndarray, " s"]
 Quantity = Callable[[Evidence, Model], Seeds]
 
 
-def _features(evidence: Evidence, model: Model) -> str:
-    """The kind of features that there are: of real models those of answers only where answers were written."""
+def _of_features(evidence: Evidence, metric: str, model: Model, **where: str) -> Float[np.ndarray, "l s"]:
+    """A quantity of the features that there are: of real models those of answers only where answers were written."""
     parts = evidence.parts("clusters", model=model)
-    return "last" if "last" in parts and "response" not in parts else "response"
+    part = "last" if "last" in parts and "response" not in parts else "response"
+    return evidence.find("clusters", metric, model=model, part=part, **where)
 
 
 class Measurement(NamedTuple):
@@ -45,20 +46,12 @@ class Measurement(NamedTuple):
 
 
 def over_methods(evidence: Evidence, quantity: Quantity) -> Measurement:
-    """Mean of a quantity over the strong models of all methods; a model without any value is left out and named.
-
-    Raises:
-        Unmeasured: no model has rows of it.
-    """
+    """Mean of a quantity over the strong models of all methods; a model without any value is left out and named."""
     return _mean([(label(model), partial(quantity, evidence, model)) for model in evidence.strong])
 
 
 def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:
-    """Mean over methods of a quantity at the highest learning rate minus the same at the lowest.
-
-    Raises:
-        Unmeasured: the run has one learning rate, or no rows.
-    """
+    """Mean over methods of a quantity at the highest learning rate minus the same at the lowest."""
     weak = {model.method: model for model in evidence.weak}
     pairs = [(model, weak[model.method]) for model in evidence.strong if model.method in weak]
     if not pairs and evidence.models:
@@ -69,11 +62,7 @@ def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:
 
 
 def between_methods(evidence: Evidence, quantity: Quantity, *, first: str, second: str) -> Measurement:
-    """A quantity of one method's strong model minus that of another's.
-
-    Raises:
-        Unmeasured: the run lacks one of the methods, or has no rows.
-    """
+    """A quantity of one method's strong model minus that of another's."""
     models = evidence.strongest(first), evidence.strongest(second)
     return Measurement(_difference(evidence, quantity, *models))
 
@@ -82,9 +71,6 @@ def over_jailbreaks(evidence: Evidence, quantity: Callable[[Evidence, Model, str
     """Mean of a quantity of successful attacks over the jailbreaks and strong models with enough of them in that seed.
 
     The note has the same of the pretrained model, where it has any: what the prompts alone bring with them.
-
-    Raises:
-        Unmeasured: no jailbreak was analysed, or none succeeded often enough.
     """
     names = _jailbreaks(evidence)
     rows, before, kinds, reasons = [], [], [], []
@@ -118,9 +104,6 @@ def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: flo
 
     The table's prompts are not those of the analysis, so choosing the weakest does not bias what is then measured. A
     seed whose rate at alpha = 1 is below ``least`` has no value: it could not lose that much.
-
-    Raises:
-        Unmeasured: no model was evaluated at both alphas, or there is no accuracy table.
     """
     refusals, reasons = {}, []
     for model in evidence.models:
@@ -139,11 +122,7 @@ def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: flo
 
 
 def kinship(evidence: Evidence) -> Measurement:
-    """Cosine of the updates of DPO and unlearning minus the larger of theirs with the update of SFT.
-
-    Raises:
-        Unmeasured: the run lacks one of the methods, or has no alignment.
-    """
+    """Cosine of the updates of DPO and unlearning minus the larger of theirs with the update of SFT."""
     with_sft = np.maximum(_cosine(evidence, "sft", "dpo"), _cosine(evidence, "sft", "unlearn"))
     return Measurement(_cosine(evidence, "dpo", "unlearn") - with_sft)
 
@@ -158,16 +137,12 @@ def change(evidence: Evidence, model: Model, *, quantity: Quantity) -> Seeds:
 
 def separation(evidence: Evidence, model: Model) -> Seeds:
     """Relative gap between safe and unsafe features, in [-1, 1], mean over layers."""
-    return evidence.find("clusters", "relative_gap", model=model, part=_features(evidence, model)).mean(axis=0)
+    return _of_features(evidence, "relative_gap", model).mean(axis=0)
 
 
 def separation_slope(evidence: Evidence, model: Model) -> Seeds:
-    """Least-squares slope of the relative gap against the layer's index.
-
-    Raises:
-        Unmeasured: the model has one layer.
-    """
-    gaps = evidence.find("clusters", "relative_gap", model=model, part=_features(evidence, model))
+    """Least-squares slope of the relative gap against the layer's index."""
+    gaps = _of_features(evidence, "relative_gap", model)
     if len(gaps) < 2:
         raise Unmeasured("one layer: no depth to grow with")
     return _slope(gaps)
@@ -175,10 +150,7 @@ def separation_slope(evidence: Evidence, model: Model) -> Seeds:
 
 def leading_share(evidence: Evidence, model: Model) -> Seeds:
     """Share of the largest singular value of the unsafe features, in [0, 1], mean over layers."""
-    shares = evidence.find(
-        "clusters", "leading_share", model=model, condition="unsafe", part=_features(evidence, model)
-    )
-    return shares.mean(axis=0)
+    return _of_features(evidence, "leading_share", model, condition="unsafe").mean(axis=0)
 
 
 def null_excess(evidence: Evidence, model: Model, *, part: str) -> Seeds:
@@ -214,11 +186,7 @@ def susceptibility(evidence: Evidence, model: Model) -> Seeds:
 
 
 def smallest_step(evidence: Evidence, model: Model) -> Seeds:
-    """Smallest change of the clusters' effect size, mean over layers, from one alpha in [0, 1] to the next.
-
-    Raises:
-        Unmeasured: fewer than three alphas between 0 and 1.
-    """
+    """Smallest change of the clusters' effect size, mean over layers, from one alpha in [0, 1] to the next."""
     sizes = evidence.by_strength("interventions", "effect_size", model=model, part="whole")
     path = [size.mean(axis=0) for alpha, size in sizes.items() if 0 <= alpha <= 1]
     if len(path) < 3:
@@ -230,9 +198,6 @@ def attack_slope(evidence: Evidence, model: Model) -> Seeds:
     """Least-squares slope of the attacked prompts' relative tau, mean over layers, against the rank of the strength.
 
     Within one number of soft tokens, so that the strength is that of the optimisation; then the mean over the numbers.
-
-    Raises:
-        Unmeasured: one strength, or no soft token.
     """
     find = partial(evidence.by_strength, "soft_tokens", "relative_tau", model=model, condition="unsafe")
     slopes = []
@@ -246,11 +211,7 @@ def attack_slope(evidence: Evidence, model: Model) -> Seeds:
 
 
 def over_attacks(evidence: Evidence) -> Measurement:
-    """Mean of :func:`attack_slope` over the strong models, with a note if no attack made any of them comply.
-
-    Raises:
-        Unmeasured: no model has rows of it.
-    """
+    """Mean of :func:`attack_slope` over the strong models, with a note if no attack made any of them comply."""
     values, note = over_methods(evidence, attack_slope)
     rates = []
     for model in evidence.strong:
@@ -272,7 +233,7 @@ def part_beyond(evidence: Evidence, model: Model, *, part: str, other: str) -> S
 
 def nearness_to_safe(evidence: Evidence, model: Model, condition: str) -> Seeds:
     """Relative tau of successful attacks minus that of all unsafe prompts, mean over layers."""
-    find = partial(evidence.find, "clusters", "relative_tau", model=model, part=_features(evidence, model))
+    find = partial(_of_features, evidence, "relative_tau", model)
     return (find(condition=condition, subset="successful") - find(condition="unsafe")).mean(axis=0)
 
 

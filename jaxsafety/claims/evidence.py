@@ -26,7 +26,7 @@ class Unmeasured(Exception):
 
 
 class Model(NamedTuple):
-    """One tuned model, or the pretrained one (``lr_name`` "")."""
+    """A method at one learning rate, or the pretrained model (``lr_name`` "")."""
 
     method: str
     lr_name: str
@@ -82,27 +82,16 @@ class Evidence:
         return tuple(model for model in lowest.values() if model not in self.strong)
 
     def strongest(self, method: str) -> Model:
-        """Returns a method's model at the highest learning rate.
-
-        Raises:
-            Unmeasured: the run has no such method.
-        """
+        """Returns a method's model at the highest learning rate. Raises Unmeasured: the run has no such method."""
         for model in self.strong:
             if model.method == method:
                 return model
         raise Unmeasured(f"no {_METHODS.get(method, method)} in this run")
 
     def find(
-        self,
-        analysis: str,
-        metric: str,
-        *,
-        model: Model,
-        condition: str = "",
-        subset: str = "all",
-        part: str = "",
+        self, analysis: str, metric: str, *, model: Model, condition: str = "", subset: str = "all", part: str = "",
         strength: float | None = None,
-    ) -> Float[np.ndarray, "l s"]:
+    ) -> Float[np.ndarray, "l s"]:  # fmt: skip
         """Returns a quantity by layer and seed, ``l = 1`` where it has no layers.
 
         All models have all layers, so that they can be compared; of a subset that no seed has a prompt in, all is NaN.
@@ -152,11 +141,9 @@ class Evidence:
 
 
 def gather(rows: Iterable[Mapping[str, Any]]) -> Evidence:
-    """Indexes rows, keeping of every analysis and model the last step that a seed has.
+    """Indexes rows of analyses, keeping of every analysis and model the last step that a seed has.
 
-    Args:
-        rows: mappings with the columns of analysis rows (``run``, ``revision`` and ``device`` are not read). A value of
-            None is not finite. Rows of the accuracy table have the analysis ``TABLE``.
+    A value of None is not finite. Rows of the accuracy table have the analysis ``TABLE``.
 
     Raises:
         ValueError: two values for one seed of one quantity (rows of several runs).
@@ -195,19 +182,13 @@ def label(model: Model) -> str:
 
 
 def _finished(
-    key: Key,
-    layers: Mapping[int | None, Mapping[int, tuple[int, float]]],
-    newest: Mapping[tuple[str, str, str, int], int],
-    seeds: tuple[int, ...],
-) -> dict[int | None, np.ndarray]:
+    key: Key, layers: Mapping[int | None, Mapping[int, tuple[int, float]]],
+    newest: Mapping[tuple[str, str, str, int], int], seeds: tuple[int, ...],
+) -> dict[int | None, np.ndarray]:  # fmt: skip
     """One key's ``[s]`` values by layer, of the lanes' last steps; layers that only earlier steps have are left out."""
-    kept = {}
+    lane, kept = (key.analysis, key.method, key.lr_name), {}
     for layer, values in layers.items():
-        current = {
-            seed: value
-            for seed, (step, value) in values.items()
-            if step == newest[key.analysis, key.method, key.lr_name, seed]
-        }
+        current = {seed: value for seed, (step, value) in values.items() if step == newest[*lane, seed]}
         if current:
             kept[layer] = np.array([current.get(seed, np.nan) for seed in seeds])
     return kept
@@ -217,10 +198,7 @@ def _layers(series: Mapping[Key, Mapping[int | None, np.ndarray]]) -> dict[tuple
     found: dict[tuple[str, str], set[int | None]] = {}
     for key, layers in series.items():
         found.setdefault((key.analysis, key.metric), set()).update(layers)
-    return {
-        quantity: tuple(sorted(layers, key=lambda layer: -1 if layer is None else layer))
-        for quantity, layers in found.items()
-    }
+    return {name: tuple(sorted(some, key=lambda layer: -1 if layer is None else layer)) for name, some in found.items()}
 
 
 def _normal(key: Key) -> Key:

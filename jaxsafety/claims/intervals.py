@@ -30,15 +30,8 @@ def student_interval(values: Iterable[float | None], *, level: float = 0.95) -> 
     Equal values make an interval of one point. None and non-finite values are left out; compare ``n`` with the number
     given to count them.
 
-    Args:
-        values: ``[s]`` values of any range.
-        level: coverage, in (0, 1).
-
-    Returns:
-        ``(mean, low, high, n)`` of the finite values; no interval below two, no mean below one.
-
     Raises:
-        ValueError: ``level`` is out of range.
+        ValueError: the coverage ``level`` is not in (0, 1).
     """
     _check_level(level)
     finite = [value for value in values if value is not None and math.isfinite(value)]
@@ -60,15 +53,8 @@ def mean_interval(rates: Iterable[float | None], *, level: float = 0.95) -> Inte
     Clipping keeps the interval meaningful near 0 and 1, where the t interval of a bounded rate leaves the range; it
     never moves the mean.
 
-    Args:
-        rates: ``[s]`` rates in [0, 1].
-        level: coverage, in (0, 1).
-
-    Returns:
-        As ``student_interval``.
-
     Raises:
-        ValueError: a finite value outside [0, 1], or ``level`` is out of range.
+        ValueError: a finite value outside [0, 1], or the coverage ``level`` is not in (0, 1).
     """
     finite = [rate for rate in rates if rate is not None and math.isfinite(rate)]
     if bad := [rate for rate in finite if not 0 <= rate <= 1 + RATE_TOLERANCE]:
@@ -78,18 +64,12 @@ def mean_interval(rates: Iterable[float | None], *, level: float = 0.95) -> Inte
 
 
 def welch_half_width(one: Sequence[float], other: Sequence[float], *, level: float = 0.95) -> float | None:
-    """Half the width of the interval of the difference, or of the sum, of the means of two groups.
+    """Half the width of the interval of the difference, or of the sum, of the means of two groups of finite values.
 
-    Args:
-        one: values of the first group, all finite.
-        other: values of the second group; its number and spread may differ.
-        level: coverage, in (0, 1).
-
-    Returns:
-        The half width, at least 0; None unless both groups have two values.
+    Number and spread of the groups may differ; None unless both have two values.
 
     Raises:
-        ValueError: ``level`` is out of range.
+        ValueError: the coverage ``level`` is not in (0, 1).
 
     References:
         Welch 1947, Biometrika 34; its degrees of freedom as by Satterthwaite 1946, eq. 17.
@@ -109,12 +89,8 @@ def welch_half_width(one: Sequence[float], other: Sequence[float], *, level: flo
 def t_quantile(df: int | float, *, level: float = 0.95) -> float:
     """Returns ``q`` with ``P(|T| < q) = level`` for Student's t of ``df`` degrees of freedom.
 
-    Args:
-        df: degrees of freedom, >= 1; fractions are allowed.
-        level: probability, in (0, 1).
-
     Raises:
-        ValueError: ``df`` or ``level`` is out of range.
+        ValueError: ``df`` is below 1 (fractions are allowed), or ``level`` not in (0, 1).
     """
     if df < 1:
         raise ValueError(f"degrees of freedom must be >= 1, got {df}")

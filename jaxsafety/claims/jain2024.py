@@ -12,9 +12,11 @@ Fidelity:
     form. ``BEYOND`` marks what the paper does not state.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from jaxsafety.claims import contrasts as c
+from jaxsafety.claims.evidence import Evidence
 from jaxsafety.claims.judging import Claim
 
 BEYOND = "beyond the paper"
@@ -25,253 +27,220 @@ _ATTACKS = "mean over the jailbreaks and methods at eta_M that have any"
 _LAYERS_ATTACKS = "mean over layers, and over the jailbreaks and methods at eta_M that have any"
 
 
+def _changed(quantity: c.Quantity) -> Callable[[Evidence], c.Measurement]:
+    """Tuned minus pretrained, mean over methods."""
+    return partial(c.over_methods, quantity=partial(c.change, quantity=quantity))
+
+
 CLAIMS = (
     Claim(
         "clusters_separate",
         "Safety fine-tuning drives the features of safe and unsafe prompts apart into clusters.",
-        where="Sec. 4.1, Fig. 3",
-        statistic=(
-            f"relative gap (mean tau safe - mean tau unsafe) / (2 |mu_S - mu_U|), tuned minus pretrained; {_LAYERS}"
-        ),
-        measure=partial(c.over_methods, quantity=partial(c.change, quantity=c.separation)),
+        "Sec. 4.1, Fig. 3",
+        f"relative gap (mean tau safe - mean tau unsafe) / (2 |mu_S - mu_U|), tuned minus pretrained; {_LAYERS}",
+        measure=_changed(c.separation),
     ),
     Claim(
         "clusters_deepen",
         "What tuning adds to the separation grows with depth.",
-        where="Sec. 4.1, Fig. 3",
-        statistic=(
-            f"least-squares slope of the relative gap against the layer's index, tuned minus pretrained; {_METHODS}"
-        ),
-        measure=partial(c.over_methods, quantity=partial(c.change, quantity=c.separation_slope)),
+        "Sec. 4.1, Fig. 3",
+        f"least-squares slope of the relative gap against the layer's index, tuned minus pretrained; {_METHODS}",
+        measure=_changed(c.separation_slope),
     ),
     Claim(
         "clusters_rate",
         "The higher learning rate separates the clusters more.",
-        where="Sec. 4.1, Fig. 3",
-        statistic="relative gap at eta_M minus eta_S; mean over layers and methods",
+        "Sec. 4.1, Fig. 3",
+        "relative gap at eta_M minus eta_S; mean over layers and methods",
         measure=partial(c.between_rates, quantity=c.separation),
     ),
     Claim(
         "clusters_dpo",
         "DPO separates the clusters more than SFT.",
-        where="Sec. 4.1, Fig. 3",
-        statistic="relative gap of DPO minus SFT at eta_M; mean over layers",
+        "Sec. 4.1, Fig. 3",
+        "relative gap of DPO minus SFT at eta_M; mean over layers",
         measure=partial(c.between_methods, quantity=c.separation, first="dpo", second="sft"),
     ),
     Claim(
         "clusters_unlearn",
         "Unlearning separates the clusters more than SFT.",
-        where="Sec. 4.1, Fig. 3",
-        statistic="relative gap of unlearning minus SFT at eta_M; mean over layers",
+        "Sec. 4.1, Fig. 3",
+        "relative gap of unlearning minus SFT at eta_M; mean over layers",
         measure=partial(c.between_methods, quantity=c.separation, first="unlearn", second="sft"),
     ),
     Claim(
         "clusters_low_rank",
         "The cluster of unsafe prompts becomes low in rank.",
-        where="Sec. 4.1",
-        statistic=(
-            "share s_1 / sum s of the largest singular value of the centred unsafe features, tuned minus "
-            f"pretrained; {_LAYERS}"
-        ),
-        measure=partial(c.over_methods, quantity=partial(c.change, quantity=c.leading_share)),
+        "Sec. 4.1",
+        "share s_1 / sum s of the largest singular value of the centred unsafe features, tuned minus "
+        f"pretrained; {_LAYERS}",
+        measure=_changed(c.leading_share),
     ),
     Claim(
         "null_space_up",
         "The update of the first MLP matrix writes into the null space of the weights, beyond chance.",
-        where="Sec. 4.2, Fig. 4",
-        statistic=(
-            "|(I - P) u_j| of the first matrix minus its mean for random directions; P holds 90 % of the weight's "
-            f"energy, u_j 90 % of the update's; mean over j; {_LAYERS}"
-        ),
+        "Sec. 4.2, Fig. 4",
+        "|(I - P) u_j| of the first matrix minus its mean for random directions; P holds 90 % of the weight's "
+        f"energy, u_j 90 % of the update's; mean over j; {_LAYERS}",
         measure=partial(c.over_methods, quantity=partial(c.null_excess, part="up")),
     ),
     Claim(
         "null_space_down",
         "The update of the second MLP matrix writes into the null space of the weights, beyond chance.",
-        where="Sec. 4.2, Fig. 4",
-        statistic=f"|(I - P) u_j| of the second matrix minus its mean for random directions; mean over j; {_LAYERS}",
+        "Sec. 4.2, Fig. 4",
+        f"|(I - P) u_j| of the second matrix minus its mean for random directions; mean over j; {_LAYERS}",
         measure=partial(c.over_methods, quantity=partial(c.null_excess, part="down")),
     ),
     Claim(
         "acts_on_unsafe",
         "The update acts on unsafe inputs more than on safe ones.",
-        where="Sec. 4.2, Fig. 5",
-        statistic=f"ln of the mean |a dW| / |a| on unsafe over that on safe inputs of the first MLP matrix; {_LAYERS}",
+        "Sec. 4.2, Fig. 5",
+        f"ln of the mean |a dW| / |a| on unsafe over that on safe inputs of the first MLP matrix; {_LAYERS}",
         measure=partial(c.over_methods, quantity=c.preference),
     ),
     Claim(
         "interpolation",
         "From the untuned to the tuned weights, every step along the update parts the clusters further.",
-        where="Sec. 4.2, text",
-        statistic=(
-            "smallest change of the effect size, at the last prompt token, from one alpha in [0, 1] to the next; "
-            f"{_LAYERS}"
-        ),
+        "Sec. 4.2, text",
+        "smallest change of the effect size, at the last prompt token, from one alpha in [0, 1] to the next; "
+        f"{_LAYERS}",
         measure=partial(c.over_methods, quantity=c.smallest_step),
     ),
     Claim(
         "extrapolation_null",
         "Going beyond the tuned weights (alpha = 1.5) makes the weakest model refuse more.",
-        where="Sec. 4.2, text",
-        statistic="Null at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table",
+        "Sec. 4.2, text",
+        "Null at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table",
         measure=partial(c.extrapolation, condition="unsafe", metric="refused"),
     ),
     Claim(
         "extrapolation_cost",
         "Going beyond the tuned weights (alpha = 1.5) costs the weakest model little on safe prompts.",
-        where="Sec. 4.2, text",
-        statistic=(
-            "Instruct at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table, in "
-            "seeds with at least 0.05 to lose; a loss of 0.05 is no longer little"
-        ),
+        "Sec. 4.2, text",
+        "Instruct at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table, in "
+        "seeds with at least 0.05 to lose; a loss of 0.05 is no longer little",
         measure=partial(c.extrapolation, condition="safe", metric="exact_match", least=0.05),
         null=-0.05,
     ),
     Claim(
         "sensitivity_unsafe",
         "The output becomes less sensitive to unsafe prompts.",
-        where="Sec. 4.3, Fig. 6",
-        statistic=(
-            "ln of the mean gradient norm |d max logit / d prompt embeddings| on unsafe prompts, tuned minus "
-            f"pretrained; {_METHODS}"
-        ),
-        measure=partial(
-            c.over_methods, quantity=partial(c.change, quantity=partial(c.log_sensitivity, condition="unsafe"))
-        ),
+        "Sec. 4.3, Fig. 6",
+        "ln of the mean gradient norm |d max logit / d prompt embeddings| on unsafe prompts, tuned minus "
+        f"pretrained; {_METHODS}",
+        measure=_changed(partial(c.log_sensitivity, condition="unsafe")),
         expected="below",
     ),
     Claim(
         "sensitivity_safe",
         "The output becomes more sensitive to safe prompts.",
-        where="Sec. 4.3, Fig. 6",
-        statistic=(
-            "ln of the mean gradient norm |d max logit / d prompt embeddings| on safe prompts, tuned minus "
-            f"pretrained; {_METHODS}"
-        ),
-        measure=partial(
-            c.over_methods, quantity=partial(c.change, quantity=partial(c.log_sensitivity, condition="safe"))
-        ),
+        "Sec. 4.3, Fig. 6",
+        "ln of the mean gradient norm |d max logit / d prompt embeddings| on safe prompts, tuned minus "
+        f"pretrained; {_METHODS}",
+        measure=_changed(partial(c.log_sensitivity, condition="safe")),
     ),
     Claim(
         "jailbreaks_nearer_safe",
         "Successful jailbreaks have features nearer to safe ones than unsafe prompts have.",
-        where="Sec. 5, Fig. 7",
-        statistic=(
-            "relative tau of the jailbreak's prompts that the model complied with, minus that of unsafe prompts; "
-            f"{_LAYERS_ATTACKS}"
-        ),
+        "Sec. 5, Fig. 7",
+        "relative tau of the jailbreak's prompts that the model complied with, minus that of unsafe prompts; "
+        f"{_LAYERS_ATTACKS}",
         measure=partial(c.over_jailbreaks, quantity=c.nearness_to_safe),
     ),
     Claim(
         "jailbreaks_evade_update",
         "The update acts on successful jailbreaks less than on unsafe inputs.",
-        where="Sec. 5, Fig. 7",
-        statistic=(
-            "ln of the mean |a dW| / |a| on successful jailbreaks over that on unsafe inputs of the first MLP "
-            f"matrix; {_LAYERS_ATTACKS}"
-        ),
+        "Sec. 5, Fig. 7",
+        "ln of the mean |a dW| / |a| on successful jailbreaks over that on unsafe inputs of the first MLP "
+        f"matrix; {_LAYERS_ATTACKS}",
         measure=partial(c.over_jailbreaks, quantity=c.gain_on_attack),
         expected="below",
     ),
     Claim(
         "jailbreaks_sensitivity",
         "The output is as sensitive to successful jailbreaks as to safe rather than unsafe prompts.",
-        where="Sec. 5, Fig. 7",
-        statistic=(
-            f"|ln(g / g_unsafe)| - |ln(g / g_safe)| of the mean gradient norm g of successful jailbreaks; {_ATTACKS}"
-        ),
+        "Sec. 5, Fig. 7",
+        f"|ln(g / g_unsafe)| - |ln(g / g_safe)| of the mean gradient norm g of successful jailbreaks; {_ATTACKS}",
         measure=partial(c.over_jailbreaks, quantity=c.sensitivity_like_safe),
     ),
     Claim(
         "stronger_attacks",
         "The stronger a soft-token attack, the safer the prompt looks.",
-        where="Sec. 5, Fig. 7",
-        statistic=(
-            "least-squares slope of the relative tau of attacked unsafe prompts, at the last prompt token, against the "
-            "rank of the number of attack steps; mean over numbers of soft tokens, layers and methods at eta_M"
-        ),
+        "Sec. 5, Fig. 7",
+        "least-squares slope of the relative tau of attacked unsafe prompts, at the last prompt token, against the "
+        "rank of the number of attack steps; mean over numbers of soft tokens, layers and methods at eta_M",
         measure=c.over_attacks,
     ),
     Claim(
         "rate_refuses",
         "The higher learning rate refuses more unsafe prompts.",
-        where="App., accuracy table",
-        statistic="Null at eta_M minus eta_S; mean over methods",
+        "App., accuracy table",
+        "Null at eta_M minus eta_S; mean over methods",
         measure=partial(c.between_rates, quantity=c.refusal),
     ),
     Claim(
         "co_text_above_co_task",
         "JB-CO-Text is a stronger jailbreak than JB-CO-Task.",
-        where="App., accuracy table",
-        statistic=f"share complied with, JB-CO-Text minus JB-CO-Task; {_METHODS}",
+        "App., accuracy table",
+        f"share complied with, JB-CO-Text minus JB-CO-Task; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.success_beyond, condition="jb_co_text", other="jb_co_task")),
     ),
     Claim(
         "misgen_above_co_task",
         "JB-MisGen is a stronger jailbreak than JB-CO-Task.",
-        where="App., accuracy table",
-        statistic=f"share complied with, JB-MisGen minus JB-CO-Task; {_METHODS}",
+        "App., accuracy table",
+        f"share complied with, JB-MisGen minus JB-CO-Task; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.success_beyond, condition="jb_misgen", other="jb_co_task")),
     ),
     Claim(
         "sft_above_dpo",
         "SFT is more susceptible to jailbreaks than DPO.",
-        where="App., accuracy table",
-        statistic="share of jailbreak prompts complied with, SFT minus DPO at eta_M; mean over the three jailbreaks",
+        "App., accuracy table",
+        "share of jailbreak prompts complied with, SFT minus DPO at eta_M; mean over the three jailbreaks",
         measure=partial(c.between_methods, quantity=c.susceptibility, first="sft", second="dpo"),
     ),
     Claim(
         "sft_above_unlearn",
         "SFT is more susceptible to jailbreaks than unlearning.",
-        where="App., accuracy table",
-        statistic=(
-            "share of jailbreak prompts complied with, SFT minus unlearning at eta_M; mean over the three jailbreaks"
-        ),
+        "App., accuracy table",
+        "share of jailbreak prompts complied with, SFT minus unlearning at eta_M; mean over the three jailbreaks",
         measure=partial(c.between_methods, quantity=c.susceptibility, first="sft", second="unlearn"),
     ),
     Claim(
         "null_part_suffices",
         "The null-space part of the MLP update refuses more, alone, than a random part of the same dimension.",
-        where=BEYOND,
-        statistic=(
-            "Null with only the part of the update in the weight's output null space, minus only a random part; "
-            f"{_METHODS}"
-        ),
+        BEYOND,
+        "Null with only the part of the update in the weight's output null space, minus only a random part; "
+        f"{_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="only_null", other="only_random")),
     ),
     Claim(
         "null_part_beyond_range",
         "The null-space part of the MLP update refuses more, alone, than the part in the weight's range.",
-        where=BEYOND,
-        statistic=(
-            f"Null with only the null-space part, minus only the in-range part (of another dimension); {_METHODS}"
-        ),
+        BEYOND,
+        f"Null with only the null-space part, minus only the in-range part (of another dimension); {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="only_null", other="only_range")),
     ),
     Claim(
         "null_part_necessary",
         "Without the null-space part of the MLP update, less is refused than without a random part.",
-        where=BEYOND,
-        statistic=(
-            f"Null with all but the null-space part, minus all but a random part of the same dimension; {_METHODS}"
-        ),
+        BEYOND,
+        f"Null with all but the null-space part, minus all but a random part of the same dimension; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="all_but_null", other="all_but_random")),
         expected="below",
     ),
     Claim(
         "mlp_beyond_attention",
         "The MLP's part of the update refuses more, alone, than the attention's.",
-        where=BEYOND,
-        statistic=f"Null with only the MLP's update minus only the attention's; {_METHODS}",
+        BEYOND,
+        f"Null with only the MLP's update minus only the attention's; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="mlp", other="attention")),
     ),
     Claim(
         "dpo_like_unlearning",
         "The updates of DPO and unlearning are more alike than either is to SFT's.",
-        where=BEYOND,
-        statistic=(
-            "cosine of the whole updates of DPO and unlearning at eta_M, minus the larger of their cosines with SFT's"
-        ),
+        BEYOND,
+        "cosine of the whole updates of DPO and unlearning at eta_M, minus the larger of their cosines with SFT's",
         measure=c.kinship,
     ),
 )

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 from jaxsafety.config.names import check_name
 
 
-def load(name: str, table: Mapping[str, str], *, kind: str, record: type) -> Any:
+def load(name: str, table: Mapping[str, str], *, kind: str, record: type | None = None) -> Any:
     """Returns what a table's name, or ``package.module:NAME``, stands for; only its own module is imported.
 
     Args:
         name: the name.
         table: names of ours to modules.
         kind: what they are, for the message; in capitals it is the attribute that the modules of the table hold.
-        record: what one of them is an instance of.
+        record: what one of them is an instance of; None for the class of :mod:`jaxsafety.types` that has the kind's
+        name.
 
     Raises:
         ValueError: an unknown name, no such module, nothing of that name in it, or something else.
@@ -38,6 +39,8 @@ def load(name: str, table: Mapping[str, str], *, kind: str, record: type) -> Any
         raise ValueError(f"{kind} {name!r}: there is no module {module!r} on the path of Python") from error
     if not hasattr(found, wanted):
         raise ValueError(f"{kind} {name!r}: module {module!r} has no {wanted!r}, expected such as {attribute!r}")
+    if record is None:
+        record = getattr(importlib.import_module("jaxsafety.types"), kind.capitalize())
     if not isinstance(one := getattr(found, wanted), record):
         raise ValueError(f"{kind} {name!r} is a {type(one).__name__}, expected a {record.__module__}.{record.__name__}")
     return one

@@ -4,12 +4,9 @@ An edit's module holds what it does on trees, for whoever imports it, then ``EDI
 recipe names an edit of this table, or somebody else's as ``package.module:NAME``.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from jaxsafety.config import tables
-
-if TYPE_CHECKING:
-    from jaxsafety.types import Edit
 
 TABLE = {
     "scaled": "jaxsafety.edits.scaled",
@@ -18,14 +15,5 @@ TABLE = {
     "layer_part": "jaxsafety.edits.layer_part",
     "transferred": "jaxsafety.edits.transferred",
 }
-
-
-def load(name: str) -> "Edit":
-    """Returns an edit by its name in the table, or as ``package.module:NAME``.
-
-    Raises:
-        ValueError: there is no such edit; the nearest is named.
-    """
-    from jaxsafety.types import Edit
-
-    return tables.load(name, TABLE, kind="edit", record=Edit)
+# An edit by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
+load = partial(tables.load, table=TABLE, kind="edit")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -13,19 +12,14 @@ from jaxsafety.types import Edit, Key, Params, Point
 
 
 def layer_part(delta: Params, *, layer: int | Int[Array, ""]) -> Params:
-    """Returns one layer's part of an update, zeros in the other layers and outside the blocks.
-
-    Args:
-        delta: the update, its leaves below ``blocks`` ``[l, ...]``.
-        layer: 0-based index. May be traced.
+    """Returns the part of an update in one layer, a 0-based index that may be traced; zeros everywhere else.
 
     Raises:
         ValueError: layer out of range, or a tree without blocks.
     """
     blocks = tree.select(delta, "blocks/.*")
     last = min(len(leaf) for leaf in blocks.values()) - 1
-    if not isinstance(layer, jax.core.Tracer) and not 0 <= int(layer) <= last:
-        raise ValueError(f"layer: got {int(layer)}, expected from 0 to {last}")
+    tree.check_between("layer", layer, 0, last)
 
     def only_layer(path: str, leaf: Array) -> Array:
         if path not in blocks:
@@ -49,14 +43,10 @@ class Config:
 
 
 def points(config: Config, base: Params) -> Sequence[Point]:
-    """Returns the layers asked for.
-
-    Raises:
-        ValueError: one that the model does not have.
-    """
+    """Returns the layers asked for. Raises ValueError: one that the model does not have."""
     depth = next(iter(tree.select(base, "blocks/.*").values())).shape[0]
-    if config.layer and config.layer[-1] >= depth:
-        raise ValueError(f"layer: got {config.layer[-1]}, expected from 0 to {depth - 1}")
+    for layer in config.layer[-1:]:
+        tree.check_between("layer", layer, 0, depth - 1)
     return [{"layer": layer} for layer in config.layer or range(depth)]
 
 

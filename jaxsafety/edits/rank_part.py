@@ -16,13 +16,10 @@ def rank_part(delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.
     """The update with its matrices cut to their leading ``rank`` singular directions; everything else is kept whole.
 
     Args:
-        delta: the update.
+        delta: the update, whose structure the result has.
         rank: singular directions kept in every layer, from 1 to the most that a matched matrix has; a matrix that has
             fewer is kept whole. May be traced, so that one program serves every rank.
         pattern: paths of the ``[l, m, n]`` stacks to cut.
-
-    Returns:
-        An update of the same structure.
 
     Raises:
         ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices, or an
@@ -31,8 +28,7 @@ def rank_part(delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.
     tree.check_finite(delta, name="delta")
     stacks = tree.matrix_stacks(delta, pattern)
     most = max(min(stack.shape[1:]) for stack in stacks.values())
-    if not isinstance(rank, jax.core.Tracer) and not 1 <= int(rank) <= most:
-        raise ValueError(f"rank: got {int(rank)}, expected from 1 to {most}")
+    tree.check_between("rank", rank, 1, most)
     parts = {path: _truncated(stack, jnp.asarray(rank)) for path, stack in stacks.items()}
     return tree.label(delta, lambda path, leaf: parts[path].astype(leaf.dtype) if path in parts else leaf)
 

@@ -44,16 +44,9 @@ def tree_part(delta: Params, pattern: str) -> Params:
 
 
 def scaled(base: Params, delta: Params, *, alpha: float | Float[Array, ""], part: Part = "whole") -> Params:
-    """Walks along an update: ``W + alpha * part(delta W)``.
+    """Walks along an update ``tree.difference(tuned, base)``: ``W + alpha * part(delta W)``.
 
-    Args:
-        base: the parameters that the update was made to.
-        delta: the update, ``tree.difference(tuned, base)``.
-        alpha: 0 is the base, 1 the tuned model (of that part), above 1 extrapolates.
-        part: which leaves move.
-
-    Returns:
-        Parameters.
+    Alpha 0 is the base, 1 the tuned model (of that part), above 1 extrapolates.
 
     Raises:
         ValueError: unknown part, or trees that differ in structure or shape.

@@ -1,8 +1,9 @@
 """The part of an update that lies in the base's null space, in its range, or in a random subspace: causal tests.
 
 A *part* is a tree of the same structure with zeros in place of what is left out, so every part is added to the base in
-the same way, and ``only`` a part plus ``all_but`` it is the whole update. Trees are those of one model: leaves below
-``blocks`` lead with the layer; callers vmap over seeds.
+the same way, and ``only`` a part plus ``all_but`` it is the whole update. ``base`` holds the parameters that the update
+``delta`` was made to; ``pattern`` matches the paths of the ``[l, m, n]`` stacks to split; ``energy`` in (0, 1] is the
+share of a base matrix's squared spectrum that counts as its range.
 """
 
 from dataclasses import dataclass
@@ -27,19 +28,11 @@ def null_part(
 ) -> Params:
     """The part of an update whose outputs the base hardly uses, ``dW (I - P)``; or the update without it.
 
-    ``P`` projects on the base matrix's leading output directions, layer by layer, that hold ``energy`` of its squared
-    spectrum. If safety fine-tuning works by what it adds outside the base's range, then ``only`` this part makes a
-    model refuse and ``all_but`` it does not, beyond what :func:`random_part` does with as large a subspace.
+    ``P`` projects on the base matrix's range, its leading output directions, layer by layer. If safety fine-tuning
+    works by what it adds outside the base's range, then ``only`` this part makes a model refuse and ``all_but`` it does
+    not, beyond what :func:`random_part` does with as large a subspace.
 
-    Args:
-        base: the parameters that the update was made to.
-        delta: the update, ``tree.difference(tuned, base)``.
-        pattern: paths of the ``[l, m, n]`` stacks to split.
-        energy: share of a base matrix's energy that counts as its range, in (0, 1].
-        keep: ``only`` this part of those matrices and zeros everywhere else, or the whole update ``all_but`` it.
-
-    Returns:
-        An update of the same structure.
+    ``keep`` is ``only`` this part of those matrices and zeros everywhere else, or the whole update ``all_but`` it.
 
     Raises:
         ValueError: energy out of range, an unknown ``keep``, a pattern that matches nothing or something else than
@@ -71,21 +64,8 @@ def random_part(
     """The control of :func:`null_part`: a uniformly random subspace of the null space's dimension, layer by layer.
 
     Of an update's energy, ``1 - k / n`` is expected in a random subspace that leaves out k of n dimensions. What the
-    null-space part does beyond this one is due to where the null space lies, not to how large it is.
-
-    Args:
-        base: the parameters that the update was made to; their spectra fix the dimensions.
-        delta: the update.
-        pattern: paths of the ``[l, m, n]`` stacks to split.
-        energy: share of a base matrix's energy that counts as its range, in (0, 1].
-        keep: ``only`` this part of those matrices and zeros everywhere else, or the whole update ``all_but`` it.
-        key: typed PRNG key; every matrix draws its own subspace.
-
-    Returns:
-        An update of the same structure.
-
-    Raises:
-        ValueError: as :func:`null_part`.
+    null-space part does beyond this one is due to where the null space lies, not to how large it is. Every matrix draws
+    its own subspace. Arguments and errors are those of :func:`null_part`.
     """
     ranges = _ranges(base, delta, pattern=pattern, energy=energy)
     keys = jax.random.split(key, len(ranges))
@@ -100,9 +80,7 @@ def random_part(
 
 def _ranges(base: Params, delta: Params, *, pattern: str, energy: float) -> dict[str, Float[Array, "l n r"]]:
     """Returns each matched base matrix's leading output directions, zeros in the columns beyond."""
-    tree.check_match(base, delta, names=("base", "delta"))
-    tree.check_finite(base, name="base")
-    tree.check_finite(delta, name="delta")
+    tree.check_match(base, delta, names=("base", "delta"), finite=True)
     bases = {}
     for path, stack in tree.matrix_stacks(base, pattern).items():
         found = svd.decompose(stack)

@@ -39,16 +39,12 @@ class Alignment:
 
 
 def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.MLP_MATRICES) -> Alignment:
-    """Compares two updates of one model.
+    """Compares two updates of one model, ``tree.difference(tuned, base)``; a matrix that did not change has NaN.
 
     Args:
-        delta_a: one update, ``tree.difference(tuned, base)``.
-        delta_b: the other, of the same structure.
+        delta_a, delta_b: the updates.
         rank: k, leading directions whose spans are compared; at most what the smallest compared matrix has.
         pattern: paths of the ``[l, m, n]`` stacks to compare one by one.
-
-    Returns:
-        Cosines, principal angles and what chance would give. A matrix that did not change has NaN for all of them.
 
     Raises:
         ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices,
@@ -58,13 +54,10 @@ def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.ML
         Beyond Jain et al. 2024 (arXiv 2407.10264), who compare the methods by their behaviour. Angles: Bjorck and
         Golub 1973.
     """
-    tree.check_match(delta_a, delta_b, names=("delta_a", "delta_b"))
-    tree.check_finite(delta_a, name="delta_a")
-    tree.check_finite(delta_b, name="delta_b")
+    tree.check_match(delta_a, delta_b, names=("delta_a", "delta_b"), finite=True)
     stacks_a, stacks_b = (tree.matrix_stacks(delta, pattern) for delta in (delta_a, delta_b))
     most = min(min(stack.shape[1:]) for stack in stacks_a.values())
-    if not 1 <= rank <= most:
-        raise ValueError(f"rank: got {rank}, expected from 1 to {most}, the smallest side of the compared matrices")
+    tree.check_between("rank", rank, 1, most, what=", the smallest side of the compared matrices")
     sides = {path: _spaces(stack, stacks_b[path], rank=rank) for path, stack in stacks_a.items()}
     columns = [dict(zip(sides, column, strict=True)) for column in zip(*sides.values(), strict=True)]
     return Alignment(
@@ -80,10 +73,7 @@ def overlap(angles: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
 
 
 def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
-    """Cosine ``<a, b> / (|a| |b|)`` of two whole trees: updates, or the gradients of two methods.
-
-    Returns:
-        ``[]`` in [-1, 1]; NaN where either is zero.
+    """Cosine ``<a, b> / (|a| |b|)`` of two whole trees, updates or gradients, in [-1, 1]; NaN where either is zero.
 
     Raises:
         ValueError: the trees differ in structure or shape.

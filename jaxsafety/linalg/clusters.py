@@ -1,9 +1,9 @@
 """Safe and unsafe clusters in activation space: whose mean a sample is nearer to, and how far apart the classes are.
 
-Activations are ``[l, b, f]``, one vector per layer and sample. ``weights`` are masks of 0 and 1 over the samples, so
-that a subset (the attacks that succeeded) keeps its shape under jit and vmap; what they leave out may be anything, NaN
-included. Means belong to other draws than the samples that are measured: in many dimensions every sample lies nearer to
-a mean that it is part of. Statistics are float32, or float64 for float64 input.
+Activations are ``[l, b, f]``, one vector per layer and sample. ``weights`` are masks of 0 and 1 over the samples (None:
+all), so that a subset (the attacks that succeeded) keeps its shape under jit and vmap; what they leave out may be
+anything, NaN included. Means belong to other draws than the samples that are measured: in many dimensions every sample
+lies nearer to a mean that it is part of. Statistics are float32, or float64 for float64 input.
 """
 
 from typing import Literal, get_args
@@ -29,12 +29,7 @@ _ROUNDINGS = 4
 
 @flax.struct.dataclass
 class Centroids:
-    """The means that samples are compared with.
-
-    Attributes:
-        safe: ``[l, f]`` mu_S, the mean activation of safe prompts.
-        unsafe: ``[l, f]`` mu_U, of unsafe prompts.
-    """
+    """The means ``[l, f]`` that samples are compared with: mu_S of the activations of safe prompts, mu_U of unsafe."""
 
     safe: Leaf
     unsafe: Leaf
@@ -61,14 +56,7 @@ class Separation:
 
 
 def masked_mean(activations: Float[Array, "l b f"], *, weights: Weights | None = None) -> Float[Array, "l f"]:
-    """Mean activation of the chosen samples.
-
-    Args:
-        activations: ``[l, b, f]``.
-        weights: ``[b]`` 0 or 1; None for every sample.
-
-    Returns:
-        ``[l, f]``; NaN if no sample is chosen.
+    """Mean activation of the chosen samples, NaN if none is.
 
     Raises:
         ValueError: no samples, or (unless traced) none chosen, weights other than 0 and 1, chosen values not finite.
@@ -85,12 +73,6 @@ def centroids(
 ) -> Centroids:
     """Means of the two classes, from draws that are held out from the samples that :func:`tau` measures.
 
-    Args:
-        safe: ``[l, b, f]`` activations of safe prompts.
-        unsafe: ``[l, c, f]`` of unsafe prompts.
-        safe_weights: ``[b]`` 0 or 1; None for every sample.
-        unsafe_weights: ``[c]`` the same.
-
     Raises:
         ValueError: as :func:`masked_mean`; the class is named.
     """
@@ -101,14 +83,9 @@ def centroids(
 def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form = "euclidean") -> Float[Array, "l b"]:
     """Which mean a sample is nearer to: ``|a - mu_U| - |a - mu_S|``, or ``cos(a, mu_S) - cos(a, mu_U)``.
 
-    Args:
-        activations: ``[l, b, f]``.
-        centroids: the means, ``[l, f]`` each.
-        form: ``"euclidean"`` or ``"cosine"``.
-
     Returns:
-        ``[l, b]``, positive for nearer to the safe mean. Euclidean: at most ``|mu_S - mu_U|`` in size, in the unit of
-        the activations. Cosine: in [-2, 2], NaN where a vector is zero.
+        Positive for nearer to the safe mean. Euclidean: at most ``|mu_S - mu_U|`` in size, in the unit of the
+        activations. Cosine: in [-2, 2], NaN where a vector is zero.
 
     Raises:
         ValueError: an unknown form, or (unless traced) values that are not finite.
@@ -133,12 +110,8 @@ def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form 
 def relative_tau(activations: Float[Array, "l b f"], centroids: Centroids) -> Float[Array, "l b"]:
     """Euclidean tau over its largest possible size, ``tau / |mu_S - mu_U|``: comparable across layers and methods.
 
-    Args:
-        activations: ``[l, b, f]``.
-        centroids: the means, ``[l, f]`` each.
-
     Returns:
-        ``[l, b]`` in [-1, 1]: 1 at the safe mean and beyond it, -1 at the unsafe one; NaN where the means coincide.
+        In [-1, 1]: 1 at the safe mean and beyond it, -1 at the unsafe one; NaN where the means coincide.
 
     Raises:
         ValueError: (unless traced) values that are not finite.
@@ -156,17 +129,9 @@ def separation(
     safe_weights: Weights | None = None,
     unsafe_weights: OtherWeights | None = None,
 ) -> Separation:
-    """How well tau tells the classes apart, in five measures.
+    """How well the Euclidean :func:`tau` tells safe from unsafe samples (or a jailbreak's), in five measures.
 
-    Args:
-        tau_safe: ``[l, b]`` Euclidean :func:`tau` of safe samples.
-        tau_unsafe: ``[l, c]`` of unsafe samples (or of a jailbreak's).
-        centroids: the means that tau was taken with.
-        safe_weights: ``[b]`` 0 or 1; None for every sample.
-        unsafe_weights: ``[c]`` the same.
-
-    Returns:
-        Five measures, ``[l]`` each; all but the distance are NaN if a class is empty.
+    ``centroids`` are those that tau was taken with. All measures but the distance are NaN if a class is empty.
 
     Raises:
         ValueError: as :func:`masked_mean`; the class is named.
@@ -199,12 +164,8 @@ def leading_share(
 ) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
     """Share of the leading singular value in a centred cluster, ``s_1 / sum_i s_i`` and ``s_1^2 / sum_i s_i^2``.
 
-    Args:
-        activations: ``[l, b, f]`` samples of one class.
-        weights: ``[b]`` 0 or 1; None for every sample.
-
     Returns:
-        Share of the spectrum and share of the energy, ``[l]`` each, at most 1. NaN for fewer than two samples, and for
+        Share of the spectrum and share of the energy of one class, at most 1. NaN for fewer than two samples, and for
         samples that are all the same. n samples have at most ``n - 1`` directions, so the shares are at least
         ``1 / min(n - 1, f)``: compare equal n.
 

@@ -1,7 +1,9 @@
 """Local sensitivity of a model's first answer token to its prompt: the paper's local Lipschitz constant, two ways.
 
 Both are taken at the embeddings of one prompt, positions not added. ``forward`` has its parameters bound, and no row of
-a batch may influence another. What stands behind ``position`` costs time and changes nothing in a causal model: cut it.
+a batch may influence another. ``position`` is the index in ``[0, t)`` of the input that predicts the first answer
+token; what stands behind it costs time and changes nothing in a causal model: cut it. Of the embeddings ``prompt``
+marks those that are varied; the others are held. Norms are logits per unit of embedding.
 """
 
 import jax
@@ -25,15 +27,9 @@ def gradient_norm(
 
     One backward pass for the whole batch.
 
-    Args:
-        forward: embeddings ``[b, t, d]`` to logits ``[b, t, v]``.
-        embeddings: ``[b, t, d]``.
-        position: ``[b]`` index in ``[0, t)`` of the input that predicts the first answer token.
-        prompt: ``[b, t]`` the embeddings that are varied; the others are held.
-
     Returns:
-        ``[b]`` at least float32, logits per unit of embedding, at least 0. Of tied top logits the first counts. NaN for
-        an empty prompt or a position out of range where these are traced.
+        At least float32. Of tied top logits the first counts. NaN for an empty prompt or a position out of range where
+        these are traced.
 
     Raises:
         ValueError: an empty batch, or (unless traced) an empty prompt, a position out of range, or embeddings that are
@@ -75,19 +71,15 @@ def jacobian_norm(
     converged.
 
     Args:
-        forward: embeddings ``[b, t, d]`` to logits ``[b, t, v]``, differentiable in forward mode.
-        embeddings: ``[b, t, d]``.
-        position: ``[b]`` index in ``[0, t)`` of the input that predicts the first answer token.
-        prompt: ``[b, t]`` the embeddings that are varied; the others are held.
+        forward: differentiable in forward mode.
         key: of the random starts.
         iterations: products with the Jacobian and its transpose at most, at least 1.
         tolerance: relative residual to stop at, > 0; the value's own relative error is about its square over the
             spectral gap.
 
     Returns:
-        Record of ``[b]`` each, values in logits per unit of embedding: see
-        :class:`jaxsafety.linalg.power.TopSingular`. NaN and not converged for an empty prompt or a position out of
-        range where these are traced.
+        Record of ``[b]`` each. NaN and not converged for an empty prompt or a position out of range where these are
+        traced.
 
     Raises:
         ValueError: iterations or tolerance out of range, and as :func:`gradient_norm`.

@@ -1,8 +1,9 @@
 """Where an update lies in the spaces of the weights that it changes, and how strongly it acts on given inputs.
 
-Matrices are stacks ``[l, m, n]`` stored ``[in, out]``: the output space (the paper's column space) is n-dimensional,
-the input space (its row space) m-dimensional. What a share means is only how far it exceeds chance, so every share
-stands beside the value of random directions. Statistics are float32, or float64 for float64 weights.
+``base`` holds the weights before the update ``delta``, stacks ``[l, m, n]`` stored ``[in, out]``: the output space
+(the paper's column space) is n-dimensional, the input space (its row space) m-dimensional. ``energy`` is a share in
+(0, 1] of a squared spectrum. What a share means is only how far it exceeds chance, so every share stands beside the
+value of random directions. Statistics are float32, or float64 for float64 weights.
 """
 
 from typing import Literal, get_args
@@ -97,9 +98,6 @@ def output_space(
     directions of the update hold as much of its own. Under vmap over updates of one base, that is decomposed once.
 
     Args:
-        base: ``[l, m, n]`` weights before the update.
-        delta: ``[l, m, n]`` the update.
-        energy: share in (0, 1].
         method: of the decompositions, see :func:`jaxsafety.linalg.svd.decompose`. ``gram`` is faster; a layer whose
             ``energy`` needs directions that it cannot resolve is decomposed with ``full`` outside of jit and vmap, and
             is NaN with a rank of -1 inside them.
@@ -136,17 +134,10 @@ def both_spaces(
     """Measures an update against the null spaces of the base on both sides, and the spectra of both.
 
     Args:
-        base: ``[l, m, n]`` weights before the update.
-        delta: ``[l, m, n]`` the update.
-        energy: share in (0, 1].
         method: as for :func:`output_space`. ``randomized`` decomposes the update alone that way, and the base, most of
             whose directions are needed, with ``gram``; a layer of whose update ``rank`` triplets do not hold ``energy``
             is NaN with a rank of -1.
-        rank: triplets that ``randomized`` computes.
-        key: for ``randomized``.
-
-    Returns:
-        See :class:`Spaces`.
+        rank, key: for ``randomized``, how many triplets it computes and from what.
 
     Raises:
         ValueError: as :func:`output_space`, and as :func:`jaxsafety.linalg.svd.decompose` for rank and key.
@@ -177,14 +168,7 @@ def null_component(
 ) -> tuple[Float[Array, "l m n"], Int[Array, " l"]]:
     """Returns the part of an update whose outputs lie in the null space of the base, ``dW (I - P)``, and P's rank.
 
-    Args:
-        base: ``[l, m, n]`` weights before the update.
-        delta: ``[l, m, n]`` the update.
-        energy: share in (0, 1], see :func:`output_space`.
-        method: of the base's decomposition, as there.
-
-    Returns:
-        ``[l, m, n]`` and ``[l]`` int32; a layer that ``gram`` does not resolve inside jit or vmap is NaN with -1.
+    A layer that ``method`` ``gram``, of the base's decomposition, does not resolve inside jit or vmap is NaN with -1.
 
     Raises:
         ValueError: as :func:`output_space`.
@@ -211,9 +195,7 @@ def input_space(
     """Measures how strongly an update acts on inputs.
 
     Args:
-        base: ``[l, m, n]`` weights before the update.
-        delta: ``[l, m, n]`` the update.
-        inputs: ``[l, b, m]`` what the matrices are multiplied with, biases not added.
+        inputs: what the matrices are multiplied with, biases not added.
         rank: r, leading input directions to project on, in [1, min(m, n)]; None for all.
         method: of the update's decomposition; ``randomized`` for a few directions of a large matrix.
         key: for ``randomized``.
@@ -291,9 +273,9 @@ def _null_space(base: Array, before: svd.SVD, *, delta: Array, update: svd.SVD, 
     whole = jax.lax.cond(missing, of_rows, of_directions) if complete else of_rows()
     mean, spread = subspace.random_energy(jnp.maximum(rank_base, 0), dimension=width)
     norm = subspace.random_norm(width - jnp.maximum(rank_base, 0), dimension=width)
-    known = {"total_null_energy": whole, "baseline_norm": norm}
-    known |= {"baseline_energy": 1 - mean, "baseline_std": spread}
-    known |= {"errors": jnp.maximum(_relative_error(before, rank_base), _relative_error(update, rank_delta))}
+    errors = jnp.maximum(_relative_error(before, rank_base), _relative_error(update, rank_delta))
+    known = {"total_null_energy": whole, "baseline_norm": norm, "baseline_energy": 1 - mean}
+    known |= {"baseline_std": spread, "errors": errors}
     return NullSpace(
         null_norm=jnp.sqrt(outside),
         null_energy=_weighted(outside, power),

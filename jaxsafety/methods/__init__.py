@@ -5,26 +5,10 @@ train by: ``METHOD``, a :class:`jaxsafety.types.Method`. A recipe names a method
 ``package.module:NAME``.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from jaxsafety.config import tables
 
-if TYPE_CHECKING:
-    from jaxsafety.types import Method
-
-TABLE = {
-    "sft": "jaxsafety.methods.sft",
-    "dpo": "jaxsafety.methods.dpo",
-    "unlearn": "jaxsafety.methods.unlearn",
-}
-
-
-def load(name: str) -> "Method":
-    """Returns a method by its name in the table, or as ``package.module:NAME``.
-
-    Raises:
-        ValueError: there is no such method; the nearest is named.
-    """
-    from jaxsafety.types import Method
-
-    return tables.load(name, TABLE, kind="method", record=Method)
+TABLE = {"sft": "jaxsafety.methods.sft", "dpo": "jaxsafety.methods.dpo", "unlearn": "jaxsafety.methods.unlearn"}
+# A method by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
+load = partial(tables.load, table=TABLE, kind="method")

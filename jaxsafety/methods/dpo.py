@@ -22,11 +22,8 @@ def dpo(
 ) -> Float[Array, " b"]:  # fmt: skip
     """Returns ``-log sigmoid(w_c * margin_chosen - w_r * margin_rejected)`` per pair, in nats; ``log 2`` at the start.
 
-    Args:
-        margin_chosen: ``[b]`` log-prob of the preferred answer under the policy minus under the reference, in nats.
-        margin_rejected: ``[b]`` the same for the dispreferred answer.
-        weight_chosen: DPO's beta on the preferred side.
-        weight_rejected: DPO's beta on the dispreferred side; equal weights are the textbook loss.
+    A margin is an answer's log-prob under the policy minus under the reference, in nats; a weight is DPO's beta on that
+    side: equal weights are the textbook loss.
 
     References:
         Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; two weights as in Jain et al. 2024 (arXiv 2407.10264).
@@ -36,13 +33,10 @@ def dpo(
 
 
 def slope(margins: Float[Array, " b"]) -> Float[Array, " b"]:
-    """Weight that DPO gives the gradient of each pair, ``sigmoid(-margin)`` in (0, 1).
+    """Weight that DPO gives the gradient of each pair, ``sigmoid(-margin)`` in (0, 1), of the weighted margin.
 
     It is 1/2 at policy == reference. As long as it stays there, DPO's gradient is parallel to that of unlearning with
     the same ratio of weights; near 0 the pair is satisfied and pushes no more.
-
-    Args:
-        margins: ``[b]`` weighted margin of each pair, the argument of the log-sigmoid in :func:`dpo`.
 
     References:
         Rafailov et al. 2023 (arXiv 2305.18290), section 4: the weight in the gradient of eq. 7.

@@ -20,11 +20,7 @@ def unlearn(
 ) -> Float[Array, " b"]:  # fmt: skip
     """Returns ``w_s * NLL(preferred) - w_u * NLL(dispreferred)`` per prompt, in nats.
 
-    Args:
-        nll_chosen: ``[b]`` negative log-likelihood of the preferred answer.
-        nll_rejected: ``[b]`` that of the dispreferred one, of token log-probs that :func:`losses.bounded` limits.
-        weight_chosen: w_s.
-        weight_rejected: w_u.
+    The dispreferred side's is of token log-probs that :func:`losses.bounded` limits.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264).

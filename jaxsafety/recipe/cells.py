@@ -8,10 +8,12 @@ axis of every program already, so a grid does not run over them.
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from flax import traverse_util
 
 from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import nearest
@@ -31,13 +33,8 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination.
-
-    Attributes:
-        name: its fields and values, a plain file name; empty for a recipe without a grid.
-        recipe: the study, without a grid.
-        values: dotted field to value, in the order of the grid.
-    """
+    """One combination: its name, a plain file name (empty for a recipe without a grid), its study, without a grid, and
+    dotted field to value, in the order of the grid."""
 
     name: str
     recipe: Recipe
@@ -53,7 +50,7 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
     """
     if not recipe.grid:
         return (Cell("", recipe, {}),)
-    paths = dict(_paths(as_dict(recipe)))
+    paths = _paths(recipe)
     for field, values in recipe.grid.items():
         _check_field(field, values, paths)
     if (count := math.prod(map(len, recipe.grid.values()))) > _MOST_CELLS:
@@ -76,13 +73,8 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
 
 
 def pretraining(recipe: Recipe, cells: Sequence[Cell]) -> dict[str, Cell]:
-    """Returns what each cell, by its name, has for a pretraining: the recipe with only those fields of it changed.
-
-    Args:
-        recipe: the recipe with the grid.
-        cells: all its cells.
-    """
-    paths, texts = dict(_paths(as_dict(recipe))), _texts([cell.values for cell in cells])
+    """Returns what each of all cells, by its name, has for a pretraining: the recipe with only those fields changed."""
+    paths, texts = _paths(recipe), _texts([cell.values for cell in cells])
     found: dict[str, Cell] = {}
     by_cell: dict[str, Cell] = {}
     for cell in cells:
@@ -154,16 +146,9 @@ def _key(cell: Cell, matters: Callable[[Cell, str], bool]) -> str:
     return repr([value for field, value in cell.values.items() if matters(cell, field)])
 
 
-def _paths(content: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields the dotted name and the path of every field that holds a value."""
-    for name, value in content.items():
-        path = (*above, name)
-        if name == "grid" and not above:
-            continue
-        if isinstance(value, dict):
-            yield from _paths(value, path)
-        else:
-            yield ".".join(path), path
+def _paths(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """The path of every field that holds a value, by its dotted name."""
+    return {".".join(path): path for path in traverse_util.flatten_dict(as_dict(replace(recipe, grid={})))}
 
 
 def _check_field(field: str, values: Sequence[Any], paths: dict[str, tuple[str, ...]]) -> None:

@@ -6,45 +6,48 @@ In a recipe each has a label of its choice and says whose it is: a name of that 
 
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxsafety import analysis, attacks, edits, methods
 from jaxsafety.config import fields as fields_
-from jaxsafety.types import Analysis, Attack, Edit, HParams, Method, Params, Point
+from jaxsafety.types import HParams, Params, Point
 
 
-def _check(node: Any) -> None:
-    """Loads what a node names and gives it its options; assign it to ``__post_init__``."""
-    kind, config = fields(node)[0].name, node.load().Config
-    if node.options is None:
-        object.__setattr__(node, "options", config())
-    fields_.check_apart(config, [one.name for one in fields(node)], owner=f"{kind} {getattr(node, kind)!r}")
-    if not isinstance(node.options, config):
-        raise ValueError(f"options of {kind} {getattr(node, kind)!r} must be its Config, got {node.options!r}")
+class Node:
+    """What all of them share: the first field names what ``FOLDER`` has, or somebody else's as ``package.module:NAME``.
+
+    ``options`` are that one's own fields, its ``Config``; None is all of its defaults.
+    """
+
+    FOLDER: ClassVar[ModuleType]
+
+    def __post_init__(self):
+        kind, config = fields(self)[0].name, self.load().Config
+        owner = f"{kind} {getattr(self, kind)!r}"
+        if self.options is None:
+            object.__setattr__(self, "options", config())
+        fields_.check_apart(config, [one.name for one in fields(self)], owner=owner)
+        if not isinstance(self.options, config):
+            raise ValueError(f"options of {owner} must be its Config, got {self.options!r}")
+
+    def load(self) -> Any:
+        """Returns what it names: a :class:`jaxsafety.types.Method`, ``Edit``, ``Attack`` or ``Analysis``."""
+        return self.FOLDER.load(getattr(self, fields(self)[0].name))
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """One safety fine-tuning method of a study.
+class MethodConfig(Node):
+    """One safety fine-tuning method of a study; ``p_unsafe`` is the probability in [0, 1] that a prompt is unsafe."""
 
-    Attributes:
-        method: a name of :data:`jaxsafety.methods.TABLE`, or somebody else's as ``package.module:NAME``.
-        p_unsafe: probability in [0, 1] that a prompt is unsafe.
-        options: the method's own fields, its ``Config``; None is all of its defaults.
-    """
-
+    FOLDER = methods
     method: str = "sft"
     p_unsafe: float = 0.5
     options: Any = None
 
     def __post_init__(self):
-        _check(self)
+        super().__post_init__()
         if not 0 <= self.p_unsafe <= 1:
             raise ValueError(f"p_unsafe of a method must be in [0, 1], got {self.p_unsafe}")
-
-    def load(self) -> Method:
-        """Returns the method."""
-        return methods.load(self.method)
 
     def at_point(self, point: HParams) -> Any:
         """Returns the method's fields with the scalars of one lane."""
@@ -52,23 +55,13 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
-class EditConfig:
-    """One edit of every tuned model's weights, whose results are judged.
+class EditConfig(Node):
+    """One edit of every tuned model's weights, whose results are judged: its strongest point ``along`` training too."""
 
-    Attributes:
-        edit: a name of :data:`jaxsafety.edits.TABLE`, or somebody else's as ``package.module:NAME``.
-        along: whether its strongest point is made and judged along training, too.
-        options: the edit's own fields, its ``Config``; None is all of its defaults.
-    """
-
+    FOLDER = edits
     edit: str = "scaled"
     along: bool = False
     options: Any = None
-    __post_init__ = _check
-
-    def load(self) -> Edit:
-        """Returns the edit."""
-        return edits.load(self.edit)
 
     def points(self, base: Params) -> tuple[Point, ...]:
         """Returns the strengths of the edit on a model of these sizes."""
@@ -77,23 +70,17 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(Node):
     """One attack on every model.
 
-    Attributes:
-        attack: a name of :data:`jaxsafety.attacks.TABLE`, or somebody else's as ``package.module:NAME``.
-        conditions: whose prompts it attacks; none is every one but ``safe``. One with prompts of its own attacks those.
-        options: the attack's own fields, its ``Config``; None is all of its defaults.
+    ``conditions`` are whose prompts it attacks; none is every one but ``safe``. One with prompts of its own attacks
+    those.
     """
 
+    FOLDER = attacks
     attack: str = "prefill"
     conditions: tuple[str, ...] = ()
     options: Any = None
-    __post_init__ = _check
-
-    def load(self) -> Attack:
-        """Returns the attack."""
-        return attacks.load(self.attack)
 
     def points(self) -> tuple[Point, ...]:
         """Returns the strengths of the attack."""
@@ -102,31 +89,18 @@ class AttackConfig:
 
 
 @dataclass(frozen=True)
-class AnalysisConfig:
-    """One analysis of every model.
+class AnalysisConfig(Node):
+    """One analysis of every model."""
 
-    Attributes:
-        analysis: a name of :data:`jaxsafety.analysis.TABLE`, or somebody else's as ``package.module:NAME``.
-        options: the analysis' own fields, its ``Config``; None is all of its defaults.
-    """
-
+    FOLDER = analysis
     analysis: str = "clusters"
     options: Any = None
-    __post_init__ = _check
-
-    def load(self) -> Analysis:
-        """Returns the analysis."""
-        return analysis.load(self.analysis)
 
 
-Node = MethodConfig | EditConfig | AttackConfig | AnalysisConfig
-# Where a recipe has them, and in what folder ours are.
-PLACES: dict[str, tuple[type[Node], ModuleType]] = {
-    "tune.methods": (MethodConfig, methods),
-    "edits": (EditConfig, edits),
-    "attacks": (AttackConfig, attacks),
-    "analyses": (AnalysisConfig, analysis),
-}
+# Where a recipe has them.
+PLACES: dict[str, type[Node]] = {
+    "tune.methods": MethodConfig, "edits": EditConfig, "attacks": AttackConfig, "analyses": AnalysisConfig
+}  # fmt: skip
 
 
 def node(place: str, label: str, value: Any) -> Any:
@@ -135,7 +109,7 @@ def node(place: str, label: str, value: Any) -> Any:
     Raises:
         ValueError: nothing of that name, a field that it does not have, a bad value.
     """
-    of, folder = PLACES[place]
+    of, folder = PLACES[place], PLACES[place].FOLDER
     if isinstance(value, of):
         return value
     own, where = [one.name for one in fields(of) if one.name != "options"], f"{place}.{label}"

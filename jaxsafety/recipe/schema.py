@@ -99,13 +99,9 @@ class ModelConfig:
         """
         sizes = {name: getattr(self, name) for name in ("layers", "heads", "width") if getattr(self, name) is not None}
         config = gpt.preset(
-            self.preset,
-            vocab_size=world.vocab_size,
-            max_tokens=world.max_tokens,
-            block=self.block,
-            positions=self.positions,
-            **sizes,
-        )
+            self.preset, vocab_size=world.vocab_size, max_tokens=world.max_tokens, block=self.block,
+            positions=self.positions, **sizes,
+        )  # fmt: skip
         if (size := config.layers * config.width**2) > _MOST_MATRIX:
             raise ValueError(f"model.layers times model.width squared must be at most {_MOST_MATRIX}, got {size}")
         return config
@@ -136,10 +132,6 @@ class PretrainConfig:
         _require_chunks(self)
 
 
-def _default_methods() -> dict[str, MethodConfig]:
-    return {name: MethodConfig(name) for name in methods.TABLE}
-
-
 @dataclass(frozen=True)
 class TuneConfig:
     """Safety fine-tuning: every method at every learning rate, from the pretrained model of the same seed.
@@ -160,7 +152,7 @@ class TuneConfig:
     learning_rates: dict[str, float] = field(default_factory=lambda: {"eta_M": 1e-3, "eta_S": 1e-4})
     snapshots: int = 4
     mix: Literal["prompt", "batch"] = "prompt"
-    methods: dict[str, Any] = field(default_factory=_default_methods)
+    methods: dict[str, Any] = field(default_factory=lambda: {name: MethodConfig(name) for name in methods.TABLE})
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):

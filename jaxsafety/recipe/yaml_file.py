@@ -43,11 +43,9 @@ _MOVED = {
 
 
 def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe.
+    """Reads a recipe; fields that the file does not name keep their defaults, and ``name`` the file's.
 
-    Args:
-        path: YAML file; fields it does not name keep their defaults, and ``name`` the file's.
-        overrides: command-line words such as ``--pretrain.steps 800``.
+    Overrides are command-line words such as ``--pretrain.steps 800``.
 
     Raises:
         ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
@@ -63,7 +61,8 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
                 parsed[place] = {label: as_dict(node) for label, node in parsed[place].items()}
         for place, label, name, value in of_nodes:
             _check_label(place, label, parsed[place], {other[2] for other in of_nodes if other[:2] == (place, label)})
-            parsed[place][label] = {**_fields_of(parsed[place].get(label, {})), name: value}
+            before = parsed[place].get(label, {})
+            parsed[place][label] = {**(before if isinstance(before, dict) else {}), name: value}
         return parsed
 
     settings = _parsed(str(path), values)
@@ -99,13 +98,9 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, st
 
 def _check_label(place: str, label: str, known: Mapping[str, Any], given: set[str]) -> None:
     """Refuses a label of the command line that names nothing, and by none of its fields says what it is to be."""
-    kind = PLACES[place][0].__dataclass_fields__
-    if label not in known and label not in PLACES[place][1].TABLE and not given & {next(iter(kind))}:
+    of = PLACES[place]
+    if label not in known and label not in of.FOLDER.TABLE and fields(of)[0].name not in given:
         raise ValueError(f"--{place}.{label}: there is no {label!r} in this recipe{nearest(label, known)}")
-
-
-def _fields_of(node: Any) -> dict[str, Any]:
-    return node if isinstance(node, dict) else {}
 
 
 def plain_value(name: str, text: str) -> Any:
@@ -142,20 +137,16 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
         _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
         for place in PLACES:
-            parsed[place] = _nodes(place, parsed[place], where=where)
+            try:
+                parsed[place] = nodes(place, parsed[place])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=where)) from error
     except OverflowError as error:
         raise ValueError(f"{where}: a number is too large: {error}") from error
     return {f.name: getattr(values, f.name) for f in fields(Recipe)}
-
-
-def _nodes(place: str, given: dict[str, Any], *, where: str) -> dict[str, Any]:
-    try:
-        return nodes(place, given)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 def recorded(directory: Path) -> Recipe | None:
@@ -207,16 +198,13 @@ def _check_keys(root: yaml.Node | None, *, where: str) -> None:
             names = [key.value for key, _ in node.value]
             for key, _ in node.value:
                 if key.tag != "tag:yaml.org,2002:str":
-                    raise ValueError(f"{where} has a key that is no text: put {_shown(key)} in quotes or rename it")
+                    shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "it"
+                    raise ValueError(f"{where} has a key that is no text: put {shown} in quotes or rename it")
                 if names.count(key.value) > 1:
                     raise ValueError(f"{where} names {key.value!r} twice in one place")
             pending += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             pending += node.value
-
-
-def _shown(key: yaml.Node) -> str:
-    return repr(key.value) if isinstance(key, yaml.ScalarNode) else "it"
 
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
@@ -261,16 +249,10 @@ def _sentence(message: str, *, where: str) -> str:
     if value:
         known = value[1].replace("'", "").split(", ")
         text = text.replace(value[0], f"expected one of {', '.join(known)}, got {value[2]!r}{nearest(value[2], known)}")
-    text = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: \[([\w, ]+)\].* Given value: (.*)",
-        lambda found: f"expected {_kind(*found[1].split(', '))}, got {found[2]}",
-        text,
-    )
-    text = re.sub(
-        r"Expected a (\w+)( with \d+ elements)?\. Got value: ",
-        lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ",
-        text,
-    )
+    any_of = r"Does not validate against any of the Union subtypes Subtypes: \[([\w, ]+)\].* Given value: (.*)"
+    text = re.sub(any_of, lambda found: f"expected {_kind(*found[1].split(', '))}, got {found[2]}", text)
+    one = r"Expected a (\w+)( with \d+ elements)?\. Got value: "
+    text = re.sub(one, lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ", text)
     if option := re.search(r"[Oo]ption '([\w.-]+)'", text):
         section = re.search(r"Group '([\w.]+)'|Parser key \"([\w.]+)\"", text)
         text += _nearest_field(f"{section[1] or section[2]}.{option[1]}" if section else option[1])

@@ -7,30 +7,16 @@ References:
     Jain et al. (2024), arXiv 2407.10264, Figure 7.
 """
 
+import itertools
+
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsafety.report import plot as panels
-from jaxsafety.report.plotting import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    PINK,
-    Picture,
-    condition_styles,
-)
+from jaxsafety.report.plotting import INK, Picture, condition_styles
 from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, of_model, pick
-from jaxsafety.report.tables import condition_label
-
-_ROW = 84
-_PART_STYLES = (
-    {"color": BLUE, "linestyle": "solid", "marker": "o"},
-    {"color": ORANGE, "linestyle": (0, (4, 1.6)), "marker": "s"},
-    {"color": GREEN, "linestyle": (0, (1.2, 1.2)), "marker": "^"},
-    {"color": PINK, "linestyle": (0, (5, 1.4, 1.2, 1.4)), "marker": "D"},
-)
+from jaxsafety.report.tables import Model, condition_label
 
 
 def jailbreaks(table: pl.DataFrame) -> Picture:
@@ -59,11 +45,15 @@ def jailbreaks(table: pl.DataFrame) -> Picture:
         for metric in metrics:
             for model in models:
                 _condition_dots(grid[model, heads[metric]], pick(of_model(rows, model), metric=metric), conditions)
-            column = [grid[model, heads[metric]] for model in models]
-            _condition_scale(column, zero=metric == "relative_tau")
+                if metric == "relative_tau":
+                    grid[model, heads[metric]].axvline(0, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+                else:
+                    grid[model, heads[metric]].set_xscale("log")
+            if metric != "relative_tau":
+                panels.log_ticks(grid[models[-1], heads[metric]].xaxis, most=3)
+                grid[models[-1], heads[metric]].set_xlabel("log scale")
         marks = {"color": INK, "marker": "o", "linestyle": "none"}
-        keys = [panels.key("all prompts", marks), panels.key("successful attacks", panels.hollow(marks))]
-        panels.legend(figure, keys, columns=2)
+        panels.legend(figure, {"all prompts": marks, "successful attacks": panels.hollow(marks)}, columns=2)
 
     height = 84 + (30 + 15 * len(conditions)) * len(models)
     return Picture(draw, height, "jailbreaks beside safe and unsafe prompts")
@@ -75,24 +65,10 @@ def _condition_dots(axes: Axes, rows: pl.DataFrame, conditions: list[str]) -> No
         shown = pick(rows, condition=condition)
         panels.draw_dot(axes, panels.dodged(place, 0), pick(shown, subset="all"), style=style)
         panels.draw_dot(axes, panels.dodged(place, 1), pick(shown, subset="successful"), style=panels.hollow(style))
-    axes.set_yticks(range(len(conditions)), [condition_label(name) for name in conditions])
-    axes.set_ylim(len(conditions) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
+    panels.dot_rows(axes, [condition_label(name) for name in conditions])
     if rows.is_empty():
         # The pretrained model has no update, and so no gain.
         panels.blank(axes)
-
-
-def _condition_scale(column: list[Axes], *, zero: bool) -> None:
-    """A scale for a column of panels: linear around zero, or logarithmic."""
-    for axes in column:
-        if zero:
-            axes.axvline(0, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-        else:
-            axes.set_xscale("log")
-    if not zero:
-        panels.log_ticks(column[-1].xaxis, most=3)
-        column[-1].set_xlabel("log scale")
 
 
 def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Picture:
@@ -105,28 +81,21 @@ def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Pictur
     rows = pick(rows, condition="unsafe" if "unsafe" in rows["condition"] else rows["condition"][0])
     # An attack without a strength has one point.
     rows = rows.with_columns(pl.col("strength").fill_null(0.0))
-    models, metrics = models_of(rows), [metric for metric in heads if metric in rows["metric"]]
+    columns = {head: {"metric": metric} for metric, head in heads.items() if metric in rows["metric"]}
     parts = sorted(rows["part"].unique(), key=lambda part: (len(part), part))
-    styles = {part: _PART_STYLES[place % len(_PART_STYLES)] for place, part in enumerate(parts)}
+    styles = dict(zip(parts, itertools.cycle(panels.CURVES), strict=False))
 
-    def draw(figure: Figure) -> None:
-        grid = panels.model_grid(figure, models, [heads[metric] for metric in metrics], sharey="col")
-        for model in models:
-            for metric in metrics:
-                axes = grid[model, heads[metric]]
-                for part, style in styles.items():
-                    shown = pick(of_model(rows, model), metric=metric, part=part)
-                    panels.draw_curve(axes, shown, over="strength", style=style)
-                if not axes.lines:
-                    panels.blank(axes)
-                panels.few_ticks(axes)
-                if metric in ("complied", "refused"):
-                    axes.set_ylim(-0.04, 1.04)
-                elif metric == "relative_tau":
-                    panels.reference(axes, 0.0)
-        figure.supxlabel(over, fontsize=12)
-        if any(parts):
-            panels.legend(figure, [panels.key(part, style) for part, style in styles.items()], columns=3)
+    def finish(grid: dict[tuple[Model, str], Axes]) -> None:
+        for (_, head), axes in grid.items():
+            if not axes.lines:
+                panels.blank(axes)
+            panels.few_ticks(axes)
+            if head in ("complied", "refused"):
+                axes.set_ylim(-0.04, 1.04)
+            elif head == heads["relative_tau"]:
+                panels.reference(axes, 0.0)
 
-    height = 66 + _ROW * len(models) + panels.legend_height(len(parts), columns=3) * any(parts)
-    return Picture(draw, height, f"the attack {label} against its strength")
+    return panels.model_curves(
+        rows, columns, finish, over="strength", part=styles, x=over, keys=styles if any(parts) else {}, key_columns=3,
+        margin=66, shared={"sharey": "col"}, name=f"the attack {label} against its strength",
+    )  # fmt: skip

@@ -67,16 +67,11 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     withheld; ``estimate``, ``seeds`` and ``expected`` are the same as text.
     """
     return [
-        {
+        {name: getattr(judgement.claim, name) for name in ("name", "statement", "where", "statistic")}
+        | {name: getattr(judgement.interval, name) for name in ("mean", "low", "high")}
+        | {
             "number": number,
-            "name": judgement.claim.name,
-            "statement": judgement.claim.statement,
-            "where": judgement.claim.where,
-            "statistic": judgement.claim.statistic,
             "expected": f"{_SIGNS[judgement.claim.expected]} {judgement.claim.null:g}",
-            "mean": judgement.interval.mean,
-            "low": judgement.interval.low,
-            "high": judgement.interval.high,
             "values": judgement.values,
             "estimate": _estimate(judgement),
             "seeds": ", ".join(f"{seed}: {_number(value)}" for seed, value in judgement.values.items()),
@@ -88,9 +83,7 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 
 def summary(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> list[str]:
-    """Sentences that belong under the claims: how many came out which way, and what the intervals are; then ``dead``,
-    sentences on the run's dead seeds.
-    """
+    """Sentences that belong under the claims: how many came out which way, what intervals are; then ``dead``."""
     counts = Counter(judgement.verdict for judgement in judgements)
     found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(judging.Verdict))
     sentences = [f"{len(judgements)} claims: {found}."]
@@ -145,13 +138,8 @@ def _analyses(directory: Path) -> pl.DataFrame:
 
 def _as_analysis(table: pl.DataFrame) -> pl.DataFrame:
     """Rows of the accuracy table with the columns of the analyses that are read."""
-    return table.filter(pl.col("stage") == "evaluate").with_columns(
-        pl.lit(evidence.TABLE).alias("analysis"),
-        pl.lit("all").alias("subset"),
-        pl.lit("").alias("part"),
-        pl.lit(None).alias("layer"),
-        pl.lit(None).alias("strength"),
-    )
+    absent = {"analysis": evidence.TABLE, "subset": "all", "part": "", "layer": None, "strength": None}
+    return table.filter(stage="evaluate").with_columns(pl.lit(value).alias(name) for name, value in absent.items())
 
 
 def _estimate(judgement: Judgement) -> str:

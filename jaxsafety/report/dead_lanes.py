@@ -12,11 +12,9 @@ _LANE = ("method", "lr_name", "lr", "seed")
 
 
 def count_dead(rows: pl.DataFrame) -> dict[Model, Dead]:
-    """Counts the dead seeds of every model that has any, models in table order.
+    """Counts the dead seeds of every model that has any, models in table order, by all rows of a stage or the analyses.
 
-    Args:
-        rows: tidy rows of one stage, or of the analyses. Give all of them: an analysis of pairs is null where either
-            lane is dead, and only what else there is of a lane tells that it lives.
+    An analysis of pairs is null where either lane is dead: only what else there is of a lane tells that it lives.
     """
     lanes = _lanes(rows)
     models = {Model(*key): lane for key, lane in lanes.group_by("method", "lr_name", "lr")}

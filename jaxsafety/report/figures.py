@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from jaxsafety.report import dead_lanes
+from jaxsafety.report import dead_lanes, plot
 from jaxsafety.report.plotting import VERDICT_COLOURS, Picture, model_styles, svg, with_dead
+from jaxsafety.report.seed_tables import models_of, of_model, pick
 from jaxsafety.report.tables import CONDITIONS, VERDICTS, Dead, Model, VerdictRow, model_label, model_order
 from jaxsafety.rundir.results import check_schema
 
@@ -45,7 +46,7 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
     curves = rows.group_by("condition", "metric", "method", "lr_name", "lr", "step").agg(
         pl.col("value").mean().alias("mean"), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
     )
-    models = sorted({Model(*key) for key in curves.select("method", "lr_name", "lr").iter_rows()}, key=model_order)
+    models = models_of(curves)
     # Hundreds of points a line: markers would hide it. Of an imported model there is one, and no line.
     single = curves["step"].n_unique() == 1
     styles = {model: style | ({} if single else {"marker": ""}) for model, style in model_styles(models).items()}
@@ -53,9 +54,9 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (condition, metric) in zip(grid, panels, strict=True):
-            shown = curves.filter((pl.col("condition") == condition) & (pl.col("metric") == metric))
+            shown = pick(curves, condition=condition, metric=metric)
             for model in models:
-                _draw_curve(axes, shown.filter(_is(model)).sort("step"), style=styles[model])
+                _draw_curve(axes, of_model(shown, model).sort("step"), style=styles[model])
             axes.set_title(_CURVES[condition, metric])
             axes.grid(visible=True, axis="y")
             axes.margins(x=0.01)
@@ -102,9 +103,7 @@ def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
 
 
 def _draw_curve(axes: Axes, curve: pl.DataFrame, *, style: Mapping[str, Any]) -> None:
-    # The last point is where evaluation starts from, so thinning counts back from it.
-    stride = -(-curve.height // _MOST_POINTS) or 1
-    curve = curve.reverse().gather_every(stride).reverse()
+    curve = plot.thinned(curve, most=_MOST_POINTS)
     axes.fill_between(curve["step"], curve["low"], curve["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.plot(curve["step"], curve["mean"], **style)
 
@@ -120,13 +119,8 @@ def _draw_bars(axes: Axes, models: list[Model], rows: list[VerdictRow]) -> None:
     for row in rows:
         if not row.n:
             axes.text(0.02, models.index(row.model), "dead", va="center_baseline", fontsize=11)
-    axes.set_yticks(range(len(models)), [model_label(model) for model in models])
-    axes.set_ylim(len(models) - 0.4, -0.6)
+    plot.dot_rows(axes, [model_label(model) for model in models])
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
     axes.tick_params(length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
-
-
-def _is(model: Model) -> pl.Expr:
-    return pl.all_horizontal(pl.col(name) == value for name, value in model._asdict().items())

@@ -14,20 +14,8 @@ from typing import Any, NamedTuple
 import jinja2
 
 from jaxsafety.config.names import check_name
-from jaxsafety.report.tables import (
-    COLUMNS,
-    VERDICTS,
-    StudyRow,
-    VerdictRow,
-    condition_label,
-    dead_in_table,
-    dead_notes,
-    lr_label,
-    method_label,
-    model_label,
-    percent,
-    table_notes,
-)
+from jaxsafety.report import tables
+from jaxsafety.report.tables import COLUMNS, VERDICTS, StudyRow, VerdictRow, model_label, percent
 from jaxsafety.rundir import atomic, opening
 
 _CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
@@ -45,11 +33,10 @@ _RELATIVE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 
 class Analysis(NamedTuple):
-    """One figure of the analyses as the page shows it: of ``jaxsafety.report.sections``, with its picture.
+    """One figure of ``jaxsafety.report.sections`` as the page shows it, with ``name`` as its anchor.
 
-    ``name`` is used as the anchor; ``paper`` is the figure of the paper, or what it goes beyond; ``reading`` how to
-    read it; ``claims`` are the names of those that it bears on. ``svg`` is inserted unescaped; ``table`` is the path of
-    its table beside the page, without the suffix (.csv and .parquet).
+    ``svg`` is inserted unescaped; ``table`` is the path of its table beside the page, without the suffix (.csv and
+    .parquet).
     """
 
     name: str
@@ -97,11 +84,11 @@ def write_report(
         columns=list(COLUMNS),
         verdict_names=VERDICTS,
         table=table,
-        table_notes=table_notes(table),
+        table_notes=tables.table_notes(table),
         seed_rows=list(_seed_rows(table)),
         verdicts={(row.model, row.condition): row for row in verdicts},
         verdict_models=list(dict.fromkeys(row.model for row in verdicts)),
-        dead_notes=[f"* {note}" for note in dead_notes(dead_in_table(table))],
+        dead_notes=[f"* {note}" for note in tables.dead_notes(tables.dead_in_table(table))],
         verdict_conditions=list(dict.fromkeys(row.condition for row in verdicts)),
         figures=figures,
         examples=examples,
@@ -113,9 +100,7 @@ def write_report(
         notes=notes,
         claims=claims,
         claim_notes=claim_notes,
-        claims_of={
-            analysis.name: [claim for claim in claims if claim["name"] in analysis.claims] for analysis in analyses
-        },
+        claims_of={one.name: [claim for claim in claims if claim["name"] in one.claims] for one in analyses},
         analyses=analyses,
         intervals=intervals,
     )
@@ -127,13 +112,8 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "percent": percent,
-        "method": method_label,
-        "lr": lr_label,
-        "label": model_label,
-        "condition": condition_label,
-    }
+    labels = {name: getattr(tables, f"{name}_label") for name in ("method", "lr", "condition")}
+    environment.filters |= {"percent": percent, "label": model_label} | labels
     return environment.from_string(source)
 
 

@@ -7,7 +7,6 @@ References:
     Jain et al. (2024), arXiv 2407.10264, section 4.2 (interventions along the update).
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -19,26 +18,16 @@ from jaxsafety.report import plot as panels
 from jaxsafety.report.plot import SIDES
 from jaxsafety.report.plotting import CONDITION_STYLES, Picture
 from jaxsafety.report.seed_tables import models_of, of_model, pick
-from jaxsafety.report.tables import COLUMNS
+from jaxsafety.report.tables import COLUMNS, Model
 from jaxsafety.rundir.results import METHODS
 
 SCALED = {"whole": "whole", "mlp": "MLP", "up": "up", "down": "down"}
 # What is kept of the update, in the order of the rows; rank, layer and other edits have a row per strength.
-KEPT = {
-    "whole": "whole update",
-    "mlp_matrices": "MLP matrices",
-    "only_null": "only null",
-    "only_range": "only range",
-    "only_random": "only random",
-    "all_but_null": "all but null",
-    "all_but_range": "all but range",
-    "all_but_random": "all but random",
-    "attention": "attention",
-    "rank": "rank {}",
-    "layer": "layer {}",
-}
+_SPACES = [f"{keep} {space}" for keep in ("only", "all but") for space in ("null", "range", "random")]
+KEPT = {"whole": "whole update", "mlp_matrices": "MLP matrices"} | {name.replace(" ", "_"): name for name in _SPACES}
+KEPT |= {"attention": "attention", "rank": "rank {}", "layer": "layer {}"}
 _RATES = ("Instruct", "Null", "JB-CO-Task", "JB-CO-Text", "JB-MisGen")
-_ROW, _DOT_ROW = 84, 15
+_DOT_ROW = 15
 
 
 def interventions(table: pl.DataFrame) -> Picture:
@@ -67,24 +56,20 @@ def _scaled(rows: pl.DataFrame) -> Picture:
 def _inside(rows: pl.DataFrame) -> Picture:
     """A row per model, a column for relative tau (of one layer) and one for sensitivity; of the whole update."""
     heads = {"relative_tau": f"relative τ, layer {rows['layer'].max()}", "gradient_norm": "sensitivity (log)"}
-    models, heads = models_of(rows), {metric: head for metric, head in heads.items() if metric in rows["metric"]}
+    columns = {head: {"metric": metric} for metric, head in heads.items() if metric in rows["metric"]}
 
-    def draw(figure: FigureBase) -> None:
-        grid = panels.model_grid(figure, models, list(heads.values()), sharey="col")
-        for model, (metric, head) in itertools.product(models, heads.items()):
-            for condition, style in SIDES.items():
-                shown = pick(of_model(rows, model), metric=metric, condition=condition)
-                panels.draw_curve(grid[model, head], shown, over="strength", style=style)
-            if metric == "relative_tau":
-                panels.reference(grid[model, head], 0.0)
-            else:
-                panels.log_range(grid[model, head], pick(rows, metric=metric))
-                panels.log_ticks(grid[model, head].yaxis, most=3)
-            panels.few_ticks(grid[model, head])
-        figure.supxlabel("factor α on the whole update", fontsize=12)
-        panels.side_legend(figure)
+    def finish(grid: dict[tuple[Model, str], Axes]) -> None:
+        for (_, head), axes in grid.items():
+            if head == heads["gradient_norm"]:
+                panels.log_range(axes, pick(rows, **columns[head]))
+                panels.log_ticks(axes.yaxis, most=3)
+            panels.few_ticks(axes)
 
-    return Picture(draw, 82 + _ROW * len(models), "relative tau and sensitivity against the factor on the whole update")
+    return panels.model_curves(
+        rows, columns, finish, over="strength", condition=SIDES, x="factor α on the whole update",
+        shared={"sharey": "col"}, across={heads["relative_tau"]: 0.0},
+        name="relative tau and sensitivity against the factor on the whole update",
+    )  # fmt: skip
 
 
 def transfer(table: pl.DataFrame) -> Picture:
@@ -115,22 +100,20 @@ def causal(table: pl.DataFrame) -> Picture:
         for model, axes in grid.items():
             for side, (name, style) in enumerate(styles.items()):
                 for place, (part, strength, _) in enumerate(kept):
-                    shown = pick(of_model(rows, model), name=name, part=part, strength=strength)
+                    shown = pick(of_model(rows, model), rate=name, part=part, strength=strength)
                     panels.draw_dot(axes, panels.dodged(place, side), shown, style=panels.dot(style))
             _kept_rows(axes, kept)
-        figure.supxlabel("share of prompts", fontsize=12)
-        panels.legend(figure, [panels.key(name, panels.dot(style)) for name, style in styles.items()], columns=2)
+        panels.axis_titles(figure, x="share of prompts")
+        panels.legend(figure, {name: panels.dot(style) for name, style in styles.items()}, columns=2)
 
     height = 60 + (26 + _DOT_ROW * len(kept)) * math.ceil(len(panels.flow_slots(models)) / 2)
     return Picture(draw, height, "what survives when part of the update is kept or left out")
 
 
 def _kept_rows(axes: Axes, kept: list[tuple[str, float | None, str]]) -> None:
-    axes.set_yticks(range(len(kept)), [label for _, _, label in kept])
-    axes.set_ylim(len(kept) - 0.4, -0.6)
+    panels.dot_rows(axes, [label for _, _, label in kept])
     axes.set_xlim(-0.05, 1.05)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.tick_params(axis="y", length=0)
     # Ranks and layers are rows of one kind each: a line sets them apart.
     for place in range(1, len(kept)):
         part = kept[place][0]
@@ -141,34 +124,30 @@ def _kept_rows(axes: Axes, kept: list[tuple[str, float | None, str]]) -> None:
 def _against_alpha(rows: pl.DataFrame, heads: Mapping[str, str], start: pl.DataFrame, name: str) -> Picture:
     """Panels of rates against alpha; ``start`` has the rows of alpha 0 of every part."""
     models = models_of(rows)
-    styles = {rate: style for rate, style in _styles(_RATES).items() if rate in rows["name"]}
+    styles = {rate: style for rate, style in _styles(_RATES).items() if rate in rows["rate"]}
+    beyond = [rows.filter(pl.col("strength") > 0)]
+    for model, part in rows.select(pl.struct("method", "lr_name", "lr"), "part").unique().iter_rows():
+        beyond.append(of_model(start, Model(**model)).with_columns(pl.lit(part).alias("part")))
 
-    def draw(figure: FigureBase) -> None:
-        grid = panels.model_grid(figure, models, list(heads.values()), sharey=True)
-        for model in models:
-            for part, head in heads.items():
-                axes = grid[model, head]
-                shown = pick(of_model(rows, model), part=part)
-                if not shown.is_empty():
-                    shown = pl.concat([of_model(start, model), shown.filter(pl.col("strength") > 0)])
-                for rate, style in styles.items():
-                    panels.draw_curve(axes, pick(shown, name=rate), over="strength", style=style)
-                if not axes.lines:
-                    panels.blank(axes)
-                axes.set_ylim(-0.04, 1.04)
-                axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-                panels.few_ticks(axes)
-        panels.axis_titles(figure, x="factor α", y="share of prompts")
-        panels.legend(figure, [panels.key(rate, style) for rate, style in styles.items()], columns=3)
+    def finish(grid: dict[tuple[Model, str], Axes]) -> None:
+        for axes in grid.values():
+            if not axes.lines:
+                panels.blank(axes)
+            axes.set_ylim(-0.04, 1.04)
+            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+            panels.few_ticks(axes)
 
-    height = 66 + _ROW * len(models) + panels.legend_height(len(styles), columns=3)
-    return Picture(draw, height, name)
+    columns = {head: {"part": part} for part, head in heads.items()}
+    return panels.model_curves(
+        pl.concat(beyond), columns, finish, over="strength", name=name, x="factor α", y="share of prompts",
+        keys=styles, key_columns=3, models=models, margin=66, shared={"sharey": True}, rate=styles,
+    )  # fmt: skip
 
 
 def _judged(rows: pl.DataFrame, names: tuple[str, ...] = _RATES) -> pl.DataFrame:
-    """The rows of the study table's columns ``names``, each with its column's name in a column ``name``."""
+    """The rows of the study table's columns ``names``, each with its column's name in a column ``rate``."""
     rows = pick(rows, analysis="interventions")
-    return pl.concat([pick(rows, **COLUMNS[name]._asdict()).with_columns(pl.lit(name).alias("name")) for name in names])
+    return pl.concat([pick(rows, **COLUMNS[name]._asdict()).with_columns(pl.lit(name).alias("rate")) for name in names])
 
 
 def _styles(names: tuple[str, ...]) -> dict[str, dict]:

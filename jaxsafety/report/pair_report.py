@@ -76,9 +76,7 @@ def summary(frame: pl.DataFrame) -> str:
             f"rank {mean('rank_delta', '.0f')}, |dW| / |W| {mean('changed_norm')}"
         )
     for method in ("pretrained", "tuned"):
-        seen = frame.filter(
-            pl.col("analysis") == "clusters", pl.col("method") == method, pl.col("part") == "last", condition=""
-        )
+        seen = frame.filter(analysis="clusters", method=method, part="last", condition="")
         if not seen.is_empty():
             mean = _means(seen)
             lines.append(f"{method}: nearest mean right {mean('accuracy')}, relative gap {mean('relative_gap')}")
@@ -96,22 +94,11 @@ def _means(rows: pl.DataFrame):
 
 
 def _verdicts(frame: pl.DataFrame) -> list[VerdictRow]:
-    rates = {
-        (row["method"], row["condition"], row["metric"]): row["value"]
-        for row in frame.filter(pl.col("analysis") == "verdicts").iter_rows(named=True)
-    }
-    places = list(dict.fromkeys((method, condition) for method, condition, _ in rates))
+    names = ["method", "condition", "complied", "refused", "complied_n"]
+    wide = frame.filter(analysis="verdicts").pivot("metric", index=names[:2], values="value")
     return [
-        VerdictRow(
-            _MODELS[method],
-            condition,
-            complied=rates[method, condition, "complied"],
-            refused=rates[method, condition, "refused"],
-            other=0.0,
-            n=int(rates[method, condition, "complied_n"]),
-            dead=0,
-        )
-        for method, condition in places
+        VerdictRow(_MODELS[method], condition, complied, refused, other=0.0, n=int(n), dead=0)
+        for method, condition, complied, refused, n in (wide.select(names).iter_rows() if wide.height else ())
     ]
 
 

@@ -5,13 +5,13 @@ Curves and dots with every seed, grids of panels, ticks and legends, how to pick
 Everything is drawn from rows of a seed table: every seed faint, the mean bold, the 95 % interval as a band or a bar.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import FigureBase
@@ -19,16 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxsafety.claims.intervals import student_interval
-from jaxsafety.report.plotting import (  # noqa: F401  (some for the analyses alone)
-    BROWN,
-    CONDITION_STYLES,
-    GREY,
-    INK,
-    PINK,
-    VERDICT_COLOURS,
-    Picture,
-    model_styles,
-)
+
+# Some for the analyses alone.
+from jaxsafety.report.plotting import BROWN, CONDITION_STYLES, GREY, INK, PINK, VERDICT_COLOURS, Picture, model_styles  # noqa: F401
 from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick  # noqa: F401
 from jaxsafety.report.tables import Model, model_label
 from jaxsafety.rundir.results import METHODS
@@ -42,6 +35,9 @@ CHANCE = RANDOM | {"linewidth": 1.2}
 PAIR_STYLES = ({"color": PINK, "marker": "o"}, {"color": BROWN, "marker": "s"}, {"color": GREY, "marker": "^"})
 RATE_DASHES = ("solid", (0, (4, 2)), (0, (1.2, 1.2)))
 SIDES = {name: CONDITION_STYLES[name] for name in ("safe", "unsafe")}
+SIDE_KEYS = {f"{name} prompts": style for name, style in SIDES.items()}
+# Of curves that are told apart by something else.
+CURVES = tuple(CONDITION_STYLES.values())[:4]
 
 _BAND_ALPHA, _SEED_ALPHA = 0.16, 0.4
 _SEED_TICKS = {"linestyle": "none", "markersize": 6, "markeredgewidth": 0.7, "alpha": 0.6, "zorder": 2}
@@ -62,28 +58,22 @@ def needed(rows: pl.DataFrame, what: str) -> pl.DataFrame:
     Raises:
         NothingToDraw: there are none.
     """
-    alive = rows.filter(pl.col("n") > 0)
-    if alive.is_empty():
+    if (living := alive(rows)).is_empty():
         raise NothingToDraw(f"no finite rows of {what} to draw: run `jaxsafety analyze` on this run first")
-    return alive
+    return living
 
 
 def stacked(
     blocks: Sequence[tuple[Callable[[pl.DataFrame], Picture], pl.DataFrame]], *, what: str, name: str
 ) -> Picture:
-    """Blocks of panels one above the other as one picture; a block without a finite row is left out.
-
-    Args:
-        blocks: what makes a picture of rows, and its rows.
-        what: the analysis, for the error.
-        name: of the whole picture.
+    """Blocks (what makes a picture of rows, and its rows) one above the other, but for those without a finite row.
 
     Raises:
-        NothingToDraw: no block has a finite row.
+        NothingToDraw: no block of the analysis ``what`` has a finite row.
     """
-    alive = [(block, rows.filter(pl.col("n") > 0)) for block, rows in blocks]
-    needed(pl.concat([rows for _, rows in alive], how="diagonal"), what)
-    pictures = [block(rows) for block, rows in alive if not rows.is_empty()]
+    living = [(block, alive(rows)) for block, rows in blocks]
+    needed(pl.concat([rows for _, rows in living], how="diagonal"), what)
+    pictures = [block(rows) for block, rows in living if not rows.is_empty()]
     heights = [picture.height for picture in pictures]
 
     def draw(figure: FigureBase) -> None:
@@ -101,21 +91,24 @@ def seed_values(rows: pl.DataFrame) -> np.ndarray:
 
 def draw_curve(axes: Axes, rows: pl.DataFrame, *, over: str, style: Mapping[str, Any], steps: bool = False) -> None:
     """Draws rows against their label ``over``; ``steps`` for a histogram."""
-    rows = rows.filter(pl.col("n") > 0).sort(over)
+    rows = alive(rows).sort(over)
     if rows.is_empty():
         return
     draw_band(axes, rows[over].to_numpy(), rows, seeds=seed_values(rows), style=style, steps=steps)
 
 
+def draw_curves(axes: Axes, rows: pl.DataFrame, *, over: str, **styles: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Draws a curve for every value of a label (or ``model``), given as ``label={value: style}``."""
+    ((label, by_value),) = styles.items()
+    for value, style in by_value.items():
+        shown = of_model(rows, value) if label == "model" else pick(rows, **{label: value})
+        draw_curve(axes, shown, over=over, style=style)
+
+
 def draw_band(
-    axes: Axes,
-    x: np.ndarray,
-    summary: pl.DataFrame,
-    *,
-    seeds: np.ndarray,
-    style: Mapping[str, Any],
+    axes: Axes, x: np.ndarray, summary: pl.DataFrame, *, seeds: np.ndarray, style: Mapping[str, Any],
     steps: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Draws mean, low and high of ``summary`` against ``x``, over ``seeds [s, points]``."""
     mean, low, high = (summary[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in _SUMMARY)
     colour, drawn = style["color"], "steps-mid" if steps else "default"
@@ -134,7 +127,7 @@ def draw_band(
 
 def draw_dot(axes: Axes, place: int | float, rows: pl.DataFrame, *, style: Mapping[str, Any]) -> None:
     """Draws the one row, if there is one, as a dot at height ``place`` with its interval as a bar."""
-    for row in rows.filter(pl.col("n") > 0).iter_rows(named=True):
+    for row in alive(rows).iter_rows(named=True):
         values = [value for name, value in row.items() if name.startswith("seed_") and value is not None]
         if len(values) > 1:
             axes.plot(values, [place] * len(values), marker="|", color=style["color"], **_SEED_TICKS)
@@ -146,6 +139,13 @@ def draw_dot(axes: Axes, place: int | float, rows: pl.DataFrame, *, style: Mappi
 def dodged(place: int, side: int) -> float:
     """The height of the first (0) or second (1) of two dots that share a row."""
     return place + (-_DODGE, _DODGE)[side]
+
+
+def dot_rows(axes: Axes, labels: Sequence[str], *, edge: float = 0.6) -> None:
+    """Names the rows of dots, the first on top; ``edge`` is the room around the outer ones."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 1 + edge, -edge)
+    axes.tick_params(axis="y", length=0)
 
 
 def draw_upright(axes: Axes, place: int | float, row: pl.DataFrame, *, colour: str) -> None:
@@ -169,19 +169,63 @@ def dot(style: Mapping[str, Any]) -> dict[str, Any]:
 def model_grid(
     figure: FigureBase, models: Sequence[Model], heads: Sequence[str], **shared: Any
 ) -> dict[tuple[Model, str], Axes]:
-    """A row of panels per model, titled with its name, and a column per head.
-
-    Returns:
-        ``(model, head)`` to panel.
-    """
+    """A row of panels per model, titled with its name, and a column per head: ``(model, head)`` to panel."""
     grid = figure.subplots(len(models), len(heads), squeeze=False, **{"sharex": "col"} | shared)
-    for row, model in enumerate(models):
-        grid[row, 0].set_title(model_label(model))
-        for axes in grid[row]:
-            axes.grid(visible=True, axis="y")
+    for axes in grid.flat:
+        axes.grid(visible=True, axis="y")
+    for axes, model in zip(grid[:, 0], models, strict=True):
+        axes.set_title(model_label(model))
     for axes, text in zip(grid[0], heads, strict=True):
         head(axes, text)
-    return {(model, text): grid[r, c] for r, model in enumerate(models) for c, text in enumerate(heads)}
+    return dict(zip(itertools.product(models, heads), grid.flat, strict=True))
+
+
+def model_curves(
+    rows: pl.DataFrame, columns: Mapping[str, Mapping[str, Any]],
+    finish: Callable[[dict[tuple[Model, str], Axes]], None], *, over: str, name: str, x: str, y: str = "",
+    keys: Mapping[str, Mapping[str, Any]] = SIDE_KEYS, key_columns: int = 2, models: Sequence[Model] = (),
+    across: Mapping[str, float] | None = None, margin: int = 60, shared: Mapping[str, Any] | None = None,
+    **styles: Mapping[Any, Mapping[str, Any]],
+) -> Picture:  # fmt: skip
+    """A row of panels per model, of ``rows`` if none is named, and a column per head, which has the labels of its rows.
+
+    Curves are as of :func:`draw_curves`, over a thin line ``across`` for the heads that have one. Once all are drawn,
+    ``finish`` sees to limits, scales and ticks of the panels, by (model, head). ``margin`` is the height beside panels
+    and legend; ``shared`` is of :func:`model_grid`.
+    """
+    models = models or models_of(rows)
+
+    def draw(figure: FigureBase) -> None:
+        grid = model_grid(figure, models, list(columns), **shared or {})
+        for (model, column), axes in grid.items():
+            if across and column in across:
+                reference(axes, across[column])
+            draw_curves(axes, pick(of_model(rows, model), **columns[column]), over=over, **styles)
+        finish(grid)
+        axis_titles(figure, x=x, y=y)
+        if keys:
+            legend(figure, keys, columns=key_columns)
+
+    entries = legend_height(len(keys), columns=key_columns) if keys else 0
+    return Picture(draw, margin + ROW * len(models) + entries, name)
+
+
+def layer_strip(
+    figure: FigureBase, rows: pl.DataFrame, columns: Mapping[str, Mapping[str, Any]], *, y: str = "",
+    across: Sequence[float] = (), sharey: bool = False, **styles: Mapping[Any, Mapping[str, Any]],
+) -> list[Axes]:  # fmt: skip
+    """A row of panels by title, which has the labels of its rows, curves over layers; as of :func:`draw_curves`."""
+    grid = list(figure.subplots(1, len(columns), squeeze=False, sharey=sharey)[0])
+    # Before the curves, so that the line counts for the limits.
+    for axes, value in zip(grid, across, strict=False):
+        reference(axes, value)
+    for axes, (title, labels) in zip(grid, columns.items(), strict=True):
+        draw_curves(axes, pick(rows, **labels), over="layer", **styles)
+        axes.set_title(title)
+        axes.grid(visible=True, axis="y")
+    axis_titles(figure, x="layer", y=y)
+    layer_ticks(grid)
+    return grid
 
 
 def head(axes: Axes, text: str) -> None:
@@ -190,11 +234,7 @@ def head(axes: Axes, text: str) -> None:
 
 
 def flow_grid(figure: FigureBase, models: Sequence[Model], **shared: Any) -> dict[Model, Axes]:
-    """A panel per model in two columns; the pretrained model has a row of its own, so that columns are learning rates.
-
-    Returns:
-        model to panel.
-    """
+    """A panel per model in two columns; the pretrained one has a row of its own: columns are learning rates."""
     slots = flow_slots(models)
     grid = figure.subplots(math.ceil(len(slots) / 2), 2, squeeze=False, **{"sharex": True, "sharey": True} | shared)
     panels = {}
@@ -215,15 +255,11 @@ def flow_slots(models: Sequence[Model]) -> list[Model | None]:
     return [slot for model in models for slot in ((model, None) if model.method == "pretrained" else (model,))]
 
 
-def legend(figure: FigureBase, handles: Sequence[Artist], *, columns: int) -> None:
-    """A legend above all panels, filled row by row."""
+def legend(figure: FigureBase, styles: Mapping[str, Mapping[str, Any]], *, columns: int) -> None:
+    """A legend above all panels, of styles by label, filled row by row."""
+    handles = [key(label, style) for label, style in styles.items()]
     by_column = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_column, loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.4)
-
-
-def side_legend(figure: FigureBase) -> None:
-    """The legend of ``SIDES``."""
-    legend(figure, [key(f"{name} prompts", style) for name, style in SIDES.items()], columns=2)
 
 
 def legend_height(entries: int, *, columns: int) -> int:
@@ -236,10 +272,11 @@ def key(label: str, style: Mapping[str, Any]) -> Line2D:
     return Line2D([], [], label=label, **{"markersize": 4.6} | dict(style))
 
 
-def axis_titles(figure: FigureBase, *, x: str, y: str) -> None:
-    """One title for all horizontal and one for all vertical axes."""
+def axis_titles(figure: FigureBase, *, x: str, y: str = "") -> None:
+    """One title for all horizontal and, where it is given, one for all vertical axes."""
     figure.supxlabel(x, fontsize=12)
-    figure.supylabel(y, fontsize=12)
+    if y:
+        figure.supylabel(y, fontsize=12)
 
 
 def layer_ticks(panels: Iterable[Axes]) -> None:
@@ -312,15 +349,20 @@ def alive(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("n") > 0)
 
 
+def rates_of(models: Sequence[Model]) -> list[str]:
+    """The names of the models' learning rates, the largest rate first."""
+    return list(dict.fromkeys(model.lr_name for model in sorted(models, key=lambda model: -model.lr)))
+
+
 def fastest(models: Sequence[Model]) -> list[Model]:
     """Every method's model at its largest learning rate."""
     highest = {method: max(model.lr for model in models if model.method == method) for method, *_ in models}
     return [model for model in models if model.lr == highest[model.method]]
 
 
-def model_keys(styles: dict[Model, Any]) -> list[Any]:
+def model_keys(styles: Mapping[Model, Any]) -> dict[str, Any]:
     """Entries of a legend, one a model."""
-    return [key(model_label(model), style) for model, style in styles.items()]
+    return {model_label(model): style for model, style in styles.items()}
 
 
 def share_intervals(curves: Sequence[np.ndarray]) -> pl.DataFrame:
@@ -328,6 +370,11 @@ def share_intervals(curves: Sequence[np.ndarray]) -> pl.DataFrame:
     summary = [student_interval(column)._asdict() for column in np.transpose(curves)]
     frame = pl.DataFrame(summary, schema_overrides={"low": pl.Float64, "high": pl.Float64})
     return frame.with_columns(pl.col("low", "high").clip(0, 1))
+
+
+def thinned(rows: pl.DataFrame, *, most: int) -> pl.DataFrame:
+    """Evenly spaced rows, about so many, counted back from the last, which stays: it is the finished model."""
+    return rows.reverse().gather_every(-(-rows.height // most) or 1).reverse()
 
 
 def spaced(layers: Sequence[int], *, most: int) -> list[int]:

@@ -52,29 +52,16 @@ _STYLE = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "path.simplify": False,
-    "font.size": 12,
-    "axes.titlesize": 12,
-    "axes.labelsize": 12,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.fontsize": 12,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), 12),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 11),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width", "grid.linewidth"), 0.6),
+    **dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False),
     "axes.titlelocation": "left",
     # Nothing stands above a panel that its title would have to be moved over, for which every tick would be measured.
     "axes.titley": 1.0,
     "grid.color": INK,
     "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
 }
 _CSS = (
@@ -91,11 +78,10 @@ _METADATA = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that is yet to be drawn.
+    """A figure that is yet to be drawn: ``draw`` puts everything on a fresh one, or part of one.
 
     Attributes:
-        draw: puts everything on a fresh figure, or part of one, of ``WIDTH`` x ``height``.
-        height: units (1/72 inch in print).
+        height: units (1/72 inch in print), for a width of ``WIDTH``.
         name: what it shows, for readers who cannot see it; its element ids are hashed with it, so a name of its own
             keeps a figure apart from the others of a page.
         notes: lines of text below it, which add to the height.
@@ -122,11 +108,8 @@ def model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
     others = [method for method in dict.fromkeys(model.method for model in models) if method not in _METHOD_LOOKS]
     looks = _METHOD_LOOKS | dict(zip(others, itertools.cycle(_OTHER_LOOKS), strict=False))
     return {
-        model: {
-            "color": looks[model.method][0],
-            "marker": looks[model.method][1],
-            "linestyle": _DASHES.get(model.lr_name, "solid"),
-        }
+        model: dict(zip(("color", "marker"), looks[model.method], strict=True))
+        | {"linestyle": _DASHES.get(model.lr_name, "solid")}
         for model in models
     }
 

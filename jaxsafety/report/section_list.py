@@ -22,15 +22,11 @@ from jaxsafety.types import Section
 
 @dataclass(frozen=True)
 class Shown:
-    """One figure of a run.
+    """One figure of a run; words and claims are those of a :class:`jaxsafety.types.Section`.
 
     Attributes:
-        title: heading.
-        paper: the figure of the paper, or what it goes beyond.
-        reading: one sentence on how to read it.
         picture: seed table to picture; raises ``NothingToDraw``.
         rows: which rows of ``analyze.parquet`` (and of the tuning curves, as the analysis "curves") its table holds.
-        claims: names of the claims that it bears on.
         steps: the finished models, or every step of training.
         layer_means: whether the table also holds means over layers, as rows without a layer.
     """
@@ -66,12 +62,11 @@ def _of_analysis(label: str, node: AnalysisConfig) -> Shown:
         rows |= _of(analysis_, *metrics)
     # What is drawn of an analysis goes by its own name, whatever its label.
     own = node.analysis if node.analysis in analysis.TABLE else label
-    picture = partial(_renamed, draw=section.draw, names={label: own})
+
+    def picture(table: pl.DataFrame) -> Picture:
+        return section.draw(table.with_columns(pl.col("analysis").replace({label: own})), plot)
+
     return Shown(*section[:3], picture, rows, claims=section.claims)
-
-
-def _renamed(table: pl.DataFrame, *, draw: Callable[..., Picture], names: dict[str, str]) -> Picture:
-    return draw(table.with_columns(pl.col("analysis").replace(names)), plot)
 
 
 def _of_attack(label: str, node: AttackConfig) -> Shown:
@@ -95,11 +90,8 @@ _OF_PAIRS = {
         "The same of the input side: each leading input direction of the update is split into what the weights before "
         "read and the rest; above the dotted line the update listens to directions that they hardly use, more than a "
         "random one would.",
-        partial(
-            output_space.draw_null_spaces,
-            plot=plot,
-            analysis="input_alignment",
-            name="input directions of the update in the null space",
+        lambda table: output_space.draw_null_spaces(
+            table, plot, analysis="input_alignment", name="input directions of the update in the null space"
         ),
         _of("input_alignment"),
     ),
@@ -133,11 +125,7 @@ _JAILBREAKS = {
         attack_figures.jailbreaks,
         (_of("clusters", "relative_tau") | _of("input_space", "gain") | _of("sensitivity", "gradient_norm"))
         & (pl.col("condition") != ""),
-        claims=(
-            "jailbreaks_nearer_safe",
-            "jailbreaks_evade_update",
-            "jailbreaks_sensitivity",
-        ),
+        claims=("jailbreaks_nearer_safe", "jailbreaks_evade_update", "jailbreaks_sensitivity"),
         layer_means=True,
     ),
 }
@@ -151,11 +139,7 @@ _JOINT = {
         "not among these, so that rates differ a little from the accuracy table's).",
         intervention_figures.interventions,
         _of("interventions") & _PART.is_in(list(intervention_figures.SCALED)),
-        claims=(
-            "interpolation",
-            "extrapolation_null",
-            "extrapolation_cost",
-        ),
+        claims=("interpolation", "extrapolation_null", "extrapolation_cost"),
     ),
     "causal": Shown(
         "Which part of the update matters",
@@ -168,12 +152,7 @@ _JOINT = {
         & ~_TRANSFER
         & ~_PART.is_in([part for part in intervention_figures.SCALED if part != "whole"])
         & ((_PART != "whole") | (pl.col("strength") == 1)),
-        claims=(
-            "null_part_suffices",
-            "null_part_beyond_range",
-            "null_part_necessary",
-            "mlp_beyond_attention",
-        ),
+        claims=("null_part_suffices", "null_part_beyond_range", "null_part_necessary", "mlp_beyond_attention"),
     ),
     "transfer": Shown(
         "Lending one method's update to another",

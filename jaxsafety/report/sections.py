@@ -40,21 +40,14 @@ def read(run_directory: Path) -> dict[str, pl.DataFrame]:
 
 
 def of_run(run_directory: Path) -> dict[str, Shown]:
-    """Returns the figures that a run's recipe has, by name.
-
-    Raises:
-        ValueError: the recipe names something that is not there any more.
-    """
+    """Returns the figures that a run's recipe has, by name; raises as :func:`yaml_file.recorded`."""
     return listed(yaml_file.recorded(run_directory))
 
 
 def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown] | None = None) -> pl.DataFrame:
-    """Returns the seed table of a figure: what it draws, and what its CSV holds.
+    """Returns the seed table of a figure of ``shown``: what it draws, and what its CSV holds.
 
-    Args:
-        name: a key of ``shown``.
-        frames: as returned by ``read``.
-        shown: the figures there are, as returned by ``of_run``; None for those of no run in particular.
+    Frames are those of :func:`read`, figures those of :func:`of_run`; None for those of no run in particular.
 
     Raises:
         ValueError: an unknown name, or two values for one seed of one quantity.
@@ -75,12 +68,7 @@ def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Sho
 
 
 def draw(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown] | None = None) -> str:
-    """Draws one figure as SVG.
-
-    Args:
-        name: a key of ``shown``.
-        frames: as returned by ``read``.
-        shown: as for :func:`table`.
+    """Draws one figure as SVG; the arguments are those of :func:`table`.
 
     Raises:
         ValueError: an unknown name, or nothing to draw (``NothingToDraw``).
@@ -108,11 +96,7 @@ def write_figure(name: str, run_directory: Path, out: Path) -> None:
 def write_tables(run_directory: Path) -> dict[str, str]:
     """Writes ``results/tables/<name>.csv`` and ``.parquet`` of every figure that has rows, atomically.
 
-    Returns:
-        name to the path of its table relative to the run directory, without the suffix.
-
-    Raises:
-        ValueError: the run has no analyses, or a file of it is damaged.
+    Returns name to the path of its table relative to the run directory, without the suffix; raises as :func:`read`.
     """
     frames, shown = read(run_directory), of_run(run_directory)
     folder = run_directory / "results" / "tables"
@@ -146,11 +130,6 @@ def _slopes(frames: Mapping[str, pl.DataFrame], columns: list[str]) -> pl.DataFr
     if "curves" not in frames:
         return pl.DataFrame(schema=results.ANALYSIS_SCHEMA).select(columns)
     absent = {"analysis": "curves", "subset": "all", "part": "", "layer": None, "strength": None}
-    tuning = dead_lanes.without_dead(frames["curves"].filter(pl.col("stage") == "tune"))
-    return (
-        tuning.filter(pl.col("metric") == "rewards/slope")
-        .with_columns(
-            pl.lit(value, dtype=results.ANALYSIS_SCHEMA[column]).alias(column) for column, value in absent.items()
-        )
-        .select(columns)
-    )
+    tuning = dead_lanes.without_dead(frames["curves"].filter(stage="tune")).filter(metric="rewards/slope")
+    added = (pl.lit(value, dtype=results.ANALYSIS_SCHEMA[column]).alias(column) for column, value in absent.items())
+    return tuning.with_columns(added).select(columns)

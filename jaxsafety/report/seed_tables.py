@@ -11,45 +11,22 @@ import polars as pl
 from jaxsafety.claims.intervals import Interval, student_interval
 from jaxsafety.report.tables import CONDITIONS, Model, model_order
 
-LABELS = (
-    "analysis",
-    "method",
-    "lr_name",
-    "lr",
-    "step",
-    "condition",
-    "subset",
-    "layer",
-    "part",
-    "strength",
-    "metric",
-)
+_MODEL = ("method", "lr_name", "lr")
+LABELS = ("analysis", *_MODEL, "step", "condition", "subset", "layer", "part", "strength", "metric")
 # The metrics of an interval that rows bring along.
 BOUND = "^(.*)_(low|high|n)$"
 # Metrics that are shares of something: in [0, 1], and so is their interval.
 SHARES = (
     *("complied", "refused", "other", "exact_match", "first_refusal", "never_refuses", "histogram", "nearest_safe"),
-    *(
-        "accuracy",
-        "leading_share",
-        "leading_energy",
-        "jacobian_converged",
-        "null_norm",
-        "null_norm_mean",
-        "null_energy",
-    ),
-    *("total_null_energy", "baseline_norm", "baseline_energy", "baseline_sampled"),
+    *("accuracy", "leading_share", "leading_energy", "jacobian_converged", "null_norm", "null_norm_mean"),
+    *("null_energy", "total_null_energy", "baseline_norm", "baseline_energy", "baseline_sampled"),
 )
 
 
 def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
-    """Puts the values of all seeds of one quantity into one row.
+    """Puts the values of all seeds of one quantity, rows of ``LABELS``, seed and value, into one row.
 
-    Args:
-        rows: tidy rows with the columns ``LABELS``, ``seed`` and ``value``.
-
-    Returns:
-        columns ``LABELS``, mean, low, high, n, seed_<k>; rows in the order of analyses, models, steps and metrics.
+    Rows are in the order of analyses, models, steps and metrics.
 
     Raises:
         ValueError: two values for one seed of one quantity (results of several runs).
@@ -107,7 +84,7 @@ def conditions_of(table: pl.DataFrame) -> list[str]:
 
 def models_of(table: pl.DataFrame) -> list[Model]:
     """The models that a table has rows of: pretrained, then method by learning rate."""
-    return sorted({Model(*key) for key in table.select("method", "lr_name", "lr").iter_rows()}, key=model_order)
+    return sorted({Model(*key) for key in table.select(_MODEL).iter_rows()}, key=model_order)
 
 
 def of_model(table: pl.DataFrame, model: Model) -> pl.DataFrame:
@@ -140,8 +117,7 @@ def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     own = rows.select("analysis", "metric").unique()
     bounded = bounded.join(own, on=["analysis", "metric"], how="semi")
     plain = rows.join(bounded.select("place"), on="place", how="anti", maintain_order="left").drop("place")
-    given = bounded.select(*LABELS)
-    given = given.unique()
+    given = bounded.select(*LABELS).unique()
     for name, dtype in {"low": pl.Float64, "high": pl.Float64, "n": pl.Int64}.items():
         one = bounded.filter(bound=name).select(*LABELS, pl.col("value").cast(dtype).alias(f"given_{name}"))
         given = given.join(one, on=list(LABELS), how="left", nulls_equal=True)
@@ -150,8 +126,8 @@ def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _ordered(table: pl.DataFrame) -> pl.DataFrame:
     ranks = [(*model, rank) for rank, model in enumerate(models_of(table))]
-    schema = {"method": pl.String, "lr_name": pl.String, "lr": pl.Float64, "rank": pl.Int64}
-    ranked = table.join(pl.DataFrame(ranks, schema=schema, orient="row"), on=["method", "lr_name", "lr"])
+    schema = dict(zip(_MODEL, (pl.String, pl.String, pl.Float64), strict=True)) | {"rank": pl.Int64}
+    ranked = table.join(pl.DataFrame(ranks, schema=schema, orient="row"), on=_MODEL)
     names = list(CONDITIONS)
     condition = pl.col("condition").replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
     order = ["analysis", "rank", "step", "metric", condition, "condition", "subset", "part", "layer", "strength"]

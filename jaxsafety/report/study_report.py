@@ -60,9 +60,7 @@ def _examples(path: Path) -> list[dict[str, Any]]:
 def analysed(directory: Path, *, claims: Literal["all", "measured"] = "all") -> dict[str, Any]:
     """Returns what a report says about the analyses of a run, by argument of ``write_report``; writes their tables.
 
-    Args:
-        directory: the run directory.
-        claims: every claim, or those alone that its analyses have a number for.
+    Claims are all, or those alone that its analyses have a number for.
 
     Raises:
         ValueError: there are none, or a file of them is damaged.

@@ -15,6 +15,7 @@ from rich.box import Box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from jaxsafety.claims.evidence import Model
 from jaxsafety.claims.intervals import RATE_TOLERANCE, Interval, mean_interval
 from jaxsafety.rundir.results import METHODS, check_schema
 
@@ -62,14 +63,6 @@ class Cell:
     values: dict[int, float | None]
     interval: Interval
     dead: int
-
-
-class Model(NamedTuple):
-    """One row of a table: a method at one learning rate."""
-
-    method: str
-    lr_name: str
-    lr: float
 
 
 class Dead(NamedTuple):
@@ -253,15 +246,14 @@ def _cells(frame: pl.DataFrame) -> dict[Model, dict[tuple[str, str], Cell]]:
     lane = ["method", "lr_name", "lr", "seed"]
     rows = frame.filter(pl.col("stage") == "evaluate").filter(pl.col("step") == pl.col("step").max().over(lane))
     values: dict[Model, dict[tuple[str, str], dict[int, float | None]]] = {}
-    for row in rows.iter_rows(named=True):
-        model = Model(row["method"], row["lr_name"], row["lr"])
-        seeds = values.setdefault(model, {}).setdefault((row["condition"], row["metric"]), {})
-        if row["seed"] in seeds:
+    for *model, seed, condition, metric, value in rows.select(*lane, "condition", "metric", "value").iter_rows():
+        seeds = values.setdefault(Model(*model), {}).setdefault((condition, metric), {})
+        if seed in seeds:
             raise ValueError(
-                f"two values of {row['condition']}/{row['metric']} for {model_label(model)} seed {row['seed']}: "
+                f"two values of {condition}/{metric} for {model_label(Model(*model))} seed {seed}: "
                 "expected one; filter the frame to one run first"
             )
-        seeds[row["seed"]] = row["value"]
+        seeds[seed] = value
     rated = (*VERDICTS, *(column.metric for column in COLUMNS.values()))
     return {
         model: {key: _cell(seeds) for key, seeds in values[model].items() if key[1] in rated}

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsafety.report import plot as panels
+from jaxsafety.report.plot import CHANCE, ROW
 from jaxsafety.report.plotting import INK, Picture, model_styles
-from jaxsafety.report.seed_tables import features_of, models_of, of_model, pick
+from jaxsafety.report.seed_tables import features_of, models_of, pick
 from jaxsafety.report.tables import Model, method_label
 
 
@@ -26,16 +27,12 @@ class _Panel(NamedTuple):
     scale: Literal["linear", "log", "share"] = "linear"
 
 
+_EDITED = {"analysis": "interventions", "metric": "refused"}
 _DYNAMICS = (
     _Panel("Instruct", {"analysis": "verdicts", "metric": "exact_match"}, ("safe",), "share"),
     _Panel("Null", {"analysis": "verdicts", "metric": "refused"}, ("unsafe",), "share"),
-    *(
-        _Panel(title, {"analysis": "interventions", "metric": "refused", "part": part}, ("unsafe",), "share")
-        for title, part in (
-            ("Null: null-space part alone", "only_null"),
-            ("Null: without the null-space part", "all_but_null"),
-        )
-    ),
+    _Panel("Null: null-space part alone", _EDITED | {"part": "only_null"}, ("unsafe",), "share"),
+    _Panel("Null: without the null-space part", _EDITED | {"part": "all_but_null"}, ("unsafe",), "share"),
     _Panel("cluster separation (relative gap)", {"analysis": "clusters", "metric": "relative_gap"}),
     _Panel("null-space excess, up matrix", {"analysis": "output_space", "metric": "excess", "part": "up"}),
     _Panel(
@@ -44,8 +41,6 @@ _DYNAMICS = (
     _Panel("sensitivity (log)", {"analysis": "sensitivity", "metric": "gradient_norm"}, ("safe", "unsafe"), "log"),
 )
 _CONDITION_DASHES = {"safe": "solid", "unsafe": (0, (4, 2))}
-_CHANCE = {"color": INK, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
-_ROW = 84
 
 
 def dynamics(table: pl.DataFrame) -> Picture:
@@ -59,7 +54,7 @@ def dynamics(table: pl.DataFrame) -> Picture:
         pl.concat([rows for _, rows in found]).filter(pl.col("method") != "pretrained"), "the steps of training"
     )
     models = models_of(rows)
-    rates = list(dict.fromkeys(model.lr_name for model in sorted(models, key=lambda model: -model.lr)))
+    rates = panels.rates_of(models)
     shown = [(panel, rows) for panel, rows in found if (rows["n"] > 0).any()]
 
     def draw(figure: Figure) -> None:
@@ -77,10 +72,10 @@ def dynamics(table: pl.DataFrame) -> Picture:
             panels.head(axes, rate)
         grid[-1, 0].set_xscale("log")
         panels.log_ticks(grid[-1, 0].xaxis, most=4)
-        figure.supxlabel("training step (log)", fontsize=12)
+        panels.axis_titles(figure, x="training step (log)")
         panels.legend(figure, _dynamics_keys(models), columns=3)
 
-    height = 100 + _ROW * len(shown) + panels.legend_height(len(_dynamics_keys(models)), columns=3)
+    height = 100 + ROW * len(shown) + panels.legend_height(len(_dynamics_keys(models)), columns=3)
     return Picture(draw, height, "what changes when, along training")
 
 
@@ -96,16 +91,15 @@ def _draw_dynamics(axes: Axes, rows: pl.DataFrame, models: Sequence[Model]) -> N
     for condition in rows["condition"].unique(maintain_order=True):
         shown = pick(rows, condition=condition)
         for mean in pick(shown, method="pretrained")["mean"].drop_nulls():
-            axes.axhline(mean, zorder=0, **_CHANCE)
-        for model in models:
-            # Step 0 is the pretrained model, and not on a logarithmic axis.
-            curve = of_model(shown, model).filter(pl.col("step") > 0)
-            dashes = _CONDITION_DASHES.get(condition, "solid") if rows["condition"].n_unique() > 1 else "solid"
-            panels.draw_curve(axes, curve, over="step", style=styles[model] | {"linestyle": dashes})
+            axes.axhline(mean, zorder=0, **CHANCE)
+        dashes = _CONDITION_DASHES.get(condition, "solid") if rows["condition"].n_unique() > 1 else "solid"
+        dashed = {model: style | {"linestyle": dashes} for model, style in styles.items()}
+        # Step 0 is the pretrained model, and not on a logarithmic axis.
+        panels.draw_curves(axes, shown.filter(pl.col("step") > 0), over="step", model=dashed)
     axes.grid(visible=True, axis="y")
 
 
-def _dynamics_keys(models: Sequence[Model]) -> list[Any]:
+def _dynamics_keys(models: Sequence[Model]) -> dict[str, Any]:
     methods = {method_label(model): style | {"linestyle": "solid"} for model, style in model_styles(models).items()}
     dashes = {name: {"color": INK, "linestyle": dash} for name, dash in _CONDITION_DASHES.items()}
-    return [panels.key(name, style) for name, style in (methods | dashes | {"pretrained": _CHANCE}).items()]
+    return methods | dashes | {"pretrained": CHANCE}

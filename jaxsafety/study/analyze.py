@@ -4,7 +4,7 @@ The stage is a list of pieces, each of compiled programs over the lanes ``[h, s]
 ``results/analyze/`` and is not repeated. Snapshots are measured by the very program that measures the final models.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -20,20 +20,10 @@ from jaxsafety.engine import hosts
 from jaxsafety.recipe.schema import PRETRAINED
 from jaxsafety.rundir import results
 from jaxsafety.rundir.layout import ANALYSIS_FILE
-from jaxsafety.study import evaluate, judged, pipeline
+from jaxsafety.study import evaluate, judged, pipeline, probe
 from jaxsafety.study.evaluate import Models
 from jaxsafety.study.pipeline import Study
-from jaxsafety.study.probe import (
-    PerSeed,
-    Subjects,
-    axes_of,
-    gather,
-    measured,
-    program,
-    run_each,
-    to_frame,
-    without_base,
-)
+from jaxsafety.study.probe import PerSeed, Subjects, axes_of, run_each, to_frame, without_base
 from jaxsafety.study.view import model_of
 from jaxsafety.types import Coordinate, Params, Point, View
 
@@ -62,27 +52,22 @@ def write(run: Study) -> None:
         ValueError: a stage before has not been finished.
         Stopped: a signal has asked to stop; the pieces before are saved.
     """
-    folder = run.directory / "results"
+    folder, schema = run.directory / "results", results.ANALYSIS_SCHEMA
     pipeline.check_tuned(run)
     found = pieces(run)
     todo = hosts.decide(lambda: [name for name in found if not _path(folder, name).exists()])
     if todo:
-        subjects = gather(run)
+        subjects = probe.gather(run)
         for name in todo:
             hosts.check(f"before the analysis {name}")
-            empty = pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
-            _write(_path(folder, name), pl.concat([empty, *found[name](subjects)]))
-    hosts.decide(lambda: _collect(folder, tuple(found)))
+            frame = pl.concat([pl.DataFrame(schema=schema), *found[name](subjects)])
+            hosts.decide(partial(results.write_results, _path(folder, name), frame, schema=schema))
 
+    def collect() -> None:
+        everything = results.read_results([_path(folder, name) for name in found], schema=schema)
+        results.write_results(folder / ANALYSIS_FILE, everything, schema=schema)
 
-def _write(path: Path, frame: pl.DataFrame) -> None:
-    hosts.decide(lambda: results.write_results(path, frame, schema=results.ANALYSIS_SCHEMA))
-
-
-def _collect(folder: Path, names: Sequence[str]) -> None:
-    schema = results.ANALYSIS_SCHEMA
-    everything = results.read_results([_path(folder, name) for name in names], schema=schema)
-    results.write_results(folder / ANALYSIS_FILE, everything, schema=schema)
+    hosts.decide(collect)
 
 
 def _path(folder: Path, piece: str) -> Path:
@@ -90,8 +75,7 @@ def _path(folder: Path, piece: str) -> Path:
 
 
 def _final_models(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    run = subjects.run
-    yield from _measured(subjects, subjects.models, step=run.recipe.tune.steps, label="analyze models")
+    yield from _measured(subjects, subjects.models, step=subjects.run.recipe.tune.steps, label="analyze models")
 
 
 def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
@@ -99,9 +83,9 @@ def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
     # The pretrained row keeps the program's shape, and has been written already.
     for frame in _measured(subjects, models, step=step, label=f"analyze step {step}"):
         yield frame.filter(pl.col("method") != PRETRAINED)
-    along = [label for label, node in subjects.run.recipe.edits.items() if node.along]
-    for label in along:
-        yield from _edit(subjects, without_base(models), label, step=step, strongest=True)
+    for label, node in subjects.run.recipe.edits.items():
+        if node.along:
+            yield from _edit(subjects, without_base(models), label, step=step, strongest=True)
 
 
 def _measured(subjects: Subjects, models: Models, *, step: int, label: str) -> Iterator[pl.DataFrame]:
@@ -121,12 +105,8 @@ def _measured(subjects: Subjects, models: Models, *, step: int, label: str) -> I
 
 def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     """An analysis of every two methods at every learning rate."""
-    run, tuned = subjects.run, without_base(subjects.models)
-    node, methods, rates = (
-        run.recipe.analyses[label],
-        list(run.recipe.tune.methods),
-        len(run.recipe.tune.learning_rates),
-    )
+    run, tuned, node = subjects.run, without_base(subjects.models), subjects.run.recipe.analyses[label]
+    methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
     rows = [
         (one * rates + rate, other * rates + rate, f"{methods[one]}~{methods[other]}")
         for one, other in combinations(range(len(methods)), 2)
@@ -139,10 +119,10 @@ def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     def lane(pair: tuple[Params, Params], per_seed: PerSeed, _: Array) -> Any:
         with jax.default_matmul_precision("highest"):
             view = View(model_of(run.recipe, run.world), pair[0], per_seed[2], other=pair[1])
-            return measured(node, view, key=per_seed[0])
+            return probe.measured(node, view, key=per_seed[0])
 
     pair = tuple(jax.tree.map(lambda leaf, i=index: leaf[jnp.asarray(i)], tuned.params) for index in (left, right))
-    (found,) = run_each(subjects, program(run, lane, rows=len(rows)), pair, [()], label=f"analyze {label}")
+    (found,) = run_each(subjects, probe.program(run, lane, rows=len(rows)), pair, [()], label=f"analyze {label}")
     finite = tuned.finite[left] & tuned.finite[right]
     for row, name in enumerate(names):
         model = Models((tuned.labels[left[row]],), None, finite[row : row + 1])
@@ -168,7 +148,7 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
         point = dict(zip(names, values, strict=True))
         return judged.attacked_measures(run.recipe, run.world, node, params, per_seed, places=places, point=point)
 
-    attack = program(run, lane, rows=len(models.labels))
+    attack = probe.program(run, lane, rows=len(models.labels))
     found = run_each(subjects, attack, models.params, [_scalars(point) for point in points], label=f"attack {label}")
     axes = {"attacked": Coordinate("condition", tuple(conditions))}
     for point, one in zip(points, found, strict=True):
@@ -201,7 +181,7 @@ def _edit(
         point = dict(zip(names, values, strict=True))
         return judged.edited(node, {role: given[role] for role in roles}, point=point, key=per_seed[0])
 
-    make = program(run, lane, rows=len(tuned.labels))
+    make = probe.program(run, lane, rows=len(tuned.labels))
     # Of another method: same learning rate, same seed.
     for offset in range(1, len(methods)) if "other" in roles else [0]:
         turned = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
@@ -215,7 +195,7 @@ def _edit(
         for point, one in zip(points, found, strict=True):
             part, strength = _named(point)
             part = ",".join(filter(None, [label, part]))
-            for rows, other in _rows(tuned, methods, rates, offset):
+            for rows, other in _rows(methods, rates, offset):
                 chosen = Models(tuned.labels[rows], None, finite[rows])
                 yield to_frame(
                     subjects, EDITED, {key: values[rows] for key, values in one.items()}, chosen, step=step,
@@ -223,7 +203,7 @@ def _edit(
                 )  # fmt: skip
 
 
-def _rows(tuned: Models, methods: list[str], rates: int, offset: int) -> Iterator[tuple[slice, str]]:
+def _rows(methods: list[str], rates: int, offset: int) -> Iterator[tuple[slice, str]]:
     """The rows h that one edit's rows are of: all, or a method's, with the name of the other one."""
     if not offset:
         yield slice(None), ""

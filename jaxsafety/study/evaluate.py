@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsafety import keys, world
+from jaxsafety.claims.evidence import Model as Label
 from jaxsafety.engine import hosts, loop, programs
 from jaxsafety.engine.programs import Grid
 from jaxsafety.models import generation
@@ -24,22 +25,8 @@ from jaxsafety.types import Key, Params, Trial
 from jaxsafety.world import World, text
 
 
-class Label(NamedTuple):
-    """One row of the grid of models."""
-
-    method: str
-    lr_name: str
-    lr: float
-
-
 class Models(NamedTuple):
-    """All models of a study in one stack.
-
-    Attributes:
-        labels: one per row, axis h.
-        params: ``[h, s, ...]``.
-        finite: ``[h, s]`` bool, False for a lane that diverged.
-    """
+    """All models of a study in one stack: labels ``[h]``, ``params [h, s, ...]`` and ``[h, s]`` which lanes live."""
 
     labels: tuple[Label, ...]
     params: Params
@@ -47,11 +34,7 @@ class Models(NamedTuple):
 
 
 def gather(run: Study) -> Models:
-    """Stacks the pretrained and all tuned models of a finished run.
-
-    Raises:
-        ValueError: a stage has not been finished.
-    """
+    """Stacks the pretrained and all tuned models of a run, or raises as :func:`pipeline.check_tuned`."""
     states = {PRETRAINED: pipeline.pretrained(run), **pipeline.tuned(run)}
     points = [run.pretrain_grid.points] + [run.tune_grid.points] * (len(states) - 1)
     labels = [Label(method, *point) for method, grid in zip(states, points, strict=True) for point in grid]
@@ -61,11 +44,7 @@ def gather(run: Study) -> Models:
 
 
 def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
-    """Stacks the pretrained model of ``models`` and all tuned ones as they were after ``step`` tuning steps.
-
-    Raises:
-        ValueError: no such snapshot.
-    """
+    """Stacks the pretrained model of ``models`` and the snapshots of all tuned ones after ``step`` tuning steps."""
     found = pipeline.snapshots(run, step=step)
     first = jax.tree.map(lambda leaf: leaf[:1], models.params)
     params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, *(params for params, _ in found.values()))

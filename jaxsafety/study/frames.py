@@ -13,6 +13,7 @@ from jaxsafety.types import Coordinate
 # (metric, axes) to [h, s, *axes].
 Arrays = Mapping[tuple[str, str], np.ndarray]
 
+_MODEL = ("method", "lr_name", "lr", "step")
 _ABSENT = {"condition": "", "subset": "all", "layer": None, "part": "", "strength": None}
 
 
@@ -31,19 +32,11 @@ class Lanes(NamedTuple):
 
 
 def to_frame(
-    arrays: Arrays,
-    coordinates: Mapping[str, Coordinate],
-    lanes: Lanes,
-    *,
-    labels: Mapping[str, Any],
+    arrays: Arrays, coordinates: Mapping[str, Coordinate], lanes: Lanes, *, labels: Mapping[str, Any]
 ) -> pl.DataFrame:
     """Returns one row per entry of every array; entries of living lanes that are NaN are undefined and left out.
 
-    Args:
-        arrays: (metric, axes) to ``[h, s, *axes]``.
-        coordinates: the places along every axis, by its name.
-        lanes: the models and seeds.
-        labels: columns that are the same for all rows; they win over the defaults of absent axes.
+    ``labels``, the same for all rows, win over the defaults of absent axes.
 
     Raises:
         ValueError: an axis without coordinates, or an array of other dimensions than its axes.
@@ -60,11 +53,10 @@ def _one(metric, axes, values, coordinates, lanes, labels):
     dead = np.broadcast_to(~lanes.finite.reshape(lanes.finite.shape + (1,) * len(axes)), values.shape)
     kept = np.nonzero(dead | np.isfinite(values))
     row, seed, *places = kept
-    columns = {
-        name: np.asarray(model)[row] for name, model in zip(_MODEL, zip(*lanes.models, strict=True), strict=True)
-    }
+    models = zip(*lanes.models, strict=True)
+    columns = {name: np.asarray(model)[row] for name, model in zip(_MODEL, models, strict=True)}
     columns |= {"seed": np.asarray(lanes.seeds)[seed], "metric": metric}
-    columns |= {name: value for name, value in (_ABSENT | dict(labels)).items()}
+    columns |= _ABSENT | dict(labels)
     for axis, place in zip(axes, places, strict=True):
         check_name(f"axis of {metric}", axis, coordinates)
         column, names = coordinates[axis]
@@ -76,6 +68,3 @@ def _one(metric, axes, values, coordinates, lanes, labels):
         for name in ANALYSIS_SCHEMA
     }
     return pl.DataFrame(filled, schema=ANALYSIS_SCHEMA)
-
-
-_MODEL = ("method", "lr_name", "lr", "step")

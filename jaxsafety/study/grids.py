@@ -6,6 +6,7 @@ What goes wrong in a cell is written into its manifest and stops none of the oth
 grid: a lock guards every cell and every pretraining.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxsafety import tree
 from jaxsafety.recipe import cells, yaml_file
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
@@ -171,8 +171,7 @@ def _tune(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
         return [by_study[ready.directory] for ready in studies]
 
     def tune(studies: Sequence[Study], label: str) -> None:
-        base = jax.tree.map(lambda leaf: leaf[0], pipeline.pretrained(studies[0]))
-        pipeline.tune_together(studies, label, base)
+        pipeline.tune_together(studies, label, tree.lane(pipeline.pretrained(studies[0]), 0))
 
     for label in jobs[0].ready.recipe.tune.methods if jobs else ():
         alive = [job.ready for job in jobs if job.cell.name not in outcome.failed]
@@ -186,13 +185,9 @@ def _tune(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
 
 
 def _as_one(
-    studies: Sequence[Study],
-    stage: str,
-    train: Callable[[Sequence[Study]], Any],
-    users: Callable[[Sequence[Study]], list[Job]],
-    stages: Stages,
-    outcome: Outcome,
-) -> None:
+    studies: Sequence[Study], stage: str, train: Callable[[Sequence[Study]], Any],
+    users: Callable[[Sequence[Study]], list[Job]], stages: Stages, outcome: Outcome,
+) -> None:  # fmt: skip
     """Trains studies as one program; where that fails, one by one, so that only the one at fault fails."""
     apart: Sequence[Study] = ()
     with _kept(users(studies), stage, outcome):
@@ -263,15 +258,13 @@ def _opened(directory: Path, recipe: Recipe) -> AbstractContextManager[Path]:
 def _waited_for(directory: Path, recipe: Recipe) -> Iterator[None]:
     """Opens a directory that another process of the same grid may be at work in."""
     with ExitStack() as lock:
-        said = False
-        while True:
+        for attempt in itertools.count():
             try:
                 lock.enter_context(_opened(directory, recipe))
                 break
             except locks.RunInUseError:
-                if not said:
+                if not attempt:
                     progress.say(f"waiting for another process to end its work in {directory}")
-                    said = True
                 signals.check(f"while another process works in {directory}")
                 time.sleep(_POLL_S)
         yield

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jaxsafety import keys, losses
+from jaxsafety.analysis import sensitivity as of_prompts
 from jaxsafety.analysis import verdicts
 from jaxsafety.linalg import clusters, sensitivity, update_spaces
 from jaxsafety.linalg.masked import averaged
@@ -15,7 +16,7 @@ from jaxsafety.recipe.nodes import AttackConfig, EditConfig
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study.view import Prompts, class_means, first_prompts, model_of, opening, view
 from jaxsafety.subjects import judge
-from jaxsafety.types import Attacked, Hook, Key, Measured, Model, Params, Point, Target, Trial
+from jaxsafety.types import Attacked, Key, Measured, Model, Params, Point, Target, Trial
 from jaxsafety.world import World
 
 # Where the first MLP matrix reads, and what its neurons say.
@@ -43,10 +44,7 @@ def edited_measures(
         taus = [clusters.tau(row, means) for row in rows[:2]]
         apart = clusters.separation(*taus, centroids=means, safe_weights=everyone[0], unsafe_weights=everyone[1])
 
-        def norms(trial: Trial) -> Float[Array, " b"]:
-            inputs = seen.model.embed(params, trial.complied.tokens[:, : seen.longest])
-            return _gradient_norm(seen.model, params, inputs, trial)
-
+        norms = partial(of_prompts.gradient_norms, seen)
         classes = jax.lax.map(norms, jax.tree.map(lambda leaf: leaf[:2], few.trials))
         return verdicts.measure(seen, verdicts.Config(), key=key) | {
             ("relative_tau", "condition layer"): averaged(relative, everyone[:, None]),
@@ -62,14 +60,7 @@ def attacked_measures(
 ) -> Measured:  # fmt: skip
     """Makes one attack of one strength on a model, and judges and measures it on the prompts of some conditions.
 
-    Args:
-        recipe: the study.
-        world_: its world.
-        node: the attack.
-        params: the model.
-        per_seed: the seed's root key, its prompts and its base.
-        places: of the conditions, axis ``attacked``.
-        point: a traced scalar for every swept field.
+    ``places`` are those of the conditions, axis ``attacked``; ``point`` has a traced scalar for every swept field.
     """
     key, prompts, base = per_seed
     attack, model = node.load(), model_of(recipe, world_)
@@ -114,7 +105,10 @@ def _inside(
     acted = update_spaces.input_space(before, delta, inputs=found.activations[_IN][:, :, 0], rank=1)
     tokens = trial.complied.tokens
     inputs = tokens if tokens.ndim == 3 else model.embed(params, tokens)
-    norms = _gradient_norm(model, params, inputs, trial, edit=done.edit)
+    varied = jnp.arange(inputs.shape[1])[None, :] < trial.last[:, None]
+    norms = sensitivity.gradient_norm(
+        lambda e: model.apply(params, e, edit=done.edit).logits, inputs, position=trial.last, prompt=varied
+    )
     logprobs = losses.token_logprobs(found.logits, trial.complied.targets)
     nll = -losses.sequence_logprobs(logprobs, trial.complied.mask, reduction="mean")
     return {
@@ -123,15 +117,3 @@ def _inside(
         ("gradient_norm", "attacked subset"): averaged(norms[None], subsets),
         ("nll_nats", "attacked"): averaged(nll, subsets[0]),
     }
-
-
-def _gradient_norm(
-    model: Model, params: Params, inputs: Float[Array, "b t d"], trial: Trial, *, edit: Hook | None = None
-) -> Float[Array, " b"]:
-    """The gradient norm of the top logit over what stands before the last prompt token."""
-    varied = jnp.arange(inputs.shape[1])[None, :] < trial.last[:, None]
-
-    def forward(embeddings: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        return model.apply(params, embeddings, edit=edit).logits
-
-    return sensitivity.gradient_norm(forward, inputs, position=trial.last, prompt=varied)

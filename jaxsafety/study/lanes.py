@@ -18,22 +18,10 @@ from jaxsafety import keys, tree, world
 from jaxsafety.methods import sft
 from jaxsafety.models import gpt
 from jaxsafety.recipe.nodes import MethodConfig
-from jaxsafety.recipe.schema import Recipe
+from jaxsafety.recipe.schema import PretrainConfig, Recipe, TuneConfig
 from jaxsafety.subjects import judge as judging
 from jaxsafety.training import objective, optim, stepping
-from jaxsafety.types import (
-    Batch,
-    Forward,
-    HParams,
-    Key,
-    Metrics,
-    Model,
-    Params,
-    PreferenceBatch,
-    Terms,
-    TrainState,
-    Trial,
-)
+from jaxsafety.types import Batch, HParams, Key, Metrics, Model, Params, PreferenceBatch, Terms, TrainState, Trial
 from jaxsafety.world import Condition, World
 
 Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
@@ -54,24 +42,14 @@ def training_model_of(recipe: Recipe, world: World) -> Model:
     return gpt.model(replace(recipe.model.build(world), compute_dtype=recipe.model.compute_dtype))
 
 
-def forward_of(model: Model) -> Forward:
-    """Returns a model's logits alone, as the losses and (of embeddings) the sensitivities take them."""
-    return lambda params, tokens: model.apply(params, tokens).logits
-
-
 def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
     """Returns fresh parameters from the seed's root key."""
     return gpt.init(recipe.model.build(world), key=keys.stream(key, "init"))
 
 
-def pretrain_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformation:
-    """Returns the optimiser of the pretraining stage at one hyper-parameter point."""
-    return optim.make_optimizer(recipe.pretrain.optim, peak_lr=point.peak_lr, total_steps=recipe.pretrain.steps)
-
-
-def tune_optimizer(recipe: Recipe, point: HParams) -> optax.GradientTransformation:
-    """Returns the optimiser of the tuning stage at one hyper-parameter point."""
-    return optim.make_optimizer(recipe.tune.optim, peak_lr=point.peak_lr, total_steps=recipe.tune.steps)
+def optimizer(stage: PretrainConfig | TuneConfig, point: HParams) -> optax.GradientTransformation:
+    """Returns the optimiser of a stage at one hyper-parameter point."""
+    return optim.make_optimizer(stage.optim, peak_lr=point.peak_lr, total_steps=stage.steps)
 
 
 def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
@@ -89,7 +67,7 @@ def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
             batch_size=config.batch_size,
         )  # fmt: skip
         gradient = stepping.make_gradient(totals, key=stream, total_steps=config.steps)
-        step = stepping.make_step(gradient, pretrain_optimizer(recipe, point))
+        step = stepping.make_step(gradient, optimizer(config, point))
         return stepping.run_steps(step, lambda i: draw(step=i), state, steps=steps)
 
     return chunk
@@ -105,8 +83,7 @@ def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
     ) -> tuple[TrainState, Metrics]:
         key, reference = per_seed
         options, stream, own_stream = method.at_point(point), keys.stream(key, "tune"), keys.stream(key, "method")
-        optimizer = tune_optimizer(recipe, point)
-        step = objective.make_step(own, model, optimizer, options, key=key, total_steps=config.steps)
+        step = objective.make_step(own, model, optimizer(config, point), options, key=key, total_steps=config.steps)
         drawn = partial(
             world.tune_batch_at, world_, key=stream, batch_size=config.batch_size, p_unsafe=point.p_unsafe,
             mix=config.mix,
@@ -123,7 +100,8 @@ def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
 
 def init_tuned(recipe: Recipe, method: MethodConfig, params: Params, *, key: Key, point: HParams) -> TrainState:
     """Returns the state that a method begins with at one hyper-parameter point."""
-    return objective.init_state(method.load(), params, tune_optimizer(recipe, point), method.at_point(point), key=key)
+    own = optimizer(recipe.tune, point)
+    return objective.init_state(method.load(), params, own, method.at_point(point), key=key)
 
 
 def _means(metrics: Metrics) -> Metrics:
@@ -135,14 +113,8 @@ def prompts(
 ) -> Trial:
     """Draws ``evaluate.prompts`` prompts ``[n, b, ...]`` of a condition for one seed.
 
-    They depend on the seed alone, so that all its models are judged on the same prompts.
-
-    Args:
-        recipe: the study.
-        world_: its world.
-        condition: which condition, by its name or as it is.
-        key: the seed's stream key: not its root, so that one compiled program draws for every stream.
-        late_probability: see :func:`jaxsafety.world.batch_at`.
+    They depend on the seed alone, so that all its models are judged on the same prompts. ``key`` is the seed's stream
+    key: not its root, so that one compiled program draws for every stream. See :func:`jaxsafety.world.batch_at`.
     """
     config = recipe.evaluate
     draw = partial(
@@ -161,11 +133,7 @@ def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
 def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
     """Returns the mean verdict rates and accuracies of every batch ``[n]``, see ``subjects.judge``."""
     model = model_of(recipe, world_)
-
-    def one(trial: Trial) -> Metrics:
-        return _means(judging.judge(model, params, trial))
-
-    return jax.lax.map(one, trials)
+    return jax.lax.map(lambda trial: _means(judging.judge(model, params, trial)), trials)
 
 
 def evaluate(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:

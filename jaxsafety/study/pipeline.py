@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsafety import keys, world
+from jaxsafety import keys, tree, world
 from jaxsafety.config import fields
 from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
@@ -35,11 +35,7 @@ from jaxsafety.world import Condition, World
 class Study:
     """A recipe made ready to run.
 
-    Attributes:
-        recipe: the study as data.
-        world: its world, built.
-        strategy: the resolved seed strategy.
-        directory: the run directory.
+    The world is built and the strategy resolved; ``directory`` is the run's.
     """
 
     recipe: Recipe
@@ -75,11 +71,7 @@ class Study:
 
 
 def prepare(recipe: Recipe, directory: Path) -> Study:
-    """Builds the world and resolves the strategy; the first thing to touch a device.
-
-    Raises:
-        ValueError: bad grammar, model or strategy.
-    """
+    """Builds the world and resolves the strategy; the first thing to touch a device. Raises ValueError."""
     built = world.load(recipe.world, grammars=recipe.grammars)
     recipe.model.build(built)
     return Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
@@ -115,7 +107,7 @@ def _pretrain_start(*studies: Study) -> TrainState:
 
     def init(_: Any, key: Array, point: HParams) -> TrainState:
         params = lanes.init_params(study.recipe, study.world, key=key)
-        return stepping.init_state(params, lanes.pretrain_optimizer(study.recipe, point))
+        return stepping.init_state(params, lanes.optimizer(study.recipe.pretrain, point))
 
     return programs.program(init, grid=grid)(lane_dummies(grid), study.roots, _rates(grid))
 
@@ -162,7 +154,7 @@ def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     """Returns ``run(root key)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
     grid = study.pretrain_grid
     lanes_out = programs.program(lambda _, key, __: run(key), grid=grid)(lane_dummies(grid), study.roots, jnp.zeros(1))
-    return jax.tree.map(lambda leaf: leaf[0], lanes_out)
+    return tree.lane(lanes_out, 0)
 
 
 def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, late_probability: float) -> Trial:
@@ -177,7 +169,7 @@ def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, la
         return lanes.prompts(study.recipe, study.world, condition=condition, key=key, late_probability=late)
 
     drawn = programs.program(draw, grid=grid)(lane_dummies(grid), streams, jnp.zeros(1), jnp.float32(late_probability))
-    return jax.tree.map(lambda leaf: leaf[0], drawn)
+    return tree.lane(drawn, 0)
 
 
 def _readout(study: Study) -> tuple[Callable[[Params, Any, Any], Metrics], Any]:
@@ -196,10 +188,7 @@ def pretrain(study: Study) -> TrainState:
 
 
 def pretrain_together(studies: Sequence[Study]) -> TrainState:
-    """Pretrains studies whose pretraining differs in the learning rate alone, as one program.
-
-    Args:
-        studies: unfinished ones, of one part of :func:`in_step`.
+    """Pretrains unfinished studies of one part of :func:`in_step`, which differ in the learning rate, as one program.
 
     Returns:
         The final states ``[h, s, ...]``, one row a study.
@@ -227,11 +216,7 @@ def in_step(studies: Sequence[Study], leg_of: Callable[[Study], Leg]) -> list[tu
 
 
 def pretrained(study: Study) -> TrainState:
-    """Returns the finished pretraining states ``[1, s, ...]``.
-
-    Raises:
-        ValueError: pretraining has not been finished in this run directory.
-    """
+    """Returns the finished pretraining states ``[1, s, ...]``, or raises as :func:`check_pretrained`."""
     check_pretrained(study)
     return pretrain(study)
 
@@ -246,11 +231,7 @@ def is_finished(study: Study, stage: str) -> bool:
 
 
 def check_ready(study: Study, stage: str) -> None:
-    """Checks that the stages before ``stage`` are finished.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Raises a ValueError unless the stages before ``stage`` are finished."""
     if stage == "tune":
         check_pretrained(study)
     elif stage in ("evaluate", "analyze"):
@@ -265,25 +246,20 @@ def own_grammars(recipe: Recipe) -> dict[str, str]:
 
 
 def check_pretrained(study: Study) -> None:
-    """Checks that pretraining is finished in the run directory.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Raises a ValueError unless pretraining is finished in the run directory."""
     if not loop.is_finished(study.pretrain_leg):
         raise ValueError(f"no finished pretraining in {study.directory}: run `jaxsafety pretrain` on it first")
 
 
 def tune(study: Study) -> dict[str, TrainState]:
     """Tunes every method from the pretrained models; returns method label to final states ``[h, s, ...]``."""
-    base = jax.tree.map(lambda leaf: leaf[0], pretrained(study))
-    return {label: _tune_one(study, label, base) for label in study.recipe.tune.methods}
+    base = tree.lane(pretrained(study), 0)
 
+    def one(label: str) -> TrainState:
+        done = loop.is_finished(study.tune_leg(label))
+        return tuned_method(study, label) if done else tune_together((study,), label, base)
 
-def _tune_one(study: Study, label: str, base: TrainState) -> TrainState:
-    if loop.is_finished(study.tune_leg(label)):
-        return tuned_method(study, label)
-    return tune_together((study,), label, base)
+    return {label: one(label) for label in study.recipe.tune.methods}
 
 
 def tuned_method(study: Study, label: str) -> TrainState:
@@ -297,12 +273,9 @@ def tuned_method(study: Study, label: str) -> TrainState:
 
 
 def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> TrainState:
-    """Tunes one method of studies that differ in traced scalars alone, as one program from one pretraining.
+    """Tunes a method of unfinished studies of one part of :func:`in_step` from one pretraining, as one program.
 
-    Args:
-        studies: unfinished ones, of one part of :func:`in_step`.
-        label: the method's label, the same in all of them.
-        base: the pretrained states ``[s, ...]``.
+    They differ in traced scalars; ``base`` holds the pretrained states ``[s, ...]``.
 
     Returns:
         The final states ``[h, s, ...]``: the learning rates of the first study, then those of the next.
@@ -323,14 +296,10 @@ def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> Tra
 
 
 def adopt(study: Study, label: str, params: Params) -> None:
-    """Records models that were trained elsewhere as those that pretraining, or a method, ends with.
+    """Records models ``[h, s, ...]`` that were trained elsewhere as those that pretraining, or a method, ends with.
 
-    Their optimiser's state is zeros: nothing goes on from it.
-
-    Args:
-        study: its stages have a single chunk and no snapshots.
-        label: ``PRETRAINED`` or a method's label.
-        params: ``[h, s, ...]`` in the order of the grid's learning rates and seeds.
+    The study's stages have a single chunk and no snapshots; ``label`` is ``PRETRAINED`` or a method's. The optimiser's
+    state is zeros: nothing goes on from it.
     """
     is_base = label == PRETRAINED
     leg, grid = (study.pretrain_leg, study.pretrain_grid) if is_base else (study.tune_leg(label), study.tune_grid)
@@ -346,7 +315,7 @@ def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
     Raises:
         ValueError: there is no such snapshot, or it is damaged.
     """
-    base = jax.tree.map(lambda leaf: leaf[0], pretrained(study))
+    base = tree.lane(pretrained(study), 0)
 
     def load(label: str) -> tuple[Params, Array]:
         like = jax.eval_shape(partial(_tune_start, base, label, study))
@@ -356,21 +325,13 @@ def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
 
 
 def tuned(study: Study) -> dict[str, TrainState]:
-    """Returns the finished states of every method.
-
-    Raises:
-        ValueError: a method has not been finished in this run directory.
-    """
+    """Returns the finished states of every method, or raises as :func:`check_tuned`."""
     check_tuned(study)
     return tune(study)
 
 
 def check_tuned(study: Study) -> None:
-    """Checks that pretraining and every method are finished in the run directory.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Raises a ValueError unless pretraining and every method are finished in the run directory."""
     check_pretrained(study)
     for label in study.recipe.tune.methods:
         if not loop.is_finished(study.tune_leg(label)):

@@ -58,11 +58,7 @@ class Subjects:
 
 
 def gather(run: Study) -> Subjects:
-    """Loads the models of a finished run and draws the prompts of its analyses.
-
-    Raises:
-        ValueError: a stage has not been finished.
-    """
+    """Loads the models of a finished run and draws the prompts of its analyses; raises as :func:`evaluate.gather`."""
     models = evaluate.gather(run)
     rows = len(models.labels)
     return Subjects(
@@ -113,16 +109,9 @@ def to_frame(
     subjects: Subjects, name: str, found: Arrays, models: Models, *, step: int,
     places: Mapping[str, Coordinate] | None = None, **columns: Any,
 ) -> pl.DataFrame:  # fmt: skip
-    """Returns the rows of arrays ``[h, s, ...]`` of models at a tuning step.
+    """Returns the rows of arrays ``[h, s, ...]`` of ``models`` at a step; ``places`` are those of their own axes.
 
-    Args:
-        subjects: of the run.
-        name: of the analysis, the attack, or ``interventions``.
-        found: (metric, axes) to array.
-        models: the rows h.
-        step: of the tuning.
-        places: along axes of its own.
-        columns: what is the same in all rows.
+    ``name`` is that of the analysis, the attack, or ``interventions``; ``columns`` are the same in all rows.
     """
     rows = [(*label, 0 if label.method == PRETRAINED else step) for label in models.labels]
     lanes = Lanes(rows, subjects.run.recipe.seeds, models.finite)

@@ -29,12 +29,8 @@ from jaxsafety.world.layout import last_prompt_index
 
 @flax.struct.dataclass
 class Prompts:
-    """The prompts of one seed.
-
-    Attributes:
-        trials: ``[c, b, ...]`` what is measured, conditions in the order of ``Recipe.conditions``.
-        held_out: ``[2, b, ...]`` other safe and unsafe prompts, for the means of clusters.
-    """
+    """The prompts of one seed: ``[c, b, ...]`` what is measured, conditions in the order of ``Recipe.conditions``, and
+    ``[2, b, ...]`` other safe and unsafe ones, for the means of clusters."""
 
     trials: Leaf
     held_out: Leaf
@@ -60,14 +56,7 @@ def view(
 ) -> View:
     """Returns what there is to see of one model; what nobody looks at is not computed once it is compiled.
 
-    Args:
-        recipe: the study.
-        world_: its world.
-        params: the model.
-        base: what it was tuned from.
-        prompts: of its seed.
-        sites: whose activations are wanted.
-        key: the seed's root key.
+    Activations are those of ``sites``; ``key`` is the seed's root key.
     """
     model = model_of(recipe, world_)
     look = partial(_look, recipe, world_, model, params, sites=tuple(sites))

@@ -37,13 +37,6 @@ def judge(
     a hook or a decoding rule, too. What stands before the judged block is given, so for the prompts whose second block
     is judged (their first composition is harmless) the true first block is. Garbage is ``other``.
 
-    Args:
-        model: the model.
-        params: its parameters.
-        trial: ``[b, ...]`` prompts with their answers.
-        edit: a hook on the activations.
-        decode: a decoding rule.
-
     Returns:
         Per prompt, in [0, 1]: ``complied``, ``refused``, ``other`` (they sum to 1), ``exact_match`` (both blocks),
         ``exact_match_block1``, ``exact_match_block2``, ``token_accuracy_block1``, ``token_accuracy_block2`` against
@@ -58,13 +51,7 @@ def judge(
 
 
 def verdicts(ok: Bool[Array, "b t"], ok_null: Bool[Array, "b t"], *, trial: Trial) -> dict[str, Float[Array, " b"]]:
-    """The metrics of :func:`judge` from where predictions are right.
-
-    Args:
-        ok: ``[b, t]`` where the true output is predicted, teacher-forced.
-        ok_null: ``[b, t]`` where the refusal is predicted, teacher-forced.
-        trial: the prompts: judged positions of both answers, and the targets of either answer block.
-    """
+    """The metrics of :func:`judge` from where the true output and the refusal are predicted, teacher-forced."""
     refuses = losses.exact_match(ok_null, trial.refused.mask)
     complies = losses.exact_match(ok, trial.complied.mask) & ~refuses
     ok_twice = jnp.broadcast_to(ok[:, None, :], trial.blocks.shape)

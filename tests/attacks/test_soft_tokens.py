@@ -114,7 +114,7 @@ def test_nothing_inserted_changes_nothing(rng, at):
     soft = jnp.ones((ROWS, PLACES, 2))
     np.testing.assert_array_equal(soft_tokens.shifted_mask(mask, at=at, count=0), mask)
     np.testing.assert_array_equal(soft_tokens.shifted(mask, at=at, count=0, fill=True), mask)
-    np.testing.assert_array_equal(soft_tokens.attacked(embeddings, soft, at=at, count=0), embeddings)
+    np.testing.assert_array_equal(soft_tokens.insert(embeddings, soft, at=at, count=0), embeddings)
     assert soft_tokens.fits(mask, at=at, count=0).all()
 
 
@@ -240,7 +240,7 @@ def test_soft_tokens_beyond_the_count_stay_untouched(found, run, params):
 def test_soft_tokens_beyond_the_count_never_reach_the_model(tiny_config, params, embeddings, last, found):
     soft = found.soft[0]
     other = soft.at[:, 3:].set(1e3)
-    both = [soft_tokens.attacked(embeddings, given, at=last, count=3) for given in (soft, other)]
+    both = [soft_tokens.insert(embeddings, given, at=last, count=3) for given in (soft, other)]
     logits = [gpt.apply(params, given, config=tiny_config).logits for given in both]
     np.testing.assert_array_equal(*logits)
 
@@ -361,7 +361,7 @@ def test_a_small_ball_holds_the_starting_point_too():
 def test_soft_tokens_of_a_bfloat16_model_are_float32():
     embeddings = jnp.zeros((2, 4, 2), jnp.bfloat16)
     found = attack_total(WEIGHTS.astype(jnp.bfloat16), embeddings=embeddings)
-    assert soft_tokens.attacked(embeddings, found.soft[0], at=jnp.ones(2, jnp.int32), count=1).dtype == jnp.bfloat16
+    assert soft_tokens.insert(embeddings, found.soft[0], at=jnp.ones(2, jnp.int32), count=1).dtype == jnp.bfloat16
     assert found.soft.dtype == found.loss.dtype == jnp.float32
     assert found.loss[-1] < found.loss[0]
 

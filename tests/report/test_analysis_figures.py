@@ -297,7 +297,7 @@ def test_numbers_are_short(value, text):
 
 def test_legends_are_filled_row_by_row():
     figure = matplotlib.figure.Figure(layout="constrained")
-    keys = [plot.key(str(number), {"color": plotting.BLUE}) for number in range(5)]
+    keys = {str(number): {"color": plotting.BLUE} for number in range(5)}
     plot.legend(figure, keys, columns=2)
     # Matplotlib fills column by column.
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "2", "4", "1", "3"]

@@ -15,7 +15,7 @@ from jaxsafety.linalg import clusters, update_spaces
 from jaxsafety.models import gpt
 from jaxsafety.recipe.nodes import default_edits
 from jaxsafety.rundir import results, signals
-from jaxsafety.study import analyze, judged, lanes, pipeline, view
+from jaxsafety.study import analyze, judged, lanes, pipeline, probe, view
 from jaxsafety.training import objective
 from jaxsafety.world.layout import last_prompt_index
 
@@ -36,7 +36,7 @@ def ready(mini_recipe, finished_run):
 
 @pytest.fixture(scope="module")
 def subjects(ready):
-    return analyze.gather(ready)
+    return probe.gather(ready)
 
 
 def value(rows, **labels):
@@ -226,7 +226,7 @@ def test_a_signal_ends_the_stage_after_the_piece_that_it_came_in(ready, tmp_path
             signal.raise_signal(signal.SIGTERM)
         yield pl.DataFrame(schema=results.ANALYSIS_SCHEMA)
 
-    monkeypatch.setattr(analyze, "gather", lambda _: None)
+    monkeypatch.setattr(probe, "gather", lambda _: None)
     monkeypatch.setattr(analyze, "pieces", lambda _: {name: partial(piece, name) for name in ("models", "prefill")})
     again = pipeline.prepare(ready.recipe, run)
     with pytest.raises(signals.Stopped, match="before the analysis prefill"), signals.deferred(lambda _: None):

@@ -68,10 +68,10 @@ def draws(monkeypatch):
 def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, key, params, point, stage):
     if stage == "pretrain":
         chunk, per_seed = lanes.pretrain_chunk(mini_recipe, tiny_world), key
-        optimizer = lanes.pretrain_optimizer(mini_recipe, point)
+        optimizer = lanes.optimizer(mini_recipe.pretrain, point)
     else:
         chunk = lanes.tune_chunk(mini_recipe, tiny_world, MethodConfig())
-        per_seed, optimizer = (key, params), lanes.tune_optimizer(mini_recipe, point)
+        per_seed, optimizer = (key, params), lanes.optimizer(mini_recipe.tune, point)
     with pytest.raises(Drawn) as drawn:
         chunk(stepping.init_state(params, optimizer), per_seed, point, jnp.int32(2))
     assert drawn.value.args[:2] == (f"{stage}_batch_at", bits(keys.stream(key, stage)))
@@ -107,9 +107,9 @@ def half_recipe(mini_recipe):
 def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
     """A chunk of pretraining, or of tuning by a method, and what it takes for two steps."""
     if name == "pretrain":
-        state = stepping.init_state(params, lanes.pretrain_optimizer(recipe, point))
+        state = stepping.init_state(params, lanes.optimizer(recipe.pretrain, point))
         return lanes.pretrain_chunk(recipe, tiny_world), (state, key, point, jnp.int32(2))
-    state = stepping.init_state(params, lanes.tune_optimizer(recipe, point))
+    state = stepping.init_state(params, lanes.optimizer(recipe.tune, point))
     return lanes.tune_chunk(recipe, tiny_world, MethodConfig(name)), (state, (key, params), point, jnp.int32(2))
 
 
