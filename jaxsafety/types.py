@@ -292,8 +292,8 @@ class Attack(NamedTuple):
         condition: ``config -> Condition`` (:mod:`jaxsafety.world.conditions`) of prompts of its own, which then are one
             more condition of the study: every model is judged and analysed on them, too. None attacks the recipe's.
         points: ``config -> points`` where not every combination of the swept values is one.
-        inside: whether what the attacked prompts look like inside the model is measured: clusters, gain of the update,
-            sensitivity.
+        inside: whether what the attacked prompts look like inside the model is measured: nearness to the class means
+            (of the model without a hook), gain of the update, sensitivity (without another decoding rule).
         section: words around its figure, which is drawn like every attack's (``draw`` is None).
     """
 
@@ -351,7 +351,7 @@ class Verdicts:
 class View(NamedTuple):
     """What an analysis may look at: one model of one seed, and what it does on that seed's prompts.
 
-    An analysis of pairs has ``params``, ``other`` and ``base`` alone.
+    An analysis of pairs has ``model``, ``params``, ``other`` and ``base`` alone.
 
     Attributes:
         model: the model's functions.
@@ -396,7 +396,8 @@ class Coordinate(NamedTuple):
     names: tuple[Any, ...] | None = None
 
 
-# (metric, names of the axes in order, separated by spaces) to an array.
+# (metric, names of the axes in order, separated by spaces) to an array. Beside a metric NAME, tables take NAME_low,
+# NAME_high and NAME_n for its interval and number.
 Measured = dict[tuple[str, str], Any]
 
 

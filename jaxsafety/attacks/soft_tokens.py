@@ -186,8 +186,8 @@ class Config:
 
     def __post_init__(self):
         check(self)
-        if not self.count or not self.steps or self.steps[-1] < 1:
-            raise ValueError(f"steps must end with at least 1 step, and count name a number, got {self}")
+        if self.steps[-1] < 1:
+            raise ValueError(f"steps must end with at least 1 step, got {list(self.steps)}")
 
 
 def points(config: Config) -> Sequence[Point]:

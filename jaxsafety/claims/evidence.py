@@ -158,7 +158,7 @@ def gather(rows: Iterable[Mapping[str, Any]]) -> Evidence:
         lane = (analysis, method, lr_name, seed)
         newest[lane] = max(step, newest.get(lane, step))
         seeds.add(seed)
-        if method != PRETRAINED and analysis != "alignment":  # alignment also has rows from before any tuning
+        if method != PRETRAINED:
             models.add(Model(method, lr_name, row["lr"]))
         names = (row[name] for name in ("condition", "subset", "part", "strength"))
         key = _normal(Key(analysis, row["metric"], method, lr_name, *names))

@@ -82,9 +82,12 @@ def judge(evidence: Evidence, claims: Sequence[Claim]) -> list[Judgement]:
 
 def _measured(claim: Claim, evidence: Evidence) -> Measurement:
     try:
-        return claim.measure(evidence)
+        found = claim.measure(evidence)
     except Unmeasured as reason:
         return Measurement(np.empty(0), str(reason))
+    if not isinstance(found, Measurement) or np.shape(found.values) != (len(evidence.seeds),):
+        raise ValueError(f"claim {claim.name!r} measured {found!r}, expected a Measurement with a value for every seed")
+    return found
 
 
 def _judged(claim: Claim, seeds: tuple[int, ...], measurement: Measurement, level: float, family: int) -> Judgement:

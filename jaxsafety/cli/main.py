@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
     prompts = add("prompts", _prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    add("list", _list, "list the methods and their fields")
+    add("list", _list, "list methods, edits, attacks, analyses and claims, with their fields")
     add("env", _env, "print versions and devices, for bug reports")
     return parser
 

@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxsafety.config.names import check_name, nearest
@@ -77,6 +77,10 @@ def check(config: Any, *, prefix: str = "") -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if bounds and isinstance(number, int | float) and not bounds.holds(number):
                 raise ValueError(f"{prefix}{one.name} must be {bounds}, got {number}")
+        if one.metadata.get("swept") and not (value or one.default == ()):
+            raise ValueError(f"{prefix}{one.name} must name at least one number, got none")
+        if one.metadata.get("swept") and not all(type(number) in (int, float) for number in value):
+            raise ValueError(f"{prefix}{one.name} must be numbers, got {list(value)}")
         if one.metadata.get("swept") and list(value) != sorted(set(value)):
             raise ValueError(f"{prefix}{one.name} must be ascending numbers, got {list(value)}")
 
@@ -93,15 +97,21 @@ def check_apart(config: type, taken: Iterable[str], *, owner: str) -> None:
         )
 
 
-def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
+def build(config: type, values: Mapping[str, Any], *, owner: str, **typed: Any) -> Any:
     """Returns a config of plain values, as YAML or a command line gives them; fields not named keep their defaults.
 
-    ``owner`` is whose fields they are, for messages.
+    ``owner`` is whose fields they are, for messages; ``typed`` are fields that are no plain values.
 
     Raises:
-        ValueError: a field that there is not (the nearest is named), one left empty, another type, a bad value.
+        ValueError: a field that there is not (the nearest is named), one left empty or not given that has no default,
+            another type, a bad value; ``config`` is no dataclass.
     """
+    if not is_dataclass(config):
+        raise ValueError(f"{owner}: its Config is {config!r}, expected a frozen dataclass")
     hints, known = get_type_hints(config), [one.name for one in fields(config)]
+    for one in fields(config):
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in values:
+            raise ValueError(f"{owner} has no {one.name}, which has no default: give it one")
     for name, value in values.items():
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
@@ -109,9 +119,11 @@ def build(config: type, values: Mapping[str, Any], *, owner: str) -> Any:
         if value is None and type(None) not in get_args(hints[name]):
             raise ValueError(f"{owner}.{name} is empty: give it a value or leave the field out")
     try:
-        return config(**{name: _typed(value, hints[name], name) for name, value in values.items()})
+        made = config(**{name: _typed(value, hints[name], name) for name, value in values.items()}, **typed)
+        check(made)
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from error
+    return made
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:

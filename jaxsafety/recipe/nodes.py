@@ -4,13 +4,15 @@ In a recipe each has a label of its choice and says whose it is: a name of that 
 ``package.module:NAME``. Without that the label is the name.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any, ClassVar
 
 from jaxsafety import analysis, attacks, edits, methods
 from jaxsafety.config import fields as fields_
+from jaxsafety.config.names import check_name
 from jaxsafety.types import HParams, Params, Point
+from jaxsafety.world import Condition
 
 
 class Node:
@@ -63,6 +65,11 @@ class EditConfig(Node):
     along: bool = False
     options: Any = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        for role in self.load().roles:
+            check_name(f"role of edit {self.edit!r}", role, ("base", "target", "other"))
+
     def points(self, base: Params) -> tuple[Point, ...]:
         """Returns the strengths of the edit on a model of these sizes."""
         own = self.load().points
@@ -81,6 +88,20 @@ class AttackConfig(Node):
     attack: str = "prefill"
     conditions: tuple[str, ...] = ()
     options: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        own = self.condition
+        if own is not None and not isinstance(own, Condition):
+            raise ValueError(f"attack {self.attack!r} has a {type(own).__name__} for a condition, expected a Condition")
+        if own is not None and self.conditions:
+            raise ValueError(f"attack {self.attack!r} has prompts of its own: expected no conditions beside them")
+
+    @property
+    def condition(self) -> Condition | None:
+        """The condition of its own prompts, if it has any."""
+        own = self.load().condition
+        return None if own is None else own(self.options)
 
     def points(self) -> tuple[Point, ...]:
         """Returns the strengths of the attack."""
@@ -122,9 +143,14 @@ def node(place: str, label: str, value: Any) -> Any:
     given |= {name: field for name, field in value.items() if name in own}
     if kind not in given:
         raise ValueError(f"{where} has no {kind}: expected {', '.join(folder.TABLE)}, or package.module:NAME")
-    made = fields_.build(of, given, owner=where)
+    if not isinstance(given[kind], str):
+        return fields_.build(of, given, owner=where)  # which refuses it
+    if place != "tune.methods" and label in folder.TABLE and given[kind] != label:
+        # Claims and figures of a paper go by these names.
+        raise ValueError(f"{where} is an {kind} of ours, got {kind}: {given[kind]!r}: expected another label for it")
     rest = {name: field for name, field in value.items() if name not in own}
-    return replace(made, options=fields_.build(made.load().Config, rest, owner=where))
+    options = fields_.build(folder.load(given[kind]).Config, rest, owner=where)
+    return fields_.build(of, given, owner=where, options=options)
 
 
 def nodes(place: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ got and what it expects.
 """
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,13 @@ from jaxsafety.world.spec import World, WorldName
 
 # What results and checkpoints call the model before tuning.
 PRETRAINED = "pretrained"
+# And the tuned one of two checkpoints.
+_TUNED = "tuned"
+# Names of results and of figures that no label may take.
+_TAKEN = (
+    *("interventions", "evaluate", "curves", "causal", "transfer", "dynamics", "jailbreaks"),
+    *("input_alignment", "spectrum", "separation"),
+)
 
 # The state counts its steps in int32.
 _MOST_STEPS = 2**31 - 1
@@ -51,6 +59,12 @@ def _require_plain(what: str, name: str) -> None:
     """Checks a name that becomes a directory."""
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"{what} must be a plain file name, got {name!r}")
+
+
+def _require_label(what: str, label: str) -> None:
+    """Checks a label, which becomes part of file names, of figures' texts and of other names."""
+    if not re.fullmatch(r"[\w.+-]{1,64}", label) or label in (".", ".."):
+        raise ValueError(f"{what} must be at most 64 letters, digits and any of _ . + -, got {label!r}")
 
 
 def _section(config: Any) -> str:
@@ -162,9 +176,9 @@ class TuneConfig:
             raise ValueError("tune needs at least one learning rate and one method")
         object.__setattr__(self, "methods", nodes("tune.methods", self.methods))
         for label in self.methods:
-            _require_plain("label of a method", label)
-            if label == PRETRAINED:
-                raise ValueError(f"{PRETRAINED!r} is the untuned model's label: choose another for the method")
+            _require_label("label of a method", label)
+            if label in (PRETRAINED, _TUNED):
+                raise ValueError(f"{label!r} is the label of another model already: choose another for the method")
         for name, value in self.learning_rates.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"tune.learning_rates.{name} must be > 0 and finite, got {value}")
@@ -282,17 +296,19 @@ class Recipe:
         for place in ("edits", "attacks", "analyses"):
             object.__setattr__(self, place, nodes(place, getattr(self, place)))
         for label in (*self.edits, *self.attacks, *self.analyses):
-            _require_plain("label of an edit, an attack or an analysis", label)
+            _require_label("label of an edit, an attack or an analysis", label)
         _check_rows(self)
-        for name in self.claims:
-            claims.load(name)
+        named = [claim.name for name in self.claims for claim in claims.load(name)]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"claims must have distinct names, got {twice[0]!r} twice")
 
     @property
     def conditions(self) -> dict[str, str | Condition]:
         """Every condition that models are judged and analysed on: safe, unsafe, the others, then attacks' own."""
         names = dict.fromkeys(("safe", "unsafe", *self.evaluate.conditions))
-        own = {label: one.load().condition(one.options) for label, one in self.attacks.items() if one.load().condition}
-        return {name: name for name in names} | own
+        return {name: name for name in names} | {
+            label: one.condition for label, one in self.attacks.items() if one.condition is not None
+        }
 
     @property
     def evaluated(self) -> dict[str, str | Condition]:
@@ -303,16 +319,19 @@ class Recipe:
 
 def _check_rows(recipe: Recipe) -> None:
     """Refuses what result rows could not tell apart, and prompts that there are none of."""
-    taken = {*recipe.analyses, *get_args(ConditionName), "interventions"}
-    if twice := taken & set(recipe.attacks) | {"interventions"} & set(recipe.analyses):
+    taken = {*recipe.analyses, *get_args(ConditionName), *_TAKEN}
+    if twice := taken & set(recipe.attacks) | set(_TAKEN) & set(recipe.analyses):
         raise ValueError(f"{min(twice)!r} is the label of something else already: choose another")
     for label, attack in recipe.attacks.items():
+        if len(set(attack.conditions)) < len(attack.conditions):
+            raise ValueError(f"attacks.{label}.conditions must be distinct, got {list(attack.conditions)}")
         for name in attack.conditions:
             check_name(
                 f"condition in attacks.{label}.conditions", name, [name for name in recipe.conditions if name != "safe"]
             )
     for label, one in recipe.analyses.items():
-        if (count := getattr(one.options, "prompts", 0)) > recipe.analyze.prompts:
+        count = getattr(one.options, "prompts", 0)
+        if isinstance(count, int) and count > recipe.analyze.prompts:
             raise ValueError(
                 f"analyses.{label}.prompts must be at most analyze.prompts ({recipe.analyze.prompts}), got {count}"
             )

@@ -78,12 +78,15 @@ def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Pictur
     rows = panels.needed(
         pick(table, layer=None, analysis=label, subset="all", metric=tuple(heads)), f"the attack {label}"
     )
-    rows = pick(rows, condition="unsafe" if "unsafe" in rows["condition"] else rows["condition"][0])
+    condition = "unsafe" if "unsafe" in rows["condition"] else rows["condition"][0]
+    rows = pick(rows, condition=condition)
     # An attack without a strength has one point.
     rows = rows.with_columns(pl.col("strength").fill_null(0.0))
     columns = {head: {"metric": metric} for metric, head in heads.items() if metric in rows["metric"]}
     parts = sorted(rows["part"].unique(), key=lambda part: (len(part), part))
     styles = dict(zip(parts, itertools.cycle(panels.CURVES), strict=False))
+
+    strength = f"{over} ({condition_label(condition)} prompts)".lstrip()
 
     def finish(grid: dict[tuple[Model, str], Axes]) -> None:
         for (_, head), axes in grid.items():
@@ -96,6 +99,6 @@ def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Pictur
                 panels.reference(axes, 0.0)
 
     return panels.model_curves(
-        rows, columns, finish, over="strength", part=styles, x=over, keys=styles if any(parts) else {}, key_columns=3,
-        margin=66, shared={"sharey": "col"}, name=f"the attack {label} against its strength",
+        rows, columns, finish, over="strength", part=styles, x=strength, keys=styles if any(parts) else {},
+        key_columns=3, margin=66, shared={"sharey": "col"}, name=f"the attack {label} against its strength",
     )  # fmt: skip

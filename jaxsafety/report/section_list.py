@@ -66,7 +66,8 @@ def _of_analysis(label: str, node: AnalysisConfig) -> Shown:
     def picture(table: pl.DataFrame) -> Picture:
         return section.draw(table.with_columns(pl.col("analysis").replace({label: own})), plot)
 
-    return Shown(*section[:3], picture, rows, claims=section.claims)
+    title = section.title if own == label or own != node.analysis else f"{section.title} ({label})"
+    return Shown(title, section.paper, section.reading, picture, rows, claims=section.claims)
 
 
 def _of_attack(label: str, node: AttackConfig) -> Shown:
@@ -74,6 +75,8 @@ def _of_attack(label: str, node: AttackConfig) -> Shown:
     words: tuple[Any, ...] = told[:3] if told else (f"The attack {label}", "beyond the paper", _STRONGER)
     names = [name for point in node.points()[:1] for name in point]
     picture = partial(attack_figures.attack, label=label, over=names[-1] if names else "")
+    if told and label != node.attack:
+        words = (f"{told.title} ({label})", *words[1:])
     return Shown(*words, picture, _of(label), claims=told.claims if told else (), layer_means=True)
 
 

@@ -103,7 +103,8 @@ def pick(table: pl.DataFrame, **labels: object) -> pl.DataFrame:
 
 def _summary(values: list[float | None], metric: str) -> Interval:
     mean, low, high, n = student_interval(values)
-    clipped = metric in SHARES and low is not None
+    # Somebody else's metric of that name may be no share.
+    clipped = metric in SHARES and low is not None and all(0 <= value <= 1 for value in values if value is not None)
     return Interval(mean, max(0.0, low), min(1.0, high), n) if clipped else Interval(mean, low, high, n)
 
 

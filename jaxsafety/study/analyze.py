@@ -23,7 +23,7 @@ from jaxsafety.rundir.layout import ANALYSIS_FILE
 from jaxsafety.study import evaluate, judged, pipeline, probe
 from jaxsafety.study.evaluate import Models
 from jaxsafety.study.pipeline import Study
-from jaxsafety.study.probe import PerSeed, Subjects, axes_of, run_each, to_frame, without_base
+from jaxsafety.study.probe import PerSeed, Subjects, run_each, to_frame, without_base
 from jaxsafety.study.view import model_of
 from jaxsafety.types import Coordinate, Params, Point, View
 
@@ -93,13 +93,11 @@ def _measured(subjects: Subjects, models: Models, *, step: int, label: str) -> I
     for name, node in subjects.run.recipe.analyses.items():
         if not (found := by_label.get(name)):
             continue
-        analysis, places, rows = node.load(), axes_of(node), models
-        if analysis.about == "update":
+        rows = models
+        if node.load().about == "update":
             # A pretrained model has none.
             rows, found = without_base(models), {key: values[1:] for key, values in found.items()}
-        if analysis.finish:
-            found, more = analysis.finish(dict(found))
-            places |= more
+        found, places = probe.finished(node, found)
         yield to_frame(subjects, name, found, rows, step=step, places=places)
 
 
@@ -123,13 +121,14 @@ def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
 
     pair = tuple(jax.tree.map(lambda leaf, i=index: leaf[jnp.asarray(i)], tuned.params) for index in (left, right))
     (found,) = run_each(subjects, probe.program(run, lane, rows=len(rows)), pair, [()], label=f"analyze {label}")
+    found, axes = probe.finished(node, found)
     finite = tuned.finite[left] & tuned.finite[right]
     for row, name in enumerate(names):
         model = Models((tuned.labels[left[row]],), None, finite[row : row + 1])
         one = {key: value[row : row + 1] for key, value in found.items()}
         places = {
             axis: Coordinate("part", tuple(f"{name}:{part}" for part in names)) if column == "part" else (column, names)
-            for axis, (column, names) in axes_of(node).items()
+            for axis, (column, names) in axes.items()
         }
         yield to_frame(subjects, label, one, model, step=run.recipe.tune.steps, places=places, part=name)
 
@@ -138,7 +137,7 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     """An attack at all its strengths on every model."""
     run, models, node = subjects.run, subjects.models, subjects.run.recipe.attacks[label]
     points, every = node.points(), list(run.recipe.conditions)
-    conditions = [label] if node.load().condition else list(node.conditions or every[1:])
+    conditions = [label] if node.condition else list(node.conditions or every[1:])
     places = tuple(every.index(name) for name in conditions)
     if not points:
         return
@@ -222,4 +221,4 @@ def _named(point: Point) -> tuple[str, float | None]:
     if not point:
         return "", None
     *others, (_, strength) = point.items()
-    return ",".join(f"{name}={value:g}" for name, value in others), float(strength)
+    return ",".join(f"{name}={value}" for name, value in others), float(strength)

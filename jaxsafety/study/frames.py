@@ -39,7 +39,8 @@ def to_frame(
     ``labels``, the same for all rows, win over the defaults of absent axes.
 
     Raises:
-        ValueError: an axis without coordinates, or an array of other dimensions than its axes.
+        ValueError: an axis without coordinates, with too few names or another axis' column, or an array of other
+            dimensions than its axes.
     """
     frames = [pl.DataFrame(schema=ANALYSIS_SCHEMA)]
     for (metric, axes), values in arrays.items():
@@ -57,14 +58,19 @@ def _one(metric, axes, values, coordinates, lanes, labels):
     columns = {name: np.asarray(model)[row] for name, model in zip(_MODEL, models, strict=True)}
     columns |= {"seed": np.asarray(lanes.seeds)[seed], "metric": metric}
     columns |= _ABSENT | dict(labels)
-    for axis, place in zip(axes, places, strict=True):
+    filled = []
+    for axis, place, size in zip(axes, places, values.shape[2:], strict=True):
         check_name(f"axis of {metric}", axis, coordinates)
         column, names = coordinates[axis]
+        check_name(f"column of the axis {axis} of {metric}", column, [name for name in _ABSENT if name not in filled])
+        if names is not None and len(names) < size:
+            raise ValueError(f"axis {axis} of {metric} has {size} places, and names for {len(names)} of them")
+        filled.append(column)
         columns[column] = place if names is None else np.asarray(names)[place]
     columns["value"] = pl.Series(np.where(dead, np.nan, values)[kept]).fill_nan(None)
     height = len(row)
-    filled = {
+    complete = {
         name: columns[name] if isinstance(columns[name], np.ndarray | pl.Series) else [columns[name]] * height
         for name in ANALYSIS_SCHEMA
     }
-    return pl.DataFrame(filled, schema=ANALYSIS_SCHEMA)
+    return pl.DataFrame(complete, schema=ANALYSIS_SCHEMA)

@@ -21,6 +21,8 @@ from jaxsafety.world import World
 
 # Where the first MLP matrix reads, and what its neurons say.
 _IN, _OUT = "mlp.hook_in", "mlp.hook_post"
+# What is measured of every attack.
+_MEASURED = ("complied", "refused", "other", "n_prompts", "relative_tau", "gain", "gradient_norm", "nll_nats")
 
 
 def edited(node: EditConfig, trees: dict[str, Params], *, point: Point, key: Key) -> Params:
@@ -79,12 +81,14 @@ def attacked_measures(
         rates = judge.verdicts(ok, refusing, trial=changed)
         judged = changed.refused.mask.any(axis=1)
         measured = {(name, "attacked"): averaged(rates[name], judged) for name in ("complied", "refused", "other")}
+        if taken := sorted(set(done.metrics) & set(_MEASURED)):
+            raise ValueError(f"an attack has a metric {taken[0]!r}, which every attack has: give it another name")
         measured |= {(name, "attacked"): averaged(values, judged) for name, values in done.metrics.items()}
         measured[("n_prompts", "attacked")] = jnp.sum(judged, dtype=jnp.float32)
         if not attack.inside:
             return measured
         # All prompts that are judged, and those of them that the attack succeeded on.
-        subsets = jnp.stack([judged, judged & (rates["complied"] > 0)]) & opening(changed)[None]
+        subsets = jnp.stack([judged, judged & (rates["complied"] > 0) & changed.unsafe]) & opening(changed)[None]
         inside = partial(_inside, recipe, world_, model, weights, base, prompts, changed, done)
         return measured | inside(found, subsets=subsets, key=key)
 

@@ -74,6 +74,12 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
     """Builds the world and resolves the strategy; the first thing to touch a device. Raises ValueError."""
     built = world.load(recipe.world, grammars=recipe.grammars)
     recipe.model.build(built)
+    base = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
+    for label, node in recipe.edits.items():
+        try:
+            node.points(base)
+        except ValueError as error:
+            raise ValueError(f"edits.{label}: {error}") from error
     return Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
 
 

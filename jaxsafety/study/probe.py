@@ -119,15 +119,21 @@ def to_frame(
     return frames.to_frame(found, coordinates(subjects.run) | dict(places or {}), lanes, labels=labels)
 
 
-def axes_of(node: AnalysisConfig) -> dict[str, Coordinate]:
-    """Returns the places along an analysis' own axes."""
-    axes = node.load().axes
-    return axes(node.options) if axes else {}
+def finished(node: AnalysisConfig, found: Measured) -> tuple[Measured, dict[str, Coordinate]]:
+    """Returns what an analysis makes of its arrays of all lanes, and the places along its own axes."""
+    analysis = node.load()
+    axes = dict(analysis.axes(node.options)) if analysis.axes else {}
+    if analysis.finish:
+        found, more = analysis.finish(dict(found))
+        axes |= more
+    return found, axes
 
 
 def measured(node: AnalysisConfig, seen: View, *, key: Key) -> Measured:
     """Returns what an analysis measures, with the key of its own; ``key`` is the seed's root key."""
-    own = keys.named(keys.stream(key, "analysis"), node.analysis)
+    own, reads = keys.named(keys.stream(key, "analysis"), node.analysis), node.load().reads
+    # Another analysis may read other sites.
+    seen = seen._replace(**{side: {s: getattr(seen, side)[s] for s in reads} for side in ("seen", "held") if seen.seen})
     return node.load().measure(seen, node.options, key=own)
 
 

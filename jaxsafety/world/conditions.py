@@ -41,6 +41,14 @@ class Condition:
     texts: tuple[tuple[TextCondition, Branch], ...]
     tasks: Tasks
 
+    def __post_init__(self):
+        check_name("tasks of a condition", self.tasks, get_args(Tasks))
+        for text, branch in self.texts:
+            check_name("text of a condition", text, get_args(TextCondition))
+            check_name("branch of a condition", branch, get_args(Branch))
+        if not self.texts:
+            raise ValueError("texts of a condition must name at least one, got none")
+
 
 _TRAINED = (("safe", "safe"), ("id_mg", "unsafe"))
 

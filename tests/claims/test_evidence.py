@@ -31,7 +31,7 @@ def test_models_are_ordered_by_method_and_rate():
 
 
 def test_what_precedes_tuning_is_no_model():
-    start = series("alignment", "gradient_cosine", [1.0], part="sft~dpo", lr_name="", step=0)
+    start = series("gradients", "gradient_cosine", [1.0], part="sft~dpo", **PRE)
     assert evidence.gather(start + gaps([[0.0]], **PRE)).models == ()
 
 

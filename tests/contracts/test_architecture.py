@@ -42,7 +42,8 @@ KERNELS = ("losses", "linalg", "world", "models")
 # A folder of theirs holds one file a method, an edit, an attack or an analysis: what they share lies in a layer below.
 ONE_EACH = ("methods", "edits", "attacks", "analysis")
 # Lifted out by people who have a model, a world and a trainer of their own.
-LIFTED = {"linalg": (), "edits": ("linalg",), "analysis": ("linalg",), "attacks": ("losses",)}
+# An attack may bring a condition of the world's own kind.
+LIFTED = {"linalg": (), "edits": ("linalg",), "analysis": ("linalg",), "attacks": ("losses", "world")}
 
 # Package outside this one: the modules that may import it (a prefix names a whole folder).
 CONFINED = {

@@ -18,12 +18,24 @@ from jaxsafety.recipe import cells, yaml_file
 from jaxsafety.recipe.nodes import node
 from jaxsafety.report import claims_table
 from jaxsafety.rundir import checkpoint, metrics_file, results
+from jaxsafety.study import pipeline
 from jaxsafety.training import objective, stepping
 from jaxsafety.types import Batch, Needs, PreferenceBatch
 from tests.elsewhere import method as elsewhere
+from tests.elsewhere.edit import EDIT as OUR_EDIT
 
 NAME = "tests.elsewhere.method:METHOD"
 EDIT = "tests.elsewhere.edit:EDIT"
+STRANGE = "tests.elsewhere.attack:ATTACK"
+
+
+@dataclass(frozen=True)
+class _Required:
+    path: str
+
+
+BAD_ROLE = OUR_EDIT._replace(roles=("base", "harmful"))
+REQUIRED = OUR_EDIT._replace(Config=_Required)
 MODEL = adapted(lambda params, tokens: params["x"][tokens], max_tokens=4)
 SIDE = Batch(jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.ones((2, 3), bool))
 BATCH = PreferenceBatch(SIDE, None, jnp.asarray([True, False]))
@@ -159,6 +171,11 @@ def test_their_claims_are_judged_by_their_results(run):
             {"attack": "tests.elsewhere.edit:EDIT"},
             "attack 'tests.elsewhere.edit:EDIT' is a Edit, expected a",
         ),
+        ("edits", {"edit": "tests.elsewhere.test_elsewhere:BAD_ROLE"}, "unknown role of edit .* 'harmful': expected"),
+        ("edits", {"edit": "tests.elsewhere.test_elsewhere:REQUIRED"}, "edits.x has no path, which has no default"),
+        ("edits", {"edit": EDIT, "amount": []}, "amount must name at least one number, got none"),
+        ("edits", {"edit": EDIT, "amount": ["a"]}, "amount must be a number, got 'a'"),
+        ("attacks", {"attack": STRANGE, "conditions": ["unsafe"]}, "has prompts of its own: expected no conditions"),
         ("attacks", {}, "attacks.x has no attack: expected prefill, soft_tokens, or package.module:NAME"),
         (
             "attacks",
@@ -182,13 +199,20 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
         ({"attacks": {"prefill": {"conditions": ["safe"]}}}, r"unknown condition in attacks.prefill.conditions 'safe'"),
         (
             {"attacks": {"a/b": {"attack": "prefill"}}},
-            "label of an edit, an attack or an analysis must be a plain file na",
+            "label of an edit, an attack or an analysis must be at most 64",
         ),
         (
             {"analyses": {"sensitivity": {"prompts": 5, "jacobian_prompts": 1}}},
             r"sensitivity.prompts must be at most analyze.pr",
         ),
         ({"analyze": {"ranks": [1]}}, "analyze.ranks is called edits.rank.rank"),
+        ({"attacks": {"evaluate": {"attack": "prefill"}}}, "'evaluate' is the label of something else already"),
+        ({"analyses": {"causal": {"analysis": "verdicts"}}}, "'causal' is the label of something else already"),
+        ({"analyses": {"clusters": {"analysis": "verdicts"}}}, "analyses.clusters is an analysis of ours, got analys"),
+        ({"attacks": {"prefill": {"conditions": ["unsafe", "unsafe"]}}}, "prefill.conditions must be distinct, got"),
+        ({"edits": {"x{y}": {"edit": EDIT}}}, "label of an edit, an attack or an analysis must be at most 64 letters"),
+        ({"edits": {"deep": {"edit": "layer_part", "layer": [99]}}}, "edits.deep: layer: got 99, expected from 0 to 0"),
+        ({"claims": ["jain2024", "jain2024"]}, "claims must have distinct names, got .* twice"),
         ({"claims": ["jain"]}, "unknown claims 'jain': expected one of jain2024; did you mean 'jain2024'"),
         ({"edits": []}, r"edits: expected a mapping {name: value}, got \[\]"),
     ],
@@ -199,7 +223,7 @@ def test_what_a_recipe_cannot_have_is_one_sentence(recipe, tmp_path, own, messag
     changed = {key: content[key] | value if key == "analyze" else value for key, value in own.items()}
     path.write_text(yaml.safe_dump(content | changed))
     with pytest.raises(ValueError, match=message):
-        yaml_file.read(path)
+        pipeline.prepare(yaml_file.read(path), tmp_path)
 
 
 def test_its_fields_are_read_from_it_alone(recipe):

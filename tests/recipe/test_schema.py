@@ -76,8 +76,14 @@ def test_learning_rates_are_positive_numbers(rate):
         (lambda: unlearn.Config(ascent_bound=0.0), "ascent_bound must be > 0, got 0.0"),
         (lambda: TuneConfig(learning_rates={}), "at least one learning rate"),
         (lambda: TuneConfig(methods={}), "one method"),
-        (lambda: TuneConfig(methods={"a/b": MethodConfig()}), "label of a method must be a plain file name, got 'a/b'"),
-        (lambda: TuneConfig(methods={"pretrained": MethodConfig()}), "'pretrained' is the untuned model's label"),
+        (
+            lambda: TuneConfig(methods={"a/b": MethodConfig()}),
+            "label of a method must be at most 64 letters, ",
+        ),
+        (
+            lambda: TuneConfig(methods={"pretrained": MethodConfig()}),
+            "'pretrained' is the label of another model already",
+        ),
         (lambda: Recipe(seeds=()), "seeds must name at least one seed"),
         (lambda: Recipe(seeds=(1, 2, 1)), r"seeds must be distinct, got \[1, 2, 1\]"),
         (lambda: Recipe(seeds=(0, -1)), "seeds must be >= 0"),

@@ -27,8 +27,8 @@ TEXTS = {
     ),
     "sensitivity": ("gradient norm", "Jacobian norm", "pretrained", "gradient norm (log)"),
     "jailbreaks": ("JB-CO-Text", "successful attacks", "relative τ", "sensitivity"),
-    "soft_tokens": ("count=1", "count=8", "complied", "relative τ", "gain", "steps"),
-    "prefill": ("complied", "refused", "depth"),
+    "soft_tokens": ("count=1", "count=8", "complied", "relative τ", "gain", "steps (Unsafe prompts)"),
+    "prefill": ("complied", "refused", "depth (Unsafe prompts)"),
     "refusal_depth": ("answer position", "share of unsafe prompts"),
     "interventions": (
         *("whole", "MLP", "up", "down", "Instruct", "Null", "JB-CO-Text", "factor α"),

@@ -31,8 +31,19 @@ def _made(attacked):
 PARAMS = _made(lambda target: Attacked(params=target.base))
 DECODE = _made(lambda target: Attacked(decode=Decode(((target.base, target.model),), lambda logits: logits[1])))
 NOTHING = _made(lambda target: Attacked())
-HOOK = _made(lambda target: Attacked(edit=lambda site, layer, positions, h: 0.0 * h))
+TOWARDS = _made(lambda target: Attacked(edit=partial(_pushed, 1.0)))
+AWAY = _made(lambda target: Attacked(edit=partial(_pushed, -1.0)))
+CLASH = _made(lambda target: Attacked(metrics={"refused": jnp.ones(4)}))
 UNJUDGED = _made(lambda target: Attacked(trial=_without_answers(target.trial)))
+
+
+def _alternating(width):
+    """A direction that a layer norm leaves alone."""
+    return jnp.where(jnp.arange(width) % 2 == 0, 1.0, -1.0)
+
+
+def _pushed(sign, site, layer, positions, h):
+    return jnp.broadcast_to(sign * _alternating(h.shape[-1]), h.shape) if site == "hook_resid_post" else h
 
 
 def _without_answers(trial):
@@ -101,12 +112,21 @@ def test_the_models_that_are_compared_answer_differently(plain):
     assert plain[0]["refused"] == 1 and plain[1]["refused"] == 0
 
 
-def test_a_hook_reaches_both_answers(attacked, mini_recipe, tiny_world, models, prompts):
-    model, trial = view.model_of(mini_recipe, tiny_world), tree.lane(prompts.trials, 1)
-    hooked = partial(judge.judge, model, edit=lambda site, layer, positions, h: 0.0 * h)
-    rates = jax.jit(hooked)(models[0], trial)
-    found = attacked("HOOK")
-    assert {name: found[name] for name in RATES} == pytest.approx({name: float(rates[name].mean()) for name in RATES})
+@pytest.mark.parametrize(("name", "refused"), [("TOWARDS", 1.0), ("AWAY", 0.0)])
+def test_a_hook_changes_what_the_model_answers(mini_recipe, tiny_world, models, prompts, name, refused):
+    """The model says the refusal's letter where its last residual stream points along one direction."""
+    _, base = models
+    refusal = tiny_world.ids[tiny_world.spec.letters[0]]
+    says = jnp.zeros_like(base["unembed"]).at[:, refusal].set(_alternating(base["embed"].shape[1]))
+    node = AttackConfig(f"tests.study.test_judged:{name}")
+    measure = partial(judged.attacked_measures, mini_recipe, tiny_world, node, places=(1,), point={})
+    found = jax.jit(measure)(base | {"unembed": says}, (keys.root(0), prompts, base))
+    assert found[("refused", "attacked")][0] == refused
+
+
+def test_a_metric_of_the_judges_name_is_refused(attacked):
+    with pytest.raises(ValueError, match="an attack has a metric 'refused', which every attack has"):
+        attacked("CLASH")
 
 
 def test_a_prompt_of_which_nothing_is_judged_is_left_out(attacked):

@@ -110,7 +110,7 @@ def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main,
 
 @pytest.mark.slow
 def test_a_lane_of_the_grid_is_the_single_run_of_its_seed(finished_run, mini_recipe, tmp_path):
-    """The same pipeline with one seed and no sharding: its own initialisation, data and probes."""
+    """The same pipeline with one seed and no sharding: its own initialisation, data and prompts."""
     single = prepare(replace(mini_recipe, seeds=(5,), strategy="map"), tmp_path)
     alone, grid = pipeline.pretrain(single), pipeline.pretrained(prepare(mini_recipe, finished_run))
     second = jax.tree.map(lambda leaf: leaf[:, 1:], grid)
