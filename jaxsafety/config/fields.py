@@ -53,8 +53,8 @@ def traced(default: float | int, **bounds: Any) -> Any:
     return field(default=default, metadata={"traced": True, "bounds": Bounds(**bounds)})
 
 
-def static(default: Any, **bounds: Any) -> Any:
-    """Declares a number, or a tuple of numbers, that is part of the program, with bounds."""
+def static(default: Any = MISSING, **bounds: Any) -> Any:
+    """Declares a number, or a tuple of numbers, that is part of the program, with bounds; required without a default."""
     return field(default=default, metadata={"bounds": Bounds(**bounds)})
 
 

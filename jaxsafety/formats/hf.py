@@ -76,8 +76,7 @@ def _place(
     checkpoint: Checkpoint, path: str, shape: tuple[int, ...], dtype: ParamsDtype, sharding: Sharding | None
 ) -> jax.Array:
     if sharding is None:
-        index = (slice(None),) * len(shape)
-        leaf = jax.device_put(checkpoint.leaf(path, index=index, dtype=dtype))
+        leaf = jax.device_put(checkpoint.leaf(path, dtype=dtype))
     else:
         leaf = jax.make_array_from_callback(
             shape, sharding, lambda index: checkpoint.leaf(path, index=index, dtype=dtype)

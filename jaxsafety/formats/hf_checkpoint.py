@@ -4,6 +4,7 @@ Tensors are read one at a time or in part, in pieces of about a megabyte, so tha
 memory of that layer.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,8 +52,7 @@ class Checkpoint:
         check_name("matrix", name, [path.removeprefix("blocks/") for path in matrices])
         if layer not in range(self.config.layers):
             raise ValueError(f"layer: got {layer}, expected 0 to {self.config.layers - 1}")
-        index = (slice(layer, layer + 1), slice(None), slice(None))
-        return self.leaf(f"blocks/{name}", index=index, dtype=dtype)[0]
+        return self.leaf(f"blocks/{name}", index=(slice(layer, layer + 1),), dtype=dtype)[0]
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Returns the shape of one of our leaves, stacked over layers where it has them, or raises a ValueError."""
@@ -60,16 +60,17 @@ class Checkpoint:
         check_name("parameter", path, shapes)
         return shapes[path]
 
-    def leaf(self, path: str, *, index: tuple[slice, ...], dtype: ParamsDtype) -> np.ndarray:
+    def leaf(self, path: str, *, index: tuple[slice, ...] = (), dtype: ParamsDtype) -> np.ndarray:
         """Returns a part of one of our leaves, stacked over layers; nothing outside its rows is read.
 
-        ``index`` is a slice of step 1 for each axis of the leaf. JAX on CPU takes its memory over without a copy.
+        ``index`` is a slice of step 1 for each of the first axes. JAX on CPU takes its memory over without a copy.
 
         Raises:
             ValueError: no such leaf, or it is not finite, in the file or in ``dtype``.
             OSError: it cannot be read.
         """
-        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape(path), strict=True)]
+        parts = itertools.chain(index, itertools.repeat(slice(None)))
+        bounds = [part.indices(size)[:2] for part, size in zip(parts, self.shape(path), strict=False)]
         target = _aligned([stop - start for start, stop in bounds], jnp.dtype(dtype))
         if (path, None) in self.tensors:
             _fill(target, self.tensors[path, None], bounds, transposed=names.is_transposed(path))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from jaxsafety import analysis, claims, methods
+from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import check_name
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
@@ -37,13 +38,6 @@ _MOST_STEPS = 2**31 - 1
 _MOST = 2**20
 # Layers times width squared, a twelfth of the weights in the blocks: beyond, they would be 200 GB a model.
 _MOST_MATRIX = 2**32
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{_section(config)}.{name} must be > 0 and finite, got {value}")
 
 
 def _require_limits(config: Any) -> None:
@@ -134,15 +128,15 @@ class PretrainConfig:
         optim: optimiser and schedule.
     """
 
-    steps: int = 400
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    chunk_steps: int = 50
+    steps: int = static(400, above=0)
+    batch_size: int = static(64, above=0)
+    learning_rate: float = static(1e-3, above=0)
+    chunk_steps: int = static(50, above=0)
     mixture: Mixture = field(default_factory=Mixture)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        _require_positive(self, "steps", "batch_size", "learning_rate", "chunk_steps")
+        check(self, prefix="pretrain.")
         _require_chunks(self)
 
 
@@ -160,17 +154,17 @@ class TuneConfig:
         optim: optimiser and schedule.
     """
 
-    steps: int = 200
-    batch_size: int = 64
-    chunk_steps: int = 50
+    steps: int = static(200, above=0)
+    batch_size: int = static(64, above=0)
+    chunk_steps: int = static(50, above=0)
     learning_rates: dict[str, float] = field(default_factory=lambda: {"eta_M": 1e-3, "eta_S": 1e-4})
-    snapshots: int = 4
+    snapshots: int = static(4, at_least=0)
     mix: Literal["prompt", "batch"] = "prompt"
     methods: dict[str, Any] = field(default_factory=lambda: {name: MethodConfig(name) for name in methods.TABLE})
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        _require_positive(self, "steps", "batch_size", "chunk_steps")
+        check(self, prefix="tune.")
         _require_chunks(self)
         if not self.learning_rates or not self.methods:
             raise ValueError("tune needs at least one learning rate and one method")
@@ -182,8 +176,6 @@ class TuneConfig:
         for name, value in self.learning_rates.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"tune.learning_rates.{name} must be > 0 and finite, got {value}")
-        if self.snapshots < 0:
-            raise ValueError(f"tune.snapshots must be >= 0, got {self.snapshots}")
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:
@@ -203,13 +195,13 @@ class EvaluateConfig:
         probe_prompts: prompts per condition of the learning curves' read-out at every chunk end.
     """
 
-    prompts: int = 1024
-    batch_size: int = 256
+    prompts: int = static(1024, above=0)
+    batch_size: int = static(256, above=0)
     conditions: tuple[ConditionName, ...] = get_args(ConditionName)
-    probe_prompts: int = 64
+    probe_prompts: int = static(64, above=0)
 
     def __post_init__(self):
-        _require_positive(self, "prompts", "batch_size", "probe_prompts")
+        check(self, prefix="evaluate.")
         if self.prompts % self.batch_size:
             raise ValueError(
                 f"evaluate.prompts must be a multiple of evaluate.batch_size, got {self.prompts} and {self.batch_size}"
@@ -232,13 +224,13 @@ class AnalyzeConfig:
         edit_prompts: of these, prompts per condition that each edited model is judged on.
     """
 
-    prompts: int = 256
-    response_positions: int = 10
-    attack_prompts: int = 32
-    edit_prompts: int = 32
+    prompts: int = static(256, above=0)
+    response_positions: int = static(10, above=0)
+    attack_prompts: int = static(32, above=0)
+    edit_prompts: int = static(32, above=0)
 
     def __post_init__(self):
-        _require_positive(self, "prompts", "response_positions", "attack_prompts", "edit_prompts")
+        check(self, prefix="analyze.")
         for name in ("attack_prompts", "edit_prompts"):
             if (count := getattr(self, name)) > self.prompts:
                 raise ValueError(f"analyze.{name} must be at most analyze.prompts ({self.prompts}), got {count}")

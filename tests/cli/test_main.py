@@ -43,7 +43,7 @@ BAD_RECIPES = {
     "ranks": ("edits: {r: {edit: rank_part, rank: [4, 0]}}", "edits.r: rank must be >= 1 and finite, got 0"),
     "moved": ("analyze: {ranks: [4]}", "analyze.ranks is called edits.rank.rank"),
     "analyze prompts": ("analyze: {prompts: 1024}", "analyze.prompts must be at most half of evaluate.prompts (1024)"),
-    "snapshots": ("tune: {snapshots: -1}", "tune.snapshots must be >= 0, got -1"),
+    "snapshots": ("tune: {snapshots: -1}", "tune.snapshots must be >= 0 and finite, got -1"),
     "empty": ("", "is empty: expected the fields of a recipe"),
     "not YAML": ("world: [", "is not YAML"),
     "not fields": ("- tiny", "must hold fields such as `world: tiny`, got a list"),

@@ -228,18 +228,18 @@ def test_tokenizers_that_are_not_there_or_do_not_belong(refuse, checkpoints, few
     ("words", "message"),
     [
         (["weights", "--method", "gramm"], "did you mean 'gram'"),
-        (["weights", "--energy", "1.5"], "energy must be in (0, 1], got 1.5"),
-        (["weights", "--rank", "0"], "rank must be at least 1, got 0"),
+        (["weights", "--energy", "1.5"], "energy must be > 0 and <= 1 and finite, got 1.5"),
+        (["weights", "--rank", "0"], "rank must be >= 1 and finite, got 0"),
         (["activations", "--template", "chatt"], "did you mean 'chat'"),
         (["activations", "--dtype", "float8"], "unknown compute_dtype 'float8': expected one of float32, bfloat16"),
-        (["activations", "--max_tokens", "1"], "max_tokens must be at least 2, got 1"),
-        (["merge", "--alpha", "nan"], "alpha must be a finite number"),
+        (["activations", "--max_tokens", "1"], "max_tokens must be >= 2 and finite, got 1"),
+        (["merge", "--alpha", "nan"], "alpha must be finite"),
         (["merge", "--alpha", "1", "--part", "mpl"], "did you mean 'mlp'"),
         (
             ["merge", "--alpha", "1", "--dtype", "int8"],
             "unknown dtype 'int8': expected one of float32, bfloat16, float16",
         ),
-        (["merge", "--alpha", "1", "--rank", "0"], "rank must be at least 1, got 0"),
+        (["merge", "--alpha", "1", "--rank", "0"], "rank must be >= 1 and finite, got 0"),
     ],
 )
 def test_bad_options_are_one_sentence(refuse, checkpoints, few, tmp_path, words, message):

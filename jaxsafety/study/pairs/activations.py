@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from jaxsafety.claims.intervals import welch_half_width
-from jaxsafety.config.names import check_name
+from jaxsafety.config.fields import check, static
 from jaxsafety.engine import programs
 from jaxsafety.formats import prompts
 from jaxsafety.formats.hf_tokenizer import Tokenizer
@@ -51,19 +51,13 @@ class ActivationsConfig:
         directions: of an update, the strongest, on which inputs are projected.
     """
 
-    template: str = "chat"
-    answers: int = 0
-    max_tokens: int = 512
-    batch_tokens: int = 4096
+    template: Literal["chat", "raw"] = "chat"
+    answers: int = static(0, at_least=0)
+    max_tokens: int = static(512, at_least=2)
+    batch_tokens: int = static(4096, at_least=1)
     compute_dtype: ComputeDtype = "float32"
-    directions: int = 16
-
-    def __post_init__(self):
-        check_name("template", self.template, ("chat", "raw"))
-        check_name("compute_dtype", self.compute_dtype, get_args(ComputeDtype))
-        for name, least in {"answers": 0, "max_tokens": 2, "batch_tokens": 1, "directions": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+    directions: int = static(16, at_least=1)
+    __post_init__ = check
 
 
 @dataclass(frozen=True)

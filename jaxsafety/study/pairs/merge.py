@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsafety.config.names import check_name
+from jaxsafety.config.fields import check, static
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import is_transposed
@@ -48,19 +48,11 @@ class MergeConfig:
         Jain et al. 2024 (arXiv 2407.10264), section 4.2 (``whole``; the other parts are ours).
     """
 
-    alpha: float
+    alpha: float = static()
     part: Part = "whole"
-    energy: float = 0.9
-    rank: int | None = None
-
-    def __post_init__(self):
-        check_name("part", self.part, get_args(Part))
-        if not np.isfinite(self.alpha):
-            raise ValueError(f"alpha must be a finite number, got {self.alpha}")
-        if not 0 < self.energy <= 1:
-            raise ValueError(f"energy must be in (0, 1], got {self.energy}")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+    energy: float = static(0.9, above=0, at_most=1)
+    rank: int | None = static(None, at_least=1)
+    __post_init__ = check
 
 
 def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsDtype | None = None) -> None:

@@ -77,20 +77,15 @@ def layers(sides: Sequence[Side], *, state: Path) -> Iterator[tuple[int, Seen]]:
 def embeddings(side: Side) -> list[Float[np.ndarray, "b t d"]]:
     """Returns the embeddings of every batch; of the table only the rows that are needed are read."""
     needed = np.unique(np.concatenate([batch.tokens.ravel() for batch in side.batches]))
-    rows = [
-        side.checkpoint.leaf("embed", index=(slice(int(row), int(row) + 1), slice(None)), dtype="float32")
-        for row in needed
-    ]
-    table = np.concatenate(rows)
+    rows = (side.checkpoint.leaf("embed", index=(slice(row, row + 1),), dtype="float32") for row in needed.tolist())
+    table = np.concatenate(list(rows))
     return [table[np.searchsorted(needed, batch.tokens)] for batch in side.batches]
 
 
 def layer_weights(checkpoint: hf.Checkpoint, layer: int, *, dtype: hf.ParamsDtype) -> Params:
     """Returns the weights of one layer, as the leaves below ``blocks`` without their leading axis."""
     flat = {
-        path.removeprefix("blocks/"): checkpoint.leaf(
-            path, index=(slice(layer, layer + 1), *(slice(None),) * (len(checkpoint.shape(path)) - 1)), dtype=dtype
-        )[0]
+        path.removeprefix("blocks/"): checkpoint.leaf(path, index=(slice(layer, layer + 1),), dtype=dtype)[0]
         for path, place in checkpoint.tensors
         if place == layer
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array, Float
 
-from jaxsafety.config.names import check_name
+from jaxsafety.config.fields import check, static
 from jaxsafety.engine import programs
 from jaxsafety.linalg import subspace, update_spaces
 from jaxsafety.linalg.update_spaces import DeltaMethod, NullSpace, Spaces
@@ -47,16 +47,10 @@ class WeightsConfig:
     """
 
     attention: bool = False
-    energy: float = 0.9
+    energy: float = static(0.9, above=0, at_most=1)
     method: DeltaMethod = "gram"
-    rank: int = 256
-
-    def __post_init__(self):
-        check_name("method", self.method, get_args(DeltaMethod))
-        if not 0 < self.energy <= 1:
-            raise ValueError(f"energy must be in (0, 1], got {self.energy}")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+    rank: int = static(256, at_least=1)
+    __post_init__ = check
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -152,7 +146,8 @@ def _frames(found: dict[str, Any], *, labels: dict[str, Any], layer: int, part: 
         index = np.arange(len(values), dtype=float)
         yield rows.frame(TUNED, {("spectrum", metric): values}, labels=where, strength=index)
     for name, side in (("output_space", spaces.output), ("input_alignment", spaces.input)):
-        chosen = _spaced(int(side.rank_delta[0]))
+        count = max(int(side.rank_delta[0]), 1)
+        chosen = np.unique(np.linspace(0, count - 1, min(_DIRECTIONS, count)).round().astype(int))
         norms = side.null_norm[0][chosen]
         yield rows.frame(TUNED, {(name, "null_norm"): norms}, labels=where, strength=chosen.astype(float))
 
@@ -172,7 +167,3 @@ def _side(side: NullSpace) -> dict[str, Any]:
         "rank_delta": side.rank_delta[0],
         "error": side.errors[0],
     }
-
-
-def _spaced(count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, max(count - 1, 0), min(_DIRECTIONS, max(count, 1))).round().astype(int))

@@ -29,8 +29,7 @@ def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, config: T
         if full:
             return np.asarray(stacked[path] if layer is None else stacked[path][layer])
         lead = () if layer is None else (slice(layer, layer + 1),)
-        rest = (slice(None),) * (len(checkpoint.shape(path)) - len(lead))
-        weights = checkpoint.leaf(path, index=(*lead, *rest), dtype="float32")
+        weights = checkpoint.leaf(path, index=lead, dtype="float32")
         return weights if layer is None else lora.merged(weights[0], path, layer, adapter, scale=config.scale)
 
     dtype = checkpoint.tensors["embed", None].dtype.name

@@ -1,11 +1,11 @@
 """What a checkpoint is tuned with, checked before any device work."""
 
-import math
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal
 
 from jaxsafety import methods
 from jaxsafety.config import fields as fields_
+from jaxsafety.config.fields import static
 from jaxsafety.config.names import check_name
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.lora import TARGETS
@@ -39,19 +39,19 @@ class TuningConfig:
     """
 
     method: str
-    steps: int
+    steps: int = static(at_least=1)
     options: Any = None
-    batch_size: int = 8
-    accumulate: int = 1
-    lora_rank: int | None = 16
-    lora_alpha: float = 32.0
+    batch_size: int = static(8, at_least=1)
+    accumulate: int = static(1, at_least=1)
+    lora_rank: int | None = static(16, at_least=1)
+    lora_alpha: float = static(32.0, above=0)
     lora_targets: tuple[str, ...] = tuple(TARGETS)
-    lr: float = 1e-4
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_tokens: int = 1024
-    chunk_steps: int = 10
-    template: str = "chat"
+    lr: float = static(1e-4, above=0)
+    warmup: float = static(0.1, at_least=0, below=1)
+    weight_decay: float = static(0.0, at_least=0)
+    max_tokens: int = static(1024, at_least=1)
+    chunk_steps: int = static(10, at_least=1)
+    template: Literal["chat", "raw"] = "chat"
     dtype: ComputeDtype = "float32"
     recompute: bool = True
     seed: int = 0
@@ -62,11 +62,7 @@ class TuningConfig:
         if not isinstance(self.options, self.load().Config):
             raise ValueError(f"options must be the Config of method {self.method!r}, got {self.options!r}")
         fields_.check_apart(self.load().Config, [one.name for one in fields(self)], owner=f"method {self.method!r}")
-        check_name("dtype", self.dtype, get_args(ComputeDtype))
-        check_name("template", self.template, ("chat", "raw"))
-        for name in ("steps", "batch_size", "accumulate", "max_tokens", "chunk_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        fields_.check(self)
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: got {self.accumulate}, expected a divisor of batch_size {self.batch_size}")
         if self.accumulate > 1 and not self.needs.divisible:
@@ -76,21 +72,10 @@ class TuningConfig:
                 f"{self.method} asks a reference about examples that it transforms at every step: expected a method "
                 "without one of the two, since a checkpoint's reference is read once"
             )
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"lora_rank must be at least 1, got {self.lora_rank}")
         if not self.lora_targets:
             raise ValueError(f"lora_targets: got none, expected some of {', '.join(TARGETS)}")
         for name in self.lora_targets:
             check_name("lora_targets", name, tuple(TARGETS))
-        for name in ("lr", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
-        if not (math.isfinite(self.lr) and math.isfinite(self.lora_alpha)):
-            raise ValueError(f"lr and lora_alpha must be finite, got {self.lr} and {self.lora_alpha}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
 

@@ -168,10 +168,10 @@ def test_a_run_ends_alike_wherever_it_was_stopped(measured, pair, given, tokeniz
 
 def test_bad_options():
     for options, message in (
-        ({"max_tokens": 1}, "max_tokens must be at least 2, got 1"),
-        ({"answers": -1}, "answers must be at least 0, got -1"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
-        ({"directions": 0}, "directions must be at least 1, got 0"),
+        ({"max_tokens": 1}, "max_tokens must be >= 2 and finite, got 1"),
+        ({"answers": -1}, "answers must be >= 0 and finite, got -1"),
+        ({"batch_tokens": 0}, "batch_tokens must be >= 1 and finite, got 0"),
+        ({"directions": 0}, "directions must be >= 1 and finite, got 0"),
         ({"template": "chta"}, "unknown template 'chta': expected one of chat, raw; did you mean 'chat'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -167,9 +167,9 @@ def test_something_is_there(pair, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": float("nan")}, "alpha must be a finite number, got nan"),
-        ({"alpha": 1.0, "rank": 0}, "rank must be at least 1, got 0"),
-        ({"alpha": 1.0, "energy": 2.0}, "energy must be in"),
+        ({"alpha": float("nan")}, "alpha must be finite, got nan"),
+        ({"alpha": 1.0, "rank": 0}, "rank must be >= 1 and finite, got 0"),
+        ({"alpha": 1.0, "energy": 2.0}, "energy must be > 0 and <= 1"),
     ],
 )
 def test_bad_options(options, message):

@@ -141,8 +141,8 @@ def test_a_matrix_that_is_too_large_is_refused_before_it_is_read(pair, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"energy": 0.0}, r"energy must be in \(0, 1\], got 0.0"),
-        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"energy": 0.0}, "energy must be > 0 and <= 1 and finite, got 0.0"),
+        ({"rank": 0}, "rank must be >= 1 and finite, got 0"),
     ],
 )
 def test_bad_options(options, message):

@@ -221,9 +221,9 @@ def test_the_command_says_what_it_needs_and_then_tunes(command, tmp_path, capsys
         (("--method", "sft", "--batch_size", "9"), "expected at most the 8 examples"),
         (("--method", "sft", "--lora_targets", "q,w"), "lora_targets"),
         (("--method", "sft", "--dtype", "float16"), "dtype"),
-        (("--method", "sft", "--chunk_steps", "0"), "chunk_steps must be at least 1, got 0"),
+        (("--method", "sft", "--chunk_steps", "0"), "chunk_steps must be >= 1 and finite, got 0"),
         (("--method", "sft", "--epochs", "0"), "epochs must be > 0"),
-        (("--method", "sft", "--lr", "-1"), "lr must be > 0, got -1.0"),
+        (("--method", "sft", "--lr", "-1"), "lr must be > 0 and finite, got -1.0"),
     ],
 )
 def test_bad_options_are_one_sentence(command, tmp_path, capsys, unchecked, words, message):
