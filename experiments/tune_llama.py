@@ -17,7 +17,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import polars as pl
-import yaml
 from tokenizers import Tokenizer
 
 from experiments import llama_world
@@ -99,7 +98,7 @@ def run(out: Path, setting: Setting) -> int:
     """
     resolved = json.loads(json.dumps(asdict(setting)))
     asked = llama_world.asked()
-    with opening.open_run(out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)):
+    with opening.open_run(out, resolved):
         atomic.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
         atomic.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
         atomic.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))

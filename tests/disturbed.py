@@ -52,7 +52,7 @@ def start():
 def run():
     one = jnp.ones(1)
     roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))
-    with opening.open_run(directory, {{"toy": 1}}, resolved_yaml="toy: 1\\n"), signals.deferred(lambda _: None):
+    with opening.open_run(directory, {{"toy": 1}}), signals.deferred(lambda _: None):
         loop.train(chunk, start, readout=(read, jnp.zeros(2)), per_seed=roots,
                    points=HParams(0.1 * one, one), grid=grid, legs=[leg])
 

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from jaxsafety.engine import hosts, sweep
-from jaxsafety.recipe import cells, yaml_file
+from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import machine, manifest_file, opening, signals
@@ -51,7 +52,7 @@ def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
 
 def _open(ready: Study, lock: ExitStack) -> None:
     recipe, directory = ready.recipe, ready.directory
-    lock.enter_context(opening.open_run(directory, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)))
+    lock.enter_context(opening.open_run(directory, as_dict(recipe)))
     opening.keep_files(directory / "grammars", pipeline.own_grammars(recipe))
     if manifest_file.read_manifest(directory).get("failed"):
         manifest_file.write_manifest(directory, {"failed": None})
@@ -74,7 +75,7 @@ def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Se
     _say_idle_devices(recipe)
     with signals.deferred(say_stopping):
         grids.record(recipe, directory)
-        outcome = grids.run(jobs, grids.Stages(tuple(stages), _advance, _recorded_together))
+        outcome = grids.run(jobs, grids.Stages(tuple(stages), _advance, _recorded))
     for name in outcome.in_use:
         print(f"jaxsafety: cell {name} is running in another process", file=sys.stderr)
     print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
@@ -99,32 +100,23 @@ def _advance(ready: Study, stage: str) -> None:
         table = hosts.decide(lambda: study_report.write(ready.directory))
         sys.stdout.write(table if hosts.is_first() else "")
     elif not pipeline.is_finished(ready, stage):
-        with _recorded(ready, stage):
-            _work(stage)(ready)
+        work = dict(pretrain=pipeline.pretrain, tune=pipeline.tune, evaluate=evaluate.write, analyze=analyze.write)
+        with _recorded((ready,), stage):
+            work[stage](ready)
     hosts.check(f"after {stage}")
 
 
-def _work(stage: str):
-    work = {"pretrain": pipeline.pretrain, "tune": pipeline.tune, "evaluate": evaluate.write, "analyze": analyze.write}
-    return work[stage]
-
-
 @contextmanager
-def _recorded(ready: Study, stage: str, *, together: int = 1) -> Iterator[None]:
-    """Records in the manifest what a stage runs on and the seconds it takes, over all processes that work on it."""
-    about = {"strategy": ready.strategy, "processes": jax.process_count()}
-    timed = manifest_file.timed(ready.directory, stage, about, together=together)
-    with ExitStack() as record:
-        hosts.decide(lambda: record.enter_context(timed))
-        yield
+def _recorded(studies: Sequence[Study], stage: str) -> Iterator[None]:
+    """Records in the manifests what a stage runs on and the seconds it takes, over all processes that work on it.
 
-
-@contextmanager
-def _recorded_together(studies: Sequence[Study], stage: str) -> Iterator[None]:
-    """Records a stage that several studies run as one program; each has its share of the seconds."""
+    Of studies that run it as one program each has its share.
+    """
     with ExitStack() as records:
         for ready in studies:
-            records.enter_context(_recorded(ready, stage, together=len(studies)))
+            about = {"strategy": ready.strategy, "processes": jax.process_count()}
+            timed = manifest_file.timed(ready.directory, stage, about, together=len(studies))
+            hosts.decide(partial(records.enter_context, timed))
         yield
 
 

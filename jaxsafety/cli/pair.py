@@ -147,10 +147,9 @@ def _merge(options: argparse.Namespace, pair: "Pair") -> None:
 @contextmanager
 def _recorded(directory: Path, name: str, options: dict[str, Any]):
     """Records what an analysis was asked for, what it runs on, and the seconds it takes, over all its processes."""
-    from jaxsafety.rundir import manifest_file
-    from jaxsafety.study.pairs import opened
+    from jaxsafety.rundir import manifest_file, opening
 
-    opened.record(directory, name, options)
+    opening.record_config(directory / f"{name}.yaml", options)
     with manifest_file.timed(directory, name, {}):
         yield
 

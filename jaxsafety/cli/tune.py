@@ -94,8 +94,6 @@ def run(options: argparse.Namespace) -> int:
         ImportError: an extra is missing.
         Stopped: a signal has asked to stop.
     """
-    import yaml
-
     from jaxsafety.cli import launch
     from jaxsafety.formats import hf, hf_tokenizer
     from jaxsafety.rundir import manifest_file, opening, progress, signals
@@ -129,7 +127,6 @@ def run(options: argparse.Namespace) -> int:
     recorded = {**asdict(config), **asdict(config.options), "lora_targets": ",".join(config.lora_targets)}
     del recorded["options"]
     recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
-    resolved = {"tuning": recorded}
     counted = {"examples": len(given), "truncated_examples": encoded.truncated}
     begun = ("checkpoints", "references", run.MODEL)
     with (
@@ -139,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
             (".lock", "config.yaml", "manifest.json"),
             begun=lambda: any((options.out / name).exists() for name in begun),
         ),
-        opening.open_run(options.out, resolved, resolved_yaml=yaml.safe_dump(resolved, sort_keys=False)),
+        opening.open_run(options.out, {"tuning": recorded}),
         manifest_file.timed(options.out, "tuning", counted),
     ):
         print(run.write(opened, encoded, options.out, config, places=placed))

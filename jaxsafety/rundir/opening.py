@@ -15,11 +15,10 @@ _NO_CONFIG = "remove it if the run was made with this very recipe, else choose a
 
 
 @contextmanager
-def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) -> Iterator[Path]:
+def open_run(directory: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """Creates or re-enters a run directory, holds its lock for the duration of the context and yields it.
 
-    The resolved configuration is given as plain data, and as the YAML text that the first run writes to
-    ``config.yaml``.
+    The first run writes the resolved configuration, plain data, to ``config.yaml``.
 
     Raises:
         RunInUseError: another process holds the directory.
@@ -27,7 +26,7 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resolved_yaml: str) 
         OSError: the directory cannot be created or written.
     """
     with hold(directory):
-        record_config(directory / "config.yaml", config, resolved_yaml)
+        record_config(directory / "config.yaml", config)
         yield directory
 
 
@@ -72,17 +71,15 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
             )
 
 
-def record_config(path: Path, config: Mapping[str, Any], resolved_yaml: str) -> None:
-    """Writes a configuration where none is recorded yet, else checks that it is the recorded one.
-
-    It is given as in :func:`open_run`.
+def record_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes a configuration of plain data as YAML where none is recorded yet, else checks that it is the recorded one.
 
     Raises:
         ValueError: another one is recorded, whose differing fields are named, or the file is damaged.
         OSError: it cannot be written.
     """
     if not path.exists():
-        atomic_write(path, resolved_yaml)
+        atomic_write(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return
     try:
         content = yaml.safe_load(path.read_text())

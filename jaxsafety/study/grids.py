@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsafety import tree
-from jaxsafety.recipe import cells, yaml_file
+from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import layout, locks, manifest_file, metrics_file, opening, progress, signals
@@ -251,7 +251,7 @@ def _kept(jobs: Sequence[Job], stage: str, outcome: Outcome) -> Iterator[None]:
 
 
 def _opened(directory: Path, recipe: Recipe) -> AbstractContextManager[Path]:
-    return opening.open_run(directory, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe))
+    return opening.open_run(directory, as_dict(recipe))
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 from jaxsafety import tree
 from jaxsafety.config.names import check_name, nearest
 from jaxsafety.formats import official
-from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import PRETRAINED, Recipe, as_dict
 from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
 from jaxsafety.study import pipeline
@@ -56,7 +55,7 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
     params = _same_tokens({key: _params(file, recipe, world) for key, file in files.items()}, world)
     with _made_whole(directory) as staging:
         ready = pipeline.prepare(recipe, staging)
-        opening.record_config(staging / "config.yaml", as_dict(recipe), yaml_file.to_yaml(recipe))
+        opening.record_config(staging / "config.yaml", as_dict(recipe))
         opening.keep_files(staging / "grammars", pipeline.own_grammars(recipe))
         about = {"sha256": digests, "files": {_place(*key): str(file) for key, file in files.items()}}
         manifest_file.write_manifest(staging, {"imported": about | machine.environment()})
@@ -101,17 +100,12 @@ def _files(recipe: Recipe, pretrained: str, tuned: Sequence[str]) -> dict[tuple[
             f"no file for {', '.join(missing)}: expected --tuned for every method and learning rate of the recipe "
             f"({', '.join(wanted)}), or a recipe without what there is no model of"
         )
+    seeds = recipe.seeds
+    if one := next((pattern for pattern in patterns.values() if _SEED not in pattern and len(seeds) > 1), None):
+        raise ValueError(f"{one} is one file for the seeds {list(seeds)}: expected {_SEED} in its path, or one seed")
     return {
-        (name, seed): _of_seed(pattern, seed, recipe) for name, pattern in patterns.items() for seed in recipe.seeds
+        (name, seed): Path(pattern.replace(_SEED, str(seed))) for name, pattern in patterns.items() for seed in seeds
     }
-
-
-def _of_seed(pattern: str, seed: int, recipe: Recipe) -> Path:
-    if len(recipe.seeds) > 1 and _SEED not in pattern:
-        raise ValueError(
-            f"{pattern} is one file for the seeds {list(recipe.seeds)}: expected {_SEED} in its path, or one seed"
-        )
-    return Path(pattern.replace(_SEED, str(seed)))
 
 
 def _place(name: Name, seed: int) -> str:
@@ -140,7 +134,7 @@ def _is_done(recipe: Recipe, directory: Path, digests: Mapping[str, str]) -> boo
         return False
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory} is no run and not empty: expected a new or an empty directory (--out)")
-    opening.record_config(directory / "config.yaml", as_dict(recipe), yaml_file.to_yaml(recipe))
+    opening.record_config(directory / "config.yaml", as_dict(recipe))
     recorded = manifest_file.read_manifest(directory).get("imported")
     if not recorded:
         raise ValueError(f"{directory} holds a run that was not imported: choose another output directory (--out)")

@@ -296,7 +296,7 @@ def test_a_missing_extra_is_said_before_the_work(refuse, mini_yaml, tmp_path, mo
 
 def test_a_run_in_use_by_another_process_is_one_sentence(refuse, mini_yaml, run):
     recipe = yaml_file.read(mini_yaml)
-    with opening.open_run(run, yaml_file.as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
+    with opening.open_run(run, yaml_file.as_dict(recipe)):
         message = refuse("report", mini_yaml, "--out", run)
     assert "is in use by another process" in message
 

@@ -299,7 +299,7 @@ def test_a_directory_in_use_or_of_a_study_is_refused(refuse, checkpoints, tmp_pa
     with opened.enter(out, opened.open_pair(*checkpoints), "weights"):
         assert "another process" in refuse("weights", *checkpoints, "--out", out)
     study = tmp_path / "study"
-    with opening.open_run(study, {"world": "tiny"}, resolved_yaml="world: tiny\n"):
+    with opening.open_run(study, {"world": "tiny"}):
         pass
     assert "another configuration" in refuse("weights", *checkpoints, "--out", study)
 

@@ -61,7 +61,7 @@ def start():
     return programs.program(lambda lane, _, __: lane, grid=grid)(state, jnp.zeros(4), jnp.zeros(1))
 
 def open_run(lock):
-    lock.enter_context(opening.open_run(directory, {"toy": 1}, resolved_yaml="toy: 1\\n"))
+    lock.enter_context(opening.open_run(directory, {"toy": 1}))
 
 def run():
     with signals.deferred(lambda _: None), ExitStack() as lock:

@@ -21,11 +21,11 @@ _CONFIG = {
     "methods": [{"name": "sft"}, {"name": "dpo", "beta": 0.1}],
     "safe": True,
 }
-_YAML = yaml.safe_dump(_CONFIG)
+_YAML = yaml.safe_dump(_CONFIG, sort_keys=False)
 
 
-def _open(directory: Path, config: dict, text: str | None = None) -> None:
-    with opening.open_run(directory, config, resolved_yaml=text or yaml.safe_dump(config)):
+def _open(directory: Path, config: dict) -> None:
+    with opening.open_run(directory, config):
         pass
 
 
@@ -35,7 +35,7 @@ def _edited(**fields) -> dict:
 
 def test_opening_creates_the_directory_and_records_the_configuration(tmp_path):
     run = tmp_path / "a" / "b"
-    with opening.open_run(run, _CONFIG, resolved_yaml=_YAML) as directory:
+    with opening.open_run(run, _CONFIG) as directory:
         assert directory == run
         assert (run / "config.yaml").read_text() == _YAML
     assert sorted(path.name for path in run.iterdir()) == [".lock", "config.yaml"]
@@ -52,7 +52,7 @@ def test_opening_creates_the_directory_and_records_the_configuration(tmp_path):
 )
 def test_the_same_configuration_is_accepted_in_any_notation(tmp_path, recorded):
     (tmp_path / "config.yaml").write_text(recorded)
-    _open(tmp_path, {**_CONFIG, "seeds": (0, 1)}, _YAML)
+    _open(tmp_path, {**_CONFIG, "seeds": (0, 1)})
     assert (tmp_path / "config.yaml").read_text() == recorded
 
 
@@ -103,7 +103,7 @@ import sys, time
 from pathlib import Path
 from jaxsafety.rundir import opening
 
-with opening.open_run(Path(sys.argv[1]), {"a": 1}, resolved_yaml="a: 1"):
+with opening.open_run(Path(sys.argv[1]), {"a": 1}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -120,7 +120,7 @@ def test_the_lock_is_exclusive_and_ends_with_a_killed_process(tmp_path):
 
 
 def test_an_error_inside_releases_the_lock(tmp_path):
-    with pytest.raises(KeyError), opening.open_run(tmp_path, _CONFIG, resolved_yaml=_YAML):
+    with pytest.raises(KeyError), opening.open_run(tmp_path, _CONFIG):
         raise KeyError
     _open(tmp_path, _CONFIG)
 

@@ -156,7 +156,7 @@ def test_cells_run_while_what_they_share_is_pretrained(copy):
     source = copy / "pretrained" / "base"
     shutil.rmtree(source / "checkpoints" / "pretrained" / "00000006")
     recipe = yaml_file.read(source / "config.yaml")
-    with opening.open_run(source, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
+    with opening.open_run(source, as_dict(recipe)):
         assert [row.state for row in status.read(copy)] == ["running", "running"]
     assert [row.state for row in status.read(copy)] == ["waiting", "failed"]
 
@@ -171,7 +171,7 @@ def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
     cell = copy / "cells" / GOOD
     shutil.rmtree(cell / "checkpoints" / METHOD)
     recipe = yaml_file.read(cell / "config.yaml")
-    with opening.open_run(cell, as_dict(recipe), resolved_yaml=yaml_file.to_yaml(recipe)):
+    with opening.open_run(cell, as_dict(recipe)):
         assert [row.state for row in status.read(copy)] == ["running", "failed"]
         assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == 0
     assert f"cell {GOOD} is running in another process" in capsys.readouterr().err

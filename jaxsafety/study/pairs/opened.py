@@ -1,13 +1,10 @@
 """Two checkpoints of one architecture, opened side by side, and the directory that their analyses share."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_config import CONFIG_FILE
@@ -71,12 +68,9 @@ def enter(directory: Path, pair: Pair, name: str) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     check_no_model(directory)
-    sides = {"base": pair.base, "tuned": pair.tuned}
-    config = {
-        "pair": {
-            name: {"directory": str(checkpoint.directory.resolve()), "fingerprint": fingerprint(checkpoint)}
-            for name, checkpoint in sides.items()
-        }
+    sides = {
+        name: {"directory": str(checkpoint.directory.resolve()), "fingerprint": fingerprint(checkpoint)}
+        for name, checkpoint in (("base", pair.base), ("tuned", pair.tuned))
     }
     results = directory / "results"
 
@@ -84,10 +78,7 @@ def enter(directory: Path, pair: Pair, name: str) -> Iterator[Path]:
         return any(results.glob(f"analyze/{name}/*")) or (name == "activations" and any(results.glob("answers*")))
 
     files = (".lock", "config.yaml", "manifest.json", f"{name}.yaml")
-    with (
-        opening.unused_dropped(directory, files, begun=begun),
-        opening.open_run(directory, config, resolved_yaml=yaml.safe_dump(config, sort_keys=False)),
-    ):
+    with opening.unused_dropped(directory, files, begun=begun), opening.open_run(directory, {"pair": sides}):
         yield directory
 
 
@@ -95,17 +86,6 @@ def check_no_model(directory: Path) -> None:
     """Refuses, in a ValueError, a run directory that is that of a model."""
     if (directory / CONFIG_FILE).exists():
         raise ValueError(f"{directory} is a model directory: choose another place for the run (--out)")
-
-
-def record(directory: Path, name: str, options: Mapping[str, Any]) -> None:
-    """Records what a command was asked for, in ``NAME.yaml``; every later run of it must ask for the same.
-
-    Raises:
-        ValueError: it was recorded with other options; they are named.
-        OSError: the file cannot be written.
-    """
-    plain = dict(options)
-    opening.record_config(directory / f"{name}.yaml", plain, yaml.safe_dump(plain, sort_keys=False))
 
 
 def fingerprint(checkpoint: hf.Checkpoint) -> str:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from jaxsafety.rundir import opening
 from jaxsafety.study.pairs import opened
 
 
@@ -73,7 +74,7 @@ def test_other_weights_at_the_same_place_are_noticed(checkpoints, tmp_path):
 
 
 def test_other_options_are_named(tmp_path):
-    opened.record(tmp_path, "weights", {"energy": 0.9, "attention": False})
-    opened.record(tmp_path, "weights", {"energy": 0.9, "attention": False})
+    opening.record_config(tmp_path / "weights.yaml", {"energy": 0.9, "attention": False})
+    opening.record_config(tmp_path / "weights.yaml", {"energy": 0.9, "attention": False})
     with pytest.raises(ValueError, match=r"energy is 0.9 there and 0.8 here"):
-        opened.record(tmp_path, "weights", {"energy": 0.8, "attention": False})
+        opening.record_config(tmp_path / "weights.yaml", {"energy": 0.8, "attention": False})
