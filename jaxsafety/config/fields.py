@@ -54,7 +54,7 @@ def traced(default: float | int, **bounds: Any) -> Any:
 
 
 def static(default: Any = MISSING, **bounds: Any) -> Any:
-    """Declares a number, or a tuple of numbers, that is part of the program, with bounds; required without a default."""
+    """Declares a number, or a tuple of numbers, that is part of the program, with bounds; none is a required one."""
     return field(default=default, metadata={"bounds": Bounds(**bounds)})
 
 

@@ -8,7 +8,6 @@ several run directories side by side; each keeps its own rows of the state.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +252,7 @@ def _resume(start: Callable[[], TrainState], *, grid: Grid, legs: Sequence[Leg])
     if not step:
         return start(), 0
     like = _placed(jax.eval_shape(start), grid)
-    one = jax.tree.map(partial(_share, count=len(legs)), like)
+    one = jax.tree.map(lambda leaf: leaf.update(shape=(leaf.shape[0] // len(legs), *leaf.shape[1:])), like)
     # The newest by no number: with its damage comes what to do.
     wanted = [None if checkpoint.latest(leg.checkpoints) == step else step for leg in legs]
     found = [_load(leg.checkpoints, one, step=wants) for leg, wants in zip(legs, wanted, strict=True)]
@@ -261,11 +260,6 @@ def _resume(start: Callable[[], TrainState], *, grid: Grid, legs: Sequence[Leg])
         return found[0], step
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
     return jax.device_put(joined, jax.tree.map(lambda leaf: leaf.sharding, like)), step
-
-
-def _share(leaf: jax.ShapeDtypeStruct, *, count: int) -> jax.ShapeDtypeStruct:
-    rows, *rest = leaf.shape
-    return jax.ShapeDtypeStruct((rows // count, *rest), leaf.dtype, sharding=leaf.sharding)
 
 
 def _rows(metrics: Mapping[str, np.ndarray], *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:

@@ -53,7 +53,11 @@ def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int) -> Rope:
                 f"{max_tokens}: beyond that, and no other number of tokens, transformers changes dynamic positions"
             )
         return Rope(base=base, scaling="dynamic", factor=factor, original_tokens=max_tokens)
-    return _llama3(file, given, base=base, factor=factor)
+    low, high = (attributes.number(file, given, f"{name}_freq_factor") for name in ("low", "high"))
+    if low >= high:
+        raise ValueError(f"{file}: high_freq_factor is {high}, expected more than low_freq_factor {low}")
+    original = attributes.integer(file, given, "original_max_position_embeddings")
+    return Rope(base, "llama3", factor, low, high, original)
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
@@ -87,14 +91,6 @@ def unscaled_tokens(rope: Rope, scaled: int) -> int:
             f"their factor {rope.factor:g} times max_position_embeddings, {unscaled}"
         )
     return unscaled
-
-
-def _llama3(file: Path, given: Mapping[str, Any], *, base: float, factor: float) -> Rope:
-    low, high = (attributes.number(file, given, f"{name}_freq_factor") for name in ("low", "high"))
-    if low >= high:
-        raise ValueError(f"{file}: high_freq_factor is {high}, expected more than low_freq_factor {low}")
-    original = attributes.integer(file, given, "original_max_position_embeddings")
-    return Rope(base, "llama3", factor, low, high, original)
 
 
 def _merge(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:

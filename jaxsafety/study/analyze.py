@@ -37,7 +37,7 @@ def pieces(run: Study) -> dict[str, Piece]:
     """Returns the pieces of the stage by name, in the order in which they run."""
     pairs = [label for label, node in run.recipe.analyses.items() if node.load().about == "pair"]
     return {
-        "models": _final_models,
+        "models": partial(_measured, step=run.recipe.tune.steps, label="analyze models"),
         **{f"step_{step:08d}": partial(_snapshot, step=step) for step in run.recipe.tune.snapshot_steps},
         **{f"pairs_{label}": partial(_pairs, label=label) for label in pairs},
         **{f"attack_{label}": partial(_attack, label=label) for label in run.recipe.attacks},
@@ -74,21 +74,18 @@ def _path(folder: Path, piece: str) -> Path:
     return folder / "analyze" / f"{piece}.parquet"
 
 
-def _final_models(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    yield from _measured(subjects, subjects.models, step=subjects.run.recipe.tune.steps, label="analyze models")
-
-
 def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
     models = evaluate.gather_snapshots(subjects.run, subjects.models, step=step)
     # The pretrained row keeps the program's shape, and has been written already.
-    for frame in _measured(subjects, models, step=step, label=f"analyze step {step}"):
+    for frame in _measured(subjects, step=step, label=f"analyze step {step}", models=models):
         yield frame.filter(pl.col("method") != PRETRAINED)
     for label, node in subjects.run.recipe.edits.items():
         if node.along:
             yield from _edit(subjects, without_base(models), label, step=step, strongest=True)
 
 
-def _measured(subjects: Subjects, models: Models, *, step: int, label: str) -> Iterator[pl.DataFrame]:
+def _measured(subjects: Subjects, *, step: int, label: str, models: Models | None = None) -> Iterator[pl.DataFrame]:
+    models = models or subjects.models
     (by_label,) = run_each(subjects, subjects.measure, models.params, [()], label=label)
     for name, node in subjects.run.recipe.analyses.items():
         if not (found := by_label.get(name)):

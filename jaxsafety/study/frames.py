@@ -1,7 +1,7 @@
 """Labelled arrays of the analyses as tidy rows, column by column: a study has too many for a dict each."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,26 +17,15 @@ _MODEL = ("method", "lr_name", "lr", "step")
 _ABSENT = {"condition": "", "subset": "all", "layer": None, "part": "", "strength": None}
 
 
-class Lanes(NamedTuple):
-    """What the first two axes of every array run over.
-
-    Attributes:
-        models: (method, lr_name, lr, step) of each row h.
-        seeds: seed numbers, axis s.
-        finite: ``[h, s]`` bool, False for a lane that diverged: its values are null.
-    """
-
-    models: Sequence[tuple[str, str, float, int]]
-    seeds: Sequence[int]
-    finite: np.ndarray
-
-
 def to_frame(
-    arrays: Arrays, coordinates: Mapping[str, Coordinate], lanes: Lanes, *, labels: Mapping[str, Any]
-) -> pl.DataFrame:
+    arrays: Arrays, coordinates: Mapping[str, Coordinate], *, models: Sequence[tuple[str, str, float, int]],
+    seeds: Sequence[int], finite: np.ndarray, labels: Mapping[str, Any],
+) -> pl.DataFrame:  # fmt: skip
     """Returns one row per entry of every array; entries of living lanes that are NaN are undefined and left out.
 
-    ``labels``, the same for all rows, win over the defaults of absent axes.
+    ``models`` are (method, lr_name, lr, step) of each row h, ``seeds`` the numbers along s, and ``finite [h, s]`` is
+    False for a lane that diverged, whose values are null. ``labels``, the same for all rows, win over the defaults of
+    absent axes.
 
     Raises:
         ValueError: an axis without coordinates, with too few names or another axis' column, or an array of other
@@ -44,19 +33,18 @@ def to_frame(
     """
     frames = [pl.DataFrame(schema=ANALYSIS_SCHEMA)]
     for (metric, axes), values in arrays.items():
-        frames.append(_one(metric, axes.split(), np.asarray(values, np.float64), coordinates, lanes, labels))
+        frames.append(_one(metric, axes.split(), np.asarray(values, float), coordinates, models, seeds, finite, labels))
     return pl.concat(frames)
 
 
-def _one(metric, axes, values, coordinates, lanes, labels):
+def _one(metric, axes, values, coordinates, models, seeds, finite, labels):
     if values.ndim != 2 + len(axes):
         raise ValueError(f"{metric} has shape {values.shape[2:]}, expected an axis for each of {axes}")
-    dead = np.broadcast_to(~lanes.finite.reshape(lanes.finite.shape + (1,) * len(axes)), values.shape)
+    dead = np.broadcast_to(~finite.reshape(finite.shape + (1,) * len(axes)), values.shape)
     kept = np.nonzero(dead | np.isfinite(values))
     row, seed, *places = kept
-    models = zip(*lanes.models, strict=True)
-    columns = {name: np.asarray(model)[row] for name, model in zip(_MODEL, models, strict=True)}
-    columns |= {"seed": np.asarray(lanes.seeds)[seed], "metric": metric}
+    columns = {name: np.asarray(own)[row] for name, own in zip(_MODEL, zip(*models, strict=True), strict=True)}
+    columns |= {"seed": np.asarray(seeds)[seed], "metric": metric}
     columns |= _ABSENT | dict(labels)
     filled = []
     for axis, place, size in zip(axes, places, values.shape[2:], strict=True):

@@ -321,13 +321,10 @@ def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
     Raises:
         ValueError: there is no such snapshot, or it is damaged.
     """
-    base = tree.lane(pretrained(study), 0)
-
-    def load(label: str) -> tuple[Params, Array]:
-        like = jax.eval_shape(partial(_tune_start, base, label, study))
-        return loop.load_snapshot(study.tune_leg(label), like, grid=study.tune_grid, step=step)
-
-    return {label: load(label) for label in study.recipe.tune.methods}
+    return {
+        label: loop.load_snapshot(study.tune_leg(label), tune_shapes((study,), label), grid=study.tune_grid, step=step)
+        for label in study.recipe.tune.methods
+    }
 
 
 def tuned(study: Study) -> dict[str, TrainState]:

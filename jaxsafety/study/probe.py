@@ -20,7 +20,7 @@ from jaxsafety.rundir import progress
 from jaxsafety.rundir.results import SUBSETS
 from jaxsafety.study import evaluate, frames, judged, pipeline
 from jaxsafety.study.evaluate import Models
-from jaxsafety.study.frames import Arrays, Lanes
+from jaxsafety.study.frames import Arrays
 from jaxsafety.study.pipeline import Study
 from jaxsafety.study.view import Prompts, view
 from jaxsafety.types import Coordinate, Key, Measured, Params, View
@@ -114,9 +114,9 @@ def to_frame(
     ``name`` is that of the analysis, the attack, or ``interventions``; ``columns`` are the same in all rows.
     """
     rows = [(*label, 0 if label.method == PRETRAINED else step) for label in models.labels]
-    lanes = Lanes(rows, subjects.run.recipe.seeds, models.finite)
     labels = evaluate.run_labels(subjects.run) | {"analysis": name} | columns
-    return frames.to_frame(found, coordinates(subjects.run) | dict(places or {}), lanes, labels=labels)
+    return frames.to_frame(found, coordinates(subjects.run) | dict(places or {}), models=rows,
+                           seeds=subjects.run.recipe.seeds, finite=models.finite, labels=labels)  # fmt: skip
 
 
 def finished(node: AnalysisConfig, found: Measured) -> tuple[Measured, dict[str, Coordinate]]:

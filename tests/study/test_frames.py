@@ -6,10 +6,9 @@ import pytest
 
 from jaxsafety.rundir import results
 from jaxsafety.study import frames
-from jaxsafety.study.frames import Lanes
 from jaxsafety.types import Coordinate
 
-LANES = Lanes(
+LANES = dict(
     models=[("pretrained", "", 0.01, 0), ("sft", "eta_M", 0.002, 6)],
     seeds=(3, 5),
     finite=np.asarray([[True, True], [True, False]]),
@@ -23,7 +22,7 @@ LABELS = {"analysis": "mine", "run": "r", "revision": "abc", "device": "cpu"}
 
 
 def frame(arrays, **labels):
-    return frames.to_frame(arrays, PLACES, LANES, labels=LABELS | labels)
+    return frames.to_frame(arrays, PLACES, **LANES, labels=LABELS | labels)
 
 
 def test_every_entry_becomes_a_row_under_its_names():
@@ -31,14 +30,14 @@ def test_every_entry_becomes_a_row_under_its_names():
     got = frame({("tau", "condition layer"): values}, part="last")
     results.check_schema(got, "frame", schema=results.ANALYSIS_SCHEMA)
     assert got.height == values.size
-    for h, model in enumerate(LANES.models):
-        for s, seed in enumerate(LANES.seeds):
+    for h, model in enumerate(LANES["models"]):
+        for s, seed in enumerate(LANES["seeds"]):
             for c, condition in enumerate(("safe", "unsafe")):
                 for layer in range(3):
                     (row,) = got.filter(
                         method=model[0], step=model[3], seed=seed, condition=condition, layer=layer
                     ).to_dicts()
-                    assert row["value"] == (values[h, s, c, layer] if LANES.finite[h, s] else None)
+                    assert row["value"] == (values[h, s, c, layer] if LANES["finite"][h, s] else None)
                     assert (row["part"], row["subset"], row["strength"], row["metric"]) == ("last", "all", None, "tau")
 
 

@@ -94,8 +94,7 @@ def action_measures(
 ) -> dict[str, Any]:
     """Measures how the update of one matrix acts on the inputs that prompts bring to it in the tuned model.
 
-    ``directions`` are the update's strongest, in [1, min(m, n)]. For ``gain``, ``ratio`` and ``energy`` ``[b]``, and
-    ``projection`` ``[b, r]``, see :class:`jaxsafety.analysis.update_spaces.InputSpace`.
+    ``directions`` are the update's strongest, in [1, min(m, n)].
 
     Returns:
         ``gain``, ``ratio`` and ``energy`` ``[b]``, ``projection`` ``[b, r]``; see
