@@ -238,8 +238,7 @@ def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.report import claims_table
 
     _check_run(options.run)
-    render = claims_table.text if options.format == "text" else claims_table.markdown
-    sys.stdout.write(render(options.run))
+    sys.stdout.write(claims_table.text(options.run, form=options.format))
     return 0
 
 

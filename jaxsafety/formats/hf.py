@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Sharding
 
 from jaxsafety.formats.hf_checkpoint import Checkpoint, check_tied, open_checkpoint
-from jaxsafety.formats.hf_config import ParamsDtype, read_config, write_config
+from jaxsafety.formats.hf_config import ParamsDtype, read_config
 from jaxsafety.formats.hf_names import leaf_shapes
 from jaxsafety.formats.hf_write import save, write_checkpoint
 from jaxsafety.models.llama import LlamaConfig
@@ -26,7 +26,6 @@ __all__ = [
     "read_config",
     "save",
     "write_checkpoint",
-    "write_config",
 ]
 
 ShardingRule = Callable[[str, tuple[int, ...]], Sharding]

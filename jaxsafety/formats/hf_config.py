@@ -14,7 +14,6 @@ from jaxsafety.config.names import nearest
 from jaxsafety.formats import hf_attributes as attributes
 from jaxsafety.formats.hf_rope import read_rope, scaled_tokens, unscaled_tokens, write_rope
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.rundir import atomic
 
 ParamsDtype = Literal["float32", "bfloat16", "float16"]
 CONFIG_FILE = "config.json"
@@ -52,11 +51,6 @@ def read_config(directory: Path) -> LlamaConfig:
         mlp_bias=mlp_bias,
         window=_window(file, raw, kind, layers=sizes["layers"]),
     )
-
-
-def write_config(directory: Path, config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None = None) -> None:
-    """Writes ``config.json`` as :func:`config_text` gives it, atomically."""
-    atomic.atomic_write(directory / CONFIG_FILE, config_text(config, dtype=dtype, source=source))
 
 
 def config_text(config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None = None) -> str:

@@ -55,15 +55,6 @@ class Separation:
     distance: Leaf
 
 
-def masked_mean(activations: Float[Array, "l b f"], *, weights: Weights | None = None) -> Float[Array, "l f"]:
-    """Mean activation of the chosen samples, NaN if none is.
-
-    Raises:
-        ValueError: no samples, or (unless traced) none chosen, weights other than 0 and 1, chosen values not finite.
-    """
-    return _mean(*_samples(activations, weights, name="activations"))[:, 0]
-
-
 def centroids(
     safe: Float[Array, "l b f"],
     unsafe: Float[Array, "l c f"],
@@ -71,10 +62,11 @@ def centroids(
     safe_weights: Weights | None = None,
     unsafe_weights: OtherWeights | None = None,
 ) -> Centroids:
-    """Means of the two classes, from draws that are held out from the samples that :func:`tau` measures.
+    """Means of the two classes, NaN of an empty one, from draws held out from the samples that :func:`tau` measures.
 
     Raises:
-        ValueError: as :func:`masked_mean`; the class is named.
+        ValueError: no samples of a class, which is named, or (unless traced) none chosen, weights other than 0 and 1,
+            chosen values not finite.
     """
     classes = _samples(safe, safe_weights, name="safe"), _samples(unsafe, unsafe_weights, name="unsafe")
     return Centroids(*(_mean(*samples)[:, 0] for samples in classes))
@@ -134,7 +126,7 @@ def separation(
     ``centroids`` are those that tau was taken with. All measures but the distance are NaN if a class is empty.
 
     Raises:
-        ValueError: as :func:`masked_mean`; the class is named.
+        ValueError: as :func:`centroids`.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), figure 3; Cohen 1988, section 2.5.2 (effect size, pooled with n - 1).
@@ -170,7 +162,7 @@ def leading_share(
         ``1 / min(n - 1, f)``: compare equal n.
 
     Raises:
-        ValueError: as :func:`masked_mean`.
+        ValueError: as :func:`centroids`.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.1: the unsafe cluster becomes low-rank, a share of up to 62 %.

@@ -6,7 +6,7 @@ A contradicted claim takes the same place as a supported one: rows stand in the 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import polars as pl
 from rich.table import Table
@@ -50,14 +50,10 @@ def read(directory: Path) -> list[Judgement]:
     return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)), every)
 
 
-def text(directory: Path) -> str:
-    """The claims of a run directory for a terminal; raises what ``read`` does."""
-    return render_text(read(directory), dead=_dead(directory))
-
-
-def markdown(directory: Path) -> str:
-    """The claims of a run directory as Markdown; raises what ``read`` does."""
-    return render_markdown(read(directory), dead=_dead(directory))
+def text(directory: Path, *, form: Literal["text", "markdown"] = "text") -> str:
+    """The claims of a run directory for a terminal, or as Markdown; raises what ``read`` does."""
+    render = render_text if form == "text" else render_markdown
+    return render(read(directory), dead=dead_notes(dead_lanes.count_dead(_analyses(directory))))
 
 
 def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -123,10 +119,6 @@ def render_markdown(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()
         lines.append(f"| {' | '.join(cells)} |")
     notes = [f"{row['number']}. {row['statistic']}" for row in rows]
     return "\n".join([*lines, "", *summary(judgements, dead=dead), "", _MEASURED, "", *notes]) + "\n"
-
-
-def _dead(directory: Path) -> list[str]:
-    return dead_notes(dead_lanes.count_dead(_analyses(directory)))
 
 
 def _analyses(directory: Path) -> pl.DataFrame:

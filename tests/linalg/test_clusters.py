@@ -22,9 +22,9 @@ KEPT, OTHERS = np.array([1, 0, 1, 1, 0, 1, 1]), np.array([0, 1, 1, 0, 1, 0, 0, 1
 
 # Jitted, which compiles faster than all the operations one by one; test_jitted_is_eager compares the two.
 tau = jax.jit(clusters.tau, static_argnames="form")
-relative_tau, separation, leading_share, masked_mean, centroids = map(
+relative_tau, separation, leading_share, centroids = map(
     jax.jit,
-    (clusters.relative_tau, clusters.separation, clusters.leading_share, clusters.masked_mean, clusters.centroids),
+    (clusters.relative_tau, clusters.separation, clusters.leading_share, clusters.centroids),
 )
 
 
@@ -43,13 +43,16 @@ def means(safe, unsafe):
     return Centroids(f32(safe.mean(1, dtype=float)), f32(unsafe.mean(1, dtype=float)))
 
 
+def masked_mean(activations, weights=None):
+    return clusters.centroids(activations, activations, safe_weights=weights).safe
+
+
 def measure(safe, unsafe, safe_weights, unsafe_weights):
     """Every function of the module, once."""
     both = {"safe_weights": safe_weights, "unsafe_weights": unsafe_weights}
     middle = clusters.centroids(safe, unsafe, **both)
     taus = clusters.tau(safe, middle), clusters.tau(unsafe, middle)
     return {
-        "mean": clusters.masked_mean(unsafe, weights=unsafe_weights),
         "centroids": middle,
         "tau": taus,
         "cosine": clusters.tau(unsafe, middle, form="cosine"),
@@ -97,10 +100,11 @@ def test_what_is_left_out_may_be_anything():
     expected = jax.jit(measure)(f32(safe), f32(unsafe), *weights)
     safe[:, KEPT == 0], unsafe[:, OTHERS == 0] = np.nan, np.inf
     got = jax.jit(measure)(f32(safe), f32(unsafe), *weights)
-    for name in ("mean", "centroids", "separation", "shares"):
+    for name in ("centroids", "separation", "shares"):
         jax.tree.map(np.testing.assert_array_equal, got[name], expected[name])
     # Outside of jit, where values are checked, too.
-    jax.tree.map(np.testing.assert_array_equal, clusters.masked_mean(f32(unsafe), weights=weights[1]), got["mean"])
+    mean = masked_mean(f32(unsafe), weights=weights[1])
+    np.testing.assert_array_equal(mean, got["centroids"].unsafe)
 
 
 def test_the_mean_of_many_samples_far_from_zero_keeps_its_digits():
@@ -354,8 +358,8 @@ def test_a_class_without_samples_is_refused():
         clusters.centroids(nothing, unsafe)
     with pytest.raises(ValueError, match=f"empty class: weights of unsafe choose none of {C} samples"):
         clusters.centroids(safe, unsafe, unsafe_weights=jnp.zeros(C))
-    with pytest.raises(ValueError, match="empty class: weights of activations choose none"):
-        clusters.masked_mean(safe, weights=jnp.zeros(B, bool))
+    with pytest.raises(ValueError, match="empty class: weights of safe choose none"):
+        masked_mean(safe, weights=jnp.zeros(B, bool))
     with pytest.raises(ValueError, match="empty class: weights of activations choose none"):
         clusters.leading_share(safe, weights=jnp.zeros(B, bool))
     with pytest.raises(ValueError, match="empty class: tau_unsafe holds no samples"):
@@ -363,14 +367,14 @@ def test_a_class_without_samples_is_refused():
 
 
 def test_weights_are_a_mask():
-    with pytest.raises(ValueError, match="weights of activations hold other values than 0 and 1"):
-        clusters.masked_mean(f32(draw()[0]), weights=jnp.full(B, 0.5))
+    with pytest.raises(ValueError, match="weights of safe hold other values than 0 and 1"):
+        masked_mean(f32(draw()[0]), weights=jnp.full(B, 0.5))
 
 
 def test_concrete_weights_are_checked_inside_a_traced_function():
     safe, nothing = f32(draw()[0]), jnp.zeros(B)
     with pytest.raises(ValueError, match="empty class"):
-        jax.jit(lambda a: clusters.masked_mean(a, weights=nothing))(safe)
+        jax.jit(lambda a: masked_mean(a, weights=nothing))(safe)
 
 
 def test_values_that_are_not_finite_are_named():
