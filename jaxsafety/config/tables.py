@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxsafety.config.names import check_name
 
@@ -46,20 +46,11 @@ def load(name: str, table: Mapping[str, str], *, kind: str, record: type | None 
     return one
 
 
-class Declared(NamedTuple):
-    """A field of a ``Config`` as its source declares it: nothing is imported for a help text."""
+def declared(module: str) -> list[str]:
+    """Returns the fields of a module's ``Config`` as its source declares them: nothing is imported for a help text.
 
-    name: str
-    kind: str
-    default: str
-    doc: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, default {self.default}): {self.doc}"
-
-
-def declared(module: str) -> tuple[Declared, ...]:
-    """Returns the fields of a module's ``Config``: name, kind, default, and what its docstring says."""
+    Each with its name, kind, default, and what the docstring says.
+    """
     body = next(node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == "Config")
     entry = r"^    (\w+): (.+?)(?=\n    \w+: |\n\n|\Z)"
     docs = dict(re.findall(entry, ast.get_docstring(body) or "", re.DOTALL | re.MULTILINE))
@@ -69,8 +60,8 @@ def declared(module: str) -> tuple[Declared, ...]:
         kind = ast.unparse(call.func) if call else "static"
         default = [ast.unparse(word) for word in call.args] if call else [ast.unparse(node.value)]
         name, shown = ast.unparse(node.target), f"[{', '.join(default)}]" if kind == "swept" else default[0]
-        found.append(Declared(name, kind, shown, " ".join(docs.get(name, "").split())))
-    return tuple(found)
+        found.append(f"{name} ({kind}, default {shown}): {' '.join(docs.get(name, '').split())}")
+    return found
 
 
 def summary(module: str) -> str:

@@ -26,6 +26,7 @@ class Node:
     def __post_init__(self):
         kind, config = fields(self)[0].name, self.load().Config
         owner = f"{kind} {getattr(self, kind)!r}"
+        fields_.check(self)
         if self.options is None:
             object.__setattr__(self, "options", config())
         fields_.check_apart(config, [one.name for one in fields(self)], owner=owner)
@@ -43,13 +44,8 @@ class MethodConfig(Node):
 
     FOLDER = methods
     method: str = "sft"
-    p_unsafe: float = 0.5
+    p_unsafe: float = fields_.static(0.5, at_least=0, at_most=1)
     options: Any = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.p_unsafe <= 1:
-            raise ValueError(f"p_unsafe of a method must be in [0, 1], got {self.p_unsafe}")
 
     def at_point(self, point: HParams) -> Any:
         """Returns the method's fields with the scalars of one lane."""

@@ -1,6 +1,7 @@
 """Fields of a Config: bounds, types, and which of them make another program."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,11 +74,12 @@ def test_traced_fields_are_a_lanes_and_static_ones_a_programs():
 def test_what_the_source_declares_is_what_the_method_has(name):
     """Help texts read the source, so that they need not import jax; every field has a sentence there."""
     config = methods.load(name).Config
-    declared = tables.declared(methods.TABLE[name])
-    assert [field.name for field in declared] == list(config.__dataclass_fields__)
-    assert {field.name for field in declared if field.kind == "traced"} == set(fields.traced_names(config))
-    assert all(field.doc for field in declared) and tables.summary(methods.TABLE[name])
-    assert [field.default for field in declared] == [repr(getattr(config(), field.name)) for field in declared]
+    entry = re.compile(r"(?P<name>\w+) \((?P<kind>\w+), default (?P<default>.*?)\): .+")
+    declared = [entry.fullmatch(line).groupdict() for line in tables.declared(methods.TABLE[name])]
+    assert [field["name"] for field in declared] == list(config.__dataclass_fields__)
+    assert {field["name"] for field in declared if field["kind"] == "traced"} == set(fields.traced_names(config))
+    assert tables.summary(methods.TABLE[name])
+    assert [field["default"] for field in declared] == [repr(getattr(config(), field["name"])) for field in declared]
 
 
 @pytest.mark.parametrize(
