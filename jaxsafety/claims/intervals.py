@@ -23,6 +23,10 @@ class Interval(NamedTuple):
     high: float | None
     n: int
 
+    def clipped(self) -> "Interval":
+        """The interval of a share: in [0, 1], around the same mean."""
+        return self if self.low is None else self._replace(low=max(0.0, self.low), high=min(1.0, self.high))
+
 
 def student_interval(values: Iterable[float | None], *, level: float = 0.95) -> Interval:
     """Mean and two-sided Student-t interval over seeds, ``mean +- t_{(1 + level) / 2, n - 1} s / sqrt(n)``.
@@ -59,8 +63,7 @@ def mean_interval(rates: Iterable[float | None], *, level: float = 0.95) -> Inte
     finite = [rate for rate in rates if rate is not None and math.isfinite(rate)]
     if bad := [rate for rate in finite if not 0 <= rate <= 1 + RATE_TOLERANCE]:
         raise ValueError(f"rate {bad[0]:g} is out of range: expected a value in [0, 1]")
-    mean, low, high, n = student_interval([min(rate, 1.0) for rate in finite], level=level)
-    return Interval(mean, low, high, n) if low is None else Interval(mean, max(0.0, low), min(1.0, high), n)
+    return student_interval([min(rate, 1.0) for rate in finite], level=level).clipped()
 
 
 def welch_half_width(one: Sequence[float], other: Sequence[float], *, level: float = 0.95) -> float | None:

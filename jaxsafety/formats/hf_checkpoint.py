@@ -92,7 +92,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     found = find_tensors(directory)
     expected = {slot.name: slot for slot in names.slots(config)}
     tied = found.pop(names.HEAD, None) if config.tied else None
-    found = {name: tensor for name, tensor in found.items() if not names.is_buffer(name)}
+    found = {name: tensor for name, tensor in found.items() if not names.BUFFER.fullmatch(name)}
     check_all(f"the weights in {directory}", found, expected, lacks="lack {}, which config.json asks for",
               holds="hold {}, which it does not ask for")  # fmt: skip
     shapes = {name: slot.shape for name, slot in expected.items()}

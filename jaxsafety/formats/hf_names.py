@@ -30,7 +30,7 @@ TABLE = {
 }
 HEAD = TABLE["unembed"][0]
 # Tables of angles that old versions of transformers stored; every version computes them anew.
-_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,6 @@ def slots(config: LlamaConfig) -> list[Slot]:
 def is_transposed(path: str) -> bool:
     """Whether a leaf's matrices are stored as their transposes."""
     return len(TABLE[path][1]) == 2 and path != "embed"
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a tensor holds what the model computes by itself: rotary frequencies."""
-    return _BUFFER.fullmatch(name) is not None
 
 
 def _is_stacked(path: str) -> bool:

@@ -367,9 +367,8 @@ def model_keys(styles: Mapping[Model, Any]) -> dict[str, Any]:
 
 def share_intervals(curves: Sequence[np.ndarray]) -> pl.DataFrame:
     """Mean, low and high at every point of the seeds' curves, which are shares: intervals end at 0 and 1."""
-    summary = [student_interval(column)._asdict() for column in np.transpose(curves)]
-    frame = pl.DataFrame(summary, schema_overrides={"low": pl.Float64, "high": pl.Float64})
-    return frame.with_columns(pl.col("low", "high").clip(0, 1))
+    summary = [student_interval(column).clipped()._asdict() for column in np.transpose(curves)]
+    return pl.DataFrame(summary, schema_overrides={"low": pl.Float64, "high": pl.Float64})
 
 
 def thinned(rows: pl.DataFrame, *, most: int) -> pl.DataFrame:

@@ -8,7 +8,7 @@ metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, it and its number stan
 
 import polars as pl
 
-from jaxsafety.claims.intervals import Interval, student_interval
+from jaxsafety.claims.intervals import student_interval
 from jaxsafety.report.tables import CONDITIONS, Model, model_order
 
 _MODEL = ("method", "lr_name", "lr")
@@ -43,7 +43,8 @@ def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
     wide = rows.select(*keys, "value").pivot("seed", index=list(LABELS), values="value")
     wide = wide.rename({str(seed): f"seed_{seed}" for seed in seeds})
     names = [f"seed_{seed}" for seed in seeds]
-    summary = [_summary(values, metric) for metric, *values in wide.select("metric", *names).iter_rows()]
+    found = ((metric, student_interval(values)) for metric, *values in wide.select("metric", *names).iter_rows())
+    summary = [interval.clipped() if metric in SHARES else interval for metric, interval in found]
     schema = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
     table = wide.hstack(pl.DataFrame(summary, schema=schema, orient="row"))
     table = table.join(given, on=list(LABELS), how="left", nulls_equal=True, maintain_order="left")

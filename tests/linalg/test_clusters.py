@@ -44,7 +44,7 @@ def means(safe, unsafe):
 
 
 def masked_mean(activations, weights=None):
-    return clusters.centroids(activations, activations, safe_weights=weights).safe
+    return clusters.centroids(activations, activations, safe_weights=weights, unsafe_weights=weights).safe
 
 
 def measure(safe, unsafe, safe_weights, unsafe_weights):
@@ -333,7 +333,7 @@ def test_a_dead_lane_is_nan_and_leaves_the_others_alone():
 def test_a_traced_empty_class_is_nan():
     safe, unsafe, kept, _ = lanes()[0]
     got = jax.jit(measure)(safe, unsafe, kept, jnp.zeros(C, bool))
-    undefined = (got["mean"], got["shares"], got["centroids"].unsafe, got["separation"], got["relative"])
+    undefined = (got["shares"], got["centroids"].unsafe, got["separation"], got["relative"])
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(undefined))
     assert np.isfinite(got["centroids"].safe).all()
 

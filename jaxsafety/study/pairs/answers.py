@@ -58,7 +58,9 @@ def write(
         with progress.track(len(batches), label=label, start=len(batches) - len(todo)) as update:
             for done, batch in enumerate(todo, start=len(batches) - len(todo) + 1):
                 for row, ids in zip(batch.rows, run(batch), strict=True):
-                    answers[row] = _ended(ids.tolist(), stop)
+                    ids = ids.tolist()
+                    end = next((place for place, number in enumerate(ids, 1) if number in stop), len(ids))
+                    answers[row] = ids[:end]
                 atomic.atomic_write(file, json.dumps(answers) + "\n")
                 update(done, {})
                 signals.check(f"after {done} of {len(batches)} batches of answers")
@@ -95,11 +97,6 @@ def check_room(checkpoint: hf.Checkpoint, dtype: hf.ParamsDtype) -> None:
             f"{checkpoint.directory} needs {need / 2**30:.3g} GiB in {dtype}, and the device has {room / 2**30:.3g} "
             "GiB free: expected a smaller model or type, or no answers (--answers 0), for which layers do one at a time"
         )
-
-
-def _ended(ids: list[int], stop: tuple[int, ...]) -> list[int]:
-    ends = [place for place, number in enumerate(ids) if number in stop]
-    return ids[: ends[0] + 1] if ends else ids
 
 
 def _read(file: Path, count: int) -> list[list[int] | None]:

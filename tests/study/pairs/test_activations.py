@@ -166,6 +166,7 @@ def test_a_run_ends_alike_wherever_it_was_stopped(measured, pair, given, tokeniz
     assert read(tmp_path).equals(measured[0])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_options():
     for options, message in (
         ({"max_tokens": 1}, "max_tokens must be >= 2 and finite, got 1"),
