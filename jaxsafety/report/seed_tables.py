@@ -44,7 +44,11 @@ def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
     wide = wide.rename({str(seed): f"seed_{seed}" for seed in seeds})
     names = [f"seed_{seed}" for seed in seeds]
     found = ((metric, student_interval(values)) for metric, *values in wide.select("metric", *names).iter_rows())
-    summary = [interval.clipped() if metric in SHARES else interval for metric, interval in found]
+    # Somebody else's metric of a share's name may be none.
+    summary = [
+        interval.clipped() if metric in SHARES and 0 <= (interval.mean or 0) <= 1 else interval
+        for metric, interval in found
+    ]
     schema = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
     table = wide.hstack(pl.DataFrame(summary, schema=schema, orient="row"))
     table = table.join(given, on=list(LABELS), how="left", nulls_equal=True, maintain_order="left")
@@ -100,13 +104,6 @@ def pick(table: pl.DataFrame, **labels: object) -> pl.DataFrame:
         for name, value in labels.items()
     )
     return table.filter(*wanted)
-
-
-def _summary(values: list[float | None], metric: str) -> Interval:
-    mean, low, high, n = student_interval(values)
-    # Somebody else's metric of that name may be no share.
-    clipped = metric in SHARES and low is not None and all(0 <= value <= 1 for value in values if value is not None)
-    return Interval(mean, max(0.0, low), min(1.0, high), n) if clipped else Interval(mean, low, high, n)
 
 
 def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
