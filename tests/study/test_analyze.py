@@ -198,7 +198,7 @@ def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
     models = subjects.models
     finite = models.finite.copy()
     finite[3, 1] = False
-    frame = pl.concat(analyze._measured(subjects, models._replace(finite=finite), step=6, label="test"))
+    frame = pl.concat(analyze._measured(subjects, models=models._replace(finite=finite), step=6, label="test"))
     dead = (pl.col("method") == "dpo") & (pl.col("lr_name") == "eta_M") & (pl.col("seed") == 5)
     assert frame.filter(dead)["value"].is_null().all() and frame.filter(dead).height
     living = frame.filter(~dead)
