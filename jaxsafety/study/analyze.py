@@ -138,14 +138,12 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     places = tuple(every.index(name) for name in conditions)
     if not points:
         return
-    names = sorted(points[0])
 
-    def lane(params: Params, per_seed: PerSeed, _: Array, *values: Array) -> Any:
-        point = dict(zip(names, values, strict=True))
+    def lane(params: Params, per_seed: PerSeed, _: Array, point: Point) -> Any:
         return judged.attacked_measures(run.recipe, run.world, node, params, per_seed, places=places, point=point)
 
     attack = probe.program(run, lane, rows=len(models.labels))
-    found = run_each(subjects, attack, models.params, [_scalars(point) for point in points], label=f"attack {label}")
+    found = run_each(subjects, attack, models.params, [(_scalars(point),) for point in points], label=f"attack {label}")
     axes = {"attacked": Coordinate("condition", tuple(conditions))}
     for point, one in zip(points, found, strict=True):
         part, strength = _named(point)
@@ -169,25 +167,18 @@ def _edit(
     points = node.points(base)[-1:] if strongest else node.points(base)
     if not points:
         return
-    names, roles = sorted(points[0]), node.load().roles
+    roles = node.load().roles
     methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
-
-    def lane(trees: dict[str, Params], per_seed: PerSeed, _: Array, *values: Array) -> Params:
-        given = {"base": per_seed[2]} | trees
-        point = dict(zip(names, values, strict=True))
-        return judged.edited(node, {role: given[role] for role in roles}, point=point, key=per_seed[0])
-
-    make = probe.program(run, lane, rows=len(tuned.labels))
     # Of another method: same learning rate, same seed.
     for offset in range(1, len(methods)) if "other" in roles else [0]:
-        turned = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
-        finite = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0)
-        trees = {"target": tuned.params} | ({"other": turned} if offset else {})
+        finite, trees = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0), {"target": tuned.params}
+        if offset:
+            trees["other"] = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
 
-        def judged_edit(trees: dict[str, Params], per_seed: PerSeed, zeros: Array, *values: Any) -> Any:
-            return subjects.judge(make(trees, per_seed, zeros, *values), per_seed, zeros)
+        def judged_edit(trees: dict[str, Params], per_seed: PerSeed, zeros: Array, point: Point) -> Any:
+            return subjects.judge(subjects.edit[label](trees, per_seed, zeros, point), per_seed, zeros)
 
-        found = run_each(subjects, judged_edit, trees, [_scalars(point) for point in points], label=f"edit {label}")
+        found = run_each(subjects, judged_edit, trees, [(_scalars(point),) for point in points], label=f"edit {label}")
         for point, one in zip(points, found, strict=True):
             part, strength = _named(point)
             part = ",".join(filter(None, [label, part]))
@@ -209,8 +200,8 @@ def _rows(methods: list[str], rates: int, offset: int) -> Iterator[tuple[slice, 
         yield slice(place * rates, (place + 1) * rates), f":{other}"
 
 
-def _scalars(point: Point) -> tuple[Any, ...]:
-    return tuple(np.int32(value) if isinstance(value, int) else np.float32(value) for _, value in sorted(point.items()))
+def _scalars(point: Point) -> Point:
+    return {name: np.int32(value) if isinstance(value, int) else np.float32(value) for name, value in point.items()}
 
 
 def _named(point: Point) -> tuple[str, float | None]:

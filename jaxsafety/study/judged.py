@@ -32,6 +32,14 @@ def edited(node: EditConfig, trees: dict[str, Params], *, point: Point, key: Key
         return node.load().edit(trees, node.options, point=point, key=own)
 
 
+def edited_lane(
+    node: EditConfig, trees: dict[str, Params], per_seed: tuple[Key, Prompts, Params], _: Any, point: Point
+) -> Params:
+    """Returns the edited model of one lane; ``trees`` are those of the edit's roles, but for the base."""
+    given = {"base": per_seed[2]} | trees
+    return edited(node, {role: given[role] for role in node.load().roles}, point=point, key=per_seed[0])
+
+
 def edited_measures(
     recipe: Recipe, world_: World, params: Params, per_seed: tuple[Key, Prompts, Params], _: Any
 ) -> Measured:

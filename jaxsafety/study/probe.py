@@ -38,6 +38,7 @@ class Subjects:
         prompts: ``[s, ...]`` what they are measured on.
         measure: the program that measures a stack of models, the final ones and every snapshot; compiled once.
         judge: the program that judges a stack of edited models; compiled once.
+        edit: by label, the program that makes one edit of a stack of tuned models; compiled once for all of them.
     """
 
     run: Study
@@ -45,6 +46,7 @@ class Subjects:
     prompts: Prompts
     measure: Callable[..., dict[str, Measured]]
     judge: Callable[..., Measured]
+    edit: Mapping[str, Callable[..., Params]]
 
     @property
     def base(self) -> Params:
@@ -67,6 +69,10 @@ def gather(run: Study) -> Subjects:
         _prompts(run),
         measure=program(run, partial(_measure, run), rows=rows),
         judge=program(run, partial(judged.edited_measures, run.recipe, run.world), rows=rows - 1),
+        edit={
+            label: program(run, partial(judged.edited_lane, node), rows=rows - 1)
+            for label, node in run.recipe.edits.items()
+        },
     )
 
 

@@ -209,6 +209,19 @@ def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
     np.testing.assert_allclose(both["value"], both["value_before"], rtol=RTOL, atol=ATOL)
 
 
+def test_an_edit_is_one_program_for_the_final_models_and_every_snapshot(ready, monkeypatch):
+    made, edited = [], judged.edited
+    monkeypatch.setattr(
+        judged, "edited", lambda node, trees, **given: made.append(node) or edited(node, trees, **given)
+    )
+    subjects = probe.gather(ready)
+    tuned = probe.without_base(subjects.models)
+    for step, strongest in ((2, True), (6, False)):
+        frame = pl.concat(analyze._edit(subjects, tuned, "whole", step=step, strongest=strongest))
+        assert set(frame["strength"]) == ({1.0} if strongest else {0.0, 1.0}) and set(frame["step"]) == {step}
+    assert len(made) == 1
+
+
 def test_a_run_that_was_not_tuned_says_what_comes_first(ready, tmp_path, finished_run):
     run = shutil.copytree(finished_run, tmp_path / "mini")
     shutil.rmtree(run / "checkpoints" / "dpo")
