@@ -9,10 +9,13 @@ from jaxtyping import Array, Float, Int
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
 from jaxsafety.linalg import subspace, svd
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
 
 
-def rank_part(delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.MATRICES) -> Params:
+def rank_part(
+    delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.MATRICES, method: Method = "full"
+) -> Params:
     """The update with its matrices cut to their leading ``rank`` singular directions; everything else is kept whole.
 
     Args:
@@ -20,6 +23,7 @@ def rank_part(delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.
         rank: singular directions kept in every layer, from 1 to the most that a matched matrix has; a matrix that has
             fewer is kept whole. May be traced, so that one program serves every rank.
         pattern: paths of the ``[l, m, n]`` stacks to cut.
+        method: of the decompositions; a direction that ``gram`` does not resolve inside jit or vmap is NaN.
 
     Raises:
         ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices, or an
@@ -29,14 +33,16 @@ def rank_part(delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.
     stacks = tree.matrix_stacks(delta, pattern)
     most = max(min(stack.shape[1:]) for stack in stacks.values())
     tree.check_between("rank", rank, 1, most)
-    parts = {path: _truncated(stack, jnp.asarray(rank)) for path, stack in stacks.items()}
+    parts = {path: _truncated(stack, jnp.asarray(rank), method=method) for path, stack in stacks.items()}
     return tree.label(delta, lambda path, leaf: parts[path].astype(leaf.dtype) if path in parts else leaf)
 
 
-def _truncated(matrices: Float[Array, "l m n"], rank: Int[Array, ""]) -> Float[Array, "l m n"]:
-    found = svd.decompose(matrices)
-    values = jnp.where(subspace.leading(rank, found.values.shape[-1])[None], found.values, 0)
-    return jnp.matmul(found.inputs * values[:, None, :], found.outputs.mT, precision=jax.lax.Precision.HIGHEST)
+def _truncated(matrices: Float[Array, "l m n"], rank: Int[Array, ""], *, method: Method) -> Float[Array, "l m n"]:
+    found = svd.decompose(matrices, method=method)
+    kept = subspace.leading(rank, found.values.shape[-1])[None, None]
+    # Both factors: what is not kept may be NaN.
+    inputs, outputs = jnp.where(kept, found.inputs * found.values[:, None, :], 0), jnp.where(kept, found.outputs, 0)
+    return jnp.matmul(inputs, outputs.mT, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,18 @@ class Config:
 
     Attributes:
         rank: leading singular directions of the update; a matrix that has fewer is kept whole.
+        method: of the decompositions; a kept direction that ``gram`` does not resolve is NaN.
     """
 
     rank: tuple[int, ...] = swept(1, 2, 4, 8, 16, at_least=1)
+    method: Method = "full"
     __post_init__ = check
 
 
 def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key) -> Params:
     """See :class:`jaxsafety.types.Edit`."""
     delta = tree.difference(trees["target"], trees["base"])
-    return tree.interpolate(trees["base"], rank_part(delta, rank=point["rank"]), 1.0)
+    return tree.interpolate(trees["base"], rank_part(delta, rank=point["rank"], method=config.method), 1.0)
 
 
 EDIT = Edit(Config, edit)

@@ -3,7 +3,8 @@
 A *part* is a tree of the same structure with zeros in place of what is left out, so every part is added to the base in
 the same way, and ``only`` a part plus ``all_but`` it is the whole update. ``base`` holds the parameters that the update
 ``delta`` was made to; ``pattern`` matches the paths of the ``[l, m, n]`` stacks to split; ``energy`` in (0, 1] is the
-share of a base matrix's squared spectrum that counts as its range.
+share of a base matrix's squared spectrum that counts as its range; ``method`` is that of its decomposition, see
+:func:`jaxsafety.linalg.update_spaces.range_basis`.
 """
 
 from dataclasses import dataclass
@@ -16,15 +17,22 @@ from jaxtyping import Array, Float
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import check_name
-from jaxsafety.linalg import subspace, svd
+from jaxsafety.linalg import update_spaces
 from jaxsafety.linalg.unbatched import orthonormal
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
 
 Keep = Literal["only", "all_but"]
 
 
 def null_part(
-    base: Params, delta: Params, *, pattern: str = tree.MLP_MATRICES, energy: float = 0.9, keep: Keep
+    base: Params,
+    delta: Params,
+    *,
+    pattern: str = tree.MLP_MATRICES,
+    energy: float = 0.9,
+    keep: Keep,
+    method: Method = "full",
 ) -> Params:
     """The part of an update whose outputs the base hardly uses, ``dW (I - P)``; or the update without it.
 
@@ -43,23 +51,36 @@ def null_part(
 
     Fidelity: the intervention is ours; P is the paper's, in its clean definition (no centring, whole columns).
     """
-    ranges = _ranges(base, delta, pattern=pattern, energy=energy)
+    ranges = _ranges(base, delta, pattern=pattern, energy=energy, method=method)
     return _kept(delta, {path: _outside(tree.flatten(delta)[path], basis) for path, basis in ranges.items()}, keep)
 
 
 def range_part(
-    base: Params, delta: Params, *, pattern: str = tree.MLP_MATRICES, energy: float = 0.9, keep: Keep
+    base: Params,
+    delta: Params,
+    *,
+    pattern: str = tree.MLP_MATRICES,
+    energy: float = 0.9,
+    keep: Keep,
+    method: Method = "full",
 ) -> Params:
     """The part of an update whose outputs lie in the base's range, ``dW P``; or the update without it.
 
     Together with :func:`null_part`, whose arguments and errors it has, it makes up those matrices' update.
     """
-    ranges = _ranges(base, delta, pattern=pattern, energy=energy)
+    ranges = _ranges(base, delta, pattern=pattern, energy=energy, method=method)
     return _kept(delta, {path: _inside(tree.flatten(delta)[path], basis) for path, basis in ranges.items()}, keep)
 
 
 def random_part(
-    base: Params, delta: Params, *, pattern: str = tree.MLP_MATRICES, energy: float = 0.9, keep: Keep, key: Key
+    base: Params,
+    delta: Params,
+    *,
+    pattern: str = tree.MLP_MATRICES,
+    energy: float = 0.9,
+    keep: Keep,
+    method: Method = "full",
+    key: Key,
 ) -> Params:
     """The control of :func:`null_part`: a uniformly random subspace of the null space's dimension, layer by layer.
 
@@ -67,7 +88,7 @@ def random_part(
     null-space part does beyond this one is due to where the null space lies, not to how large it is. Every matrix draws
     its own subspace. Arguments and errors are those of :func:`null_part`.
     """
-    ranges = _ranges(base, delta, pattern=pattern, energy=energy)
+    ranges = _ranges(base, delta, pattern=pattern, energy=energy, method=method)
     keys = jax.random.split(key, len(ranges))
     parts = {}
     for key, (path, basis) in zip(keys, ranges.items(), strict=True):
@@ -78,15 +99,12 @@ def random_part(
     return _kept(delta, parts, keep)
 
 
-def _ranges(base: Params, delta: Params, *, pattern: str, energy: float) -> dict[str, Float[Array, "l n r"]]:
-    """Returns each matched base matrix's leading output directions, zeros in the columns beyond."""
+def _ranges(
+    base: Params, delta: Params, *, pattern: str, energy: float, method: Method
+) -> dict[str, Float[Array, "l n r"]]:
     tree.check_match(base, delta, names=("base", "delta"), finite=True)
-    bases = {}
-    for path, stack in tree.matrix_stacks(base, pattern).items():
-        found = svd.decompose(stack)
-        used = subspace.leading(subspace.rank_at_energy(found.values, energy=energy), found.values.shape[-1])
-        bases[path] = jnp.where(used[:, None, :], found.outputs, 0)
-    return bases
+    stacks = tree.matrix_stacks(base, pattern)
+    return {path: update_spaces.range_basis(stack, energy=energy, method=method) for path, stack in stacks.items()}
 
 
 def _inside(matrices: Float[Array, "l m n"], basis: Float[Array, "l n r"]) -> Float[Array, "l m n"]:
@@ -122,18 +140,20 @@ class Config:
         space: ``null_space`` (what the base hardly writes), ``range`` (the rest) or ``random``, as large.
         keep: ``only`` the part, or the whole update ``all_but`` it.
         energy: share of a base matrix's squared spectrum that counts as its range.
+        method: of the base's decompositions; what ``gram`` does not resolve becomes NaN.
     """
 
     space: Literal["null_space", "range", "random"] = "null_space"
     keep: Keep = "only"
     energy: float = static(0.9, above=0, at_most=1)
+    method: Method = "full"
     __post_init__ = check
 
 
 def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key) -> Params:
     """See :class:`jaxsafety.types.Edit`."""
     base, delta = trees["base"], tree.difference(trees["target"], trees["base"])
-    given = {"energy": config.energy, "keep": config.keep}
+    given = {"energy": config.energy, "keep": config.keep, "method": config.method}
     if config.space == "random":
         return tree.interpolate(base, random_part(base, delta, key=key, **given), 1.0)
     part = null_part if config.space == "null_space" else range_part

@@ -163,24 +163,20 @@ def both_spaces(
     )
 
 
-def null_component(
-    base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full"
-) -> tuple[Float[Array, "l m n"], Int[Array, " l"]]:
-    """Returns the part of an update whose outputs lie in the null space of the base, ``dW (I - P)``, and P's rank.
+def range_basis(base: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full") -> Float[Array, "l n r"]:
+    """Returns the leading output directions that hold ``energy`` of a stack's squared spectrum, zeros behind them.
 
-    A layer that ``method`` ``gram``, of the base's decomposition, does not resolve inside jit or vmap is NaN with -1.
+    A layer that ``method`` ``gram`` does not resolve inside jit or vmap is NaN.
 
     Raises:
         ValueError: as :func:`output_space`.
     """
     check_name("method", method, get_args(Method))
-    base, delta = _checked(base=base, delta=delta)
-    before = svd.decompose(base, method=method)
-    rank = _rank(base, before, energy=energy)
-    used = subspace.leading(rank, before.values.shape[-1])
-    basis = jnp.where(used[:, None], before.outputs, 0.0)
-    part = delta - _product(_product(delta, basis), basis.mT)
-    return jnp.where(rank[:, None, None] < 0, jnp.nan, part), rank
+    (base,) = _checked(base=base)
+    found = svd.decompose(base, method=method)
+    rank = _rank(base, found, energy=energy)
+    basis = jnp.where(subspace.leading(rank, found.values.shape[-1])[:, None], found.outputs, 0.0)
+    return jnp.where(rank[:, None, None] < 0, jnp.nan, basis)
 
 
 def input_space(
@@ -237,11 +233,11 @@ def changed_norm(base: Float[Array, "l m n"], delta: Float[Array, "l m n"]) -> F
     return _quotient(changed, kept)
 
 
-def _checked(*, base: Array, delta: Array, **others: Array) -> tuple[Array, ...]:
+def _checked(**arrays: Array) -> tuple[Array, ...]:
     """All arrays in one dtype of at least float32, once they are known to fit and to hold numbers."""
-    if base.shape != delta.shape:
-        raise ValueError(f"base has shape {base.shape} and delta {delta.shape}: expected the same")
-    arrays = {"base": base, "delta": delta, **others}
+    shapes = [arrays[name].shape for name in ("base", "delta") if name in arrays]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"base has shape {shapes[0]} and delta {shapes[1]}: expected the same")
     for name, array in arrays.items():
         if not is_finite(array):
             raise ValueError(f"{name} holds values that are not finite, expected numbers only")

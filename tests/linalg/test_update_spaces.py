@@ -252,19 +252,25 @@ def test_energy_is_the_share_of_the_input_in_the_leading_directions():
 
 
 @pytest.mark.parametrize("method", ["full", "gram"])
-def test_the_null_component_is_what_the_base_does_not_write(method):
+def test_the_basis_of_the_range_spans_what_holds_the_energy(method):
     base, delta, _ = case()
-    part, rank = update_spaces.null_component(base, delta, energy=0.8, method=method)
+    basis = update_spaces.range_basis(base, energy=0.8, method=method)
+    part = delta - jnp.matmul(jnp.matmul(delta, basis), basis.mT)
     for layer in range(L):
         _, values, right = np.linalg.svd(np.asarray(base[layer], float))
         count = int(np.searchsorted(np.cumsum(values**2) / np.sum(values**2), 0.8)) + 1
         kept = right[:count]
-        dw = np.asarray(delta[layer], float)
-        assert rank[layer] == count
-        np.testing.assert_allclose(part[layer], dw - dw @ kept.T @ kept, rtol=1e-3, atol=1e-6)
+        assert (np.abs(np.asarray(basis[layer])).max(0) > 0).sum() == count
+        np.testing.assert_allclose(basis[layer] @ basis[layer].T, kept.T @ kept, rtol=1e-3, atol=1e-6)
     whole = update_spaces.output_space(base, delta, energy=0.8)
     share = jnp.sum(part**2, axis=(1, 2)) / jnp.sum(delta**2, axis=(1, 2))
     np.testing.assert_allclose(share, whole.total_null_energy, rtol=1e-3)
+
+
+def test_a_range_that_the_gram_matrix_does_not_resolve_is_nan():
+    matrix = jnp.diag(jnp.asarray([1.0, 1e-3, 1e-3]))[None]
+    basis = jax.jit(lambda base: update_spaces.range_basis(base, energy=1.0, method="gram"))(matrix)
+    assert np.isnan(basis).all()
 
 
 def test_squares_of_the_projections_add_up_to_the_gain():

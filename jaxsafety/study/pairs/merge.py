@@ -6,6 +6,7 @@ Matrices that take a decomposition are kept beside the directory until it is who
 import hashlib
 import itertools
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +17,21 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxsafety.config.fields import check, static
+from jaxsafety import tree
+from jaxsafety.config.fields import check, points, static
+from jaxsafety.edits import rank_part, scaled, space_part
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import is_transposed
-from jaxsafety.linalg import svd, update_spaces
+from jaxsafety.linalg import update_spaces
 from jaxsafety.rundir import atomic, progress, signals
 from jaxsafety.study.pairs.opened import Pair, fingerprint
+from jaxsafety.types import Edit, Point
 
 Part = Literal["whole", "mlp", "null_space"]
 
-_MLP = "blocks/mlp/"
 _SLICE = 2**24  # values of a tensor that are merged at once
 
 
@@ -103,37 +106,76 @@ def merger(
     Sums are float32; the result is rounded to ``dtype``. What takes a decomposition is kept in ``parts`` and taken from
     there.
     """
-
-    @cache
-    def program(shape: tuple[int, int], method: svd.Method) -> Callable[..., Any]:
-        given = jax.ShapeDtypeStruct(shape, jnp.float32)
-        energy = config.energy if config.part == "null_space" else None
-        rank = None if config.rank is None else min(config.rank, *shape)
-        run = partial(part_of, energy=energy, rank=rank, method=method)
-        return programs.fitted(run, given, given, what=f"the decomposition of a matrix of {shape[0]} x {shape[1]}")
-
-    def cut(base: np.ndarray, delta: np.ndarray) -> np.ndarray:
-        part = np.asarray(program(base.shape, "gram")(base, delta))
-        return np.asarray(program(base.shape, "full")(base, delta)) if np.isnan(part).any() else part
+    edited = _editor(pair, config)
+    decomposes = config.part == "null_space" or config.rank is not None
 
     def merge(path: str, layer: int | None) -> np.ndarray:
-        matrix = layer is not None and len(pair.base.shape(path)) == 3
-        moves = config.part == "whole" or (path.startswith(_MLP) and (matrix or config.part == "mlp"))
-        if moves and matrix and (config.part == "null_space" or config.rank is not None):
-            file = parts / f"{layer:03d}-{path.replace('/', '-')}"
-            if file.exists():
-                return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(pair.base.shape(path)[1:])
-            base, tuned = (side.matrix(layer, path.removeprefix("blocks/")) for side in (pair.base, pair.tuned))
-            merged = _sum(base, cut(base, tuned - base), config.alpha, dtype)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic.atomic_write(file, merged.tobytes())
-            return merged
-        return _streamed(pair, path, layer, alpha=config.alpha if moves else 0.0, dtype=dtype)
+        if not (decomposes and re.fullmatch(tree.MATRICES, path)):
+            return _streamed(pair, path, layer, partial(edited, path), dtype=dtype)
+        file = parts / f"{layer:03d}-{path.replace('/', '-')}"
+        if file.exists():
+            return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(pair.base.shape(path)[1:])
+        base, tuned = (side.matrix(layer, path.removeprefix("blocks/")) for side in (pair.base, pair.tuned))
+        merged = _stored(edited(path, base[None], tuned[None])[0], dtype)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.atomic_write(file, merged.tobytes())
+        return merged
 
     return merge
 
 
-def _streamed(pair: Pair, path: str, layer: int | None, *, alpha: float, dtype: hf.ParamsDtype) -> np.ndarray:
+def _edits(config: MergeConfig, *, method: update_spaces.Method) -> list[tuple[Edit, Any, Point]]:
+    """The edits that make up a merge, each made of the base and what the one before has left of the tuned model."""
+    found: list[tuple[Edit, Any, Point]] = []
+    if config.part == "null_space":
+        found.append((space_part.EDIT, space_part.Config(energy=config.energy, method=method), {}))
+    elif config.part != "whole":
+        found.append((scaled.EDIT, scaled.Config(config.part), {"alpha": 1.0}))
+    if config.rank is not None:
+        found.append((rank_part.EDIT, rank_part.Config(method=method), {"rank": config.rank}))
+    return [*found, (scaled.EDIT, scaled.Config(), {"alpha": config.alpha})]
+
+
+def _editor(pair: Pair, config: MergeConfig) -> Callable[[str, np.ndarray, np.ndarray], np.ndarray]:
+    """Returns what makes a leaf of the merge, or a slice of one, from those of base and tuned model; layers lead."""
+    whole = {path: pair.base.shape(path) for path, _ in pair.base.tensors}
+    layout = tuple((path, (1, *size[1:]) if path.startswith("blocks/") else size) for path, size in whole.items())
+
+    def by(method: update_spaces.Method, path: str, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+        for edit, chosen, point in _edits(config, method=method):
+            if np.array_equal(base, tuned):
+                break  # such as what is no part of the update that is asked for
+            program = _program(edit, chosen, path, base.shape, layout)
+            tuned = np.asarray(program(base, tuned, jax.tree.map(jnp.asarray, point)))
+        return tuned
+
+    def edited(path: str, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+        found = by("gram", path, base, tuned)
+        return by("full", path, base, tuned) if np.isnan(found).any() else found
+
+    return edited
+
+
+@cache
+def _program(
+    edit: Edit, config: Any, path: str, shape: tuple[int, ...], layout: tuple[tuple[str, tuple[int, ...]], ...]
+) -> Callable[..., Any]:
+    """An edit, compiled for one leaf of the trees that ``layout`` gives the shapes of."""
+
+    def run(base: Array, target: Array, point: Point) -> Array:
+        # Edits take whole trees. The other leaves are none of the result's, so nothing is computed of them.
+        empty = {other: jnp.zeros(size) for other, size in layout}
+        trees = {"base": tree.unflatten(empty | {path: base}), "target": tree.unflatten(empty | {path: target})}
+        return tree.flatten(edit.edit(trees, config, point=point, key=jax.random.key(0)))[path]
+
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    point = jax.tree.map(jnp.asarray, points(config)[0])
+    return programs.fitted(run, leaf, leaf, point, what=f"the merge of {' x '.join(map(str, shape))} values of {path}")
+
+
+def _streamed(
+    pair: Pair, path: str, layer: int | None, edited: Callable[..., np.ndarray], *, dtype: hf.ParamsDtype
+) -> np.ndarray:
     """A tensor merged in slices: both sides' embeddings in float32 would be the largest thing in memory by far."""
     lead = () if layer is None else (slice(layer, layer + 1),)
     shape = pair.base.shape(path)[len(lead) :]
@@ -143,31 +185,11 @@ def _streamed(pair: Pair, path: str, layer: int | None, *, alpha: float, dtype: 
     step = max(1, _SLICE * shape[axis] // math.prod(shape))
     for start in range(0, shape[axis], step):
         part = tuple(slice(start, start + step) if place == axis else slice(None) for place in range(len(shape)))
-        base, tuned = (
-            side.leaf(path, index=(*lead, *part), dtype="float32")[(0,) * len(lead)] for side in (pair.base, pair.tuned)
-        )
-        merged[part] = _sum(base, tuned - base, alpha, dtype)
+        base, tuned = (side.leaf(path, index=(*lead, *part), dtype="float32") for side in (pair.base, pair.tuned))
+        merged[part] = _stored(edited(base, tuned)[(0,) * len(lead)], dtype)
     return merged
 
 
-def _sum(base: np.ndarray, delta: np.ndarray, alpha: float, dtype: hf.ParamsDtype) -> np.ndarray:
+def _stored(values: np.ndarray, dtype: hf.ParamsDtype) -> np.ndarray:
     with np.errstate(over="ignore"):  # what becomes infinite is refused where it is written
-        return (base + np.float32(alpha) * delta).astype(jnp.dtype(dtype))
-
-
-def part_of(
-    base: Float[Array, "m n"], delta: Float[Array, "m n"], *, energy: float | None, rank: int | None, method: svd.Method
-) -> Float[Array, "m n"]:
-    """Returns a part of an update: what lies in the null space of the base, or its leading directions, or both.
-
-    ``energy`` is the share of the base's energy that counts as its range, None to leave the null space alone; ``rank``
-    the leading directions to keep of the rest, None for all. NaN where ``method`` ``gram`` does not resolve what is
-    needed.
-    """
-    part = delta[None]
-    if energy is not None:
-        part, _ = update_spaces.null_component(base[None], part, energy=energy, method=method)
-    if rank is not None:
-        found = svd.decompose(part, method=method, rank=rank)
-        part = jnp.matmul(found.inputs * found.values[:, None], found.outputs.mT, precision=jax.lax.Precision.HIGHEST)
-    return part[0]
+        return values.astype(jnp.dtype(dtype))
