@@ -27,6 +27,7 @@ os.environ.setdefault(
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
 
 # A background shell has its children ignore Ctrl-C, which the tests of it send.
@@ -35,6 +36,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# As the command line does; and one MLIR context for all programs, where jax makes one for each, which takes a quarter
+# of a small program's time. It is no part of jax's interface: where it has another name, tests take longer.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 _CACHE = Path(os.environ.get("JAXSAFETY_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxsafety-test-cache"))
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 # Small programs too: the workers share them, and a command that is run again in a test compiles nothing.
