@@ -11,10 +11,13 @@ demo: $(STAMP)
 
 # Python keeps what it compiles, whatever the shell says: the tests start many processes.
 test test-slow test-faults: export PYTHONDONTWRITEBYTECODE =
-# Two runs: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the longest part.
+# Two runs side by side: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the
+# longest part. The small one's words come last.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile
-	XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/engine/test_sweep.py tests/linalg/test_power.py
+	@XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/engine/test_sweep.py tests/linalg/test_power.py \
+		> $(VENV)/optimized.log 2>&1 & small=$$!; \
+	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile; large=$$?; \
+	wait $$small; small=$$?; cat $(VENV)/optimized.log; exit $$((large > small ? large : small))
 
 test-slow: $(STAMP)
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow

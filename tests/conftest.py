@@ -175,12 +175,16 @@ def mini_recipe() -> Recipe:
     )  # fmt: skip
 
 
+def undrawn_svg(picture) -> str:
+    """What stands for a figure that is not drawn: its name, and the notes below it."""
+    return f"<svg><title>{picture.name}</title>{' '.join(picture.notes)}</svg>"
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports hold the names of their figures alone: drawing them takes most of a report's time."""
     for name in ("plotting", "figures"):
-        module = importlib.import_module(f"jaxsafety.report.{name}")
-        monkeypatch.setattr(module, "svg", lambda picture: f"<svg><title>{picture.name}</title></svg>")
+        monkeypatch.setattr(importlib.import_module(f"jaxsafety.report.{name}"), "svg", undrawn_svg)
 
 
 @pytest.fixture(scope="session")

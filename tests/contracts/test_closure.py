@@ -205,6 +205,8 @@ def compare(got, expected):
             np.testing.assert_array_equal(left, right)
 
 
+# Eagerly every operation is a program of its own: 600 that no other test needs.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_jitted_is_eager(table, name):
     given = arguments(table[name], 0)

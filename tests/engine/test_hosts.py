@@ -187,6 +187,7 @@ def test_an_error_of_the_one_that_writes_ends_all_with_its_words(tmp_path):
 FLAGS = ("--coordinator", "--processes", "--process")
 
 
+@pytest.mark.slow
 def test_seeds_that_processes_cannot_share_are_refused(mini_yaml, tmp_path):
     words = ("pretrain", mini_yaml, "--out", tmp_path / "out", "--seeds", "[1,2,3]")
     codes, said = end(start(MAIN, *words, processes=2, flags=FLAGS))
@@ -207,6 +208,7 @@ def test_processes_that_were_not_started_alike_are_refused(mini_yaml, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
 def test_processes_with_unequal_devices_are_refused(mini_yaml, tmp_path):
     port, words = free_port(), ("pretrain", mini_yaml, "--out", tmp_path / "out")

@@ -1,14 +1,15 @@
 """A grid of lanes is its single runs: vmapped, mapped and sharded; and what the strategies resolve to."""
 
 import re
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import keys
+from jaxsafety import keys, tree
 from jaxsafety.engine import sweep
 from jaxsafety.methods import sft
 from jaxsafety.models import gpt
@@ -16,12 +17,9 @@ from jaxsafety.study import lanes, pipeline
 from jaxsafety.training import optim, stepping
 from jaxsafety.types import Batch
 
-# Bits of programs that differ are the same only where the compiler has made the same of both.
-pytestmark = pytest.mark.optimized
-
 # Batched and single matrix products add in another order (1e-7), and five Adam steps divide by small gradients.
 ATOL = 2e-5
-SEEDS, LRS = (0, 3, 7, 8), (1e-3, 1e-2)
+SEEDS, LRS = (0, 3, 7, 9), (1e-3, 1e-2)
 COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
 CONFIG = gpt.GPTConfig(vocab_size=7, max_tokens=8, layers=1, heads=2, width=16)
 
@@ -55,11 +53,9 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def grids(inputs):
-    def one(strategy):
-        return jax.device_get(jax.jit(sweep.over_lanes(run, strategy, seeds=len(SEEDS)))(*inputs))
-
-    return {strategy: one(strategy) for strategy in ("vmap", "map", "sharded")}
+def grid(inputs):
+    """The grid run under a strategy."""
+    return cache(lambda strategy: jax.device_get(jax.jit(sweep.over_lanes(run, strategy, seeds=len(SEEDS)))(*inputs)))
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +65,24 @@ def singles(inputs):
     return {(h, s): single(keys.root(seed), lr) for h, lr in enumerate(LRS) for s, seed in enumerate(SEEDS)}
 
 
-def lane(grid, h, s):
-    return jax.tree.map(lambda leaf: leaf[h, s], grid)
-
-
-def test_a_mapped_lane_is_the_single_run_bit_for_bit(grids, singles):
+# Bits of programs that differ are the same only where the compiler has made the same of both.
+@pytest.mark.optimized
+def test_a_mapped_lane_is_the_single_run_bit_for_bit(grid, singles):
     for (h, s), single in singles.items():
-        jax.tree.map(np.testing.assert_array_equal, lane(grids["map"], h, s), jax.device_get(single))
+        jax.tree.map(np.testing.assert_array_equal, tree.lane(grid("map"), h, s), jax.device_get(single))
 
 
-def test_sharding_does_not_change_a_bit(grids):
-    jax.tree.map(np.testing.assert_array_equal, grids["sharded"], grids["map"])
+@pytest.mark.optimized
+def test_sharding_does_not_change_a_bit(grid):
+    jax.tree.map(np.testing.assert_array_equal, grid("sharded"), grid("map"))
 
 
 @pytest.mark.parametrize(
     "at_once", [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_lanes_batched_by_parts_are_those_batched_at_once_within_rounding(inputs, grids, at_once):
+def test_lanes_batched_by_parts_are_those_batched_at_once_within_rounding(inputs, grid, at_once):
     split = jax.jit(sweep.over_lanes(run, "vmap", seeds=len(SEEDS), at_once=at_once))(*inputs)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), jax.device_get(split), grids["vmap"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), jax.device_get(split), grid("vmap"))
 
 
 def test_only_batched_lanes_are_split_in_halves(monkeypatch):
@@ -99,13 +94,14 @@ def test_only_batched_lanes_are_split_in_halves(monkeypatch):
     assert sweep.shares("sharded", seeds=12) == (3, 2, 1)
 
 
-def test_a_vmapped_lane_is_the_single_run_within_rounding(grids, singles):
+def test_a_vmapped_lane_is_the_single_run_within_rounding(grid, singles):
+    near = partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL)
     for (h, s), single in singles.items():
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=ATOL), lane(grids["vmap"], h, s), single)
+        jax.tree.map(near, tree.lane(grid("vmap"), h, s), single)
 
 
-def test_lanes_differ_by_seed_and_by_learning_rate(grids):
-    embed = grids["map"][0].params["embed"].reshape(len(LRS) * len(SEEDS), -1)
+def test_lanes_differ_by_seed_and_by_learning_rate(grid):
+    embed = grid("vmap")[0].params["embed"].reshape(len(LRS) * len(SEEDS), -1)
     assert len(np.unique(embed, axis=0)) == len(embed)
 
 
@@ -122,6 +118,19 @@ def test_auto_shards_where_devices_help_and_maps_on_one_cpu_otherwise():
     # Five seeds cannot be split over four devices.
     assert sweep.resolve("auto", seeds=5) == "map"
     assert [sweep.resolve(name, seeds=4) for name in ("vmap", "map", "sharded")] == ["vmap", "map", "sharded"]
+
+
+def test_processes_share_seeds_and_have_as_many_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"every process must have as many devices, got \[4, 0\]: leave the same"):
+        sweep.resolve("auto", seeds=4)
+    here = jax.devices()[0]
+    monkeypatch.setattr(jax, "devices", lambda: [here, SimpleNamespace(process_index=1)])
+    with pytest.raises(ValueError, match="seeds must be a multiple of the 2 processes, got 3: add or drop some"):
+        sweep.resolve("auto", seeds=3)
+    with pytest.raises(ValueError, match="strategy must be sharded or auto on 2 processes, got 'vmap'"):
+        sweep.resolve("vmap", seeds=4)
+    assert sweep.resolve("auto", seeds=4) == "sharded"
 
 
 def test_auto_vmaps_on_one_accelerator(monkeypatch):

@@ -77,6 +77,7 @@ def test_figure_is_well_formed_and_fetches_nothing(analysis_svgs, name):
 def test_figure_says_what_it_shows_as_text(analysis_svgs, name):
     words = {"".join(element.itertext()).strip() for element in ET.fromstring(analysis_svgs[name]).iter()}
     assert set(TEXTS[name]) <= words
+    assert not any("dead" in text for text in words)  # of whom there are none here
     sizes = {float(size) for size in re.findall(r"font-size: ([\d.]+)px", analysis_svgs[name])}
     assert sizes and sizes <= {11.0, 12.0}
 

@@ -75,15 +75,20 @@ def test_models_with_as_many_dead_seeds_share_a_sentence():
     ]
 
 
+@pytest.fixture(scope="module")
+def plain_svgs(frames):
+    """The same figures as they would be if nobody counted the dead."""
+    return {name: plotting.svg(SECTIONS[name].picture(sections.table(name, frames))) for name in NAMES}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_counts_the_dead(svgs, analysis_svgs, name):
+def test_every_figure_counts_the_dead(svgs, plain_svgs, name):
     shown = words(svgs[name])
     assert all(f"* {note}" in shown for note in NOTES)
-    assert "dead" not in words(analysis_svgs[name])
     # A label of a model that has dead seeds, wherever it stands alone, has a star.
     texts = {"".join(element.itertext()).strip() for element in ET.fromstring(svgs[name]).iter()}
     assert "SFT eta_M 1e-3" not in texts and "DPO eta_S 1e-4" not in texts
-    if any("SFT eta_M 1e-3" in text for text in re.findall(r">([^<]*)</text>", analysis_svgs[name])):
+    if any("SFT eta_M 1e-3" in text for text in re.findall(r">([^<]*)</text>", plain_svgs[name])):
         assert "SFT eta_M 1e-3*" in texts
 
 
@@ -107,10 +112,9 @@ def test_no_mean_of_any_figure_holds_a_dead_seed_at_any_step(frames, analysis_fr
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, name):
+def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, plain_svgs, name):
     picture = SECTIONS[name].picture(sections.table(name, frames))
     noted = plotting.with_dead(picture, COUNTED)
-    plain = plotting.svg(picture)
     height = float(re.search(r'viewBox="0 0 380 ([\d.]+)"', svgs[name]).group(1))
     assert height > picture.height + 11 * len(noted.notes)
     heights = {"".join(text.itertext()): float(PLACE.search(text.get("transform")).group(1))
@@ -123,7 +127,7 @@ def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, nam
     # A star may widen what names the models, and panels give way to it; they move sideways only.
     ends = [
         [re.findall(r"[-\d.]+", line)[-1] for line in re.findall(r'<path d="(M[^"]*)" clip-path', svg)]
-        for svg in (svgs[name], plain)
+        for svg in (svgs[name], plain_svgs[name])
     ]
     np.testing.assert_allclose(*(np.array(end, float) for end in ends), atol=1e-3)
 
@@ -175,6 +179,7 @@ def test_bars_of_the_dead_are_words(died):
     assert "* unlearn eta_S 1e-4: 2 of 2 seeds dead (not finite): no result." in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_marks_its_tables_claims_and_figures(analysed_run, frames, died):
     results.write_results(analysed_run / "results/analyze.parquet", frames["analyze"], schema=results.ANALYSIS_SCHEMA)
     results.write_results(analysed_run / "results/evaluate.parquet", died[0])

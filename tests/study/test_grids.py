@@ -126,6 +126,7 @@ def test_a_damaged_checkpoint_fails_its_own_cell_and_no_other_of_its_program(mai
     assert [row.state for row in status.read(copy)] == ["failed", "waiting"]
 
 
+@pytest.mark.slow
 def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsys):
     (copy / "cells" / BAD / "manifest.json").write_text("{")
     shutil.rmtree(copy / "cells" / GOOD / "checkpoints" / METHOD / "00000006")

@@ -67,6 +67,7 @@ def test_methods_and_rates_train_different_models_from_the_same_one(finished_run
         assert np.abs(start - np.asarray(base["embed"])[0, 1 - s]).max() > 0.01
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_run_repeats_nothing(main, run, mini_yaml):
     before = snapshot(run)
     assert main("run", mini_yaml, "--out", run) == 0
