@@ -3,7 +3,7 @@
 ``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair``, ``tune`` of a checkpoint in
 ``tune``, what ``list`` prints in ``listing``.
 
-Bad input ends in one sentence on standard error and exit code 2. jax is imported only once a verb needs it.
+How errors end is in ``errors``. jax is imported only once a verb needs it.
 """
 
 import argparse
@@ -11,15 +11,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxsafety.cli import listing, pair, tune
+from jaxsafety.cli import errors, listing, pair, tune
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
-from jaxsafety.rundir import signals
 
 if TYPE_CHECKING:
+    from jaxsafety.recipe.schema import Recipe
     from jaxsafety.types import Key, Trial
 
 _STAGES = {
@@ -32,6 +33,7 @@ _STAGES = {
     "report": "write report.html from the results and print the table",
 }
 _IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
+_TRACEBACK = "--traceback"
 _OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
 
 
@@ -43,24 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Methods of one's own, `module:NAME`, lie where one works; a console script has its own folder there instead.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = [word for word in given if word != _TRACEBACK]
+    run = partial(_run, shown=_TRACEBACK in given)
     if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair.VERBS:
         options = pair.parse(arguments[1:])
         options.verb, options.handler = f"analyze {options.analysis}", _pair
-        return _run(options, [])[0]
+        return run(options, [])[0]
     if arguments[:1] == ["analyze"] and arguments[1:] and not Path(arguments[1]).exists():
         hint = nearest(arguments[1], pair.VERBS)
         if hint:
-            return _fail(f"no recipe or analysis {arguments[1]!r}{hint}", code=2)
+            print(f"jaxsafety: no recipe or analysis {arguments[1]!r}{hint}", file=sys.stderr)
+            return 2
     if arguments[:1] == ["tune"] and tune.is_meant(arguments[1:]):
         options = tune.parse(arguments[1:])
         options.verb, options.handler = "tune", _tune
-        return _run(options, [])[0]
+        return run(options, [])[0]
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb not in (*_STAGES, "import"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    code, lost = _run(options, rest)
+    code, lost = run(options, rest)
     if options.verb in _STAGES:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -68,35 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(options: argparse.Namespace, rest: Sequence[str]) -> tuple[int, bool]:
-    """Runs a verb; returns the exit code, and whether another process of the run is known to have died."""
-    try:
-        return options.handler(options, rest), False
-    except cluster.LostError as error:
-        return _fail(error, code=1), True
-    except (ValueError, OSError, ImportError) as error:
-        return _fail(error, code=2), False
-    except FloatingPointError as error:
-        return _fail(error, code=1), False
-    except RuntimeError as error:
-        # jax's errors of the machine rather than the program: a backend that is not there, memory that ran out.
-        if not any(sign in str(error) for sign in ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")):
-            raise
-        return _fail(error, code=2), False
-    except signals.Stopped as stop:
-        return _fail(f"{stop}: the same command continues", code=128 + stop.number), False
-    except KeyboardInterrupt:
-        again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
-        return _fail(f"interrupted{again}", code=130), False
-
-
-def _fail(problem: object, *, code: int) -> int:
-    print(f"jaxsafety: {' '.join(str(problem).split())}", file=sys.stderr)
-    return code
+def _run(options: argparse.Namespace, rest: Sequence[str], *, shown: bool) -> tuple[int, bool]:
+    again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
+    return errors.guarded(lambda: options.handler(options, rest), again=again, shown=shown)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="jaxsafety", description="The mechanics of safety fine-tuning, in JAX.")
+    parser = argparse.ArgumentParser(
+        prog="jaxsafety",
+        description="The mechanics of safety fine-tuning, in JAX.",
+        epilog=f"With {_TRACEBACK}, anywhere, a sentence about bad input comes with the lines that it comes from.",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(name: str, handler: Callable[[argparse.Namespace, Sequence[str]], int], summary: str, **more: str):
@@ -106,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, summary in _STAGES.items():
         stage = add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}")
-        stage.add_argument("recipe", type=Path, help="YAML recipe, or the config.yaml of a run")
-        stage.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
+        stage.add_argument("recipe", type=Path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
+        stage.add_argument("--out", type=Path, help="run directory (default: RUN, or runs/NAME)")
         stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
         stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
@@ -149,10 +136,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _recipe(options: argparse.Namespace, overrides: Sequence[str]) -> "tuple[Recipe, Path]":
+    """The recipe that is named, or that a named run directory records, and the directory to run it in."""
+    from jaxsafety.recipe import yaml_file
+
+    given, run = options.recipe, options.recipe.is_dir()
+    if run:
+        _check_run(given, of="any")
+    recipe = yaml_file.read(given / "config.yaml" if run else given, overrides=overrides)
+    return recipe, options.out or (given if run else Path("runs") / recipe.name)
+
+
+def _is_pair(given: Path) -> bool:
+    from jaxsafety.recipe import yaml_file
+
+    return (given / "config.yaml").exists() and yaml_file.recorded(given) is None
+
+
 def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxsafety.recipe import cells, yaml_file
 
-    recipe = yaml_file.read(options.recipe, overrides=overrides)
+    if options.verb == "report" and _is_pair(options.recipe):
+        return pair.report(options.recipe)
+    recipe, directory = _recipe(options, overrides)
     if options.shard is not None and not recipe.grid:
         raise ValueError(f"--shard {options.shard!r} divides the cells of a grid, and {options.recipe} has no `grid:`")
     chosen = cells.expand(recipe)
@@ -170,7 +176,6 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         cluster.join(place)
     from jaxsafety.cli import launch
 
-    directory = options.out or Path("runs") / recipe.name
     if options.dry_run:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
@@ -178,13 +183,10 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from jaxsafety.recipe import yaml_file
-
-    recipe = yaml_file.read(options.recipe, overrides=overrides)
+    recipe, directory = _recipe(options, overrides)
     _configure_jax(options.compilation_cache, seeds=len(recipe.seeds))
     from jaxsafety.study import imported
 
-    directory = options.out or Path("runs") / recipe.name
     imported.write(recipe, directory, pretrained=options.pretrained, tuned=options.tuned)
     print(directory)
     return 0

@@ -106,7 +106,7 @@ def _weights(options: argparse.Namespace, pair: "Pair") -> None:
     config = weights.WeightsConfig(options.attention, options.energy, options.method, options.rank)
     with opened.enter(options.out, pair, "weights"), _recorded(options.out, "weights", asdict(config)):
         weights.write(pair, options.out, config)
-        _report(options.out)
+        report(options.out)
 
 
 def _activations(options: argparse.Namespace, pair: "Pair") -> None:
@@ -127,7 +127,7 @@ def _activations(options: argparse.Namespace, pair: "Pair") -> None:
         encoded = activations.write(pair, options.out, config, given, tokenizer)
         counted = {"prompts": len(encoded.prompts), "truncated_prompts": encoded.truncated}
         manifest_file.write_manifest(options.out, {"activations": counted})
-        _report(options.out)
+        report(options.out)
 
 
 def _merge(options: argparse.Namespace, pair: "Pair") -> None:
@@ -154,7 +154,9 @@ def _recorded(directory: Path, name: str, options: dict[str, Any]):
         yield
 
 
-def _report(directory: Path) -> None:
+def report(directory: Path) -> int:
+    """Writes the report of a pair's analyses and prints its main numbers; returns the exit code."""
     from jaxsafety.report import pair_report
 
     sys.stdout.write(pair_report.write(directory))
+    return 0

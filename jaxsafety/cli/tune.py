@@ -26,10 +26,11 @@ _AS_GIVEN = (
 
 
 def is_meant(arguments: Sequence[str]) -> bool:
-    """Whether the arguments of ``tune`` are about a checkpoint: a directory or examples are named."""
-    return any(word == "--data" or word.startswith("--data=") for word in arguments) or (
-        bool(arguments) and Path(arguments[0]).is_dir()
-    )
+    """Whether the arguments of ``tune`` are about a checkpoint: examples are named, or a directory that is no run."""
+    if any(word == "--data" or word.startswith("--data=") for word in arguments):
+        return True
+    given = Path(arguments[0]) if arguments else Path("")
+    return bool(arguments) and given.is_dir() and not (given / "config.yaml").exists()
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -68,6 +68,15 @@ def test_the_report_holds_both_analyses(analysed):
     assert printed.endswith(f"report: {out / 'report.html'}\n")
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_report_is_written_again_of_the_directory(analysed, main, tmp_path, capsys):
+    out = shutil.copytree(analysed[0], tmp_path / "run")
+    (out / "report.html").unlink()
+    assert main("report", out) == 0
+    numbers, _, where = capsys.readouterr().out.partition("report: ")
+    assert numbers in analysed[1] and where == f"{out / 'report.html'}\n" and (out / "report.html").exists()
+
+
 def test_claims_of_the_study_that_apply_are_judged(analysed):
     page = (analysed[0] / "report.html").read_text()
     assert 'class="chip undecided"' in page
@@ -304,9 +313,8 @@ def test_a_directory_in_use_or_of_a_study_is_refused(refuse, checkpoints, tmp_pa
     assert "another configuration" in refuse("weights", *checkpoints, "--out", study)
 
 
-@pytest.mark.parametrize("verb", ["status", "report", "run"])
+@pytest.mark.parametrize("verb", ["status", "run", "tune", "evaluate"])
 def test_verbs_of_studies_refuse_a_pair(analysed, main, capsys, verb):
-    words = {"status": [analysed[0]], "report": [analysed[0] / "config.yaml"], "run": [analysed[0] / "config.yaml"]}
-    assert main(verb, *words[verb]) == 2
+    assert main(verb, analysed[0]) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxsafety: ") and said.count("\n") == 1

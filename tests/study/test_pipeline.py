@@ -74,6 +74,17 @@ def test_a_second_run_repeats_nothing(main, run, mini_yaml):
     assert snapshot(run) == before
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("verb", ["run", "tune", "report"])
+def test_a_verb_takes_the_directory_of_a_run(main, run, verb, monkeypatch):
+    before = snapshot(run)
+    monkeypatch.chdir(run.parent)
+    (run / "report.html").unlink()
+    assert main(verb, run.name) == 0
+    assert snapshot(run) == before and (run / "report.html").exists() == (verb != "tune")
+    assert not (run.parent / "runs").exists()
+
+
 def killed_while_tuning(run, leg, after):
     """Makes a finished run look as if it had been killed in the chunk of ``leg`` after step ``after``."""
     later = LEGS[LEGS.index(leg) + 1 :]

@@ -1,0 +1,105 @@
+"""What an error of a command is told as, and which exit code it has."""
+
+import pytest
+
+from jaxsafety.cli import errors
+from jaxsafety.engine import cluster
+from jaxsafety.rundir import signals
+
+OURS = """
+def on_purpose():
+    raise ValueError("steps must be at least 1,\\n    got 0")
+def chained():
+    try:
+        int("x")
+    except ValueError as error:
+        raise ValueError("seed: got 'x', expected an integer") from error
+def no_extra():
+    raise ImportError("the report needs an extra")
+def by_an_operation():
+    return int("x")
+def by_an_unpacking():
+    one, other = [1]
+def in_a_library():
+    import json
+    return json.loads("{")
+def no_module():
+    import a_module_that_nobody_has
+def no_key():
+    return {}["a"]
+def no_file():
+    open("/nowhere/at/all")
+def no_memory():
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+def of_jax():
+    raise RuntimeError("something else")
+def finished():
+    return 3
+"""
+
+
+@pytest.fixture
+def ended(capsys):
+    def run(work, **options):
+        code, lost = errors.guarded(work, **({"again": "", "shown": False} | options))
+        return code, lost, capsys.readouterr().err
+
+    return run
+
+
+def ours(name, module="jaxsafety.somewhere"):
+    space = {"__name__": module}
+    exec(OURS, space)
+    return space[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("on_purpose", "steps must be at least 1, got 0"),
+        ("chained", "seed: got 'x', expected an integer"),
+        ("no_extra", "the report needs an extra"),
+        ("no_file", "[Errno 2] No such file or directory: '/nowhere/at/all'"),
+        ("no_memory", "RESOURCE_EXHAUSTED: Out of memory while trying to allocate"),
+    ],
+)
+def test_what_a_user_or_the_machine_caused_is_one_sentence(ended, name, sentence):
+    assert ended(ours(name)) == (2, False, f"jaxsafety: {sentence}\n")
+    code, _, said = ended(ours(name), shown=True)
+    assert code == 2 and said.startswith("Traceback") and said.endswith(f"jaxsafety: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["by_an_operation", "by_an_unpacking", "in_a_library", "no_module", "no_key", "of_jax"]
+)
+def test_a_bug_shows_where_it_is_and_says_that_it_is_one(ended, name):
+    code, _, said = ended(ours(name))
+    assert code == 1 and said.startswith("Traceback") and f"in {name}" in said
+    assert said.splitlines()[-1].startswith("jaxsafety: this is a bug, of jaxsafety unless")
+
+
+def test_a_sentence_of_somebody_elses_code_is_no_sentence_of_ours(ended):
+    code, _, said = ended(ours("on_purpose", module="theirs"))
+    assert code == 1 and said.startswith("Traceback")
+
+
+def test_the_other_ends(ended):
+    def raises(error):
+        def work():
+            raise error
+
+        return work
+
+    assert ended(ours("finished")) == (3, False, "")
+    assert ended(raises(FloatingPointError("diverged"))) == (1, False, "jaxsafety: diverged\n")
+    assert ended(raises(cluster.LostError("lost"))) == (1, True, "jaxsafety: lost\n")
+    stopped = ended(raises(signals.Stopped(15, "after step 2")))
+    assert stopped == (143, False, "jaxsafety: stopped by SIGTERM after step 2: the same command continues\n")
+    assert ended(raises(KeyboardInterrupt()), again="; go on") == (130, False, "jaxsafety: interrupted; go on\n")
+
+
+def test_with_traceback_a_command_shows_where_its_sentence_comes_from(main, capsys):
+    assert main("status", "/nowhere") == 2
+    plain = capsys.readouterr().err
+    assert main("status", "/nowhere", "--traceback") == 2
+    assert capsys.readouterr().err.endswith(plain) and plain.startswith("jaxsafety: no run in /nowhere")
