@@ -17,13 +17,16 @@ from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import machine, manifest_file, opening, signals
+from jaxsafety.rundir.printed import Form
 from jaxsafety.study import analyze, evaluate, grids, pipeline
 from jaxsafety.study import forecast as forecasts
 from jaxsafety.study.pipeline import Study
 
 
-def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
+def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = "table") -> int:
     """Runs stages of a recipe without a grid that are not finished; returns the exit code.
+
+    ``form`` is that of what the report prints.
 
     Raises:
         ValueError: bad grammar, model or strategy; a stage before is not finished; the directory is another run's.
@@ -40,7 +43,7 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str]) -> int:
         hosts.decide(lambda: _open(ready, lock))
         for stage in stages:
             with manifest_file.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
-                _advance(ready, stage)
+                _advance(ready, stage, form=form)
     return 0
 
 
@@ -92,12 +95,12 @@ def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> int:
     return 0
 
 
-def _advance(ready: Study, stage: str) -> None:
+def _advance(ready: Study, stage: str, *, form: Form = "table") -> None:
     """Runs one stage of one study to its end, if it is not finished."""
     if stage == "report":
         from jaxsafety.report import study_report
 
-        table = hosts.decide(lambda: study_report.write(ready.directory))
+        table = hosts.decide(lambda: study_report.write(ready.directory, form=form))
         sys.stdout.write(table if hosts.is_first() else "")
     elif not pipeline.is_finished(ready, stage):
         work = dict(pretrain=pipeline.pretrain, tune=pipeline.tune, evaluate=evaluate.write, analyze=analyze.write)

@@ -115,10 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                           help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
     status = add("status", _status, "show how far a run or every cell of a grid is")
-    status.add_argument("run", type=Path, help="run directory")
     claims = add("claims", _claims, "judge the paper's statements by a run's analyses")
-    claims.add_argument("run", type=Path, help="run directory")
-    claims.add_argument("--format", choices=("text", "markdown"), default="text")
+    for verb in (status, claims):
+        verb.add_argument("run", type=Path, help="run directory")
+    for verb in (status, claims, verbs.choices["run"], verbs.choices["report"]):
+        verb.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
+                          help="of what is printed (default: table)")  # fmt: skip
     figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
     figure.add_argument("run", type=Path, help="run directory")
@@ -179,7 +181,9 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.dry_run:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
-    return launch.run_grid(recipe, chosen, directory, stages) if recipe.grid else launch.run(recipe, directory, stages)
+    if recipe.grid:
+        return launch.run_grid(recipe, chosen, directory, stages)
+    return launch.run(recipe, directory, stages, form=getattr(options, "format", "table"))
 
 
 def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -260,7 +264,7 @@ def _status(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.rundir import status
 
     _check_run(options.run, of="any")
-    sys.stdout.write(status.render(status.read(options.run)))
+    sys.stdout.write(status.render(status.read(options.run), options.format))
     return 0
 
 

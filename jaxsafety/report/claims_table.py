@@ -1,4 +1,4 @@
-"""The claims of a run judged and shown: as text for a terminal, as Markdown, and as records for the report.
+"""The claims of a run judged and shown: as text for a terminal, as Markdown, and as records.
 
 A contradicted claim takes the same place as a supported one: rows stand in the order of the paper, whatever came out.
 """
@@ -6,7 +6,7 @@ A contradicted claim takes the same place as a supported one: rows stand in the 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import polars as pl
 from rich.table import Table
@@ -17,7 +17,8 @@ from jaxsafety.claims.judging import Judgement
 from jaxsafety.recipe import yaml_file
 from jaxsafety.report import dead_lanes
 from jaxsafety.report.tables import ASCII_BOX, dead_notes, plain_text
-from jaxsafety.rundir import results
+from jaxsafety.rundir import printed, results
+from jaxsafety.rundir.printed import Form
 
 _SMALLEST = 5e-4  # what three decimals show
 _NUMBERS_WIDTH = 34  # an interval with what was expected, or four seeds
@@ -50,10 +51,15 @@ def read(directory: Path) -> list[Judgement]:
     return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)), every)
 
 
-def text(directory: Path, *, form: Literal["text", "markdown"] = "text") -> str:
-    """The claims of a run directory for a terminal, or as Markdown; raises what ``read`` does."""
-    render = render_text if form == "text" else render_markdown
-    return render(read(directory), dead=dead_notes(dead_lanes.count_dead(_analyses(directory))))
+def text(directory: Path, *, form: Form = "table") -> str:
+    """The claims of a run directory as a command prints them; raises what ``read`` does."""
+    found = read(directory)
+    if form in ("json", "csv"):
+        # Seeds stand by themselves in JSON, and as text in a table without levels.
+        left_out = "seeds" if form == "json" else "values"
+        return printed.records([{k: v for k, v in row.items() if k != left_out} for row in records(found)], form)
+    render = render_text if form == "table" else render_markdown
+    return render(found, dead=dead_notes(dead_lanes.count_dead(_analyses(directory))))
 
 
 def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -113,12 +119,10 @@ def render_text(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) ->
 def render_markdown(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:
     """The claims as a Markdown pipe table, followed by the summary and by how each is measured."""
     rows = records(judgements)
-    lines = [f"| {' | '.join(_MARKDOWN)} |", "|---:|" + "---|" * (len(_MARKDOWN) - 1)]
-    for row in rows:
-        cells = [str(row[name]).replace("|", "\\|") for name in _MARKDOWN.values()]
-        lines.append(f"| {' | '.join(cells)} |")
+    cells = [[str(row[name]) for name in _MARKDOWN.values()] for row in rows]
     notes = [f"{row['number']}. {row['statistic']}" for row in rows]
-    return "\n".join([*lines, "", *summary(judgements, dead=dead), "", _MEASURED, "", *notes]) + "\n"
+    lines = ["", *summary(judgements, dead=dead), "", _MEASURED, "", *notes]
+    return printed.pipe_table(list(_MARKDOWN), cells, numbers=[0]) + "\n".join(lines) + "\n"
 
 
 def _analyses(directory: Path) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jaxsafety.report import claims_table, dead_lanes, figures, html, plotting, sections, tables
 from jaxsafety.rundir import manifest_file, results
+from jaxsafety.rundir.printed import Form
 
 _CURVES = {"pretrain": "Pretraining", "tune": "Safety fine-tuning"}
 _NOTES = (
@@ -17,8 +18,8 @@ _NOTES = (
 )
 
 
-def write(directory: Path) -> str:
-    """Writes ``report.html`` of a run and returns the result table, and where the report is, as text.
+def write(directory: Path, *, form: Form = "table") -> str:
+    """Writes ``report.html`` of a run and returns the result table, with where the report is behind a table for people.
 
     Claims and analyses, and the tables beside them, are there if the run has been analysed.
 
@@ -47,7 +48,7 @@ def write(directory: Path) -> str:
         notes=_NOTES,
         **(analysed(directory) if (folder / "analyze.parquet").exists() else {}),
     )
-    return f"{tables.render_text(table)}\nreport: {report}\n"
+    return tables.render(table, form) + (f"\nreport: {report}\n" if form == "table" else "")
 
 
 def _examples(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from rich.box import Box
@@ -17,6 +17,8 @@ from rich.table import Table
 
 from jaxsafety.claims.evidence import Model
 from jaxsafety.claims.intervals import RATE_TOLERANCE, Interval, mean_interval
+from jaxsafety.rundir import printed
+from jaxsafety.rundir.printed import Form
 from jaxsafety.rundir.results import METHODS, check_schema
 
 CONDITIONS = {
@@ -158,12 +160,24 @@ def plain_text(*parts: RenderableType) -> str:
 
 def render_markdown(table: Sequence[StudyRow]) -> str:
     """The study table as a Markdown pipe table, followed by its notes as a list; per cent."""
-    lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for row in table:
-        cells = (_cell_text(cell, " [{}, {}]").replace("*", "\\*") for cell in row.cells.values())
-        lines.append(f"| {model_label(row.model)} | " + " | ".join(cells) + " |")
+    cells = [[model_label(row.model), *(_cell_text(cell, " [{}, {}]") for cell in row.cells.values())] for row in table]
     notes = [f"- {note}".replace("*", "\\*") for note in table_notes(table)]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    shown = printed.pipe_table(["model", *COLUMNS], cells, numbers=range(1, len(COLUMNS) + 1))
+    return shown + "\n".join(["", *notes]) + "\n"
+
+
+def render(table: Sequence[StudyRow], form: Form) -> str:
+    """The study table as a command prints it; records have shares in [0, 1], their intervals and numbers of seeds."""
+    if form in ("table", "markdown"):
+        return render_text(table) if form == "table" else render_markdown(table)
+    rows = []
+    for row in table:
+        found: dict[str, Any] = row.model._asdict()
+        for name, cell in row.cells.items():
+            numbers = cell.interval if cell else (None, None, None, None)
+            found |= {name: numbers[0], f"{name} low": numbers[1], f"{name} high": numbers[2], f"{name} n": numbers[3]}
+        rows.append(found)
+    return printed.records(rows, form)
 
 
 def table_notes(table: Sequence[StudyRow]) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from jaxsafety.rundir import layout, locks, manifest_file
+from jaxsafety.rundir import layout, locks, manifest_file, printed
+from jaxsafety.rundir.printed import Form
 
 _FILE_STAGES = ("evaluate", "analyze", "report")
 
@@ -54,12 +55,14 @@ def read(directory: Path) -> list[Progress]:
     return [_progress(folder / name, name, config, *about) for name, about in listed.items()]
 
 
-def render(rows: list[Progress]) -> str:
-    """Returns the table as text: steps done of total per method, stages, state; a summary where there are several."""
-    header = ["run" if len(rows) == 1 else "cell", *rows[0].steps, *_FILE_STAGES, "state"]
-    table = [header, *(list(_cells(row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+def render(rows: list[Progress], form: Form = "table") -> str:
+    """Returns steps done of total per method, stages and state; a table has a summary where there are several rows."""
+    head = ["run" if len(rows) == 1 else "cell", *rows[0].steps, *_FILE_STAGES, "state"]
+    cells = [list(_cells(row)) for row in rows]
+    if form != "table":
+        return printed.records([dict(zip(head, row, strict=True)) for row in cells], form)
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *cells)]
     if len(rows) > 1:
         states = [row.state for row in rows]
         counts = (f"{states.count(state)} {state}" for state in ("done", "running", "failed", "waiting"))

@@ -1,18 +1,23 @@
 """The command line: bad input is one sentence and exit code 2 with nothing half-written; samples, help, stages."""
 
+import csv
 import errno
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import pytest
 import yaml
 
 import jaxsafety.report
+from jaxsafety.claims import judging
+from jaxsafety.claims.jain2024 import CLAIMS
 from jaxsafety.cli import main
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import checkpoint, manifest_file, opening
@@ -464,12 +469,53 @@ def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [(), ("--format", "markdown")])
-def test_claims_print_every_statement_with_its_verdict(main, finished_run, capsys, words):
+FORMS = {"table": (), "markdown": ("--format", "markdown"), "json": ("--format=json",), "csv": ("--format", "csv")}
+
+
+def parsed(text, form):
+    """The rows that were printed, by column."""
+    if form == "json":
+        return json.loads(text)
+    if form == "csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|")
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_claims_print_every_statement_with_its_verdict(main, finished_run, capsys, form):
     capsys.readouterr()
-    assert main("claims", finished_run, *words) == 0
+    assert main("claims", finished_run, *FORMS[form]) == 0
     out = capsys.readouterr().out
     assert "undecided" in out and "JB-CO-Text" in out and "Fig. 4" in out
+    if form != "table":
+        assert len(rows := parsed(out, form)) == len(CLAIMS) and {row["verdict"] for row in rows} <= set(
+            get_args(judging.Verdict)
+        )
+        assert form != "json" or rows[0]["values"].keys() == {"3", "5"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_status_and_report_print_rows(main, finished_run, tmp_path, capsys, undrawn, form):
+    run = shutil.copytree(finished_run, tmp_path / "mini")
+    assert main("status", run, *FORMS[form]) == 0
+    status = capsys.readouterr().out
+    assert main("report", run, *FORMS[form]) == 0
+    table = capsys.readouterr().out
+    if form == "table":
+        assert status.split() == [
+            *("run", "pretrained", "sft", "dpo", "evaluate", "analyze", "report", "state"),
+            *("mini", "6/6", "6/6", "6/6", "done", "done", "done", "done"),
+        ]
+        assert f"report: {run / 'report.html'}" in table
+        return
+    (row,) = parsed(status, form)
+    assert (row["run"], row["dpo"], row["state"]) == ("mini", "6/6", "done")
+    rows = parsed(table, form)
+    assert len(rows) == 5
+    if form != "markdown":
+        assert {row["method"] for row in rows} == {"pretrained", "sft", "dpo"}
+        assert all(0 <= float(row["Null low"]) <= float(row["Null"]) <= float(row["Null high"]) <= 1 for row in rows)
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
