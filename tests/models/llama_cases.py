@@ -1,7 +1,7 @@
 """Small Llama-family models and a NumPy float64 version of them: one sequence without padding, one head at a time."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ def config_of(variant="plain", **overrides):
     return llama.LlamaConfig(**{**TINY, **VARIANTS[variant], **overrides})
 
 
+@cache
 def shapes_of(config):
     """Parameter path to shape."""
     params = jax.eval_shape(partial(llama.init, config), key=jax.random.key(0))
@@ -56,12 +57,12 @@ def params_of(config, seed=0, dtype=jnp.float32, scale=0.5):
     """Weights of order one, no zero bias and no identity norm: at initialisation attention is nearly uniform."""
     rng = np.random.default_rng(seed)
     draw = {path: scale * rng.standard_normal(shape) for path, shape in shapes_of(config).items()}
-    return tree.unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in draw.items()})
+    return tree.unflatten(jax.device_put({path: leaf.astype(dtype) for path, leaf in draw.items()}))
 
 
 def tokens_of(batch=3, tokens=7, seed=7):
     """Random tokens ``[b, t]``."""
-    return jnp.asarray(np.random.default_rng(seed).integers(0, TINY["vocab_size"], (batch, tokens)), jnp.int32)
+    return jax.device_put(np.random.default_rng(seed).integers(0, TINY["vocab_size"], (batch, tokens), np.int32))
 
 
 def _norm(row, scale, eps):

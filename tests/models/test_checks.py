@@ -23,7 +23,7 @@ def test_a_gpt_is_a_model_but_for_masks(block, positions):
     config = gpt.GPTConfig(V, WINDOW, 2, 2, width=8, mlp_width=12, block=block, positions=positions, unroll=1)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(partial(gpt.init, config), key=jax.random.key(0))
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32) / 2, shapes)
+    params = jax.device_put(jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) / 2, shapes))
     assert check_model(gpt.model(config), params, tokens=TOKENS) == ("mask",)
 
 
@@ -43,14 +43,15 @@ class Bag(flax.linen.Module):
 
 def test_a_flax_module_is_adapted_in_one_line():
     module = Bag()
-    params = module.init(jax.random.key(0), TOKENS)
+    params = jax.jit(module.init)(jax.random.key(0), TOKENS)
     model = adapted(module.apply, max_tokens=WINDOW)
     assert check_model(model, params, tokens=TOKENS) == ("embeddings", "edit", "mask")
-    written = generation.generate((params, model), TOKENS, count=1)[:, 0]
-    np.testing.assert_array_equal(written, module.apply(params, TOKENS)[:, -1].argmax(-1))
+    written = jax.jit(lambda params, tokens: generation.generate((params, model), tokens, count=1)[:, 0])
+    logits = np.asarray(jax.jit(module.apply)(params, TOKENS))
+    np.testing.assert_array_equal(written(params, TOKENS), logits[:, -1].argmax(-1))
 
 
-LEAVES = {"embed": jnp.asarray(np.random.default_rng(0).standard_normal((V, D)), jnp.float32)}
+LEAVES = {"embed": jax.device_put(np.random.default_rng(0).standard_normal((V, D)).astype(np.float32))}
 
 
 def embed(params, tokens):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from jaxsafety import tree
 from jaxsafety.models import generation, llama, llama_cache
@@ -17,14 +18,19 @@ NEW = 8
 
 # Cached and whole agree for every variant but dynamic scaling, where a longer sequence turns all its keys anew.
 CACHEABLE = [name for name in VARIANTS if name != "dynamic"]
+REAL = np.ones_like(MASK)
 begin = jax.jit(llama_cache.begin, static_argnames=("config", "room", "dtype"))
 extend = jax.jit(llama_cache.extend, static_argnames="config")
 forward = jax.jit(lambda *given, **asked: llama.apply(*given, **asked).logits, static_argnames="config")
 
 
 @partial(jax.jit, static_argnames=("config", "count", "stop", "pad"))
-def generate(params, tokens, *, config, **asked):
+def written(params, tokens, *, config, **asked):
     return generation.generate((params, llama.model(config)), tokens, **asked)
+
+
+def generate(*given, **asked):
+    return np.asarray(written(*given, **asked))
 
 
 def _varied(config):
@@ -32,28 +38,36 @@ def _varied(config):
     return params_of(config, scale=1.5)
 
 
-def _plain(params, tokens, config, count, choose=lambda logits, i: int(np.argmax(logits))):
-    """The continuation of one prompt without padding, the whole sequence run again for every token."""
-    sequence, written = list(np.asarray(tokens)), []
-    for i in range(count):
-        # As long as that of any prompt: one program.
-        padded = np.array([sequence + [0] * (MASK.shape[1] + count - len(sequence))], np.int32)
-        real = (np.arange(padded.shape[1]) < len(sequence))[None]
-        logits = np.asarray(forward(params, padded, config=config, mask=real))[0, len(sequence) - 1]
-        written.append(choose(logits, i))
-        sequence.append(written[-1])
-    return written
+def _whole(params, tokens, real, config):
+    """Logits of whole sequences, padded to the length of the longest that there are: one program."""
+    more = ((0, 0), (0, MASK.shape[1] + NEW - tokens.shape[1]))
+    padded, mask = np.pad(np.asarray(tokens), more), np.pad(real, more)
+    return np.asarray(forward(params, padded, config=config, mask=mask))[:, : tokens.shape[1]]
+
+
+def _plain(params, tokens, real, config, choose=lambda logits, i: np.argmax(logits, axis=-1)):
+    """The continuations of prompts without padding before them, the whole sequences run again for every token."""
+    texts = [row[own].tolist() for row, own in zip(np.asarray(tokens), real, strict=True)]
+    for i in range(NEW):
+        lengths = np.array([len(text) for text in texts])
+        shown = np.arange(max(lengths)) < lengths[:, None]
+        padded = np.zeros(shown.shape, np.int32)
+        padded[shown] = np.concatenate(texts)
+        logits = _whole(params, padded, shown, config)[np.arange(len(texts)), lengths - 1]
+        for text, token in zip(texts, np.asarray(choose(logits, i)).tolist(), strict=True):
+            text.append(token)
+    return [text[-NEW:] for text in texts]
 
 
 @pytest.mark.parametrize("variant", CACHEABLE)
 def test_greedy_is_the_whole_prompt_run_again_for_every_token(variant):
     config = config_of(variant)
     params, tokens = _varied(config), tokens_of()
-    got = generate(params, tokens, config=config, count=NEW, mask=jnp.asarray(MASK))
+    got = generate(params, tokens, config=config, count=NEW, mask=MASK)
     assert got.shape == (3, NEW)
     assert got.dtype == jnp.int32
-    for b, real in enumerate(MASK):
-        assert got[b].tolist() == _plain(params, tokens[b][real], config, NEW), b
+    for b, expected in enumerate(_plain(params, tokens, MASK, config)):
+        assert got[b].tolist() == expected, b
     assert len({tuple(row) for row in got.tolist()}) == 3
 
 
@@ -64,9 +78,7 @@ def test_incremental_logits_are_the_whole_forwards(variant):
     real = np.pad(MASK, ((0, 0), (0, 3)), constant_values=True)
 
     def whole(length):
-        """Logits of the first tokens, the others masked: one program."""
-        shown = real & (np.arange(10) < length)
-        return np.asarray(forward(params, tokens, config=config, mask=shown))[:, :length]
+        return _whole(params, tokens[:, :length], real[:, :length], config)
 
     logits, cache = begin(params, tokens[:, :7], config=config, mask=MASK, room=3, dtype="float32")
     prompt, last = whole(7), [np.flatnonzero(row)[-1] for row in MASK]
@@ -79,38 +91,39 @@ def test_incremental_logits_are_the_whole_forwards(variant):
 
 def test_the_cache_holds_shared_heads_only():
     config = config_of("one key head", layers=3)
-    _, cache = begin(params_of(config), tokens_of(), config=config, mask=jnp.asarray(MASK), room=5, dtype="bfloat16")
+    _, cache = begin(params_of(config), tokens_of(), config=config, mask=MASK, room=5, dtype="bfloat16")
     assert cache.keys.shape == cache.values.shape == (3, 3, 12, 1, 4)
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(cache.mask[:, :7], MASK)
-    assert cache.mask[:, 7:].all()
+    mask = np.asarray(cache.mask)
+    np.testing.assert_array_equal(mask[:, :7], MASK)
+    assert mask[:, 7:].all()
 
 
 @pytest.mark.parametrize("variant", ["plain", "dynamic"])
 def test_a_bfloat16_cache_is_close(variant):
-    config, mask = config_of(variant), jnp.asarray(MASK)
-    params, tokens = params_of(config), tokens_of()
+    config = config_of(variant)
+    params, tokens = params_of(config), np.asarray(tokens_of())
     got = {}
     for dtype in ("float32", "bfloat16"):
-        _, cache = begin(params, tokens, config=config, mask=mask, room=1, dtype=dtype)
-        got[dtype], _ = extend(params, tokens[:, 0], config=config, state=cache)
+        _, cache = begin(params, tokens, config=config, mask=MASK, room=3, dtype=dtype)
+        got[dtype] = np.asarray(extend(params, tokens[:, 0], config=config, state=cache)[0])
     error = np.abs(got["bfloat16"] - got["float32"]).max()
     assert 0 < error <= BF16 * np.abs(got["float32"]).max()
 
 
 def test_a_row_is_the_row_of_its_prompt_alone():
     config = config_of("dynamic")
-    params, tokens, mask = params_of(config), tokens_of(), jnp.asarray(MASK)
-    together = generate(params, tokens, config=config, count=NEW, mask=mask)
+    params, tokens = params_of(config), np.asarray(tokens_of())
+    together = generate(params, tokens, config=config, count=NEW, mask=MASK)
     for b in range(3):
-        alone = generate(params, tokens[b : b + 1], config=config, count=NEW, mask=mask[b : b + 1])
+        alone = generate(params, tokens[b : b + 1], config=config, count=NEW, mask=MASK[b : b + 1])
         np.testing.assert_array_equal(alone[0], together[b])
 
 
 def test_rows_end_with_their_stop_token():
     config = config_of()
     params, tokens = params_of(config), tokens_of()
-    free = np.asarray(generate(params, tokens, config=config, count=NEW))
+    free = generate(params, tokens, config=config, count=NEW, mask=REAL)
     stops = (int(free[0, 2]), int(free[1, 0]))
     got = generate(params, tokens, config=config, count=NEW, stop=stops, pad=99)
     lengths = []
@@ -148,12 +161,12 @@ def _loop(sources, rule, tokens, edit=None):
     run = jax.jit(lambda text, at: rule([m.apply(p, text, at=at, edit=edit).logits[:, 0] for p, m in sources]))
     text = np.pad(np.asarray(tokens), ((0, 0), (0, NEW)))
     for place in range(tokens.shape[1], text.shape[1]):
-        text[:, place] = run(jnp.asarray(text), jnp.full((len(text), 1), place - 1)).argmax(-1)
+        text[:, place] = np.asarray(run(text, np.full((len(text), 1), place - 1, np.int32))).argmax(-1)
     return text[:, tokens.shape[1] :]
 
 
 def test_several_sources_are_combined_at_every_step():
-    model, tokens, mask = llama.model(config_of()), tokens_of(), jnp.asarray(MASK)
+    model, tokens, mask = llama.model(config_of()), tokens_of(), MASK
     first, second = (params_of(config_of(), seed, scale=1.5) for seed in (0, 1))
     # The same model without a cache.
     windowed = model._replace(decoder=generation.windowed(model.apply, max_tokens=16))
@@ -162,13 +175,13 @@ def test_several_sources_are_combined_at_every_step():
         return 2 * logits[0] - logits[1]
 
     sources = [(first, model), (second, windowed)]
-    got = jax.jit(lambda tokens: generation.generate(sources, tokens, count=NEW, combine=amplified))(tokens)
+    got = np.asarray(jax.jit(lambda tokens: generation.generate(sources, tokens, count=NEW, combine=amplified))(tokens))
     np.testing.assert_array_equal(got, _loop(sources, amplified, tokens))
     alone = generate(first, tokens, config=config_of(), count=NEW, mask=mask)
     assert (got != alone).any()
     twice = [(first, model), (first, windowed)]
-    run = jax.jit(lambda tokens: generation.generate(twice, tokens, count=NEW, mask=mask, combine=amplified))
-    np.testing.assert_array_equal(run(tokens), alone)
+    run = jax.jit(lambda tokens, mask: generation.generate(twice, tokens, count=NEW, mask=mask, combine=amplified))
+    np.testing.assert_array_equal(run(tokens, mask), alone)
 
 
 def test_an_edit_reaches_every_step_with_the_positions_of_the_whole_text():
@@ -178,37 +191,35 @@ def test_an_edit_reaches_every_step_with_the_positions_of_the_whole_text():
     def edit(site, layer, positions, h):
         return h * jnp.cos(positions + layer)[..., None] if site == "hook_resid_mid" else h
 
-    got = jax.jit(lambda tokens: generation.generate(source, tokens, count=NEW, edit=edit))(tokens)
+    got = np.asarray(jax.jit(lambda tokens: generation.generate(source, tokens, count=NEW, edit=edit))(tokens))
     np.testing.assert_array_equal(got, _loop([source], lambda logits: logits[0], tokens, edit))
-    assert (got != generate(source[0], tokens, config=config, count=NEW)).any()
+    assert (got != generate(source[0], tokens, config=config, count=NEW, mask=REAL)).any()
 
 
 def test_one_new_token_needs_no_room():
     config = config_of(max_tokens=7)
     params, tokens = params_of(config), tokens_of()
     got = generate(params, tokens, config=config, count=1)
-    np.testing.assert_array_equal(got[:, 0], np.argmax(forward(params, tokens, config=config)[:, -1], axis=-1))
+    logits = np.asarray(forward(params, tokens, config=config))
+    np.testing.assert_array_equal(got[:, 0], np.argmax(logits[:, -1], axis=-1))
 
 
 def test_drawn_tokens_are_those_of_the_whole_forward_with_the_same_keys():
     config, key = config_of(), jax.random.key(3)
-    params, tokens = params_of(config), tokens_of(1)
-
-    def draw(logits, i):
-        return int(jax.random.categorical(jax.random.fold_in(key, i), logits[None] / 2.0)[0])
-
-    got = generate(params, tokens, config=config, count=NEW, key=key, temperature=2.0)
-    assert got[0].tolist() == _plain(params, tokens[0], config, NEW, choose=draw)
-    other = generate(params, tokens, config=config, count=NEW, key=jax.random.key(4), temperature=2.0)
-    assert got.tolist() != other.tolist()
+    params, tokens = params_of(config), tokens_of()
+    drawn = jax.jit(lambda logits, i: jax.random.categorical(jax.random.fold_in(key, i), logits / 2.0))
+    asked = {"config": config, "count": NEW, "mask": REAL, "temperature": 2.0}
+    got = generate(params, tokens, key=key, **asked)
+    assert got.tolist() == _plain(params, tokens, REAL, config, choose=drawn)
+    assert got.tolist() != generate(params, tokens, key=jax.random.key(4), **asked).tolist()
 
 
 def test_drawn_tokens_have_the_softmax_frequencies():
     config, rows, temperature = config_of(), 4000, 3.0
-    params, tokens = params_of(config), jnp.tile(tokens_of(1), (rows, 1))
+    params, tokens = params_of(config), np.tile(np.asarray(tokens_of(1)), (rows, 1))
     drawn = generate(params, tokens, config=config, count=1, key=jax.random.key(0), temperature=temperature)
-    expected = jax.nn.softmax(forward(params, tokens[:1], config=config)[0, -1] / temperature)
-    counts = np.bincount(np.asarray(drawn)[:, 0], minlength=11)
+    expected = softmax(_whole(params, tokens[:3], REAL, config)[0, -1] / temperature)
+    counts = np.bincount(drawn[:, 0], minlength=11)
     # Five standard deviations of a binomial.
     assert (np.abs(counts / rows - expected) <= 5 * np.sqrt(expected * (1 - expected) / rows) + 1e-9).all()
 
@@ -216,8 +227,8 @@ def test_drawn_tokens_have_the_softmax_frequencies():
 def test_a_low_temperature_is_greedy():
     config = config_of()
     params, tokens = params_of(config), tokens_of()
-    greedy = generate(params, tokens, config=config, count=NEW)
-    cold = generate(params, tokens, config=config, count=NEW, key=jax.random.key(0), temperature=1e-4)
+    greedy = generate(params, tokens, config=config, count=NEW, mask=REAL)
+    cold = generate(params, tokens, config=config, count=NEW, mask=REAL, key=jax.random.key(0), temperature=1e-4)
     np.testing.assert_array_equal(cold, greedy)
 
 
@@ -238,9 +249,10 @@ def test_jit_is_eager_and_vmap_over_parameters_is_a_loop_over_seeds(stop):
 
 def test_a_prompt_of_padding_alone_disturbs_nobody():
     config = config_of("window")
-    params, tokens, mask = params_of(config), tokens_of(), jnp.asarray(MASK)
-    got = generate(params, tokens, config=config, count=NEW, mask=mask.at[0].set(False))
-    np.testing.assert_array_equal(got[1:], generate(params, tokens, config=config, count=NEW, mask=mask)[1:])
+    params, tokens = params_of(config), tokens_of()
+    empty = MASK & (np.arange(3) > 0)[:, None]
+    got = generate(params, tokens, config=config, count=NEW, mask=empty)
+    np.testing.assert_array_equal(got[1:], generate(params, tokens, config=config, count=NEW, mask=MASK)[1:])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -248,7 +260,7 @@ def test_the_cache_is_held_once_and_one_layer_is_widened(dtype):
     config = config_of(layers=8, width=64, mlp_width=256, head_width=16, max_tokens=4096)
     params = jax.eval_shape(partial(params_of, config, dtype=dtype))
     tokens = jax.ShapeDtypeStruct((1, 5), jnp.int32)
-    memory = generate.lower(params, tokens, config=config, count=1000).compile().memory_analysis()
+    memory = written.lower(params, tokens, config=config, count=1000).compile().memory_analysis()
     cache = 2 * 4 * 8 * (5 + 999) * 2 * 16
     layer = sum(4 * leaf.size for leaf in jax.tree.leaves(params["blocks"])) / 8
     assert cache < memory.temp_size_in_bytes < cache + 3 * layer

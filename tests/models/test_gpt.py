@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ def _config(block="paper", positions="sinusoidal", **overrides):
     return gpt.GPTConfig(**{**TINY, "block": block, "positions": positions, **overrides})
 
 
+@cache
 def _shapes(config):
     params = jax.eval_shape(partial(gpt.init, config), key=jax.random.key(0))
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
@@ -46,16 +47,20 @@ def _params(config, seed=0):
     """Weights of order one, no zero bias and no identity norm: at initialisation attention is nearly uniform."""
     rng = np.random.default_rng(seed)
     draw = {path: 0.5 * rng.standard_normal(shape) for path, shape in _shapes(config).items()}
-    return tree.unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in draw.items()})
+    return tree.unflatten(jax.device_put({path: leaf.astype(np.float32) for path, leaf in draw.items()}))
 
 
 def _tokens(batch=2, tokens=6):
-    return jnp.asarray(np.random.default_rng(7).integers(0, TINY["vocab_size"], (batch, tokens)), jnp.int32)
+    return jax.device_put(np.random.default_rng(7).integers(0, TINY["vocab_size"], (batch, tokens), np.int32))
 
 
 init = jax.jit(gpt.init, static_argnums=0)
-forward = jax.jit(lambda *given, **asked: gpt.apply(*given, **asked).logits, static_argnames="config")
+logits_of = jax.jit(lambda *given, config: gpt.apply(*given, config=config).logits, static_argnames="config")
 capture = jax.jit(gpt.apply, static_argnames=("config", "sites", "layers"))
+
+
+def forward(*given, config):
+    return np.asarray(logits_of(*given, config=config))
 
 
 def _norm(row, weights):
@@ -136,7 +141,7 @@ def test_logits_and_activations_match_the_oracle(block, positions):
 def test_later_tokens_do_not_change_earlier_logits(block, positions):
     config = _config(block, positions)
     params, tokens = _params(config), _tokens()
-    changed = tokens.at[:, 3].add(1) % config.vocab_size
+    changed = (np.asarray(tokens) + (np.arange(6, dtype=np.int32) == 3)) % config.vocab_size
     before, after = (forward(params, tokens, config=config), forward(params, changed, config=config))
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert all(np.abs(before[:, t] - after[:, t]).max() > 1e-3 for t in range(3, 6))
@@ -146,8 +151,8 @@ def test_later_tokens_do_not_change_earlier_logits(block, positions):
 def test_every_kind_of_position_breaks_permutation_symmetry(positions):
     config = _config(positions=positions)
     params = _params(config)
-    logits = forward(params, jnp.array([[1, 2, 3], [2, 1, 3]]), config=config)
-    assert np.abs(logits[0, -1] - logits[1, -1]).max() > 1e-3
+    logits = forward(params, np.array([[1, 2, 3, 0, 0, 0], [2, 1, 3, 0, 0, 0]], np.int32), config=config)
+    assert np.abs(logits[0, 2] - logits[1, 2]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("vocab_size", "with_unused_norm"), [(59, 2_692_224), (54, 2_690_304)])
@@ -171,22 +176,22 @@ def test_parameter_paths_and_shapes():
 
 def test_initial_scales():
     config = gpt.GPTConfig(vocab_size=100, max_tokens=8, layers=2, width=64)
-    flat = tree.flatten(init(config, key=jax.random.key(0)))
+    flat = jax.device_get(tree.flatten(init(config, key=jax.random.key(0))))
     for path, leaf in flat.items():
         if leaf.ndim < 2 or path.endswith(("bias", "scale")):
             np.testing.assert_array_equal(leaf, 1.0 if path.endswith("scale") else 0.0)
         else:
             expected = 0.02 / 2 if path in ("blocks/attn/o", "blocks/mlp/down") else 0.02
             # The relative error of a standard deviation of n draws is 1/sqrt(2n); n >= 6400, five of them.
-            assert float(jnp.std(leaf)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 6400)), path
+            assert float(np.std(leaf)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 6400)), path
     assert not np.array_equal(flat["blocks/attn/q"], flat["blocks/attn/k"])
 
 
 def test_tokens_are_their_embeddings():
     config = _config()
-    params, tokens = _params(config), _tokens()
-    embeddings = gpt.embed(params, tokens)
-    np.testing.assert_array_equal(embeddings[0, 0], params["embed"][tokens[0, 0]])
+    params, tokens = _params(config), np.asarray(_tokens())
+    embeddings = np.asarray(jax.jit(gpt.embed)(params, tokens))
+    np.testing.assert_array_equal(embeddings[0, 0], np.asarray(params["embed"])[tokens[0, 0]])
     logits = forward(params, embeddings, config=config)
     np.testing.assert_allclose(logits, forward(params, tokens, config=config), atol=SAME)
 
@@ -204,7 +209,7 @@ def test_every_variant_has_float32_logits_of_the_vocabulary(block, positions):
 def test_jit_and_unroll_do_not_change_the_result(block, positions):
     config = _config(block, positions)
     params, tokens = _params(config), _tokens()
-    eager = gpt.apply(params, tokens, config=config).logits
+    eager = np.asarray(gpt.apply(params, tokens, config=config).logits)
     for unroll in (1, 2):
         jitted = forward(params, tokens, config=dataclasses.replace(config, unroll=unroll))
         np.testing.assert_allclose(jitted, eager, atol=SAME)
@@ -214,7 +219,7 @@ def test_jit_and_unroll_do_not_change_the_result(block, positions):
 def test_vmap_over_parameters_is_a_loop_over_seeds(block, positions):
     config = _config(block, positions)
     seeds = [_params(config, seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *seeds)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
     batched = jax.jit(jax.vmap(partial(gpt.apply, config=config), in_axes=(0, None)))(stacked, _tokens()).logits
     looped = np.stack([forward(params, _tokens(), config=config) for params in seeds])
     np.testing.assert_allclose(batched, looped, atol=SAME)
@@ -230,8 +235,9 @@ def test_gradients_match_finite_differences(block, positions):
 
 def test_every_parameter_but_the_key_bias_gets_a_gradient():
     config = _config("pre_ln", "learned")
-    params, tokens = _params(config), jnp.arange(8, dtype=jnp.int32)[None]
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(gpt.apply(p, tokens, config=config).logits))))(params)
+    params, tokens = _params(config), np.arange(8, dtype=np.int32)[None]
+    squares = jax.jit(jax.grad(lambda p, tokens: jnp.mean(jnp.square(gpt.apply(p, tokens, config=config).logits))))
+    gradients = squares(params, tokens)
     for path, gradient in tree.flatten(gradients).items():
         # A key bias shifts all scores of a query alike, which softmax does not see.
         if path != "blocks/attn/k_bias":
@@ -239,8 +245,13 @@ def test_every_parameter_but_the_key_bias_gets_a_gradient():
 
 
 def _losses(config, tokens):
-    """A float32 loss of the logits, as a function of the parameters."""
-    return lambda params: -jnp.mean(jax.nn.log_softmax(gpt.apply(params, tokens, config=config).logits)[..., 0])
+    """A float32 loss of the logits, as a function of the parameters, and the logits."""
+
+    def loss(params):
+        logits = gpt.apply(params, tokens, config=config).logits
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., 0]), logits
+
+    return loss
 
 
 @pytest.mark.parametrize(("block", "positions"), VARIANTS)
@@ -248,10 +259,11 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32(bl
     config = _config(block, positions)
     params, tokens = _params(config), _tokens()
     half = dataclasses.replace(config, compute_dtype="bfloat16")
-    exact, rounded = (forward(params, tokens, config=c) for c in (config, half))
+    ((loss, exact), wanted), ((loss16, rounded), got) = (
+        jax.device_get(jax.jit(jax.value_and_grad(_losses(c, tokens), has_aux=True))(params)) for c in (config, half)
+    )
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(rounded - exact).max() <= BF16 * float(np.abs(exact).max())
-    (loss, wanted), (loss16, got) = (jax.jit(jax.value_and_grad(_losses(c, tokens)))(params) for c in (config, half))
     assert float(loss16) == pytest.approx(float(loss), rel=BF16)
     for path, gradient in tree.flatten(got).items():
         assert gradient.dtype == jnp.float32, path
@@ -271,7 +283,9 @@ def _equations(jaxpr):
 @pytest.mark.parametrize(("block", "positions"), [("paper", "learned"), ("pre_ln", "rope")])
 def test_bfloat16_rounds_the_factors_of_every_product_and_nothing_else(block, positions):
     config = _config(block, positions, unroll=1, compute_dtype="bfloat16")
-    equations = list(_equations(jax.make_jaxpr(jax.grad(_losses(config, _tokens())))(_params(config)).jaxpr))
+    equations = list(
+        _equations(jax.make_jaxpr(jax.grad(_losses(config, _tokens()), has_aux=True))(_params(config)).jaxpr)
+    )
     names = Counter(equation.primitive.name for equation in equations)
     # In a layer q, k, v, scores, mixed values, o, up and down; then the logits. Each once forwards, twice backwards,
     # with two factors to round and a cotangent. Were the input of a norm or softmax rounded, there would be more.
@@ -286,7 +300,7 @@ def test_bfloat16_rounds_the_factors_of_every_product_and_nothing_else(block, po
 def test_bfloat16_weights_give_float32_logits_close_to_the_full_precision_ones():
     config = _config()
     params, tokens = _params(config), _tokens()
-    half = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(jnp.bfloat16)), params)
+    half = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), params)
     exact, rounded = (forward(p, tokens, config=config) for p in (params, half))
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, exact, atol=BF16 * float(np.abs(exact).max()))
@@ -299,7 +313,9 @@ def test_layers_and_positions_select_from_the_full_capture(layers):
     sites = ("hook_resid_mid", "mlp.hook_post")
     full_logits, full = capture(params, tokens, config=config, sites=sites)
     positions = np.array([[0, 5, 2], [4, 4, 1]])
-    logits, some = capture(params, tokens, config=config, sites=sites, layers=layers, positions=jnp.asarray(positions))
+    logits, some = capture(
+        params, tokens, config=config, sites=sites, layers=layers, positions=positions.astype(np.int32)
+    )
     np.testing.assert_allclose(logits, full_logits, atol=SAME)
     for site in sites:
         assert some[site].shape == (len(layers), 2, 3, full[site].shape[-1])
@@ -330,16 +346,16 @@ def test_only_what_is_asked_for_is_stored():
     assert _stacked_shapes(sites=()) == []
     assert _stacked_shapes(sites=("mlp.hook_pre",)) == [(5, 3, 7, 12)]
     assert _stacked_shapes(sites=("mlp.hook_pre",), layers=(1, 2, 4)) == [(2, 3, 7, 12), (1, 3, 7, 12)]
-    positions = jnp.zeros((3, 2), jnp.int32)
+    positions = jax.device_put(np.zeros((3, 2), np.int32))
     assert _stacked_shapes(sites=("hook_resid_pre",), layers=(3,), positions=positions) == [(1, 3, 2, 8)]
 
 
 def test_soft_tokens_get_a_gradient():
     config = _config()
     params = _params(config)
-    embeddings = gpt.embed(params, _tokens())
+    embeddings = np.asarray(params["embed"])[np.asarray(_tokens())]
     third = jax.jit(jax.grad(lambda e: jnp.sum(gpt.apply(params, e, config=config).logits[:, 2, 0])))
-    gradient = third(embeddings)
+    gradient = np.asarray(third(embeddings))
     assert np.abs(gradient[:, :3]).max(axis=-1).min() > 1e-4
     np.testing.assert_array_equal(gradient[:, 3:], 0.0)
 

@@ -1,7 +1,7 @@
 """Layers against NumPy float64 versions written as loops, closed forms and transformation laws."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,13 @@ attention = jax.jit(nn.causal_attention)
 layer_norm = jax.jit(nn.layer_norm)
 rope_table = jax.jit(nn.rope_table, static_argnums=(0, 1), static_argnames="base")
 rotate = jax.jit(nn.rotate)
+grouped = jax.jit(nn.grouped_attention)
+visibility = jax.jit(nn.visibility, static_argnames="window")
+real_positions = jax.jit(nn.real_positions)
 
 
 def _normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 def test_linear_is_affine():
@@ -52,6 +55,7 @@ def _rounded(x):
     return np.asarray(x).astype(jnp.bfloat16).astype(np.float64)
 
 
+@cache
 def _value_and_gradients(spec, dtype):
     def run(left, right, cotangent):
         value, transpose = jax.vjp(partial(nn.product, spec, dtype=dtype), left, right)
@@ -100,7 +104,8 @@ def test_bfloat16_products_of_seeds_are_the_products_of_each():
         return jax.grad(lambda x: jnp.sum(jnp.tanh(nn.project(x, right, dtype="bfloat16"))))(left)
 
     left, right = _normal(0, 3, 6, 5), _normal(1, 3, 5, 4)
-    looped = np.stack([jax.jit(gradient)(*pair) for pair in zip(left, right, strict=True)])
+    one = jax.jit(gradient)
+    looped = np.stack([one(*pair) for pair in zip(np.asarray(left), np.asarray(right), strict=True)])
     np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(left, right), looped, atol=F32)
 
 
@@ -112,9 +117,9 @@ def test_bfloat16_products_refuse_forward_mode():
 
 def test_layer_norm_matches_float64_rows_and_keeps_epsilon():
     # The last row varies by less than sqrt(eps), so a wrong epsilon shows.
-    x = jnp.asarray(np.concatenate([3.0 + 10.0 * _normal(0, 4, 6), 1e-3 * _normal(1, 1, 6)]))
+    x = np.concatenate([3.0 + 10.0 * np.asarray(_normal(0, 4, 6)), 1e-3 * np.asarray(_normal(1, 1, 6))])
     scale, bias = _normal(2, 6), _normal(3, 6)
-    actual = layer_norm(x, scale=scale, bias=bias)
+    actual = np.asarray(layer_norm(x, scale=scale, bias=bias))
     for row, got in zip(np.asarray(x, np.float64), actual, strict=True):
         normal = (row - row.mean()) / math.sqrt(row.var() + 1e-5)
         np.testing.assert_allclose(got, normal * np.asarray(scale) + np.asarray(bias), atol=2 * F32)
@@ -122,26 +127,29 @@ def test_layer_norm_matches_float64_rows_and_keeps_epsilon():
 
 def test_layer_norm_of_a_constant_row_is_the_bias():
     bias = _normal(0, 6)
-    actual = layer_norm(jnp.full((1, 6), 0.5), scale=jnp.ones(6), bias=bias)
-    np.testing.assert_array_equal(actual[0], bias)
+    actual = layer_norm(np.full((5, 6), 0.5, np.float32), scale=np.ones(6, np.float32), bias=bias)
+    np.testing.assert_array_equal(actual, np.tile(bias, (5, 1)))
 
 
 def test_rms_norm_matches_float64_rows_and_keeps_its_epsilon():
     # The last row's mean square is below eps, so a wrong epsilon shows.
-    x, scale = jnp.asarray(np.concatenate([3.0 + 10.0 * _normal(0, 4, 6), 1e-3 * _normal(1, 1, 6)])), _normal(2, 6)
+    x = np.concatenate([3.0 + 10.0 * np.asarray(_normal(0, 4, 6)), 1e-3 * np.asarray(_normal(1, 1, 6))])
+    scale = np.asarray(_normal(2, 6))
     for eps in (1e-5, 1e-6):
-        actual = jax.jit(partial(nn.rms_norm, eps=eps))(x, scale=scale)
+        actual = np.asarray(jax.jit(partial(nn.rms_norm, eps=eps))(x, scale=scale))
         for row, got in zip(np.asarray(x, np.float64), actual, strict=True):
             expected = row / math.sqrt(sum(row**2) / 6 + eps) * np.asarray(scale)
             np.testing.assert_allclose(got, expected, atol=2 * F32)
 
 
 def test_gelu_is_the_tanh_approximation_not_the_error_function():
-    for x in (-3.0, -0.5, 0.0, 1.0, 2.0):
+    given = (-3.0, -0.5, 0.0, 1.0, 2.0)
+    found = jax.jit(nn.gelu)(np.asarray(given, np.float32)).tolist()
+    for x, got in zip(given, found, strict=True):
         expected = 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        assert float(nn.gelu(jnp.float32(x))) == pytest.approx(expected, abs=F32)
+        assert got == pytest.approx(expected, abs=F32)
     exact = 0.5 * 2.0 * (1 + math.erf(2.0 / math.sqrt(2)))
-    assert abs(float(nn.gelu(jnp.float32(2.0))) - exact) > 5e-5
+    assert abs(found[-1] - exact) > 5e-5
 
 
 def _attention_oracle(q, k, v):
@@ -155,7 +163,7 @@ def _attention_oracle(q, k, v):
 
 
 def test_attention_matches_loops_over_positions_and_heads():
-    q, k, v = (2.0 * _normal(seed, 2, 5, 3, 4) for seed in range(3))
+    q, k, v = (2.0 * np.asarray(_normal(seed, 2, 5, 3, 4)) for seed in range(3))
     np.testing.assert_allclose(attention(q, keys=k, values=v), _attention_oracle(q, k, v), atol=5 * F32)
 
 
@@ -164,13 +172,14 @@ def test_bfloat16_attention_rounds_the_factors_of_its_products_only():
     # A score is off by at most d, so a weight by a factor of at most exp(2 d); then weights and values are rounded.
     d = PRODUCT16 * float(np.einsum("btnk,bunk->bntu", np.abs(q), np.abs(k)).max()) / math.sqrt(4)
     bound = (math.expm1(2 * d) * (1 + PRODUCT16) + PRODUCT16) * float(np.abs(v).max())
-    got = jax.jit(partial(nn.causal_attention, dtype="bfloat16"))(q, keys=k, values=v)
+    attend = jax.jit(partial(nn.causal_attention, dtype="bfloat16"))
+    got = attend(q, keys=k, values=v)
     expected = _attention_oracle(q, k, v)
     assert got.dtype == jnp.float32
-    assert 100 * F32 < np.abs(got - expected).max() <= bound
+    assert 100 * F32 < np.abs(np.asarray(got) - expected).max() <= bound
     # With equal scores and a value that bfloat16 holds, nothing of the softmax is rounded.
-    zeros = jnp.zeros_like(q)
-    same = jax.jit(partial(nn.causal_attention, dtype="bfloat16"))(zeros, keys=zeros, values=zeros + 1.5)
+    zeros = np.zeros_like(q)
+    same = attend(zeros, keys=zeros, values=zeros + np.float32(1.5))
     np.testing.assert_allclose(same, 1.5, atol=F32)
 
 
@@ -181,7 +190,7 @@ def test_bfloat16_attention_has_the_gradients_of_float32_but_for_rounding():
         def loss(q, k, v):
             return jnp.sum(jnp.tanh(nn.causal_attention(q, keys=k, values=v, dtype=dtype)))
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands)
+        return jax.device_get(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*operands))
 
     for half, full in zip(gradients("bfloat16"), gradients("float32"), strict=True):
         assert half.dtype == jnp.float32
@@ -189,7 +198,7 @@ def test_bfloat16_attention_has_the_gradients_of_float32_but_for_rounding():
 
 
 def test_attention_survives_scores_beyond_the_range_of_exp():
-    q, k, v = (100.0 * _normal(seed, 1, 4, 1, 2) for seed in range(3))
+    q, k, v = (100.0 * np.asarray(_normal(seed, 1, 4, 1, 2)) for seed in range(3))
     actual = attention(q, keys=k, values=v)
     np.testing.assert_allclose(actual, _attention_oracle(q, k, v), rtol=1e-3)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(attention(x, keys=k, values=v))))(q)
@@ -197,8 +206,8 @@ def test_attention_survives_scores_beyond_the_range_of_exp():
 
 
 def test_attention_with_equal_scores_is_the_running_mean():
-    values = _normal(0, 1, 6, 1, 2)
-    zeros = jnp.zeros_like(values)
+    values = np.asarray(_normal(0, 1, 6, 1, 2))
+    zeros = np.zeros_like(values)
     expected = np.cumsum(np.asarray(values), axis=1) / np.arange(1, 7)[None, :, None, None]
     np.testing.assert_allclose(attention(zeros, keys=zeros, values=values), expected, atol=F32)
 
@@ -217,28 +226,27 @@ def _grouped_oracle(q, k, v, visible):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_grouped_attention_matches_loops_over_query_heads(kv_heads):
-    q, k, v = 2.0 * _normal(0, 2, 5, 6, 4), 2.0 * _normal(1, 2, 7, kv_heads, 4), _normal(2, 2, 7, kv_heads, 4)
+    q, k, v = (np.asarray(_normal(*given, 4)) for given in ((0, 2, 5, 6), (1, 2, 7, kv_heads), (2, 2, 7, kv_heads)))
+    q, k = 2 * q, 2 * k
     visible = np.random.default_rng(3).random((2, 5, 7)) < 0.6
     visible[..., 0] = True
-    got = jax.jit(nn.grouped_attention)(q, keys=k, values=v, visible=jnp.asarray(visible))
+    got = grouped(q, keys=k, values=v, visible=visible)
     np.testing.assert_allclose(got, _grouped_oracle(q, k, v, visible), atol=5 * F32)
 
 
 def test_grouped_attention_with_a_key_head_each_is_causal_attention():
     q, k, v = (_normal(seed, 2, 5, 3, 4) for seed in range(3))
-    visible = nn.visibility(
-        jnp.ones((1, 5), bool), positions=jnp.arange(5, dtype=jnp.int32)[None], queries=jnp.arange(5)
-    )
-    got = jax.jit(nn.grouped_attention)(q, keys=k, values=v, visible=visible)
+    places = np.arange(5, dtype=np.int32)
+    visible = visibility(np.ones((1, 5), bool), positions=places[None], queries=places)
+    got = grouped(q, keys=k, values=v, visible=visible)
     np.testing.assert_allclose(got, attention(q, keys=k, values=v), atol=F32)
 
 
 def test_grouped_attention_repeats_no_keys():
     """The largest intermediate is the scores."""
-    shapes = jax.make_jaxpr(nn.grouped_attention)(
-        jnp.zeros((1, 3, 8, 64)), keys=jnp.zeros((1, 5, 2, 64)), values=jnp.zeros((1, 5, 2, 64)),
-        visible=jnp.ones((1, 3, 5), bool),
-    )  # fmt: skip
+    q, keys = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 3, 8, 64), (1, 5, 2, 64)))
+    visible = jax.ShapeDtypeStruct((1, 3, 5), bool)
+    shapes = jax.make_jaxpr(nn.grouped_attention)(q, keys=keys, values=keys, visible=visible)
     sizes = {v.aval.size for e in shapes.jaxpr.eqns for v in e.outvars}
     assert max(sizes) < 5 * 8 * 64
 
@@ -248,9 +256,9 @@ MASKS = [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 0
 
 @pytest.mark.parametrize("window", [None, 1, 2])
 def test_visibility_and_positions_by_counting(window):
-    mask = jnp.asarray(MASKS, bool)
-    positions = jax.jit(nn.real_positions)(mask)
-    visible = jax.jit(partial(nn.visibility, window=window))(mask, positions=positions, queries=jnp.arange(6))
+    mask = np.asarray(MASKS, bool)
+    positions = np.asarray(real_positions(mask))
+    visible = np.asarray(visibility(mask, positions=positions, queries=np.arange(6, dtype=np.int32), window=window))
     for row, real in enumerate(MASKS):
         places = [u for u in range(6) if real[u]]
         for t in range(6):
@@ -264,15 +272,14 @@ def test_visibility_and_positions_by_counting(window):
 
 
 def test_visibility_of_some_queries_is_their_rows():
-    mask = jnp.asarray(MASKS, bool)
-    positions = nn.real_positions(mask)
-    every = nn.visibility(mask, positions=positions, queries=jnp.arange(6), window=2)
-    some = nn.visibility(mask, positions=positions, queries=jnp.asarray([4, 1]), window=2)
+    mask = np.asarray(MASKS, bool)
+    see = partial(visibility, mask, positions=real_positions(mask), window=2)
+    every, some = (see(queries=np.asarray(queries, np.int32)) for queries in (range(6), [4, 1]))
     np.testing.assert_array_equal(some, np.asarray(every)[:, [4, 1]])
 
 
 def test_sinusoidal_table_closed_form():
-    table = nn.sinusoidal_table(160, 6)
+    table = np.asarray(jax.jit(nn.sinusoidal_table, static_argnums=(0, 1))(160, 6))
     for position in (0, 1, 17, 159):
         for i in range(3):
             angle = position / 10_000 ** (2 * i / 6)
@@ -282,7 +289,7 @@ def test_sinusoidal_table_closed_form():
 
 def test_rope_rotates_pairs_of_halves():
     x = _normal(0, 1, 5, 2, 4)
-    actual = rotate(x, rope_table(5, 4, base=100.0))
+    x, actual = np.asarray(x), np.asarray(rotate(x, rope_table(5, 4, base=100.0)))
     for t, n, i in np.ndindex(5, 2, 2):
         turned = complex(x[0, t, n, i], x[0, t, n, i + 2]) * np.exp(1j * t / 100.0 ** (2 * i / 4))
         np.testing.assert_allclose(actual[0, t, n, i], turned.real, atol=F32)
@@ -290,7 +297,7 @@ def test_rope_rotates_pairs_of_halves():
 
 
 def test_rope_inner_products_depend_on_distance_only():
-    q, k = (jnp.asarray(np.tile(_normal(seed, 1, 1, 1, 8), (1, 40, 1, 1))) for seed in range(2))
+    q, k = (np.tile(_normal(seed, 1, 1, 1, 8), (1, 40, 1, 1)) for seed in range(2))
     table = rope_table(40, 8)
     products = np.einsum("btnk,bunk->tu", rotate(q, table), rotate(k, table))
     for distance in (-7, 0, 3, 20):
@@ -300,9 +307,8 @@ def test_rope_inner_products_depend_on_distance_only():
 
 
 def test_rotation_by_a_table_per_sequence_is_each_sequences_rotation():
-    x, table = _normal(0, 2, 5, 3, 4), rope_table(9, 4)
-    own = jnp.stack([table[:, :5], table[:, 4:]], axis=1)
-    got = rotate(x, own)
+    x, table = np.asarray(_normal(0, 2, 5, 3, 4)), np.asarray(rope_table(9, 4))
+    got = np.asarray(rotate(x, np.stack([table[:, :5], table[:, 4:]], axis=1)))
     for b, start in enumerate((0, 4)):
         np.testing.assert_allclose(got[b], rotate(x[b : b + 1], table[:, start : start + 5])[0], atol=F32)
 

@@ -20,8 +20,39 @@ SAME = 1e-5  # the same float32 program, fused or batched differently
 BF16 = 2**-4  # of the largest logit: 2^-9 for each rounding, through some fourteen products in sequence
 GRAD = 2e-2  # finite differences of a float32 model
 
-forward = jax.jit(lambda *given, **asked: llama.apply(*given, **asked).logits, static_argnames="config")
 capture = jax.jit(llama.apply, static_argnames=("config", "sites", "layers"))
+
+
+@partial(jax.jit, static_argnames="config")
+def logits_of(params, inputs, *, config, mask=None):
+    return llama.apply(params, inputs, config=config, mask=mask).logits
+
+
+@partial(jax.jit, static_argnames="config")
+def logits_and_gradients(params, tokens, *, config, mask=None):
+    """Logits, and the gradients of a float32 loss of them."""
+
+    def loss(params):
+        logits = llama.apply(params, tokens, config=config, mask=mask).logits
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., 0]), logits
+
+    (_, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return logits, gradients
+
+
+@partial(jax.jit, static_argnames="config")
+def bounded(params, *, tokens, config, mask):
+    """A scalar whose derivatives are of order one."""
+    return jnp.mean(jnp.tanh(llama.apply(params, tokens, config=config, mask=mask).logits))
+
+
+def forward(*given, **asked):
+    return np.asarray(logits_of(*given, **asked))
+
+
+def masked_forward(params, tokens, *, config, mask):
+    """The logits that come with all activations: the program of the comparison with the oracle."""
+    return np.asarray(capture(params, tokens, config=config, sites=SITES, mask=mask).logits)
 
 
 def _close(got, expected, name=""):
@@ -31,33 +62,32 @@ def _close(got, expected, name=""):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_activations_of_padded_batches_match_the_oracle_of_each_sequence(variant):
     config = config_of(variant)
-    params, tokens = params_of(config), tokens_of()
-    logits, activations = capture(params, tokens, config=config, sites=SITES, mask=jnp.asarray(MASK))
+    params, tokens = params_of(config), np.asarray(tokens_of())
+    logits, activations = jax.device_get(capture(params, tokens, config=config, sites=SITES, mask=MASK))
     assert set(activations) == set(SITES)
     for b, real in enumerate(MASK):
         expected_logits, expected = oracle(params, tokens[b][real], config)
         _close(logits[b][real], expected_logits)
         for site in SITES:
-            _close(np.asarray(activations[site])[:, b, real], expected[site], site)
+            _close(activations[site][:, b, real], expected[site], site)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_a_mask_every_token_is_real(variant):
     config = config_of(variant)
     params, tokens = params_of(config), tokens_of()
-    masked = forward(params, tokens, config=config, mask=jnp.ones((3, 7), bool))
+    masked = masked_forward(params, tokens, config=config, mask=np.ones((3, 7), bool))
     np.testing.assert_allclose(forward(params, tokens, config=config), masked, atol=SAME)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_neither_later_tokens_nor_padding_change_a_real_tokens_logits(variant):
     # Dynamic scaling goes by the whole sequence's length, so tokens may change here, but not their number.
-    config, mask = config_of(variant), jnp.asarray(MASK)
-    params, tokens = params_of(config), tokens_of()
-    before = forward(params, tokens, config=config, mask=mask)
-    changed = jnp.where(mask & (jnp.arange(7) < 4)[None], tokens, (tokens + 1) % config.vocab_size)
-    after = forward(params, changed, config=config, mask=mask)
-    kept = MASK & (np.arange(7) < 4)
+    config, kept = config_of(variant), MASK & (np.arange(7) < 4)
+    params, tokens = params_of(config), np.asarray(tokens_of())
+    before = masked_forward(params, tokens, config=config, mask=MASK)
+    changed = np.where(kept, tokens, (tokens + 1) % config.vocab_size)
+    after = masked_forward(params, changed, config=config, mask=MASK)
     np.testing.assert_array_equal(before[kept], after[kept])
     assert np.abs(before - after)[:, 4].max(axis=-1).min() > 1e-3
     assert np.isfinite(before).all()
@@ -65,18 +95,18 @@ def test_neither_later_tokens_nor_padding_change_a_real_tokens_logits(variant):
 
 def test_padding_in_the_middle_is_skipped():
     config = config_of("window")
-    params, tokens = params_of(config), tokens_of(1)
+    params, tokens = params_of(config), np.asarray(tokens_of(1))
     holes = np.array([1, 0, 1, 1, 0, 1, 1], bool)
-    got = forward(params, tokens, config=config, mask=jnp.asarray(holes)[None])
+    got = forward(params, tokens, config=config, mask=holes[None])
     short = forward(params, tokens[:, holes], config=config)
     np.testing.assert_allclose(got[:, holes], short, atol=SAME * np.abs(short).max())
 
 
 def test_a_sequence_of_padding_alone_has_finite_logits_and_gradients():
     config = config_of("dynamic", window=2)
-    params, tokens, mask = params_of(config), tokens_of(), jnp.asarray(MASK).at[0].set(False)
-    loss = jax.jit(lambda p: jnp.mean(jnp.tanh(llama.apply(p, tokens, config=config, mask=mask).logits)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(loss)(params)))
+    mask = MASK & (np.arange(3) > 0)[:, None]
+    found = logits_and_gradients(params_of(config), tokens_of(), config=config, mask=mask)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 def test_a_window_as_long_as_the_sequence_hides_nothing_and_a_shorter_one_does():
@@ -95,7 +125,7 @@ def test_shared_key_heads_are_repeated_key_heads():
 
     def repeated(leaf):
         heads = np.asarray(leaf).reshape(2, 8, config.kv_heads, config.head_width)
-        return jnp.asarray(np.repeat(heads, 2, axis=2).reshape(2, 8, -1))
+        return np.repeat(heads, 2, axis=2).reshape(2, 8, -1)
 
     attn = params["blocks"]["attn"]
     attn = attn | {name: repeated(attn[name]) for name in "kv"}
@@ -107,7 +137,7 @@ def test_shared_key_heads_are_repeated_key_heads():
 def test_tied_is_the_transposed_embedding():
     config = config_of("tied")
     params, tokens = params_of(config), tokens_of()
-    untied = params | {"unembed": params["embed"].T}
+    untied = params | {"unembed": np.asarray(params["embed"]).T}
     logits = forward(untied, tokens, config=config_of())
     np.testing.assert_allclose(forward(params, tokens, config=config), logits, atol=SAME * np.abs(logits).max())
 
@@ -155,30 +185,30 @@ def test_published_sizes(sizes, published):
 
 def test_initial_scales():
     config = config_of("every bias", vocab_size=100, width=64, mlp_width=128, head_width=32)
-    flat = tree.flatten(jax.jit(llama.init, static_argnums=0)(config, key=jax.random.key(0)))
+    flat = jax.device_get(tree.flatten(jax.jit(llama.init, static_argnums=0)(config, key=jax.random.key(0))))
     for path, leaf in flat.items():
         if path.endswith(("bias", "scale")):
             np.testing.assert_array_equal(leaf, 1.0 if path.endswith("scale") else 0.0)
         else:
             expected = 0.02 / 2 if path in ("blocks/attn/o", "blocks/mlp/down") else 0.02
             # The relative error of a standard deviation of n draws is 1/sqrt(2n); n >= 6400, five of them.
-            assert float(jnp.std(leaf)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 6400)), path
+            assert float(np.std(leaf)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 6400)), path
 
 
 def test_tokens_are_their_embeddings_with_the_mask():
-    config, mask = config_of(), jnp.asarray(MASK)
-    params, tokens = params_of(config), tokens_of()
-    embeddings = llama.embed(params, tokens)
-    np.testing.assert_array_equal(embeddings[0, 0], params["embed"][tokens[0, 0]])
-    logits = forward(params, embeddings, config=config, mask=mask)
-    np.testing.assert_allclose(logits, forward(params, tokens, config=config, mask=mask), atol=SAME)
+    config = config_of()
+    params, tokens = params_of(config), np.asarray(tokens_of())
+    embeddings = np.asarray(jax.jit(llama.embed)(params, tokens))
+    np.testing.assert_array_equal(embeddings[0, 0], np.asarray(params["embed"])[tokens[0, 0]])
+    logits = forward(params, embeddings, config=config, mask=MASK)
+    np.testing.assert_allclose(logits, forward(params, tokens, config=config, mask=MASK), atol=SAME)
 
 
 @pytest.mark.parametrize("variant", ["qwen2", "dynamic", "window"])
 def test_jit_and_unroll_do_not_change_the_result(variant):
-    config, mask = config_of(variant), jnp.asarray(MASK)
+    config, mask = config_of(variant), jax.device_put(MASK)
     params, tokens = params_of(config), tokens_of()
-    eager = llama.apply(params, tokens, config=config, mask=mask).logits
+    eager = np.asarray(llama.apply(params, tokens, config=config, mask=mask).logits)
     for unroll in (1, 2, 5):
         jitted = forward(params, tokens, config=dataclasses.replace(config, unroll=unroll), mask=mask)
         np.testing.assert_allclose(jitted, eager, atol=SAME * np.abs(eager).max())
@@ -186,26 +216,26 @@ def test_jit_and_unroll_do_not_change_the_result(variant):
 
 @pytest.mark.parametrize("variant", ["every bias", "dynamic", "tied"])
 def test_vmap_over_parameters_is_a_loop_over_seeds(variant):
-    config, mask = config_of(variant), jnp.asarray(MASK)
+    config, tokens = config_of(variant), tokens_of()
     seeds = [params_of(config, seed) for seed in range(3)]
-    run = partial(llama.apply, config=config, mask=mask)
-    batched = jax.jit(jax.vmap(run, in_axes=(0, None)))(tree.stack(seeds), tokens_of()).logits
-    looped = np.stack([jax.jit(run)(params, tokens_of()).logits for params in seeds])
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
+    run = partial(logits_of, config=config, mask=MASK)
+    batched = jax.jit(jax.vmap(run, in_axes=(0, None)))(stacked, tokens)
+    looped = np.stack([run(params, tokens) for params in seeds])
     np.testing.assert_allclose(batched, looped, atol=SAME * np.abs(looped).max())
 
 
 @pytest.mark.parametrize("variant", ["every bias", "tied", "window"])
 def test_gradients_match_finite_differences(variant):
-    config, mask = config_of(variant), jnp.asarray(MASK)
-    params, tokens = params_of(config), tokens_of()
-    scalar = jax.jit(lambda p: jnp.mean(jnp.tanh(llama.apply(p, tokens, config=config, mask=mask).logits)))
+    config = config_of(variant)
+    params, scalar = params_of(config), partial(bounded, tokens=tokens_of(), config=config, mask=MASK)
     check_grads(scalar, (params,), order=1, modes=["fwd", "rev"], atol=GRAD, rtol=GRAD, eps=1e-3)
 
 
 def test_every_parameter_gets_a_gradient():
     config = config_of("every bias")
     params, tokens = params_of(config), tokens_of()
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(llama.apply(p, tokens, config=config).logits))))(params)
+    _, gradients = logits_and_gradients(params, tokens, config=config, mask=MASK)
     for path, gradient in tree.flatten(gradients).items():
         assert np.abs(gradient).max() > 1e-4, path
 
@@ -214,15 +244,10 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32():
     config = config_of("every bias")
     params, tokens = params_of(config), tokens_of()
 
-    def run(config):
-        def loss(p):
-            logits = llama.apply(p, tokens, config=config, mask=jnp.asarray(MASK)).logits
-            return -jnp.mean(jax.nn.log_softmax(logits)[..., 0]), logits
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    (_, exact), wanted = run(config)
-    (_, rounded), got = run(dataclasses.replace(config, compute_dtype="bfloat16"))
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    (exact, wanted), (rounded, got) = (
+        jax.device_get(logits_and_gradients(params, tokens, config=c, mask=MASK)) for c in (config, half)
+    )
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(rounded - exact).max() <= BF16 * float(np.abs(exact).max())
     for path, gradient in tree.flatten(got).items():
@@ -236,12 +261,11 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32():
 def test_half_precision_weights_are_those_numbers_in_float32(variant, dtype):
     config = config_of(variant)
     half, tokens = params_of(config, dtype=dtype), tokens_of()
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32), half)
     expected = forward(wide, tokens, config=config)
-    logits = forward(half, tokens, config=config)
+    logits, gradients = logits_and_gradients(half, tokens, config=config)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, atol=SAME * np.abs(expected).max())
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(llama.apply(p, tokens, config=config).logits)))(half)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(gradients))
 
 
@@ -258,16 +282,16 @@ def test_one_layer_is_widened_at_a_time():
 
 @pytest.mark.parametrize("layers", [(1,), (0, 2), (0, 1, 2)])
 def test_layers_and_positions_select_from_the_full_capture(layers):
-    config, mask = config_of(layers=3), jnp.asarray(MASK)
+    config = config_of(layers=3)
     params, tokens = params_of(config), tokens_of()
     sites = ("hook_resid_mid", "mlp.hook_post")
-    full_logits, full = capture(params, tokens, config=config, sites=sites, mask=mask)
+    full_logits, full = jax.device_get(capture(params, tokens, config=config, sites=sites, mask=MASK))
     positions = np.array([[0, 5, 2], [4, 4, 1], [6, 0, 3]])
-    picked = {"layers": layers, "positions": jnp.asarray(positions)}
-    logits, some = capture(params, tokens, config=config, sites=sites, mask=mask, **picked)
+    picked = {"layers": layers, "positions": positions.astype(np.int32)}
+    logits, some = capture(params, tokens, config=config, sites=sites, mask=MASK, **picked)
     np.testing.assert_allclose(logits, full_logits, atol=SAME * np.abs(full_logits).max())
     for site in sites:
-        every = np.asarray(full[site])
+        every = full[site]
         expected = [[[every[layer, b, t] for t in positions[b]] for b in range(3)] for layer in layers]
         assert some[site].shape == (len(layers), 3, 3, every.shape[-1])
         np.testing.assert_allclose(some[site], expected, atol=SAME * np.abs(every).max())
@@ -294,7 +318,7 @@ def test_only_what_is_asked_for_is_stored():
     assert _held_shapes(sites=()) == []
     assert _held_shapes(sites=("mlp.hook_pre",)) == [(5, 3, 7, 12)]
     assert _held_shapes(sites=("mlp.hook_pre_linear",), layers=(1, 2, 4)) == [(3, 3, 7, 12)]
-    positions = jnp.zeros((3, 2), jnp.int32)
+    positions = jax.device_put(np.zeros((3, 2), np.int32))
     assert _held_shapes(sites=("hook_resid_pre",), layers=(3,), positions=positions) == [(1, 3, 2, 8)]
 
 
@@ -305,7 +329,7 @@ def test_captures_have_the_gradient_of_what_they_capture():
     def final(params, site):
         return capture(params, tokens, config=config, sites=(site,), layers=(0,)).activations[site].sum()
 
-    flow = jax.jit(jax.grad(partial(final, site="mlp.hook_pre")))(params)["blocks"]["mlp"]
+    flow = jax.device_get(jax.jit(jax.grad(partial(final, site="mlp.hook_pre")))(params)["blocks"]["mlp"])
     assert np.abs(flow["gate"][0]).max() > 1e-3
     np.testing.assert_array_equal(flow["gate"][1], 0.0)
     np.testing.assert_array_equal(flow["up"], 0.0)
@@ -314,9 +338,9 @@ def test_captures_have_the_gradient_of_what_they_capture():
 def test_soft_tokens_get_a_gradient():
     config = config_of()
     params = params_of(config)
-    embeddings = llama.embed(params, tokens_of())
+    embeddings = np.asarray(params["embed"])[np.asarray(tokens_of())]
     third = jax.jit(jax.grad(lambda e: jnp.sum(llama.apply(params, e, config=config).logits[:, 2, 0])))
-    gradient = third(embeddings)
+    gradient = np.asarray(third(embeddings))
     assert np.abs(gradient[:, :3]).max(axis=-1).min() > 1e-4
     np.testing.assert_array_equal(gradient[:, 3:], 0.0)
 
