@@ -3,6 +3,7 @@
 import shutil
 import signal
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -41,28 +42,38 @@ def read(params, offset, _):
     return {"safe/exact_match": params["w"][0] + offset, "unsafe/refused": jnp.float32(0.25)}
 
 
+@cache
+def placing(grid):
+    """The identity over a grid's lanes, compiled once for all tests."""
+    return programs.program(lambda lane, _, __: lane, grid=grid)
+
+
 def start():
     shape = (2, 2)
     state = TrainState(
-        step=jnp.zeros(shape, jnp.int32),
-        params={"w": jnp.ones((*shape, 5))},
+        step=np.zeros(shape, np.int32),
+        params={"w": np.ones((*shape, 5), np.float32)},
         opt_state=(),
-        finite=jnp.ones(shape, bool),
+        finite=np.ones(shape, bool),
     )
-    return programs.program(lambda lane, _, __: lane, grid=GRID)(state, jnp.zeros(2), jnp.zeros(2))
+    return placing(GRID)(state, *np.zeros((2, 2), np.float32))
+
+
+doubled = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + leaf, state))
 
 
 def another_start():
     """Of the same shapes: a run that starts again instead of resuming ends elsewhere."""
-    return jax.tree.map(lambda leaf: leaf + leaf, start())
+    return doubled(start())
 
 
 def points(bounds=(1.0, 1.0)):
-    return HParams(jnp.asarray([0.1, 0.01]), jnp.ones(2), {"bound": jnp.asarray(bounds)})
+    rates, ones, bounds = (np.asarray(given, np.float32) for given in ([0.1, 0.01], [1, 1], bounds))
+    return HParams(*jax.device_put((rates, ones, {"bound": bounds})))
 
 
 def roots():
-    return jax.vmap(keys.root)(jnp.asarray(GRID.seeds, jnp.uint32))
+    return jax.vmap(keys.root)(np.asarray(GRID.seeds, np.uint32))
 
 
 OFFSETS = (10.0, 20.0)
@@ -71,7 +82,7 @@ OFFSETS = (10.0, 20.0)
 def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=()):
     directory.mkdir(exist_ok=True)
     leg = Leg(directory, "tune", method, steps, CHUNK, snapshots)
-    inputs = {"readout": (read, jnp.asarray(OFFSETS)), "per_seed": roots(), "points": points(bounds)}
+    inputs = {"readout": (read, jax.device_put(np.asarray(OFFSETS, np.float32))), "per_seed": roots(), "points": points(bounds)}
     return loop.train(chunk, start, **inputs, grid=GRID, legs=[leg]), leg
 
 
@@ -79,11 +90,21 @@ def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(tmp_path):
-    state, leg = train(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its state and its leg, which tests only look at."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def metrics_of(leg):
+    return (leg.directory / "metrics.jsonl").read_bytes()
+
+
+def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(whole):
+    state, leg = whole
     assert loop.is_finished(leg) and checkpoint.steps(leg.checkpoints) == [6, 8]
-    assert leg.checkpoints == tmp_path / "checkpoints" / "toy"
-    rows = metrics_file.read_metrics(tmp_path)
+    assert leg.checkpoints == leg.directory / "checkpoints" / "toy"
+    rows = metrics_file.read_metrics(leg.directory)
     labels = [(row["step"], row["lr_name"], row["lr"], row["seed"]) for row in rows]
     assert labels == [(t, *point, seed) for t in (2, 4, 6, 8) for point in GRID.points for seed in GRID.seeds]
     assert {(row["stage"], row["method"], row["unsafe/refused"]) for row in rows} == {("tune", "toy", 0.25)}
@@ -93,22 +114,21 @@ def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(tmp_path):
     np.testing.assert_allclose([row["safe/exact_match"] for row in rows[-4:]], shown, rtol=RTOL)
 
 
-def test_a_finished_leg_loads_as_it_ended(tmp_path):
-    state, leg = train(tmp_path)
+def test_a_finished_leg_loads_as_it_ended(whole):
+    state, leg = whole
     loaded = loop.load(leg, jax.eval_shape(start), grid=GRID)
     assert bits(loaded) == bits(state)
     assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, state)
 
 
-def test_a_run_resumed_at_any_chunk_ends_as_the_uninterrupted_one(tmp_path):
-    state, _ = train(tmp_path / "whole")
-    metrics = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+def test_a_run_resumed_at_any_chunk_ends_as_the_uninterrupted_one(tmp_path, whole):
+    state, leg = whole
     for done in (2, 4, 6):
         torn = tmp_path / f"torn_{done}"
         run_until(torn, done)
         resumed, _ = train(torn, start=another_start)
         assert bits(resumed) == bits(state)
-        assert (torn / "metrics.jsonl").read_bytes() == metrics
+        assert (torn / "metrics.jsonl").read_bytes() == metrics_of(leg)
 
 
 def run_until(directory, done):
@@ -126,16 +146,16 @@ def run_until(directory, done):
     metrics_file.append_metrics(directory, [row])
 
 
-def test_snapshots_end_chunks_of_their_own_and_change_no_step(tmp_path):
-    state, _ = train(tmp_path / "plain")
+def test_snapshots_end_chunks_of_their_own_and_change_no_step(tmp_path, whole):
+    state, _ = whole
     kept, leg = train(tmp_path / "kept", snapshots=(1, 2, 5))
     assert bits(kept) == bits(state)
     assert [leg.chunk_end(done) for done in (0, 1, 2, 4, 5, 6)] == [1, 2, 4, 5, 6, 8]
     assert {row["step"] for row in metrics_file.read_metrics(tmp_path / "kept")} == {1, 2, 4, 5, 6, 8}
     for step in leg.snapshots:
         params, finite = loop.load_snapshot(leg, jax.eval_shape(start), grid=GRID, step=step)
-        whole, _ = train(tmp_path / f"to_{step}", steps=step)
-        assert bits(params) == bits(whole.params) and np.asarray(finite).all()
+        short, _ = train(tmp_path / f"to_{step}", steps=step)
+        assert bits(params) == bits(short.params) and np.asarray(finite).all()
 
 
 def test_a_run_killed_between_snapshot_and_checkpoint_ends_as_the_uninterrupted_one(tmp_path):
@@ -150,8 +170,8 @@ def test_a_run_killed_between_snapshot_and_checkpoint_ends_as_the_uninterrupted_
         assert bits(snaps[0]) == bits(snaps[1])
 
 
-def test_a_signal_ends_the_run_after_the_chunk_that_it_came_in(tmp_path, monkeypatch):
-    whole, _ = train(tmp_path / "whole")
+def test_a_signal_ends_the_run_after_the_chunk_that_it_came_in(tmp_path, monkeypatch, whole):
+    state, leg = whole
     save = checkpoint.save
 
     def interrupted(*arguments, step, **options):
@@ -165,8 +185,8 @@ def test_a_signal_ends_the_run_after_the_chunk_that_it_came_in(tmp_path, monkeyp
             train(tmp_path / "torn")
     assert checkpoint.latest(tmp_path / "torn" / "checkpoints" / "toy") == 4
     resumed, _ = train(tmp_path / "torn", start=another_start)
-    assert bits(resumed) == bits(whole)
-    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert bits(resumed) == bits(state)
+    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == metrics_of(leg)
 
 
 def test_starting_again_keeps_the_rows_of_other_methods(tmp_path):
@@ -263,7 +283,7 @@ def test_lanes_that_do_not_fit_together_run_by_parts_which_is_said(monkeypatch, 
     monkeypatch.setattr(memory, "need", lambda _: int({None: 0.9, 2: 0.7, 1: 0.375}[built[-1]] * 2**30))
     fn = programs.program(lambda *_: None, grid=grid)
     for _ in range(2):
-        fn(jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(2))
+        fn(np.zeros((2, 2)), np.zeros(2), np.zeros(2))
     assert built == {None: [None], 2: [None, 2], 1: [None, 2, 1]}[at_once]
     said = capsys.readouterr().err
     if at_once is None:

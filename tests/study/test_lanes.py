@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,21 @@ def point():
     return HParams(jnp.float32(1e-3), jnp.float32(0.5))
 
 
-@pytest.fixture
-def params(mini_recipe, tiny_world, key):
-    return lanes.init_params(mini_recipe, tiny_world, key=key)
+@pytest.fixture(scope="module")
+def init(mini_recipe, tiny_world):
+    return jax.jit(lambda key: lanes.init_params(mini_recipe, tiny_world, key=key))
+
+
+@pytest.fixture(scope="module")
+def params(init):
+    return init(keys.root(0))
+
+
+@pytest.fixture(scope="module")
+def draw_pairs(mini_recipe, tiny_world):
+    """A stream's first batch of pairs, by a program of its own: the draw takes most of the time that compiling does."""
+    draw = partial(world.tune_batch_at, tiny_world, batch_size=mini_recipe.tune.batch_size, p_unsafe=0.5, mix="prompt")
+    return jax.jit(lambda key: draw(key=key, step=0))
 
 
 def bits(key):
@@ -45,7 +57,7 @@ def bits(key):
 def test_initial_parameters_come_from_the_init_stream(mini_recipe, tiny_world, key, params):
     config = mini_recipe.model.build(tiny_world)
     assert (config.layers, config.heads, config.width, config.vocab_size) == (1, 2, 16, tiny_world.vocab_size)
-    expected = lanes.gpt.init(config, key=keys.stream(key, "init"))
+    expected = jax.jit(lambda key: lanes.gpt.init(config, key=keys.stream(key, "init")))(key)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
@@ -78,11 +90,13 @@ def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, ke
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "unlearn"])
-def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(mini_recipe, tiny_world, key, params, name):
+def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
+    mini_recipe, tiny_world, key, init, params, draw_pairs, name
+):
     weights = {"weight_chosen": 0.3, "weight_rejected": 0.1, "reduction": "mean"} if name != "sft" else {}
     made = node("tune.methods", "mine", {"method": name, **weights})
     point = HParams(jnp.float32(1e-3), jnp.float32(0.5), {"weight_chosen": jnp.float32(0.7)} if weights else {})
-    reference = lanes.init_params(mini_recipe, tiny_world, key=keys.root(9))
+    reference = init(keys.root(9))
     state = lanes.init_tuned(mini_recipe, made, params, key=key, point=point)
     chunk = jax.jit(lanes.tune_chunk(mini_recipe, tiny_world, made))
     _, metrics = chunk(state, (key, reference), point, jnp.int32(1))
@@ -92,8 +106,7 @@ def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(mini_recipe
         name, lanes.model_of(mini_recipe, tiny_world), reference=reference,
         **options,
     )  # fmt: skip
-    draw = partial(world.tune_batch_at, tiny_world, batch_size=mini_recipe.tune.batch_size, p_unsafe=0.5, mix="prompt")
-    value, expected = jax.jit(lambda key: loss(params, draw(key=keys.stream(key, "tune"), step=0)))(key)
+    value, expected = jax.jit(loss)(params, draw_pairs(keys.stream(key, "tune")))
     for metric, own in {**expected, "loss": value}.items():
         np.testing.assert_allclose(metrics[metric], own, rtol=RTOL, atol=1e-6, err_msg=metric)
 
@@ -102,6 +115,19 @@ def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(mini_recipe
 def half_recipe(mini_recipe):
     """The miniature study, trained in bfloat16."""
     return replace(mini_recipe, model=replace(mini_recipe.model, compute_dtype="bfloat16"))
+
+
+@pytest.fixture(scope="module")
+def traced(half_recipe, tiny_world, params):
+    """Chunks of the study in bfloat16 by name, each traced once for all platforms."""
+
+    @cache
+    def trace(name):
+        point = HParams(jnp.float32(1e-3), jnp.float32(0.5))
+        chunk, arguments = chunk_and_arguments(half_recipe, tiny_world, name, params, keys.root(0), point)
+        return jax.jit(chunk).trace(*arguments)
+
+    return trace
 
 
 def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
@@ -117,11 +143,8 @@ def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
     ("name", "passes", "platform"),
     [("pretrain", 3, "cpu"), ("pretrain", 3, "cuda"), ("pretrain", 3, "tpu"), ("dpo", 4, "cpu"), ("unlearn", 3, "cpu")],
 )
-def test_every_product_of_a_bfloat16_step_is_of_bfloat16_factors_and_float32_sums(
-    half_recipe, tiny_world, key, params, point, name, passes, platform
-):
-    chunk, arguments = chunk_and_arguments(half_recipe, tiny_world, name, params, key, point)
-    text = jax.jit(chunk).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+def test_every_product_of_a_bfloat16_step_is_of_bfloat16_factors_and_float32_sums(traced, name, passes, platform):
+    text = traced(name).lower(lowering_platforms=(platform,)).as_text()
     found = re.findall(r"stablehlo.dot_general .*", text)
     # Of one layer and the logits: forwards once, backwards twice, and forwards for DPO's reference.
     assert len(found) == passes * 9
@@ -152,10 +175,9 @@ def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe
         assert half == whole
 
 
-def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params):
-    draw = partial(world.tune_batch_at, tiny_world, step=0, batch_size=4, p_unsafe=0.5, mix="prompt")
+def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, draw_pairs):
     loss = bound("dpo", lanes.training_model_of(half_recipe, tiny_world), reference=params)
-    value, metrics = jax.jit(lambda key: loss(params, draw(key=key)))(key)
+    value, metrics = jax.jit(loss)(params, draw_pairs(key))
     # A reference in float32 would leave margins of the size of bfloat16's rounding.
     assert float(value) == pytest.approx(math.log(2), rel=1e-6)
     np.testing.assert_allclose(metrics["rewards/margins"], 0, atol=1e-5)
@@ -167,14 +189,15 @@ def trials(mini_recipe, tiny_world):
 
     def draw(key):
         stream = keys.stream(key, "evaluate")
-        batch = partial(world.batch_at, tiny_world, "safe", key=stream, batch_size=4)
         return {
             "table": lanes.prompts(mini_recipe, tiny_world, condition="safe", key=stream, late_probability=0.1),
             "readout": lanes.readout_prompts(mini_recipe, tiny_world, key=key),
-            "plain": [batch(step=step) for step in (0, 1, 1 << 20)],
         }
 
-    return jax.device_get(jax.jit(draw)(keys.root(0)))
+    root = keys.root(0)
+    plain = jax.jit(lambda key, step: world.batch_at(tiny_world, "safe", key=key, batch_size=4, step=step))
+    drawn = [plain(keys.stream(root, "evaluate"), step) for step in (0, 1, 1 << 20)]
+    return jax.device_get(jax.jit(draw)(root) | {"plain": drawn})
 
 
 def test_the_table_and_the_curves_draw_from_steps_of_the_evaluation_stream_that_never_meet(mini_recipe, trials):
@@ -187,17 +210,14 @@ def test_the_table_and_the_curves_draw_from_steps_of_the_evaluation_stream_that_
 
 
 @pytest.fixture(scope="module")
-def judged(mini_recipe, tiny_world, trials):
+def judged(mini_recipe, tiny_world, params, trials):
     """The table's rates of a model of large random weights, which is right now and then, and its verdicts by batch."""
-    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
-    params = jax.tree.map(lambda leaf: 20 * leaf, params)
+    params = jax.tree.map(lambda leaf: 20 * np.asarray(leaf), params)
     trials = trials["table"]
     rates = jax.jit(partial(lanes.evaluate, mini_recipe, tiny_world))(params, trials)
-    per_batch = []
-    for i in range(2):
-        one = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), trials)
-        per_batch.append(judge.judge(lanes.model_of(mini_recipe, tiny_world), params, one))
-    return rates, per_batch
+    verdicts = jax.jit(partial(judge.judge, lanes.model_of(mini_recipe, tiny_world)))
+    per_batch = [verdicts(params, jax.tree.map(lambda leaf, i=i: leaf[i], trials)) for i in range(2)]
+    return jax.device_get((rates, per_batch))
 
 
 def test_evaluation_is_the_mean_over_all_prompts(judged):
@@ -208,12 +228,11 @@ def test_evaluation_is_the_mean_over_all_prompts(judged):
     assert rates["token_accuracy_block1"] > 0
 
 
-def test_the_curves_show_each_condition_by_name(mini_recipe, tiny_world, trials):
-    params = lanes.init_params(mini_recipe, tiny_world, key=keys.root(0))
+def test_the_curves_show_each_condition_by_name(mini_recipe, tiny_world, params, trials):
     got = jax.jit(partial(lanes.readout, mini_recipe, tiny_world))(params, trials["readout"])
     names = ("exact_match", "complied", "refused")
     assert set(got) == {f"{condition}/{name}" for condition in ("safe", "unsafe") for name in names}
-    rates = jax.jit(partial(lanes.judge, mini_recipe, tiny_world))(params, trials["readout"])
+    rates = jax.device_get(jax.jit(partial(lanes.judge, mini_recipe, tiny_world))(params, trials["readout"]))
     for i, condition in enumerate(("safe", "unsafe")):
         for name in names:
             assert got[f"{condition}/{name}"] == rates[name][i]
