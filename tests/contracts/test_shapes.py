@@ -28,34 +28,36 @@ LLAMA_8B = llama.LlamaConfig(
 )  # fmt: skip
 
 
-def draw(name, built, key):
-    if name == "next_token":
-        return world.pretrain_batch_at(built, world.Mixture(), key=key, step=0, total_steps=10, batch_size=2)
-    return world.tune_batch_at(built, key=key, step=0, batch_size=2, p_unsafe=0.5, mix="prompt")
+@pytest.fixture(scope="module")
+def batches(paper_world):
+    """The shapes of what an objective's step is given, which no model has a part in: drawn once."""
+    pretrain = partial(world.pretrain_batch_at, paper_world, world.Mixture(), step=0, total_steps=10, batch_size=2)
+    tune = partial(world.tune_batch_at, paper_world, step=0, batch_size=2, p_unsafe=0.5, mix="prompt")
+    drawn = {draw: jax.eval_shape(lambda key, draw=draw: draw(key=key), keys.root(0)) for draw in (pretrain, tune)}
+    return {name: drawn[pretrain if name == "next_token" else tune] for name in OBJECTIVES}
 
 
 @pytest.mark.parametrize("block", get_args(gpt.Block))
 @pytest.mark.parametrize(("name", "preset"), list(product(OBJECTIVES, get_args(gpt.Preset))))
-def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, name, preset, block):
+def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, batches, name, preset, block):
     config = gpt.preset(
         preset, vocab_size=paper_world.vocab_size, max_tokens=paper_world.max_tokens, block=block, positions="rope"
     )
-    _check_step(name, paper_world, init=partial(gpt.init, config), model=gpt.model(config))
+    _check_step(name, batches[name], init=partial(gpt.init, config), model=gpt.model(config))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_of_an_8b_llama_keeps_the_state_and_gives_scalar_metrics(paper_world, name):
-    _check_step(name, paper_world, init=partial(llama.init, LLAMA_8B), model=llama.model(LLAMA_8B))
+def test_a_step_of_an_8b_llama_keeps_the_state_and_gives_scalar_metrics(batches, name):
+    _check_step(name, batches[name], init=partial(llama.init, LLAMA_8B), model=llama.model(LLAMA_8B))
 
 
-def _check_step(name, built, *, init, model):
+def _check_step(name, drawn, *, init, model):
     optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
 
     def start(key):
         return stepping.init_state(init(key=key), optimizer)
 
-    def step(key):
-        state, batch = start(key), draw(name, built, key)
+    def step(key, state, batch):
         if name == "next_token":
             totals = partial(sft.next_token, model)
             gradient = stepping.make_gradient(lambda p, b, aux, **_: totals(p, b), key=key, total_steps=10)
@@ -65,7 +67,8 @@ def _check_step(name, built, *, init, model):
         batch = objective.prepared(method, model, batch, method.Config(), **given)
         return objective.make_step(method, model, optimizer, method.Config(), key=key, total_steps=10)(state, batch)
 
-    before, (after, metrics) = jax.eval_shape(start, keys.root(0)), jax.eval_shape(step, keys.root(0))
+    before = jax.eval_shape(start, keys.root(0))
+    after, metrics = jax.eval_shape(step, keys.root(0), before, drawn)
     assert before == after
     assert set(metrics) == METRICS[name]
     assert all(metric.shape == () and metric.dtype == jnp.float32 for metric in metrics.values())

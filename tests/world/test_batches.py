@@ -1,11 +1,11 @@
 """Pretraining samples against a plain construction, their schedule, and the draws' independence."""
 
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,14 +32,30 @@ def pure(mode, **changed):
     return Mixture(start=shares, end=shares, **{"exception_probability": 0.0, **changed})
 
 
+@dataclass(frozen=True)
+class Traced(Mixture):
+    """A mixture whose shares are arguments of a program, so that one program draws every sample type."""
+
+    def __post_init__(self):
+        """Traced numbers have no values to check."""
+
+
 @pytest.fixture(scope="module")
 def samples(tiny_world):
-    """The same prompts in every mode, scored both ways, and with an exception token in each; one program."""
+    """The same prompts in every mode, scored both ways, and with an exception token in each."""
     mixtures = {(mode, scored): pure(mode, scored=scored) for mode in range(4) for scored in ("all", "answers")}
     mixtures |= {("exception", mode): pure(mode, exception_probability=1.0) for mode in range(4)}
-    draw = partial(world.pretrain_batch_at, tiny_world, step=3, total_steps=10, batch_size=SAMPLES)
-    drawn = jax.jit(lambda key: [draw(mixture, key=key) for mixture in mixtures.values()])(keys.root(0))
-    return dict(zip(mixtures, jax.device_get(drawn), strict=True))
+
+    @partial(jax.jit, static_argnames=("scored", "exception_probability"))
+    def draw(key, shares, **fixed):
+        mixture = Traced(start=shares, end=shares, **fixed)
+        return world.pretrain_batch_at(tiny_world, mixture, key=key, step=3, total_steps=10, batch_size=SAMPLES)
+
+    def run(mixture):
+        fixed = {name: getattr(mixture, name) for name in ("scored", "exception_probability")}
+        return draw(keys.root(0), np.asarray(mixture.start, np.float32), **fixed)
+
+    return {name: jax.device_get(run(mixture)) for name, mixture in mixtures.items()}
 
 
 class Sample(NamedTuple):
@@ -199,11 +215,14 @@ def test_keys_of_single_prompts_are_never_shared_between_training_and_evaluation
 
 @pytest.fixture(scope="module")
 def draw_tune(tiny_world):
-    def draw(mix):
-        fixed = partial(world.tune_batch_at, tiny_world, batch_size=64, mix=mix)
-        return jax.jit(lambda key, step, p: fixed(key=key, step=step, p_unsafe=p))
+    """Batches by how the coin is tossed; one program, as all the rest is drawn alike."""
 
-    return {mix: draw(mix) for mix in ("prompt", "batch")}
+    @jax.jit
+    def draw(key, step, p):
+        fixed = partial(world.tune_batch_at, tiny_world, key=key, step=step, batch_size=64, p_unsafe=p)
+        return {mix: fixed(mix=mix) for mix in ("prompt", "batch")}
+
+    return lambda *given: jax.device_get(draw(*given))
 
 
 def refused(built, batch: Batch):
@@ -215,18 +234,16 @@ def refused(built, batch: Batch):
 @pytest.mark.parametrize("mix", ["prompt", "batch"])
 @pytest.mark.parametrize("p_unsafe", [0.0, 1.0])
 def test_a_certain_coin_gives_one_kind_of_prompt(tiny_world, draw_tune, key, mix, p_unsafe):
-    batch = jax.device_get(draw_tune[mix](key, 0, p_unsafe))
+    batch = draw_tune(key, 0, p_unsafe)[mix]
     assert (refused(tiny_world, batch.chosen) == bool(p_unsafe)).all()
     assert (refused(tiny_world, batch.rejected) == (not p_unsafe)).all()
     np.testing.assert_array_equal(batch.chosen.tokens[:, :5], batch.rejected.tokens[:, :5])
 
 
 def test_the_coin_is_tossed_per_prompt_or_per_batch(tiny_world, draw_tune, key):
+    drawn = [draw_tune(key, step, 0.5) for step in range(12)]
     unsafe = {
-        mix: np.stack(
-            [refused(tiny_world, jax.device_get(draw_tune[mix](key, step, 0.5)).chosen) for step in range(12)]
-        )
-        for mix in ("prompt", "batch")
+        mix: np.stack([refused(tiny_world, batches[mix].chosen) for batches in drawn]) for mix in ("prompt", "batch")
     }
     assert ((unsafe["prompt"].mean(1) > 0.2) & (unsafe["prompt"].mean(1) < 0.8)).all()
     assert set(unsafe["batch"].mean(1)) == {0.0, 1.0}
@@ -235,7 +252,7 @@ def test_the_coin_is_tossed_per_prompt_or_per_batch(tiny_world, draw_tune, key):
 def test_preferences_swap_the_answers_of_unsafe_prompts(draw_safe, key):
     trial = jax.device_get(draw_safe(key, 0))
     trial = trial.replace(unsafe=np.arange(16) % 2 == 0)
-    pair = world.preferences(jax.tree.map(jnp.asarray, trial))
+    pair = jax.device_get(jax.jit(world.preferences)(trial))
     for i in range(16):
         chosen, rejected = (trial.refused, trial.complied) if i % 2 == 0 else (trial.complied, trial.refused)
         for side, expected in ((pair.chosen, chosen), (pair.rejected, rejected)):

@@ -1,7 +1,9 @@
 """Prompts by condition: the safety policy, both answers, what is judged, and the jailbreaks' definitions."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,14 +16,32 @@ SHARE_ATOL = 0.06
 DRAWS = 2000
 
 
-def draw(built, name, n=DRAWS, seed=0):
-    key = keys.stream(keys.root(seed), "evaluate")
-    return jax.device_get(jax.jit(lambda k: world.batch_at(built, name, key=k, step=0, batch_size=n))(key))
+def draw(built, names, look=lambda trial: trial):
+    """What is looked at of some conditions' draws; one program, in which they share what they can."""
+
+    def run(key):
+        return {name: look(world.batch_at(built, name, key=key, step=0, batch_size=DRAWS)) for name in names}
+
+    return jax.device_get(jax.jit(run)(keys.stream(keys.root(0), "evaluate")))
 
 
 @pytest.fixture(scope="module")
 def draws(tiny_world):
-    return {name: draw(tiny_world, name) for name in conditions.CONDITIONS}
+    return draw(tiny_world, conditions.CONDITIONS)
+
+
+@pytest.fixture(scope="module")
+def paper_draws(paper_world):
+    """Prompts without their texts and answers, which nobody looks at and so no program has to draw."""
+
+    def look(trial):
+        return {"pcfg": trial.prompt.pcfg, "tasks": trial.prompt.tasks}, trial.unsafe
+
+    drawn = draw(paper_world, ("safe", "unsafe", "jb_misgen"), look=look)
+    return {
+        name: SimpleNamespace(prompt=SimpleNamespace(**prompt), unsafe=unsafe)
+        for name, (prompt, unsafe) in drawn.items()
+    }
 
 
 def one(trial, i):
@@ -117,10 +137,10 @@ def test_jb_co_text_asks_with_branch_dependent_operators_only(tiny_world, draws)
 
 
 @pytest.mark.parametrize("world_name", ["tiny", "paper"])
-def test_every_jb_misgen_prompt_is_an_attack(tiny_world, paper_world, world_name):
+def test_every_jb_misgen_prompt_is_an_attack(tiny_world, paper_world, draws, paper_draws, world_name):
     """The official set has 9 % of prompts in which nothing is unsafe."""
-    built = {"tiny": tiny_world, "paper": paper_world}[world_name]
-    trial = draw(built, "jb_misgen")
+    built, drawn = {"tiny": (tiny_world, draws), "paper": (paper_world, paper_draws)}[world_name]
+    trial = drawn["jb_misgen"]
     allowed = {built.ids[t] for t in built.spec.misgen_tokens} | {built.ids[built.spec.operators[0]]}
     for i in range(DRAWS):
         policy = built.spec.policies[int(trial.prompt.pcfg[i])]
@@ -130,9 +150,9 @@ def test_every_jb_misgen_prompt_is_an_attack(tiny_world, paper_world, world_name
     assert trial.unsafe.all()
 
 
-def test_half_of_the_prompts_hold_an_anchored_identity_or_chance_ones(paper_world):
+def test_half_of_the_prompts_hold_an_anchored_identity_or_chance_ones(paper_world, paper_draws):
     """P(no identity) of safe-dominant prompts is 1/2 * (7/8)^4 there and 1/2 * (2/3)^4 on unsafe-dominant text."""
-    trial = draw(paper_world, "safe")
+    trial = paper_draws["safe"]
     without = (trial.prompt.tasks != paper_world.ids["("]).all(1).mean()
     np.testing.assert_allclose(without, 0.5 * (0.5 * (7 / 8) ** 4 + 0.5 * (2 / 3) ** 4), atol=SHARE_ATOL)
 
@@ -150,8 +170,8 @@ def test_text_lengths_cover_their_range_evenly(tiny_world, draws):
     np.testing.assert_allclose(counts / DRAWS, 1 / len(lengths), atol=SHARE_ATOL)
 
 
-def test_evaluation_draws_from_the_evaluation_pcfgs(paper_world, draws):
-    assert set(draw(paper_world, "unsafe", n=64).prompt.pcfg) == {0}
+def test_evaluation_draws_from_the_evaluation_pcfgs(draws, paper_draws):
+    assert set(paper_draws["unsafe"].prompt.pcfg) == {0}
     assert set(draws["unsafe"].prompt.pcfg) == {0, 1}
 
 
@@ -161,7 +181,8 @@ def test_unknown_condition_names_the_nearest(tiny_world, key):
 
 
 def test_masks_never_cover_the_prompt(draws):
+    segments = jax.jit(jax.vmap(partial(layout.segments, window=8)))
     for trial in draws.values():
-        code = np.stack([layout.segments(jnp.int32(n), window=8) for n in trial.prompt.length[:50]])[:, 1:]
+        code = np.asarray(segments(trial.prompt.length[:50]))[:, 1:]
         for side in (trial.complied, trial.refused):
             assert not np.any(side.mask[:50] & (code < layout.BLOCK1))

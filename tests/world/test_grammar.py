@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from bisect import bisect
+from functools import cache
 from importlib import resources
 
 import jax
@@ -53,11 +55,17 @@ def strings(nltk_grammar, symbol):
     return result
 
 
+@cache
+def language(text):
+    """Distribution of the strings of a grammar."""
+    parsed = PCFG.fromstring(text)
+    return strings(parsed, parsed.start())
+
+
 def windows(text, *, min_window, max_window, trim):
     """Distribution of windows as the sampler defines it, summed over all strings, lengths and starts."""
-    parsed = PCFG.fromstring(text)
     result = {}
-    for string, weight in strings(parsed, parsed.start()).items():
+    for string, weight in language(text).items():
         for length in range(min_window, max_window + 1):
             starts = range(len(string) - length - trim)
             for start in starts:
@@ -121,13 +129,18 @@ def test_a_chain_longer_than_the_merge_limit_is_followed():
     assert_follows(*draw(compiled, 0, **options), windows(text, trim=0, **options))
 
 
-@pytest.mark.parametrize("parser", [ChartParser, ViterbiParser])
-def test_whole_strings_parse_under_nltk(parser):
-    # A window never holds the last letter, so this end mark turns windows of full length into whole strings.
+@pytest.fixture(scope="module")
+def whole_strings():
+    """A grammar and strings of it: its end mark, which no window holds, makes them of windows of full length."""
     text = "top -> v 'd' [1.0]\n" + GRAMMARS["fixed"]
     compiled = grammar.compile_grammar([text], name="marked", alphabet=ABC)
     length = compiled.min_length - 1
-    samples = set(*draw(compiled, 0, draws=300, min_window=length, max_window=length))
+    return text, set(*draw(compiled, 0, draws=300, min_window=length, max_window=length))
+
+
+@pytest.mark.parametrize("parser", [ChartParser, ViterbiParser])
+def test_whole_strings_parse_under_nltk(whole_strings, parser):
+    text, samples = whole_strings
     oracle = parser(PCFG.fromstring(text))
     assert len(samples) > 50
     assert all(any(True for _ in oracle.parse([*sample, "d"])) for sample in samples)
@@ -156,19 +169,28 @@ def paper_full():
     return grammar.compile_grammar(packaged("paper", "full", 4), name="paper/full", alphabet=PAPER_LETTERS)
 
 
-def random_string(nltk_grammar, symbol, rng):
-    if not isinstance(symbol, Nonterminal):
-        return [symbol]
-    rules = nltk_grammar.productions(lhs=symbol)
-    weights = np.array([rule.prob() for rule in rules])
-    chosen = rules[rng.choice(len(rules), p=weights / weights.sum())]
-    return [letter for child in chosen.rhs() for letter in random_string(nltk_grammar, child, rng)]
+def make_generator(nltk_grammar, rng):
+    """A function that draws a whole string of a symbol, letter by letter."""
+    rules = {}
+    for rule in nltk_grammar.productions():
+        rules.setdefault(rule.lhs(), []).append(rule)
+    totals = {symbol: np.cumsum([rule.prob() for rule in own]).tolist() for symbol, own in rules.items()}
+
+    def generate(symbol):
+        if not isinstance(symbol, Nonterminal):
+            return [symbol]
+        total = totals[symbol]
+        chosen = rules[symbol][bisect(total, rng.random() * total[-1], hi=len(total) - 1)]
+        return [letter for child in chosen.rhs() for letter in generate(child)]
+
+    return generate
 
 
 def bigram_table(texts):
     table = np.zeros((len(PAPER_LETTERS),) * 2)
-    ids = [np.array([PAPER_LETTERS.index(letter) for letter in text]) for text in texts]
-    np.add.at(table, tuple(np.concatenate([np.stack([t[:-1], t[1:]]) for t in ids], axis=1)), 1)
+    index = {letter: i for i, letter in enumerate(PAPER_LETTERS)}
+    pairs = [(index[a], index[b]) for text in texts for a, b in itertools.pairwise(text)]
+    np.add.at(table, tuple(np.transpose(pairs)), 1)
     return table / table.sum()
 
 
@@ -179,9 +201,10 @@ def test_the_paper_grammar_gives_the_bigrams_of_a_plain_generator(paper_full):
     samples = draw(paper_full, 0, 3, draws=8000, min_window=25, max_window=35, trim=1)
     for pcfg, fast in zip((0, 3), samples, strict=True):
         parsed = PCFG.fromstring(packaged("paper", "full", 4)[pcfg])
-        plain = bigram_table([random_string(parsed, parsed.start(), rng) for _ in range(400)])
-        assert np.array_equal(plain > 0, bigram_table(fast) > 0)
-        assert 0.5 * np.abs(plain - bigram_table(fast)).sum() < largest_total_variation
+        generate = make_generator(parsed, rng)
+        plain, drawn = bigram_table([generate(parsed.start()) for _ in range(400)]), bigram_table(fast)
+        assert np.array_equal(plain > 0, drawn > 0)
+        assert 0.5 * np.abs(plain - drawn).sum() < largest_total_variation
 
 
 def test_letters_outside_the_window_are_not_drawn(paper_full):

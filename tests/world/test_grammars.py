@@ -37,14 +37,14 @@ def compiled(world, condition):
 def join(left, right, n):
     """(short strings, prefixes, suffixes, factors) of the concatenation of two languages, n letters at most each."""
     whole, prefixes, suffixes, factors = set(), set(left[1]), set(right[2]), left[3] | right[3]
-    for a in left[0] | left[2]:
-        for b in right[0] | right[1]:
-            joined = a + b
-            factors.update(joined[i : i + n] for i in range(len(joined) - n + 1))
-            if a in left[0]:
-                (prefixes if len(joined) >= n - 1 else whole).add(joined[: n - 1])
-            if b in right[0] and len(joined) >= n - 1:
-                suffixes.add(joined[1 - n :])
+    ends, starts = left[0] | left[2], right[0] | right[1]
+    # Many ends differ only in letters that an n-gram across the border does not reach.
+    for i in range(1, n):
+        before, after = {a[-i:] for a in ends if len(a) >= i}, {b[: n - i] for b in starts if len(b) >= n - i}
+        factors.update(a + b for a in before for b in after)
+    for joined in (a + b for a in left[0] for b in starts):
+        (prefixes if len(joined) >= n - 1 else whole).add(joined[: n - 1])
+    suffixes.update((a + b)[1 - n :] for a in ends for b in right[0] if len(a) + len(b) >= n - 1)
     return whole, prefixes, suffixes, factors
 
 
