@@ -44,8 +44,24 @@ def other(tiny_config):
     return gpt.init(tiny_config, key=keys.root(7))
 
 
-def gradient(loss, params, batch):
-    return jax.jit(jax.grad(lambda p: loss(p, batch)[0]))(params)
+@pytest.fixture(scope="module")
+def gradients(model, tiny_gpt, batch):
+    """Those of all losses that tests compare; one program, in which they share the passes through the model."""
+    unlearn = partial(bound, "unlearn", model, reduction="sum")
+    compared = {
+        "sft": bound("sft", model),
+        "dpo": bound("dpo", model, reference=tiny_gpt, reduction="sum"),
+        "unlearn": unlearn(),
+        "no ascent": unlearn(weight_rejected=0.0),
+        "bounded ascent": unlearn(weight_rejected=5.0, ascent_bound=1e-3),
+        "bounded, no ascent": unlearn(weight_rejected=0.0, ascent_bound=1e-3),
+    }
+
+    @jax.jit
+    def run(params, batch):
+        return {name: jax.grad(lambda p, loss=loss: loss(p, batch)[0])(params) for name, loss in compared.items()}
+
+    return jax.device_get(run(tiny_gpt, batch))
 
 
 def side_logprobs(forward, params, side: Batch):
@@ -88,7 +104,7 @@ def test_dpo_sends_no_gradient_into_the_reference(forward, model, tiny_gpt, othe
     def value(reference):
         return bound("dpo", model, reference=reference, reduction="sum")(tiny_gpt, batch)[0]
 
-    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(value))(other)))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.device_get(jax.jit(jax.grad(value))(other))))
 
 
 def test_unlearning_without_ascent_is_nll_of_the_preferred_side(forward, model, tiny_gpt, batch):
@@ -97,13 +113,11 @@ def test_unlearning_without_ascent_is_nll_of_the_preferred_side(forward, model, 
     np.testing.assert_allclose(loss(tiny_gpt, batch)[0], -total.mean(), rtol=RTOL)
 
 
-def test_unlearning_without_ascent_has_the_gradient_of_sft(forward, model, tiny_gpt, batch):
+def test_unlearning_without_ascent_has_the_gradient_of_sft(gradients, batch):
     """Up to the constant between per-prompt and per-token means."""
-    unlearn = bound("unlearn", model, weight_rejected=0.0, reduction="sum")
-    grads = [gradient(loss, tiny_gpt, batch) for loss in (unlearn, bound("sft", model))]
-    scale = batch.chosen.mask.sum() / batch.chosen.mask.shape[0]
-    scaled = jax.tree.map(lambda g: g * scale, grads[1])
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), grads[0], scaled)
+    scale = np.asarray(batch.chosen.mask).sum() / batch.chosen.mask.shape[0]
+    scaled = jax.tree.map(lambda g: g * scale, gradients["sft"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), gradients["no ascent"], scaled)
 
 
 def test_unlearning_matches_numpy(forward, model, tiny_gpt, batch):
@@ -115,22 +129,16 @@ def test_unlearning_matches_numpy(forward, model, tiny_gpt, batch):
     np.testing.assert_allclose(loss(tiny_gpt, batch)[0], expected, rtol=RTOL)
 
 
-def test_bounded_ascent_stops_pushing(forward, model, tiny_gpt, batch):
+def test_bounded_ascent_stops_pushing(gradients):
     """With a bound below every token's NLL the dispreferred side has no gradient left."""
-    values = {}
-    for name, weight in (("with", 5.0), ("without", 0.0)):
-        loss = bound("unlearn", model, weight_rejected=weight, ascent_bound=1e-3, reduction="sum")
-        values[name] = gradient(loss, tiny_gpt, batch)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), values["with"], values["without"])
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, gradients["bounded ascent"], gradients["bounded, no ascent"])
 
 
-def test_dpo_near_the_reference_is_parallel_to_unlearning(forward, model, tiny_gpt, batch):
+def test_dpo_near_the_reference_is_parallel_to_unlearning(gradients):
     """At policy == reference the slope of the sigmoid is 1/2 everywhere."""
-    dpo = bound("dpo", model, reference=tiny_gpt, reduction="sum")
-    unlearn = bound("unlearn", model, reduction="sum")
-    grads = [gradient(loss, tiny_gpt, batch) for loss in (dpo, unlearn)]
-    halved = jax.tree.map(lambda g: g / 2, grads[1])
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), grads[0], halved)
+    halved = jax.tree.map(lambda g: g / 2, gradients["unlearn"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), gradients["dpo"], halved)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "unlearn"])
@@ -140,7 +148,7 @@ def test_gradients_against_finite_differences(tiny_world, batch, key, kind):
     )
     params = gpt.init(config, key=key)
 
-    model, batch = gpt.model(config), jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:2]), batch)
+    model, batch = gpt.model(config), jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[:2], batch))
     loss = {
         "sft": bound("sft", model),
         "dpo": bound("dpo", model, reference=params, reduction="mean"),
@@ -152,12 +160,13 @@ def test_gradients_against_finite_differences(tiny_world, batch, key, kind):
 
 def test_masked_positions_do_not_matter(forward, model, tiny_gpt, batch):
     """Targets outside the mask can be anything."""
-    scrambled = batch.chosen.replace(targets=jnp.where(batch.chosen.mask, batch.chosen.targets, 3))
+    replaced = jax.device_put(np.where(batch.chosen.mask, batch.chosen.targets, np.int32(3)))
+    scrambled = batch.chosen.replace(targets=replaced)
     loss = next_token(model)
     assert loss(tiny_gpt, batch.chosen)[0] == loss(tiny_gpt, scrambled)[0]
 
 
 def test_loss_of_a_batch_with_nothing_scored_is_zero(forward, model, tiny_gpt, batch):
-    empty = batch.chosen.replace(mask=jnp.zeros_like(batch.chosen.mask))
+    empty = batch.chosen.replace(mask=jax.device_put(np.zeros_like(batch.chosen.mask)))
     assert next_token(model)(tiny_gpt, empty)[0] == 0
     assert losses.quotient(jnp.float32(0), jnp.float32(0)) == 0

@@ -18,7 +18,7 @@ SITE = "hook_resid_post"
 # No positions are added to the embeddings, so the last layer alone is a model of the first one's output.
 GPT = gpt.GPTConfig(11, 16, layers=2, heads=2, width=8, mlp_width=12, block="pre_ln", positions="rope", unroll=1)
 KINDS = {"gpt": (gpt, GPT), "llama": (llama, config_of())}
-STEER = jnp.asarray(np.random.default_rng(1).standard_normal(8), jnp.float32)
+STEER = jax.device_put(np.random.default_rng(1).standard_normal(8).astype(np.float32))
 TOKENS = tokens_of()
 
 
@@ -28,9 +28,9 @@ def kind(request):
     module, config = KINDS[request.param]
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(partial(module.init, config), key=jax.random.key(0))
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32) / 2, shapes)
+    params = jax.device_put(jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) / 2, shapes))
     whole = jax.jit(partial(module.apply, config=config, sites=(SITE,)))(params, TOKENS)
-    return module, config, params, whole
+    return module, config, params, jax.device_get(whole)
 
 
 def close(got, expected):
@@ -39,12 +39,12 @@ def close(got, expected):
 
 def test_logits_at_some_places_are_those_of_the_whole_and_the_only_ones_computed(kind):
     module, config, params, whole = kind
-    at = jnp.asarray([[6, 0, 3, 9], [2, 2, 5, 0], [1, 4, 6, 7]])
+    at = np.asarray([[6, 0, 3, 9], [2, 2, 5, 0], [1, 4, 6, 7]], np.int32)
     run = jax.jit(partial(module.apply, config=config))
     got = np.asarray(run(params, TOKENS, at=at).logits)
-    beyond = np.asarray(at) >= TOKENS.shape[1]
+    beyond = at >= TOKENS.shape[1]
     assert got.shape == (3, 4, 11) and np.isnan(got[beyond]).all() and beyond.sum() == 2
-    expected = np.take_along_axis(np.asarray(whole.logits), np.minimum(at, 6)[..., None], axis=1)
+    expected = np.take_along_axis(whole.logits, np.minimum(at, 6)[..., None], axis=1)
     close(got[~beyond], expected[~beyond])
     program = run.lower(params, TOKENS, at=at).as_text()
     assert "tensor<12x11xf32>" in program and "tensor<21x11xf32>" not in program
@@ -56,29 +56,38 @@ def steer(added, site, layer, positions, h):
 
 
 def by_hand(kind, added):
-    """The logits of the last layer run on the first one's output, which is edited in between."""
+    """What the last layer gives, run on the first one's output, which is edited in between."""
     module, config, params, whole = kind
     rest = params | {"blocks": jax.tree.map(lambda leaf: leaf[1:], params["blocks"])}
     x = whole.activations[SITE][0] + added[None, None]
-    return module.apply(rest, x, config=replace(config, layers=1)).logits
+    return module.apply(rest, x, config=replace(config, layers=1))
+
+
+def with_gradient(function):
+    """The function as one program that gives, beside its output, the gradient of a sum over its logits."""
+
+    def run(added):
+        output = function(added)
+        return jnp.sum(jnp.tanh(output.logits)), output
+
+    graded = jax.jit(jax.grad(run, has_aux=True))
+    return lambda added: jax.device_get(graded(added))
 
 
 def test_steering_one_layer_is_the_rest_of_the_model_run_on_what_was_edited(kind):
     module, config, params, whole = kind
     asked = {"config": config, "sites": (SITE,), "layers": (0,)}
-    run = jax.jit(lambda added: module.apply(params, TOKENS, **asked, edit=partial(steer, added)))
-    logits, seen = run(STEER)
-    close(logits, by_hand(kind, STEER))
-    close(seen[SITE][0], whole.activations[SITE][0] + STEER[None, None])
+    run = with_gradient(lambda added: module.apply(params, TOKENS, **asked, edit=partial(steer, added)))
+    gradient, (logits, seen) = run(STEER)
+    expected_gradient, expected = with_gradient(partial(by_hand, kind))(STEER)
+    close(logits, expected.logits)
+    close(seen[SITE][0], whole.activations[SITE][0] + np.asarray(STEER))
     close(module.apply(params, TOKENS, config=config, edit=partial(steer, STEER)).logits, logits)
     assert np.abs(logits - whole.logits).max() > 0.1
-    close(run(0 * STEER).logits, whole.logits)
-    gradients = [
-        jax.jit(jax.grad(lambda added, function=function: jnp.sum(jnp.tanh(function(added)))))(STEER)
-        for function in (lambda added: run(added).logits, partial(by_hand, kind))
-    ]
-    close(*gradients)
-    assert np.abs(gradients[0]).min() > 1e-3
+    _, unchanged = run(np.zeros_like(STEER))
+    close(unchanged.logits, whole.logits)
+    close(gradient, expected_gradient)
+    assert np.abs(gradient).min() > 1e-3
 
 
 def test_a_hook_is_called_once_a_layer_at_every_site_in_order_with_a_traced_layer(kind):
@@ -100,13 +109,13 @@ def test_a_hook_is_called_once_a_layer_at_every_site_in_order_with_a_traced_laye
 
 def test_a_hook_is_told_the_positions_of_the_real_tokens():
     config = config_of()
-    given = {"config": config, "sites": ("hook_resid_pre",), "layers": (0,), "mask": jnp.asarray(MASK)}
+    given = {"config": config, "sites": ("hook_resid_pre",), "layers": (0,), "mask": jax.device_put(MASK)}
 
     def tell(site, layer, positions, h):
         return jnp.broadcast_to(positions[..., None], h.shape).astype(h.dtype)
 
     seen = jax.jit(partial(llama.apply, **given, edit=tell))(params_of(config), TOKENS).activations["hook_resid_pre"]
-    np.testing.assert_array_equal(seen[0, :, :, 0], np.maximum(np.cumsum(MASK, axis=1) - 1, 0))
+    np.testing.assert_array_equal(np.asarray(seen)[0, :, :, 0], np.maximum(np.cumsum(MASK, axis=1) - 1, 0))
 
 
 def test_bad_requests_are_named(kind, unchecked):

@@ -33,9 +33,10 @@ def make_step(totals, optimizer):
 
 @pytest.fixture
 def params():
-    return {"w": jnp.asarray([1.0, -2.0, 0.5]), "b": jnp.float32(0.3)}
+    return jax.device_put({"w": np.asarray([1.0, -2.0, 0.5], np.float32), "b": np.float32(0.3)})
 
 
+@jax.jit
 def batch_of(step):
     key = jax.random.fold_in(jax.random.key(0), step)
     return {"x": jax.random.normal(key, (4, 3)), "y": jax.random.normal(jax.random.fold_in(key, 1), (4,))}
@@ -47,7 +48,7 @@ def bits(tree):
 
 def test_step_is_plain_gradient_descent(params):
     state = stepping.init_state(params, optax.sgd(0.1))
-    state, metrics = make_step(totals, optax.sgd(0.1))(state, batch_of(0))
+    state, metrics = jax.jit(make_step(totals, optax.sgd(0.1)))(state, batch_of(0))
     x, y = (np.asarray(batch_of(0)[name], np.float64) for name in "xy")
     residual = x @ np.asarray([1.0, -2.0, 0.5]) + 0.3 - y
     grads = {"w": 2 * x.T @ residual / 4, "b": 2 * residual.mean()}
@@ -63,11 +64,16 @@ def test_step_is_the_optax_loop_for_a_stateful_optimizer(params):
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, b2=0.9))
     state, opt_state, expected = stepping.init_state(params, optimizer), optimizer.init(params), params
     step = jax.jit(make_step(totals, optimizer))
+
+    @jax.jit
+    def plain_step(params, opt_state, batch):
+        grads = jax.grad(lambda p: loss(p, batch)[0])(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
     for i in range(3):
         state, _ = step(state, batch_of(i))
-        grads = jax.grad(lambda p, i=i: loss(p, batch_of(i))[0])(expected)
-        updates, opt_state = optimizer.update(grads, opt_state, expected)
-        expected = optax.apply_updates(expected, updates)
+        expected, opt_state = plain_step(expected, opt_state, batch_of(i))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, expected)
 
 
@@ -84,9 +90,9 @@ def test_a_dead_lane_is_frozen_and_stays_dead_while_the_other_lives_on_untouched
         return stepping.run_steps(step, lambda i: poisoned(i, poison_at), start, steps=6)
 
     start = stepping.init_state(params, optimizer)
-    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start)
-    state, metrics = jax.jit(jax.vmap(run))(both, jnp.asarray([2, -1]))
-    clean, _ = jax.jit(jax.vmap(run))(both, jnp.asarray([-1, -1]))
+    both, lanes = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), start), jax.jit(jax.vmap(run))
+    state, metrics = jax.device_get(lanes(both, np.asarray([2, -1], np.int32)))
+    clean, _ = jax.device_get(lanes(both, np.asarray([-1, -1], np.int32)))
     np.testing.assert_array_equal(state.finite, [False, True])
     np.testing.assert_allclose(metrics["finite"], [2 / 6, 1], rtol=RTOL)
     lane = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in (0, 1)]
@@ -101,7 +107,7 @@ def test_a_dead_lane_is_frozen_and_stays_dead_while_the_other_lives_on_untouched
 
 def test_an_infinite_gradient_of_a_finite_loss_freezes_too():
     step = make_step(lambda p, *_, **__: ({"root": (jnp.sqrt(p["x"]), jnp.float32(1))}, {}), optax.sgd(0.1))
-    state, metrics = step(stepping.init_state({"x": jnp.float32(0.0)}, optax.sgd(0.1)), None)
+    state, metrics = jax.jit(step)(stepping.init_state({"x": jnp.float32(0.0)}, optax.sgd(0.1)), None)
     assert (metrics["loss"], bool(state.finite), state.params["x"]) == (0, False, 0)
 
 
