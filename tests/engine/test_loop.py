@@ -82,7 +82,11 @@ OFFSETS = (10.0, 20.0)
 def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=()):
     directory.mkdir(exist_ok=True)
     leg = Leg(directory, "tune", method, steps, CHUNK, snapshots)
-    inputs = {"readout": (read, jax.device_put(np.asarray(OFFSETS, np.float32))), "per_seed": roots(), "points": points(bounds)}
+    inputs = {
+        "readout": (read, jax.device_put(np.asarray(OFFSETS, np.float32))),
+        "per_seed": roots(),
+        "points": points(bounds),
+    }
     return loop.train(chunk, start, **inputs, grid=GRID, legs=[leg]), leg
 
 

@@ -118,25 +118,22 @@ def half_recipe(mini_recipe):
 
 
 @pytest.fixture(scope="module")
-def traced(half_recipe, tiny_world, params):
-    """Chunks of the study in bfloat16 by name, each traced once for all platforms."""
+def traced(half_recipe, mini_recipe, tiny_world, params):
+    """Two steps of a chunk of pretraining, or of tuning by a method, each traced once for all that tests look at."""
 
     @cache
-    def trace(name):
+    def trace(name, *, algorithm, dtype):
+        recipe, key = {"bfloat16": half_recipe, "float32": mini_recipe}[dtype], keys.root(0)
+        recipe = replace(recipe, pretrain=replace(recipe.pretrain, optim=OptimConfig(algorithm=algorithm)))
         point = HParams(jnp.float32(1e-3), jnp.float32(0.5))
-        chunk, arguments = chunk_and_arguments(half_recipe, tiny_world, name, params, keys.root(0), point)
-        return jax.jit(chunk).trace(*arguments)
+        stage = recipe.pretrain if name == "pretrain" else recipe.tune
+        state = stepping.init_state(params, lanes.optimizer(stage, point))
+        if name == "pretrain":
+            return jax.jit(lanes.pretrain_chunk(recipe, tiny_world)).trace(state, key, point, jnp.int32(2))
+        chunk = lanes.tune_chunk(recipe, tiny_world, MethodConfig(name))
+        return jax.jit(chunk).trace(state, (key, params), point, jnp.int32(2))
 
     return trace
-
-
-def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
-    """A chunk of pretraining, or of tuning by a method, and what it takes for two steps."""
-    if name == "pretrain":
-        state = stepping.init_state(params, lanes.optimizer(recipe.pretrain, point))
-        return lanes.pretrain_chunk(recipe, tiny_world), (state, key, point, jnp.int32(2))
-    state = stepping.init_state(params, lanes.optimizer(recipe.tune, point))
-    return lanes.tune_chunk(recipe, tiny_world, MethodConfig(name)), (state, (key, params), point, jnp.int32(2))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +141,7 @@ def chunk_and_arguments(recipe, tiny_world, name, params, key, point):
     [("pretrain", 3, "cpu"), ("pretrain", 3, "cuda"), ("pretrain", 3, "tpu"), ("dpo", 4, "cpu"), ("unlearn", 3, "cpu")],
 )
 def test_every_product_of_a_bfloat16_step_is_of_bfloat16_factors_and_float32_sums(traced, name, passes, platform):
-    text = traced(name).lower(lowering_platforms=(platform,)).as_text()
+    text = traced(name, algorithm="adamw", dtype="bfloat16").lower(lowering_platforms=(platform,)).as_text()
     found = re.findall(r"stablehlo.dot_general .*", text)
     # Of one layer and the logits: forwards once, backwards twice, and forwards for DPO's reference.
     assert len(found) == passes * 9
@@ -153,16 +150,11 @@ def test_every_product_of_a_bfloat16_step_is_of_bfloat16_factors_and_float32_sum
 
 
 @pytest.mark.parametrize(("name", "algorithm"), [("pretrain", "muon"), ("dpo", "adamw")])
-def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(
-    half_recipe, mini_recipe, tiny_world, key, params, point, name, algorithm
-):
-    def shapes(recipe):
-        recipe = replace(recipe, pretrain=replace(recipe.pretrain, optim=OptimConfig(algorithm=algorithm)))
-        chunk, arguments = chunk_and_arguments(recipe, tiny_world, name, params, key, point)
-        return jax.eval_shape(chunk, *arguments)
-
-    state, metrics = shapes(half_recipe)
-    assert (state, metrics) == shapes(mini_recipe)
+def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(traced, name, algorithm):
+    (state, metrics), whole = (
+        traced(name, algorithm=algorithm, dtype=dtype).out_info for dtype in ("bfloat16", "float32")
+    )
+    assert (state, metrics) == whole
     floats = [x.dtype for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert all(dtype == jnp.float32 for dtype in floats) and len(floats) > len(metrics)
 
