@@ -22,7 +22,18 @@ POSITION, PROMPT = np.array([1, 4, 3]), np.arange(T) < np.array([[1], [3], [4]])
 
 
 def f32(values):
-    return jnp.asarray(values, jnp.float32)
+    return np.asarray(values, np.float32)
+
+
+def concrete(given):
+    """What public functions want where no program hides the arrays."""
+    return jax.tree.map(jnp.asarray, given)
+
+
+def one_program(function):
+    """The function as one program, where eager calls would compile one for every operation; results in NumPy."""
+    compiled = jax.jit(function)
+    return lambda *args, **kwargs: jax.device_get(compiled(*args, **kwargs))
 
 
 def weights(seed=0):
@@ -64,13 +75,24 @@ def case(seed=0):
     return (
         jax.tree.map(f32, weights(seed)),
         f32(drawn(seed)),
-        jnp.asarray(POSITION),
-        jnp.asarray(PROMPT),
+        POSITION,
+        PROMPT,
         keys.root(seed),
     )
 
 
-precise = jax.jit(partial(norms, tolerance=1e-3))
+precise = one_program(partial(norms, tolerance=1e-3))
+precise_lanes = one_program(jax.vmap(partial(norms, tolerance=1e-3)))
+
+
+def both_norms(forward):
+    """Both measurements of any model as one program."""
+
+    def measure(embeddings, *, key, **places):
+        gradient = sensitivity.gradient_norm(forward, embeddings, **places)
+        return gradient, sensitivity.jacobian_norm(forward, embeddings, **places, key=key, tolerance=1e-3)
+
+    return one_program(measure)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -86,35 +108,34 @@ def test_both_norms_match_numpy(seed):
 
 def test_a_linear_map_in_closed_form():
     # Only the position itself is varied: the map is the matrix.
-    values = jnp.asarray([3.0, 2.0, 0.5, 0.1])
-    embeddings = jnp.ones((2, T, D))
+    values = f32([3.0, 2.0, 0.5, 0.1])
 
     def forward(embeddings):
         return embeddings * values[None, None]
 
-    places = {"position": jnp.asarray([2, 0]), "prompt": jnp.arange(T)[None] == jnp.asarray([[2], [0]])}
-    np.testing.assert_allclose(sensitivity.gradient_norm(forward, embeddings, **places), 3.0, rtol=RTOL)
-    measured = jax.jit(partial(sensitivity.jacobian_norm, forward, tolerance=1e-3))
-    np.testing.assert_allclose(measured(embeddings, **places, key=keys.root(0)).value, 3.0, rtol=NORM)
+    places = {"position": np.asarray([2, 0]), "prompt": np.arange(T)[None] == np.asarray([[2], [0]])}
+    gradient, found = both_norms(forward)(f32(np.ones((2, T, D))), **places, key=keys.root(0))
+    np.testing.assert_allclose(gradient, 3.0, rtol=RTOL)
+    np.testing.assert_allclose(found.value, 3.0, rtol=NORM)
 
 
 def test_what_the_position_does_not_see_has_no_effect():
     params, embeddings, position, _, key = case()
-    behind = jnp.arange(T)[None] > jnp.asarray([[1], [3], [3]])
-    gradient, found = precise(params, embeddings, jnp.asarray([1, 3, 3]), behind, key)
+    behind = np.arange(T)[None] > np.asarray([[1], [3], [3]])
+    gradient, found = precise(params, embeddings, np.asarray([1, 3, 3]), behind, key)
     np.testing.assert_array_equal(gradient, 0)
     np.testing.assert_array_equal(found.value, 0)
     assert found.converged.all()
     # A prompt that goes on behind the position is the same prompt.
-    longer = jnp.asarray(PROMPT) | (jnp.arange(T)[None] > position[:, None])
+    longer = PROMPT | (np.arange(T)[None] > position[:, None])
     np.testing.assert_allclose(precise(params, embeddings, position, longer, key)[0], precise(*case())[0], rtol=SAME)
 
 
 def test_of_tied_logits_the_first_counts():
-    columns = jnp.asarray([[1.0, 2.0, 2.0], [0.0, 1.0, -1.0]])
-    embeddings = jnp.asarray([[[1.0, 0.0]]])
-    places = {"position": jnp.asarray([0]), "prompt": jnp.ones((1, 1), bool)}
-    got = sensitivity.gradient_norm(lambda e: e @ columns, embeddings, **places)
+    columns = f32([[1.0, 2.0, 2.0], [0.0, 1.0, -1.0]])
+    places = {"position": np.asarray([0]), "prompt": np.ones((1, 1), bool)}
+    gradient_norm = one_program(partial(sensitivity.gradient_norm, lambda e: e @ columns))
+    got = gradient_norm(f32([[[1.0, 0.0]]]), **places)
     # The mean of the tied gradients is (2, 0), shorter than either.
     np.testing.assert_allclose(got, np.sqrt(5), rtol=RTOL)
 
@@ -130,7 +151,7 @@ def test_rows_do_not_influence_each_other():
 
 
 def test_the_model_is_run_once_for_the_whole_batch():
-    params, embeddings, position, prompt, key = case()
+    params, embeddings, position, prompt, key = concrete(case())
     seen = []
 
     def counted(embeddings):
@@ -147,7 +168,7 @@ def test_the_model_is_run_once_for_the_whole_batch():
 
 
 def test_an_iteration_that_is_cut_short_says_so():
-    full, cut = (precise(*case())[1], jax.jit(partial(norms, iterations=1))(*case())[1])
+    full, cut = (precise(*case())[1], one_program(partial(norms, iterations=1))(*case())[1])
     assert not cut.converged.any() and (cut.iterations == 1).all()
     assert (cut.value < full.value * (1 + NORM)).all() and (cut.residual > 1e-2).all()
 
@@ -158,13 +179,19 @@ def test_an_iteration_that_is_cut_short_says_so():
 @pytest.fixture(scope="module")
 def decoder(tiny_gpt, tiny_config):
     """Matrices tripled, for at initialisation attention is nearly uniform; three prompts of different lengths."""
-    params = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, tiny_gpt)
+    params = concrete(jax.tree.map(lambda leaf: np.asarray(leaf) * (3 if leaf.ndim > 1 else 1), tiny_gpt))
     tokens = jax.random.randint(keys.root(2), (3, 9), 0, tiny_config.vocab_size)
-    embeddings = gpt.embed(params, tokens)
-    position = jnp.asarray([3, 8, 5])
-    prompt = jnp.arange(9)[None] < position[:, None]
+    embeddings = one_program(gpt.embed)(params, tokens)
+    position = np.asarray([3, 8, 5])
+    prompt = np.arange(9)[None] < position[:, None]
     forward = jax.jit(lambda inputs: gpt.apply(params, inputs, config=tiny_config).logits)
     return forward, embeddings, position, prompt
+
+
+@pytest.fixture(scope="module")
+def decoder_norms(decoder):
+    forward, embeddings, position, prompt = decoder
+    return both_norms(forward)(embeddings, position=position, prompt=prompt, key=keys.root(3))
 
 
 def whole_jacobians(forward, embeddings, position, prompt):
@@ -175,17 +202,13 @@ def whole_jacobians(forward, embeddings, position, prompt):
         return jax.jacfwd(lambda e: forward(e[None])[0, at])(row)
 
     found = [np.asarray(one(row, at), float) for row, at in zip(embeddings, position, strict=True)]
-    return [np.where(np.asarray(p)[:, None], j, 0).reshape(len(j), -1) for j, p in zip(found, prompt, strict=True)]
+    return [np.where(p[:, None], j, 0).reshape(len(j), -1) for j, p in zip(found, prompt, strict=True)]
 
 
-def test_a_gpt_has_the_norms_of_its_whole_jacobian(decoder):
-    forward, embeddings, position, prompt = decoder
-    places = {"position": position, "prompt": prompt}
-    gradient = jax.jit(partial(sensitivity.gradient_norm, forward))(embeddings, **places)
-    found = jax.jit(partial(sensitivity.jacobian_norm, forward, tolerance=1e-3))(embeddings, **places, key=keys.root(3))
-    top = np.argmax(np.take_along_axis(np.asarray(forward(embeddings)), np.asarray(position)[:, None, None], 1), -1)[
-        :, 0
-    ]
+def test_a_gpt_has_the_norms_of_its_whole_jacobian(decoder, decoder_norms):
+    forward, embeddings, position, _ = decoder
+    gradient, found = decoder_norms
+    top = np.argmax(np.take_along_axis(np.asarray(forward(embeddings)), position[:, None, None], 1), -1)[:, 0]
     for row, jacobian in enumerate(whole_jacobians(*decoder)):
         spectrum = np.linalg.svd(jacobian, compute_uv=False)
         np.testing.assert_allclose(gradient[row], np.linalg.norm(jacobian[top[row]]), rtol=1e-4)
@@ -194,34 +217,35 @@ def test_a_gpt_has_the_norms_of_its_whole_jacobian(decoder):
     assert found.converged.all()
 
 
-def test_the_gradient_norm_of_a_gpt_is_its_steepest_slope(decoder):
+def test_the_gradient_norm_of_a_gpt_is_its_steepest_slope(decoder, decoder_norms):
     forward, embeddings, position, prompt = decoder
-    places = {"position": position, "prompt": prompt}
-    norm = jax.jit(partial(sensitivity.gradient_norm, forward))(embeddings, **places)
+    norm, _ = decoder_norms
 
-    @jax.jit
     def top(embeddings):
-        return jnp.max(jnp.take_along_axis(forward(embeddings), position[:, None, None], axis=1)[:, 0], axis=-1)
+        values = jnp.max(jnp.take_along_axis(forward(embeddings), position[:, None, None], axis=1)[:, 0], axis=-1)
+        return jnp.sum(values), values
 
-    gradient = jnp.where(prompt[..., None], jax.jit(jax.grad(lambda e: jnp.sum(top(e))))(embeddings), 0.0)
-    step = 1e-2 * jnp.std(embeddings) * gradient / norm[:, None, None]
-    length = jnp.linalg.norm(step.reshape(3, -1), axis=1)
+    climbed = one_program(jax.value_and_grad(top, has_aux=True))
+    gradient = np.where(prompt[..., None], climbed(embeddings)[1], 0)
+    step = 1e-2 * np.std(embeddings) * gradient / norm[:, None, None]
+    length = np.linalg.norm(step.reshape(3, -1), axis=1)
+    above, below = (climbed(place)[0][1] for place in (embeddings + step, embeddings - step))
     # Central differences of a float32 model.
-    np.testing.assert_allclose((top(embeddings + step) - top(embeddings - step)) / (2 * length), norm, rtol=2e-2)
+    np.testing.assert_allclose((above - below) / (2 * length), norm, rtol=2e-2)
 
 
 # Transformations
 
 
 def test_jitted_is_eager():
-    (gradient, found), (eager_gradient, eager) = precise(*case()), norms(*case(), tolerance=1e-3)
+    (gradient, found), (eager_gradient, eager) = precise(*case()), norms(*concrete(case()), tolerance=1e-3)
     np.testing.assert_allclose(gradient, eager_gradient, rtol=SAME)
     np.testing.assert_allclose(found.value, eager.value, rtol=NORM)
 
 
 def test_vmapped_is_looped():
     lanes = [case(seed) for seed in range(3)]
-    gradients, found = jax.jit(jax.vmap(partial(norms, tolerance=1e-3)))(*tree.stack(lanes))
+    gradients, found = precise_lanes(*tree.stack(lanes))
     for lane, given in enumerate(lanes):
         gradient, one = precise(*given)
         np.testing.assert_allclose(gradients[lane], gradient, rtol=SAME)
@@ -229,13 +253,14 @@ def test_vmapped_is_looped():
 
 
 def test_a_dead_lane_is_nan_and_leaves_the_others_alone():
-    given = case()
-    dead = (jax.tree.map(lambda leaf: leaf * jnp.nan, given[0]), *given[1:])
-    gradients, found = jax.jit(jax.vmap(partial(norms, tolerance=1e-3)))(*tree.stack([given, dead]))
+    given, other = case(), case(1)
+    dead = (jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), given[0]), *given[1:])
+    gradients, found = precise_lanes(*tree.stack([given, dead, other]))
     assert np.isnan(gradients[1]).all() and np.isnan(found.value[1]).all() and not found.converged[1].any()
-    gradient, one = precise(*given)
-    np.testing.assert_allclose(gradients[0], gradient, rtol=SAME)
-    np.testing.assert_allclose(found.value[0], one.value, rtol=NORM)
+    for lane, alive in ((0, given), (2, other)):
+        gradient, one = precise(*alive)
+        np.testing.assert_allclose(gradients[lane], gradient, rtol=SAME)
+        np.testing.assert_allclose(found.value[lane], one.value, rtol=NORM)
 
 
 def test_statistics_are_at_least_float32():
@@ -249,8 +274,8 @@ def test_statistics_are_at_least_float32():
 
 def test_a_traced_sample_without_prompt_or_position_is_nan():
     params, embeddings, _, prompt, key = case()
-    for position, prompt_ in (([1, -1, T], prompt), ([1, 4, 3], prompt.at[1:].set(False))):
-        gradient, found = precise(params, embeddings, jnp.asarray(position), prompt_, key)
+    for position, prompt_ in (([1, -1, T], prompt), ([1, 4, 3], prompt & [[True], [False], [False]])):
+        gradient, found = precise(params, embeddings, np.asarray(position), prompt_, key)
         np.testing.assert_array_equal(np.isnan(gradient), [False, True, True])
         np.testing.assert_array_equal(np.isnan(found.value), [False, True, True])
         np.testing.assert_array_equal(found.converged, [True, False, False])
@@ -259,24 +284,25 @@ def test_a_traced_sample_without_prompt_or_position_is_nan():
 @pytest.mark.parametrize("measure", ["gradient_norm", "jacobian_norm"])
 def test_bad_samples_are_named(measure):
     params, embeddings, position, prompt, key = case()
-    forward = partial(causal, params)
+    forward = partial(causal, concrete(params))
     options = {"key": key} if measure == "jacobian_norm" else {}
 
     def run(embeddings=embeddings, position=position, prompt=prompt):
-        getattr(sensitivity, measure)(forward, embeddings, position=position, prompt=prompt, **options)
+        given, places = concrete((embeddings, {"position": position, "prompt": prompt}))
+        getattr(sensitivity, measure)(forward, given, **places, **options)
 
     with pytest.raises(ValueError, match="embeddings hold 0 prompts, expected at least 1"):
         run(embeddings[:0], position[:0], prompt[:0])
     with pytest.raises(ValueError, match="embeddings hold values that are not finite"):
-        run(embeddings.at[1, 0, 0].set(jnp.inf))
+        run(np.where(np.arange(B)[:, None, None] == 1, np.float32(np.inf), embeddings))
     for outside in (-1, T):
         with pytest.raises(ValueError, match=f"position is {outside}, expected 0 to {T - 1}"):
-            run(position=position.at[1].set(outside))
+            run(position=np.where(np.arange(B) == 1, outside, position))
     with pytest.raises(ValueError, match="prompt 2 of the batch is empty"):
-        run(prompt=prompt.at[2].set(False))
+        run(prompt=prompt & (np.arange(B)[:, None] != 2))
 
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"tolerance": 0.0}, {"tolerance": -1.0}], ids=str)
 def test_bad_iterations_are_named(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
-        norms(*case(), **options)
+        norms(*concrete(case()), **options)
