@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -20,6 +21,11 @@ CONFIG = LlamaConfig(VOCABULARY, 128, layers=3, heads=4, kv_heads=2, width=32, m
 @pytest.fixture(scope="session")
 def encoder():
     return llama_world.tokenizer([prompt.messages[0].content for prompt in prompts.own()], VOCABULARY)
+
+
+def drawn_params(config, *, seed):
+    """Initial parameters by one program, where eager calls would compile one for every shape; in NumPy."""
+    return jax.device_get(jax.jit(partial(llama.init, config))(key=jax.random.key(seed)))
 
 
 def tuned_from(params):
@@ -46,7 +52,7 @@ def save(directory, params, *, config=CONFIG, encoder=None):
 
 @pytest.fixture(scope="session")
 def params():
-    before = jax.device_get(llama.init(CONFIG, key=jax.random.key(1)))
+    before = drawn_params(CONFIG, seed=1)
     return before, tuned_from(before)
 
 
@@ -65,7 +71,6 @@ def another(tmp_path, encoder):
 
     def make(**changed):
         config = replace(CONFIG, **changed)
-        params = jax.device_get(llama.init(config, key=jax.random.key(2)))
-        return save(tmp_path / "another", params, config=config, encoder=encoder)
+        return save(tmp_path / "another", drawn_params(config, seed=2), config=config, encoder=encoder)
 
     return make

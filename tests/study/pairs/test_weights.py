@@ -1,6 +1,7 @@
 """Weights of two checkpoints: a streamed matrix has the numbers of the whole stack, whatever the method."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,17 @@ def pair(checkpoints):
 
 
 @pytest.fixture(scope="module")
-def measured(pair, tmp_path_factory):
+def measurer():
+    """Programs that all measurements of a configuration share, compiled once for the file."""
+    return cache(weights.measurer)
+
+
+@pytest.fixture(scope="module")
+def measured(pair, measurer, tmp_path_factory):
     out = tmp_path_factory.mktemp("weights")
-    weights.write(pair, out, WeightsConfig(attention=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "measurer", measurer)
+        weights.write(pair, out, WeightsConfig(attention=True))
     return pl.read_parquet(out / "results" / "analyze.parquet"), out
 
 
@@ -100,15 +109,16 @@ def test_what_a_method_does_not_resolve_is_measured_with_the_next():
     assert spaces.delta_values.shape[-1] == 20
 
 
-def test_equal_matrices_have_no_shares(pair, params, tmp_path):
+def test_equal_matrices_have_no_shares(params, measurer):
     same = params[0]["blocks"]["mlp"]["up"][0]
-    found = weights.measurer(WeightsConfig())(same, same)
+    found = measurer(WeightsConfig(attention=True))(same, same)
     assert found["changed_norm"] == 0 and np.isnan(found["spaces"].output.null_energy[0])
 
 
-def test_a_run_goes_on_where_it_was_killed(measured, pair, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_it_was_killed(measured, measurer, pair, tmp_path, monkeypatch):
     """Every piece is kept; what is there is not measured again, and the end is that of a run in one go."""
     config, written = WeightsConfig(attention=True), []
+    monkeypatch.setattr(weights, "measurer", measurer)
     real = rows.write
 
     def stop_after(count):
