@@ -73,29 +73,41 @@ def test_shares_sum_to_one(rows):
 
 
 @pytest.fixture(scope="module")
-def by_hand(subjects, mini_recipe, ready):
-    """One model's activations on its seed's prompts by plain forward passes, and its weights: DPO eta_M, seed 5."""
-    params, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
-    prompts = tree.lane(subjects.prompts, 1)
-    config = mini_recipe.model.build(ready.world)
+def one_seed(subjects):
+    """One model, its base and its seed's prompts in NumPy: DPO eta_M, seed 5."""
+    params, base, prompts = jax.device_get((subjects.models.params, subjects.base, subjects.prompts))
+    return tree.lane(params, 3, 1), tree.lane(base, 1), tree.lane(prompts, 1)
 
-    def activations(trial):
-        at = last_prompt_index(trial.prompt.length)[:, None]
-        return gpt.apply(
-            params, trial.complied.tokens, config=config, sites=("mlp.hook_in", "mlp.hook_post"), positions=at
-        ).activations
 
-    seen = [jax.tree.map(lambda leaf: leaf[:, :, 0], activations(tree.lane(prompts.trials, c))) for c in (0, 1)]
-    held = [activations(tree.lane(prompts.held_out, c))["mlp.hook_post"][:, :, 0] for c in (0, 1)]
+@pytest.fixture(scope="module")
+def activations(mini_recipe, ready):
+    """Plain forward passes, ``(params, tokens) -> {site: [l, b, t, f]}``."""
+    apply = partial(gpt.apply, config=mini_recipe.model.build(ready.world), sites=("mlp.hook_in", "mlp.hook_post"))
+    run = jax.jit(lambda params, tokens: apply(params, tokens).activations)
+    return lambda params, tokens: jax.device_get(run(params, tokens))
+
+
+@pytest.fixture(scope="module")
+def by_hand(one_seed, activations):
+    """The model's activations on its seed's prompts by plain forward passes, and its weights."""
+    params, base, prompts = one_seed
+
+    def last(trial):
+        at = [last_prompt_index(int(length)) for length in trial.prompt.length]
+        seen = activations(params, trial.complied.tokens)
+        return {site: values[:, np.arange(len(at)), at] for site, values in seen.items()}
+
+    seen = [last(tree.lane(prompts.trials, c)) for c in (0, 1)]
+    held = [last(tree.lane(prompts.held_out, c))["mlp.hook_post"] for c in (0, 1)]
     return params, base, seen, held
 
 
 def test_cluster_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_recipe):
     _, _, seen, held = by_hand
-    centroids = clusters.centroids(*held)
+    taus = jax.jit(lambda rows, held: clusters.relative_tau(rows, clusters.centroids(*held)))
     lane = {"method": "dpo", "lr_name": "eta_M", "seed": mini_recipe.seeds[1], "step": 6, "layer": 0, "part": "last"}
     for c, condition in enumerate(("safe", "unsafe")):
-        expected = float(clusters.relative_tau(seen[c]["mlp.hook_post"], centroids).mean())
+        expected = float(np.mean(taus(seen[c]["mlp.hook_post"], held)))
         got = value(rows, analysis="clusters", metric="relative_tau", condition=condition, subset="all", **lane)
         assert got == pytest.approx(expected, rel=RTOL, abs=ATOL)
 
@@ -103,26 +115,24 @@ def test_cluster_rows_are_the_library_on_plain_forward_passes(rows, by_hand, min
 def test_input_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_recipe):
     params, base, seen, _ = by_hand
     before, after = (side["blocks"]["mlp"]["up"] for side in (base, params))
-    space = update_spaces.input_space(before, after - before, inputs=seen[1]["mlp.hook_in"])
+    space = jax.jit(update_spaces.input_space)(before, after - before, inputs=seen[1]["mlp.hook_in"])
     lane = {"method": "dpo", "lr_name": "eta_M", "seed": mini_recipe.seeds[1], "step": 6, "layer": 0, "part": "up"}
     got = value(rows, analysis="input_space", metric="gain", condition="unsafe", subset="all", **lane)
-    assert got == pytest.approx(float(space.gain.mean()), rel=RTOL)
+    assert got == pytest.approx(float(np.mean(space.gain)), rel=RTOL)
 
 
-def test_the_response_is_the_mean_over_its_first_positions(subjects, by_hand, mini_recipe, ready):
-    params = by_hand[0]
-    prompts = tree.lane(subjects.prompts, 1)
-    look = view.view(mini_recipe, ready.world, params, params, prompts, sites=("mlp.hook_post",), key=keys.root(0))
-    seen = look.seen["mlp.hook_post"]
-    config = mini_recipe.model.build(ready.world)
+def test_the_response_is_the_mean_over_its_first_positions(one_seed, activations, mini_recipe, ready):
+    params, _, prompts = one_seed
+    look = partial(view.view, mini_recipe, ready.world, sites=("mlp.hook_post",), key=keys.root(0))
+    run = jax.jit(lambda given, prompts: look(given, given, prompts).seen["mlp.hook_post"])
+    seen = jax.device_get(run(params, prompts))
+    plain = activations(params, tree.lane(prompts.trials, 1).complied.tokens)["mlp.hook_post"]
     for b in range(4):
-        trial = tree.lane(prompts.trials, 1, b)
-        every = gpt.apply(params, trial.complied.tokens[None], config=config, sites=("mlp.hook_post",)).activations[
-            "mlp.hook_post"
-        ][:, 0]
-        start, length = int(last_prompt_index(trial.prompt.length)), int(trial.prompt.length)
+        trial, every = tree.lane(prompts.trials, 1, b), plain[:, b]
+        length = int(trial.prompt.length)
+        start = last_prompt_index(length)
         # Nine positions: eight letters at most, and the stop.
-        expected = np.asarray(every)[:, start : start + min(10, length + 1)].mean(1)
+        expected = every[:, start : start + min(10, length + 1)].mean(1)
         np.testing.assert_allclose(seen.response[:, 1, b], expected, rtol=RTOL, atol=ATOL)
         np.testing.assert_allclose(seen.last[:, 1, b], every[:, start], rtol=RTOL, atol=ATOL)
 
@@ -137,27 +147,31 @@ def test_the_ends_of_every_intervention_are_the_models(rows):
             assert whole == pytest.approx(value(rows, analysis="verdicts", metric="refused", part="", **lane))
 
 
-def test_parts_of_the_update_add_up(subjects, mini_recipe):
+def test_parts_of_the_update_add_up(one_seed):
     """Each of the edits that a study makes builds the tree that its label says, at strengths that are traced."""
-    tuned, base = tree.lane(subjects.models.params, 3, 1), tree.lane(subjects.base, 1)
-    trees = {"base": base, "target": tuned, "other": tuned}
+    tuned, base, _ = one_seed
+    keeps = ("only", "all_but")
+    points = {f"{keep}_{space}": {} for keep in keeps for space in ("null", "range", "random")}
+    points |= {"mlp_matrices": {"alpha": 1.0}, "rank": {"rank": 16}}
+    points |= {"transfer": {"alpha": 1.0}, "whole": {"alpha": 0.0}}
 
-    def built(label, **point):
-        node = default_edits()[label]
-        build = jax.jit(partial(judged.edited, node, key=keys.root(5)))
-        return tree.difference(build(trees, point={name: jnp.asarray(value) for name, value in point.items()}), base)
+    @jax.jit
+    def build(trees, points):
+        edits = default_edits()
+        return {label: judged.edited(edits[label], trees, point=p, key=keys.root(5)) for label, p in points.items()}
 
-    whole = tree.difference(tuned, base)
+    edited = jax.device_get(build({"base": base, "target": tuned, "other": tuned}, points))
+    built = {label: jax.tree.map(np.subtract, params, base) for label, params in edited.items()}
+    whole = jax.tree.map(np.subtract, tuned, base)
+    close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL))
     for space in ("null", "range", "random"):
-        total = jax.tree.map(jnp.add, built(f"only_{space}"), built(f"all_but_{space}"))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), total, whole)
-    both = jax.tree.map(jnp.add, built("only_null"), built("only_range"))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), both, built("mlp_matrices", alpha=1.0))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("rank", rank=16), whole)
-    twice = jax.tree.map(lambda leaf: 2 * leaf, whole)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("transfer", alpha=1.0), twice)
-    nothing = tree.difference(base, base)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=ATOL), built("whole", alpha=0.0), nothing)
+        total = jax.tree.map(np.add, built[f"only_{space}"], built[f"all_but_{space}"])
+        close(total, whole)
+    both = jax.tree.map(np.add, built["only_null"], built["only_range"])
+    close(both, built["mlp_matrices"])
+    close(built["rank"], whole)
+    close(built["transfer"], jax.tree.map(lambda leaf: 2 * leaf, whole))
+    close(built["whole"], jax.tree.map(np.zeros_like, whole))
 
 
 @pytest.mark.slow
