@@ -25,6 +25,16 @@ def trial(request, tiny_world):
     return jax.jit(lambda key: draw(key=key))(jax.random.key(5))
 
 
+@pytest.fixture(scope="module")
+def both(trial):
+    """Its answers in NumPy."""
+    return jax.device_get((trial.complied, trial.refused))
+
+
+# One program, where eager calls would compile one for every operation.
+first_refusal = jax.jit(refusal_depth.first_refusal)
+
+
 def plain_prefilled(complied, refused, depth):
     """One row: walks over the judged targets and hands out the first ``depth`` of the complied answer."""
     tokens, targets, mask = (np.array(leaf) for leaf in (refused.tokens, refused.targets, refused.mask))
@@ -59,26 +69,26 @@ def test_prefilled_answers_match_a_loop(trial, depth):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_a_prefilled_batch_is_a_sequence(trial, depth):
-    got = prefill.prefilled(trial.complied, trial.refused, depth=depth)
+def test_a_prefilled_batch_is_a_sequence(trial, both, depth):
+    got = jax.device_get(prefill.prefilled(trial.complied, trial.refused, depth=depth))
     np.testing.assert_array_equal(got.tokens[:, 1:], got.targets[:, :-1])
     length = np.asarray(trial.prompt.length)
     for row, end in enumerate(length + 7):
-        np.testing.assert_array_equal(got.tokens[row, :end], trial.complied.tokens[row, :end])
+        np.testing.assert_array_equal(got.tokens[row, :end], both[0].tokens[row, :end])
 
 
 def test_nothing_given_is_the_refusal_and_everything_given_scores_nothing(trial):
     nothing = prefill.prefilled(trial.complied, trial.refused, depth=0)
     jax.tree.map(np.testing.assert_array_equal, nothing, trial.refused)
     everything = prefill.prefilled(trial.complied, trial.refused, depth=25)
-    assert not everything.mask.any()
+    assert not np.asarray(everything.mask).any()
     judged = np.asarray(trial.complied.mask)
     np.testing.assert_array_equal(np.asarray(everything.targets)[judged], np.asarray(trial.complied.targets)[judged])
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_compliance_is_scored_after_the_given_tokens(trial, depth):
-    got = prefill.complied_after(trial.complied, depth=depth)
+    got = jax.device_get(prefill.complied_after(trial.complied, depth=depth))
     np.testing.assert_array_equal(got.tokens, trial.complied.tokens)
     np.testing.assert_array_equal(got.targets, trial.complied.targets)
     for row, mask in enumerate(np.asarray(trial.complied.mask)):
@@ -86,10 +96,10 @@ def test_compliance_is_scored_after_the_given_tokens(trial, depth):
 
 
 def test_depth_may_be_traced(trial):
-    depths = jnp.asarray(DEPTHS)
+    depths = np.asarray(DEPTHS)
     mixed = jax.jit(lambda n: jax.lax.map(lambda k: prefill.prefilled(trial.complied, trial.refused, depth=k), n))
-    after = jax.vmap(lambda k: prefill.complied_after(trial.complied, depth=k))(depths)
-    got = mixed(depths)
+    batched = jax.jit(jax.vmap(lambda k: prefill.complied_after(trial.complied, depth=k)))
+    got, after = jax.device_get((mixed(depths), batched(depths)))
     for i, depth in enumerate(DEPTHS):
         expected = prefill.prefilled(trial.complied, trial.refused, depth=depth)
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda leaf, i=i: leaf[i], got), expected)
@@ -102,7 +112,7 @@ def test_first_refusals_match_a_loop(trial):
     true, null = (np.asarray(side.targets) for side in (trial.complied, trial.refused))
     noise = rng.integers(0, true.max() + 1, true.shape)
     predicted = np.choose(rng.choice(3, size=true.shape, p=[0.75, 0.1, 0.15]), [true, null, noise])
-    got = refusal_depth.first_refusal(jnp.asarray(predicted, jnp.int32), complied=trial.complied, refused=trial.refused)
+    got = first_refusal(predicted.astype(np.int32), complied=trial.complied, refused=trial.refused)
     expected = [
         plain_first_refusal(*row) for row in zip(predicted, rows(trial.complied), rows(trial.refused), strict=True)
     ]
@@ -113,7 +123,7 @@ def test_first_refusals_match_a_loop(trial):
 
 def test_a_model_that_answers_as_told_never_refuses_and_one_that_refuses_does_at_once(trial):
     complies, refuses = (
-        refusal_depth.first_refusal(side.targets, complied=trial.complied, refused=trial.refused)
+        np.asarray(first_refusal(side.targets, complied=trial.complied, refused=trial.refused))
         for side in (trial.complied, trial.refused)
     )
     np.testing.assert_array_equal(complies, -1)
@@ -129,11 +139,12 @@ ROWS, WINDOW, START, VOCAB = 3000, 7, 2, 3
 @pytest.fixture(scope="module")
 def chance():
     """Random answers of four tokens to random prompts, and a model so small that it is often right by chance."""
-    draws = [jax.random.randint(key, (ROWS, WINDOW + 1), 0, VOCAB) for key in jax.random.split(jax.random.key(0))]
-    same_prompt = jnp.where(jnp.arange(WINDOW + 1)[None, :] < START, draws[0], draws[1])
-    mask = jnp.tile((jnp.arange(WINDOW) >= START - 1) & (jnp.arange(WINDOW) < START + 3), (ROWS, 1))
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, VOCAB, (2, ROWS, WINDOW + 1), np.int32)
+    same_prompt = np.where(np.arange(WINDOW + 1) < START, draws[0], draws[1])
+    mask = np.tile((np.arange(WINDOW) >= START - 1) & (np.arange(WINDOW) < START + 3), (ROWS, 1))
     batches = [Batch(tokens=s[:, :-1], targets=s[:, 1:], mask=mask) for s in (draws[0], same_prompt)]
-    table = {"table": jax.random.normal(jax.random.key(1), (WINDOW + 1, VOCAB, VOCAB))}
+    table = {"table": rng.normal(size=(WINDOW + 1, VOCAB, VOCAB)).astype(np.float32)}
     return *batches, table
 
 
@@ -142,17 +153,31 @@ def markov(params, tokens):
     return params["table"][jnp.arange(tokens.shape[1])[None, :], tokens]
 
 
+@jax.jit
+def given(complied, refused, depth):
+    return prefill.prefilled(complied, refused, depth=depth), prefill.complied_after(complied, depth=depth)
+
+
+@jax.jit
+def judged(table, batch):
+    return losses.exact_match(losses.correct(markov(table, batch.tokens), batch.targets), batch.mask)
+
+
+@partial(jax.jit, static_argnames="count")
+def generated(table, sequence, prompt, count):
+    return generation.generate((table, adapted(markov, max_tokens=WINDOW + 1)), sequence, mask=prompt, count=count)
+
+
 @pytest.mark.parametrize("depth", range(4))
 def test_recovering_from_a_prefill_is_what_greedy_decoding_emits(chance, depth):
     complied, refused, table = chance
-    mixed, after = prefill.prefilled(complied, refused, depth=depth), prefill.complied_after(complied, depth=depth)
-    model, prompt = adapted(markov, max_tokens=WINDOW + 1), jnp.tile(jnp.arange(WINDOW + 1) < START + depth, (ROWS, 1))
-    sequence = jnp.concatenate([complied.tokens, complied.targets[:, -1:]], axis=1)
-    emitted = np.asarray(generation.generate((table, model), sequence, mask=prompt, count=4 - depth))
+    mixed, after = given(complied, refused, depth)
+    prompt = np.tile(np.arange(WINDOW + 1) < START + depth, (ROWS, 1))
+    sequence = np.concatenate([complied.tokens, complied.targets[:, -1:]], axis=1)
+    emitted = np.asarray(generated(table, sequence, prompt, 4 - depth))
     for batch, side in ((mixed, refused), (after, complied)):
-        ok = losses.correct(markov(table, batch.tokens), batch.targets)
-        verdict = losses.exact_match(ok, batch.mask)
-        expected = (emitted == np.asarray(side.targets)[:, START + depth - 1 : START + 3]).all(1)
+        verdict = np.asarray(judged(table, batch))
+        expected = (emitted == side.targets[:, START + depth - 1 : START + 3]).all(1)
         np.testing.assert_array_equal(verdict, expected)
         # Chance gives 3^-(4 - depth) of the rows.
         assert 0.3 < verdict.mean() * VOCAB ** (4 - depth) < 3

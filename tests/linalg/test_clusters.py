@@ -21,15 +21,26 @@ KEPT, OTHERS = np.array([1, 0, 1, 1, 0, 1, 1]), np.array([0, 1, 1, 0, 1, 0, 0, 1
 
 
 # Jitted, which compiles faster than all the operations one by one; test_jitted_is_eager compares the two.
-tau = jax.jit(clusters.tau, static_argnames="form")
+def one_program(function, **options):
+    """Results in NumPy."""
+    compiled = jax.jit(function, **options)
+    return lambda *args, **kwargs: jax.device_get(compiled(*args, **kwargs))
+
+
+tau = one_program(clusters.tau, static_argnames="form")
 relative_tau, separation, leading_share, centroids = map(
-    jax.jit,
+    one_program,
     (clusters.relative_tau, clusters.separation, clusters.leading_share, clusters.centroids),
 )
 
 
 def f32(values):
-    return jnp.asarray(values, jnp.float32)
+    return np.asarray(values, np.float32)
+
+
+def concrete(given):
+    """What public functions want where no program hides the arrays."""
+    return jax.tree.map(jnp.asarray, given)
 
 
 def draw(seed=0):
@@ -62,6 +73,9 @@ def measure(safe, unsafe, safe_weights, unsafe_weights):
     }
 
 
+measured, measured_lanes = one_program(measure), one_program(jax.vmap(measure))
+
+
 def plain_tau(activations, safe, unsafe, form):
     taus = np.zeros(activations.shape[:2])
     for layer, sample in np.ndindex(*taus.shape):
@@ -89,33 +103,33 @@ def plain_separation(safe, unsafe, distance):
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
 def test_masked_mean_is_the_mean_of_the_subset(dtype):
     safe, _ = draw()
-    got = masked_mean(f32(safe), weights=jnp.asarray(KEPT.astype(dtype)))
+    weights, safe = KEPT.astype(dtype), f32(safe)
+    got = centroids(safe, safe, safe_weights=weights, unsafe_weights=weights).safe
     np.testing.assert_allclose(got, safe[:, KEPT == 1].mean(1, dtype=float), rtol=RTOL)
-    np.testing.assert_allclose(masked_mean(f32(safe)), safe.mean(1, dtype=float), rtol=RTOL)
+    np.testing.assert_allclose(centroids(safe, safe).safe, safe.mean(1, dtype=float), rtol=RTOL)
 
 
 def test_what_is_left_out_may_be_anything():
     safe, unsafe = draw()
-    weights = jnp.asarray(KEPT), jnp.asarray(OTHERS)
-    expected = jax.jit(measure)(f32(safe), f32(unsafe), *weights)
+    expected = measured(f32(safe), f32(unsafe), KEPT, OTHERS)
     safe[:, KEPT == 0], unsafe[:, OTHERS == 0] = np.nan, np.inf
-    got = jax.jit(measure)(f32(safe), f32(unsafe), *weights)
+    got = measured(f32(safe), f32(unsafe), KEPT, OTHERS)
     for name in ("centroids", "separation", "shares"):
         jax.tree.map(np.testing.assert_array_equal, got[name], expected[name])
     # Outside of jit, where values are checked, too.
-    mean = masked_mean(f32(unsafe), weights=weights[1])
+    mean = masked_mean(*concrete((f32(unsafe), OTHERS)))
     np.testing.assert_array_equal(mean, got["centroids"].unsafe)
 
 
 def test_the_mean_of_many_samples_far_from_zero_keeps_its_digits():
     values = (1e4 + np.random.default_rng(1).normal(size=(1, 4096, 64))).astype(np.float32)
     # One rounding of the result: half of float32's spacing at 1e4.
-    np.testing.assert_allclose(masked_mean(f32(values)), values.mean(1, dtype=float), rtol=0, atol=5e-4)
+    np.testing.assert_allclose(centroids(values, values).safe, values.mean(1, dtype=float), rtol=0, atol=5e-4)
 
 
 def test_centroids_are_the_means_of_the_classes():
     safe, unsafe = draw()
-    weights = {"safe_weights": jnp.asarray(KEPT), "unsafe_weights": jnp.asarray(OTHERS == 1)}
+    weights = {"safe_weights": KEPT, "unsafe_weights": OTHERS == 1}
     got = centroids(f32(safe), f32(unsafe), **weights)
     np.testing.assert_allclose(got.safe, safe[:, KEPT == 1].mean(1, dtype=float), rtol=RTOL)
     np.testing.assert_allclose(got.unsafe, unsafe[:, OTHERS == 1].mean(1, dtype=float), rtol=RTOL)
@@ -135,7 +149,7 @@ def test_tau_matches_numpy(form):
 @pytest.mark.parametrize("form", ["euclidean", "cosine"])
 def test_tau_is_positive_at_the_safe_mean_and_negative_at_the_unsafe_one(form):
     middle = means(*draw())
-    ends = jnp.stack([middle.safe, middle.unsafe], axis=1)
+    ends = np.stack([middle.safe, middle.unsafe], axis=1)
     got = tau(ends, middle, form=form)
     assert (got[:, 0] > 0).all() and (got[:, 1] < 0).all()
     if form == "euclidean":
@@ -171,8 +185,8 @@ def test_cosine_tau_of_nearly_parallel_means_keeps_its_digits():
 def test_relative_tau_has_no_unit(scale):
     safe, unsafe = draw()
     expected = relative_tau(f32(unsafe), means(safe, unsafe))
-    middle = Centroids(*(m * scale for m in (means(safe, unsafe).safe, means(safe, unsafe).unsafe)))
-    np.testing.assert_allclose(relative_tau(f32(unsafe) * scale, middle), expected, rtol=RTOL, atol=RTOL)
+    middle = Centroids(*(m * f32(scale) for m in (means(safe, unsafe).safe, means(safe, unsafe).unsafe)))
+    np.testing.assert_allclose(relative_tau(f32(unsafe) * f32(scale), middle), expected, rtol=RTOL, atol=RTOL)
     assert (np.abs(expected) <= 1).all()
 
 
@@ -181,13 +195,14 @@ def test_cosine_tau_ignores_the_length_of_a_sample():
     middle = means(*draw())
     one, ten = (tau(f32(scale * unsafe), middle, form="cosine") for scale in (1, 10))
     np.testing.assert_allclose(one, ten, rtol=RTOL, atol=SAME)
-    assert np.isnan(tau(jnp.zeros((L, 1, F)), middle, form="cosine")).all()
+    assert np.isnan(tau(np.zeros_like(unsafe), middle, form="cosine")).all()
 
 
 def test_tau_has_the_gradient_of_finite_differences():
     safe, unsafe = draw()
+    middle = concrete(means(safe, unsafe))
     for form in ("euclidean", "cosine"):
-        function = partial(lambda a, form: tau(jnp.asarray(a), means(safe, unsafe), form=form), form=form)
+        function = jax.jit(lambda a, form=form: clusters.tau(a, middle, form=form))
         check_grads(function, (f32(unsafe),), order=1, modes=("rev",), rtol=2e-2, atol=1e-2)
 
 
@@ -198,7 +213,7 @@ def test_separation_matches_numpy():
     safe, unsafe = draw()
     middle = means(safe, unsafe)
     taus = tau(f32(safe), middle), tau(f32(unsafe), middle)
-    weights = {"safe_weights": jnp.asarray(KEPT), "unsafe_weights": jnp.asarray(OTHERS)}
+    weights = {"safe_weights": KEPT, "unsafe_weights": OTHERS}
     got = separation(*taus, centroids=middle, **weights)
     distance = np.linalg.norm(np.asarray(middle.safe - middle.unsafe, float), axis=-1)
     for layer in range(L):
@@ -209,7 +224,7 @@ def test_separation_matches_numpy():
 
 def test_samples_at_their_means_are_wholly_separated():
     middle = means(*draw())
-    samples = jnp.repeat(middle.safe[:, None], 3, axis=1), jnp.repeat(middle.unsafe[:, None], 4, axis=1)
+    samples = np.repeat(middle.safe[:, None], B, axis=1), np.repeat(middle.unsafe[:, None], C, axis=1)
     got = separation(*(tau(s, middle) for s in samples), centroids=middle)
     np.testing.assert_allclose(got.gap, 2 * got.distance, rtol=RTOL)
     np.testing.assert_allclose(got.relative_gap, 1, rtol=RTOL)
@@ -220,7 +235,7 @@ def test_samples_at_their_means_are_wholly_separated():
 
 def test_means_that_coincide_separate_nothing():
     _, unsafe = draw()
-    middle = Centroids(jnp.ones((L, F)), jnp.ones((L, F)))
+    middle = Centroids(f32(np.ones((L, F))), f32(np.ones((L, F))))
     equal = tau(f32(unsafe), middle)
     np.testing.assert_array_equal(equal, 0)
     got = separation(equal, equal, centroids=middle)
@@ -230,7 +245,7 @@ def test_means_that_coincide_separate_nothing():
 
 
 def test_accuracy_is_balanced_and_a_tie_counts_half():
-    middle = Centroids(jnp.ones((1, 1)), -jnp.ones((1, 1)))
+    middle = Centroids(f32([[1]]), f32([[-1]]))
     got = separation(f32([[2, 0]]), f32([[-1, -1, -1, 1, 1, 1, 1, -1]]), centroids=middle)
     np.testing.assert_allclose(got.accuracy, (0.75 + 0.5) / 2)
 
@@ -239,7 +254,7 @@ def test_accuracy_is_balanced_and_a_tie_counts_half():
 def test_an_effect_size_takes_two_samples_of_each_class(count):
     safe, unsafe = draw()
     middle = means(safe, unsafe)
-    few = jnp.arange(B) < count
+    few = np.arange(B) < count
     taus = tau(f32(safe), middle), tau(f32(unsafe), middle)
     got = separation(*taus, centroids=middle, safe_weights=few)
     assert np.isfinite(got.effect_size).all() == (count == 2)
@@ -265,7 +280,7 @@ def test_leading_share_matches_numpy(shape):
     rng = np.random.default_rng(4)
     values = (5 + rng.normal(size=shape)).astype(np.float32)
     kept = rng.random(12) < 0.6
-    got = leading_share(f32(values), weights=jnp.asarray(kept))
+    got = leading_share(f32(values), weights=kept)
     for layer in range(L):
         chosen = values[layer, kept].astype(float)
         spectrum = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(chosen.T)), 0))
@@ -277,25 +292,25 @@ def test_a_cluster_on_a_line_has_one_direction():
     rng = np.random.default_rng(5)
     line = f32(rng.normal(size=(1, 1, F)) + rng.normal(size=(1, 6, 1)) * rng.normal(size=(1, 1, F)))
     np.testing.assert_allclose(leading_share(line), [[1], [1]], rtol=1e-5)
-    pair = jnp.asarray([1, 0, 0, 1, 0, 0])
+    pair = np.asarray([1, 0, 0, 1, 0, 0])
     np.testing.assert_allclose(leading_share(f32(rng.normal(size=(1, 6, F))), weights=pair), [[1], [1]])
 
 
 def test_a_simplex_spreads_evenly():
-    np.testing.assert_allclose(leading_share(jnp.eye(5)[None]), [[1 / 4], [1 / 4]], rtol=RTOL)
+    np.testing.assert_allclose(leading_share(f32(np.eye(5))[None]), [[1 / 4], [1 / 4]], rtol=RTOL)
 
 
 def test_the_share_has_no_unit():
     _, unsafe = draw()
-    one, tiny = (leading_share(f32(unsafe) * scale) for scale in (1, 1e-25))
+    one, tiny = (leading_share(f32(unsafe) * f32(scale)) for scale in (1, 1e-25))
     np.testing.assert_allclose(one, tiny, rtol=RTOL)
 
 
 @pytest.mark.parametrize("weights", [[1, 0, 0], [1, 1, 0], [1, 1, 1]], ids=["one sample", "all the same", "rounding"])
 def test_a_point_has_no_spectrum(weights):
-    same = jnp.full((1, 3, 4), 0.1)
-    nearly = same.at[0, 2, 1].set(jnp.nextafter(same[0, 2, 1], jnp.float32(1)))
-    assert np.isnan(leading_share(nearly, weights=jnp.asarray(weights))).all()
+    nearly = f32(np.full((1, 3, 4), 0.1))
+    nearly[0, 2, 1] = np.nextafter(nearly[0, 2, 1], np.float32(1))
+    assert np.isnan(leading_share(nearly, weights=np.asarray(weights))).all()
 
 
 # Transformations
@@ -303,31 +318,36 @@ def test_a_point_has_no_spectrum(weights):
 
 def lanes():
     rng = np.random.default_rng(6)
-    weights = [(jnp.asarray(rng.random(B) < 0.7), jnp.asarray(rng.random(C) < 0.7)) for _ in range(3)]
+    weights = [(rng.random(B) < 0.7, rng.random(C) < 0.7) for _ in range(3)]
     return [(*map(f32, draw(seed)), *pair) for seed, pair in enumerate(weights)]
+
+
+def stacked(lanes):
+    return [np.stack(arrays) for arrays in zip(*lanes, strict=True)]
 
 
 def test_jitted_is_eager():
     given = lanes()[0]
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=SAME, atol=SAME), jax.jit(measure)(*given), measure(*given))
+    close = partial(np.testing.assert_allclose, rtol=SAME, atol=SAME)
+    jax.tree.map(close, measured(*given), measure(*concrete(given)))
 
 
 def test_vmapped_is_looped():
     given = lanes()
-    batched, one = jax.jit(jax.vmap(measure))(*tree.stack(given)), jax.jit(measure)
+    batched = measured_lanes(*stacked(given))
     for lane, arguments in enumerate(given):
         close = partial(np.testing.assert_allclose, rtol=SAME, atol=SAME)
-        jax.tree.map(close, tree.lane(batched, lane), one(*arguments))
+        jax.tree.map(close, tree.lane(batched, lane), measured(*arguments))
 
 
 def test_a_dead_lane_is_nan_and_leaves_the_others_alone():
     given = lanes()
-    expected = jax.jit(measure)(*given[0])
-    dead = (jnp.full_like(given[1][0], jnp.nan), jnp.full_like(given[1][1], jnp.nan), *given[1][2:])
-    batched = jax.jit(jax.vmap(measure))(*tree.stack([given[0], dead]))
+    dead = (np.full_like(given[1][0], np.nan), np.full_like(given[1][1], np.nan), *given[1][2:])
+    batched = measured_lanes(*stacked([given[0], dead, given[2]]))
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(tree.lane(batched, 1)))
     close = partial(np.testing.assert_allclose, rtol=SAME, atol=SAME)
-    jax.tree.map(close, tree.lane(batched, 0), expected)
+    for lane in (0, 2):
+        jax.tree.map(close, tree.lane(batched, lane), measured(*given[lane]))
 
 
 def test_a_traced_empty_class_is_nan():
@@ -352,46 +372,50 @@ def test_statistics_are_at_least_float32():
 
 
 def test_a_class_without_samples_is_refused():
-    safe, unsafe = map(f32, draw())
-    nothing, middle = safe[:, :0], means(*draw())
+    safe, unsafe = draw()
+    none, empty, tau_safe, tau_unsafe = concrete((safe[:, :0], np.zeros(B, bool), safe[..., 0], unsafe[:, :0, 0]))
+    safe, unsafe, middle = concrete((safe, unsafe, means(safe, unsafe)))
     with pytest.raises(ValueError, match="empty class: safe holds no samples"):
-        clusters.centroids(nothing, unsafe)
+        clusters.centroids(none, unsafe)
     with pytest.raises(ValueError, match=f"empty class: weights of unsafe choose none of {C} samples"):
-        clusters.centroids(safe, unsafe, unsafe_weights=jnp.zeros(C))
+        clusters.centroids(safe, unsafe, unsafe_weights=jnp.asarray(f32(np.zeros(C))))
     with pytest.raises(ValueError, match="empty class: weights of safe choose none"):
-        masked_mean(safe, weights=jnp.zeros(B, bool))
+        masked_mean(safe, weights=empty)
     with pytest.raises(ValueError, match="empty class: weights of activations choose none"):
-        clusters.leading_share(safe, weights=jnp.zeros(B, bool))
+        clusters.leading_share(safe, weights=empty)
     with pytest.raises(ValueError, match="empty class: tau_unsafe holds no samples"):
-        clusters.separation(safe[..., 0], unsafe[:, :0, 0], centroids=middle)
+        clusters.separation(tau_safe, tau_unsafe, centroids=middle)
 
 
 def test_weights_are_a_mask():
     with pytest.raises(ValueError, match="weights of safe hold other values than 0 and 1"):
-        masked_mean(f32(draw()[0]), weights=jnp.full(B, 0.5))
+        masked_mean(*concrete((draw()[0], f32(np.full(B, 0.5)))))
 
 
 def test_concrete_weights_are_checked_inside_a_traced_function():
-    safe, nothing = f32(draw()[0]), jnp.zeros(B)
+    safe, nothing = concrete((draw()[0], f32(np.zeros(B))))
     with pytest.raises(ValueError, match="empty class"):
         jax.jit(lambda a: masked_mean(a, weights=nothing))(safe)
 
 
 def test_values_that_are_not_finite_are_named():
-    safe, unsafe = map(f32, draw())
-    bad, middle = safe.at[0, 1, 2].set(jnp.nan), means(*draw())
+    safe, unsafe = draw()
+    middle, broken, bad = concrete(means(safe, unsafe)), means(safe, unsafe), safe.copy()
+    bad[0, 1, 2], broken.unsafe[0, 0] = np.nan, np.inf
+    bad_taus, taus = concrete((bad[..., 2], unsafe[..., 2]))
+    bad, broken, safe, unsafe = concrete((bad, broken, safe, unsafe))
     with pytest.raises(ValueError, match="safe holds values that are not finite"):
         clusters.centroids(bad, unsafe)
     with pytest.raises(ValueError, match="activations holds values that are not finite"):
         clusters.tau(bad, middle)
     with pytest.raises(ValueError, match="unsafe mean holds values that are not finite"):
-        clusters.tau(safe, middle.replace(unsafe=middle.unsafe.at[0, 0].set(jnp.inf)))
+        clusters.tau(safe, broken)
     with pytest.raises(ValueError, match="tau_safe holds values that are not finite"):
-        clusters.separation(bad[..., 2], unsafe[..., 2], centroids=middle)
+        clusters.separation(bad_taus, taus, centroids=middle)
     with pytest.raises(ValueError, match="activations holds values that are not finite"):
         clusters.leading_share(bad)
 
 
 def test_an_unknown_form_is_named(unchecked):
     with pytest.raises(ValueError, match=r"unknown form of tau 'cosin': .*did you mean 'cosine'"):
-        clusters.tau(f32(draw()[0]), means(*draw()), form="cosin")
+        clusters.tau(*concrete((draw()[0], means(*draw()))), form="cosin")

@@ -180,14 +180,15 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     s, seed = 1, mini_recipe.seeds[1]
     base = tree.lane(subjects.base, s)
     # Two safe and two unsafe prompts.
-    trials = jax.tree.map(lambda leaf: jnp.concatenate([leaf[s, 0, :2], leaf[s, 1, :2]]), subjects.prompts.trials)
+    drawn = jax.device_get(subjects.prompts.trials)
+    trials = jax.tree.map(lambda leaf: jnp.asarray(np.concatenate([leaf[s, 0, :2], leaf[s, 1, :2]])), drawn)
     batch = world.preferences(trials)
     assert trials.unsafe.tolist() == [False, False, True, True]
     flat = []
     model = lanes.model_of(mini_recipe, ready.world)
     for method in mini_recipe.tune.methods.values():
         loss = objective.make_loss(method.load(), model, method.options, reference=base, key=keys.root(0))
-        gradient = jax.grad(lambda p, loss=loss: loss(p, batch)[0])(base)
+        gradient = jax.jit(jax.grad(lambda p, loss=loss: loss(p, batch)[0]))(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
     expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))
     got = value(rows, analysis="gradients", metric="gradient_cosine", method="pretrained", seed=seed, part="sft~dpo")
