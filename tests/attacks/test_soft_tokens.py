@@ -421,6 +421,9 @@ def test_bad_counts_are_named():
     rows, mask, at = (jnp.asarray(np.zeros(*given)) for given in (((1, 4), np.float32), ((1, 4), bool), (1, np.int32)))
     with pytest.raises(ValueError, match="count: got 5, expected from 0 to 4, the soft tokens there are"):
         soft_tokens.insert(rows, rows, at=at, count=jnp.int32(5))
+    for count in (0, 4):
+        assert jax.eval_shape(partial(soft_tokens.insert, count=count), rows, rows, at=at).shape == (1, 4)
     for shift in (soft_tokens.shifted_mask, soft_tokens.fits, partial(soft_tokens.shifted, fill=0)):
         with pytest.raises(ValueError, match="count: got -1, expected at least 0"):
             shift(mask, at=at, count=-1)
+        jax.eval_shape(partial(shift, count=0), mask, at=at)

@@ -291,10 +291,12 @@ def test_bad_samples_are_named(measure):
         given, places = concrete((embeddings, {"position": position, "prompt": prompt}))
         getattr(sensitivity, measure)(forward, given, **places, **options)
 
+    broken = embeddings.copy()
+    broken[1, 0, 0] = np.inf
     with pytest.raises(ValueError, match="embeddings hold 0 prompts, expected at least 1"):
         run(embeddings[:0], position[:0], prompt[:0])
     with pytest.raises(ValueError, match="embeddings hold values that are not finite"):
-        run(np.where(np.arange(B)[:, None, None] == 1, np.float32(np.inf), embeddings))
+        run(broken)
     for outside in (-1, T):
         with pytest.raises(ValueError, match=f"position is {outside}, expected 0 to {T - 1}"):
             run(position=np.where(np.arange(B) == 1, outside, position))
