@@ -141,7 +141,7 @@ def tiny_config(tiny_world: worlds.World) -> gpt.GPTConfig:
 @pytest.fixture(scope="session")
 def tiny_gpt(tiny_config: gpt.GPTConfig) -> dict:
     """Its parameters."""
-    return gpt.init(tiny_config, key=keys.root(1))
+    return jax.jit(lambda key: gpt.init(tiny_config, key=key))(keys.root(1))
 
 
 @pytest.fixture(scope="session")

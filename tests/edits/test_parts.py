@@ -17,7 +17,7 @@ from jaxsafety.models import gpt
 ATOL = 1e-5
 LAYERS, WIDTH, WIDER = 3, 4, 6
 ENERGY = 0.8
-STATIC = {"part", "pattern", "keep", "energy"}
+STATIC = {"part", "space", "pattern", "keep", "energy", "method"}
 KEPT = ("only", "all_but")
 
 
@@ -26,11 +26,12 @@ def one_program(function):
     return jax.jit(function, static_argnames=tuple(STATIC & set(inspect.signature(function).parameters)))
 
 
-EAGER = {
-    "null": space_part.null_part,
-    "range": space_part.range_part,
-    "random": partial(space_part.random_part, key=jax.random.key(5)),
-}
+def splits_of(split):
+    names = {"null": "null_space", "range": "range", "random": "random"}
+    return {name: partial(split, space=space, key=jax.random.key(5)) for name, space in names.items()}
+
+
+EAGER = splits_of(space_part.space_part)
 
 
 def every_split(base, delta, pattern, energy=ENERGY):
@@ -46,16 +47,10 @@ compiled = SimpleNamespace(
     transferred=one_program(transferred.transferred),
     rank_part=one_program(rank_part.rank_part),
     layer_part=one_program(layer_part.layer_part),
-    null_part=one_program(space_part.null_part),
-    range_part=one_program(space_part.range_part),
-    random_part=one_program(space_part.random_part),
+    space_part=one_program(space_part.space_part),
     every_split=one_program(every_split),
 )
-SPLITS = {
-    "null": compiled.null_part,
-    "range": compiled.range_part,
-    "random": partial(compiled.random_part, key=jax.random.key(5)),
-}
+SPLITS = splits_of(compiled.space_part)
 DRAWS = 2000
 UP, DOWN, Q = "blocks/mlp/up", "blocks/mlp/down", "blocks/attn/q"
 
@@ -218,7 +213,7 @@ def test_the_energy_decides_how_much_is_range(energy, rank):
     """Singular values 4, 2, 0.5, 0: shares of the energy 0.79, 0.20 and 0.01."""
     matrix = np.diag(np.asarray([4.0, 2.0, 0.5, 0.0], np.float32))[None]
     base, delta = ({"blocks": {"mlp": {"up": leaf}}} for leaf in (matrix, np.ones((1, 4, 4), np.float32)))
-    got = compiled.null_part(base, delta, energy=energy, keep="only")["blocks"]["mlp"]["up"]
+    got = SPLITS["null"](base, delta, energy=energy, keep="only")["blocks"]["mlp"]["up"]
     np.testing.assert_allclose(np.asarray(got)[0], np.tile(np.arange(4) >= rank, (4, 1)), atol=ATOL)
 
 
@@ -250,7 +245,7 @@ def projectors(base):
     trees = [{"blocks": {"attn": {"q": leaf}}} for leaf in (query, eye)]
 
     def one(key, base, delta):
-        return compiled.random_part(base, delta, energy=ENERGY, pattern=Q, keep="only", key=key)
+        return compiled.space_part(base, delta, space="random", energy=ENERGY, pattern=Q, keep="only", key=key)
 
     drawn = jax.jit(jax.vmap(one, in_axes=(0, None, None)))(jax.random.split(jax.random.key(0), DRAWS), *trees)
     return np.asarray(drawn["blocks"]["attn"]["q"]), np.asarray(plain_projectors(query, ENERGY)[1])
@@ -278,7 +273,9 @@ def test_the_random_subspace_is_uniform_and_each_layer_draws_its_own(projectors)
 def test_matrices_draw_their_own_random_subspaces(base):
     twins = {"blocks": {"attn": {name: base["blocks"]["attn"]["q"] for name in "qv"}}}
     given = {"pattern": tree.MATRICES, "energy": ENERGY, "keep": "only"}
-    got = jax.device_get(compiled.random_part(twins, twins, key=jax.random.key(0), **given)["blocks"]["attn"])
+    got = jax.device_get(
+        compiled.space_part(twins, twins, space="random", key=jax.random.key(0), **given)["blocks"]["attn"]
+    )
     assert np.abs(got["q"] - got["v"]).max() > 0.01
 
 
@@ -373,9 +370,13 @@ def test_bad_parts_are_named(base, delta, unchecked):
     with pytest.raises(ValueError, match=r"unknown part 'Up'"):
         scaled.scaled(base, delta, alpha=1.0, part="Up")
     with pytest.raises(ValueError, match=r"unknown keep 'all'.*only, all_but"):
-        compiled.null_part(base, delta, keep="all")
+        SPLITS["null"](base, delta, keep="all")
     with pytest.raises(ValueError, match=r"no parameter path matches 'blocks/moe/.*'; the paths are blocks/attn/k, "):
         scaled.tree_part(delta, "blocks/moe/.*")
+    with pytest.raises(ValueError, match=r"unknown space 'null': expected one of null_space, range, random"):
+        space_part.space_part(base, delta, "null", keep="only")
+    with pytest.raises(ValueError, match="space 'random' got no key"):
+        space_part.space_part(base, delta, "random", keep="only")
 
 
 @pytest.mark.parametrize("name", list(SPLITS))

@@ -325,6 +325,7 @@ def stacked(lanes):
     return [np.stack(arrays) for arrays in zip(*lanes, strict=True)]
 
 
+@pytest.mark.slow
 def test_jitted_is_eager():
     given = lanes()[0]
     close = partial(np.testing.assert_allclose, rtol=SAME, atol=SAME)

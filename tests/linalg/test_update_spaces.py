@@ -364,6 +364,7 @@ def close(left, right):
     np.testing.assert_allclose(left, right, rtol=SAME, atol=SAME)
 
 
+@pytest.mark.slow
 def test_jitted_is_eager():
     jax.tree.map(close, measured(*case()), measure(*concrete(*case())))
 

@@ -38,17 +38,16 @@ def frame(
     ``method`` is ``pretrained`` or ``tuned``; values are numbers, or arrays of one length, along which ``columns``
     ``[rows]`` vary; ``labels`` are columns that are the same for all rows.
     """
-    frames = [pl.DataFrame(schema=results.ANALYSIS_SCHEMA)]
+    shared, found = _ABSENT | dict(labels) | {"method": method}, {name: [] for name in results.ANALYSIS_SCHEMA}
     for (analysis, metric), given in values.items():
         array = np.atleast_1d(np.asarray(given, np.float64))
         kept = np.isfinite(array)
-        named = _ABSENT | dict(labels) | {"method": method, "analysis": analysis, "metric": metric}
-        filled = {name: [named[name]] * int(kept.sum()) for name in results.ANALYSIS_SCHEMA if name in named}
-        filled |= {name: np.asarray(column)[kept] for name, column in columns.items()} | {"value": array[kept]}
-        frames.append(
-            pl.DataFrame(filled, schema_overrides=results.ANALYSIS_SCHEMA).select(list(results.ANALYSIS_SCHEMA))
-        )
-    return pl.concat(frames)
+        varied = {name: np.asarray(column)[kept].tolist() for name, column in columns.items()}
+        same = shared | {"analysis": analysis, "metric": metric}
+        varied["value"] = array[kept].tolist()
+        for name, cells in found.items():
+            cells += varied[name] if name in varied else [same[name]] * len(varied["value"])
+    return pl.DataFrame(found, schema=results.ANALYSIS_SCHEMA)
 
 
 def means(method: str, values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]) -> pl.DataFrame:

@@ -162,6 +162,7 @@ def test_bad_options(options, message):
         replace(WeightsConfig(), **options)
 
 
+@pytest.mark.slow
 def test_jitted_is_eager(params, key):
     before, after = (jnp.asarray(side["blocks"]["mlp"]["up"][0]) for side in params)
     options = {"energy": 0.9, "method": "full", "rank": 4}
