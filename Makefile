@@ -6,11 +6,12 @@ STAMP = $(VENV)/.installed
 
 .PHONY: demo test test-slow test-faults bench lint clean
 
+# Python keeps what it compiles, whatever the shell says: a study and its tests start many processes.
+export PYTHONDONTWRITEBYTECODE =
+
 demo: $(STAMP)
 	$(BIN)/jaxsafety run experiments/quick.yaml
 
-# Python keeps what it compiles, whatever the shell says: the tests start many processes.
-test test-slow test-faults: export PYTHONDONTWRITEBYTECODE =
 # Two runs side by side: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the
 # longest part. The small one's words come last.
 test: $(STAMP)
@@ -35,8 +36,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("jaxsafety needs Python >= 3.11, got " + sys.version.split()[0] + ": set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[report,llama,test,lint]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[report,llama,test,lint]" --constraint constraints.txt
 	touch $(STAMP)
 
 clean:

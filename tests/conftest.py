@@ -39,6 +39,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # As the command line does; and one MLIR context for all programs, where jax makes one for each, which takes a quarter
 # of a small program's time. It is no part of jax's interface: where it has another name, tests take longer.
 jax.config.update("jax_traceback_in_locations_limit", 0)
+if os.environ["XLA_FLAGS"]:
+    # Shardy, which has nothing to do on one device, takes a fifth of a compilation there.
+    jax.config.update("jax_use_shardy_partitioner", False)
 if hasattr(mlir, "make_ir_context"):
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 _CACHE = Path(os.environ.get("JAXSAFETY_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxsafety-test-cache"))
@@ -177,7 +180,7 @@ def mini_recipe() -> Recipe:
 
 def undrawn_svg(picture) -> str:
     """What stands for a figure that is not drawn: its name, and the notes below it."""
-    return f"<svg><title>{picture.name}</title>{' '.join(picture.notes)}</svg>"
+    return f'<svg class="jaxsafety"><title>{picture.name}</title>{" ".join(picture.notes)}</svg>'
 
 
 @pytest.fixture

@@ -206,6 +206,7 @@ def test_the_advice_for_a_damaged_snapshot_brings_it_back(refuse, main, mini_yam
     assert rows(results / "analyze.parquet").equals(rows(finished_run / "results" / "analyze.parquet"))
 
 
+@pytest.mark.slow
 def test_the_advice_for_two_damaged_checkpoints_trains_from_the_start(refuse, main, mini_yaml, run, finished_run):
     folder = run / "checkpoints" / "pretrained"
     for step in (4, 6):

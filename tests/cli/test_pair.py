@@ -14,6 +14,7 @@ from jaxsafety.formats import hf, prompts
 from jaxsafety.report import plotting
 from jaxsafety.rundir import manifest_file, opening
 from jaxsafety.study.pairs import answers, opened
+from tests.conftest import undrawn_svg
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,8 @@ def analysed(checkpoints, few, tmp_path_factory):
         patch.setattr(main, "_configure_jax", lambda *_, **__: None)
         patch.setattr("sys.stdout.write", printed.append)
         words = [*map(str, checkpoints), "--out", str(out)]
-        with patch.context() as undrawn:  # the second report is of both
-            undrawn.setattr(plotting, "svg", lambda picture: f"<svg><title>{picture.name}</title></svg>")
-            assert main.main(["analyze", "weights", *words, "--attention"]) == 0
+        patch.setattr(plotting, "svg", undrawn_svg)
+        assert main.main(["analyze", "weights", *words, "--attention"]) == 0
         assert main.main(["analyze", "activations", *words, "--prompts", str(few), "--answers", "4"]) == 0
     return out, "".join(printed)
 

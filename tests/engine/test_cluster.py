@@ -69,7 +69,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_whose_others_do_not_come_ends_and_says_so(mini_yaml, tmp_path, process):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -45,8 +45,8 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
     assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
 
 
-# One recipe of either world and model each time, the others with the slow tests.
-EACH = [path if names(path) in ("quick", "paper") else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
+# The demo's each time, the others with the slow tests.
+EACH = [path if names(path) == "quick" else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
 
 
 @pytest.mark.parametrize("path", EACH, ids=names)

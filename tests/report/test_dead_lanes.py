@@ -218,7 +218,7 @@ def test_a_figure_in_which_nobody_is_left_says_so(analysed_run, frames, monkeypa
 
 def test_claims_name_the_dead_in_text_and_markdown(analysed_run, frames):
     results.write_results(analysed_run / "results/analyze.parquet", frames["analyze"], schema=results.ANALYSIS_SCHEMA)
-    text, markdown = (" ".join(claims_table.text(analysed_run, form=form).split()) for form in ("text", "markdown"))
+    text, markdown = (" ".join(claims_table.text(analysed_run, form=form).split()) for form in ("table", "markdown"))
     for note in NOTES:
         assert note in text and note in markdown
     separate = next(found for found in claims_table.read(analysed_run) if found.claim.name == "clusters_separate")

@@ -104,9 +104,9 @@ def test_one_figure_into_a_file(analysed_run, tmp_path, suffix):
     assert out.read_bytes().startswith(MAGIC[suffix])
 
 
-def test_the_file_of_a_figure_is_its_picture_alone(analysed_run, analysis_svgs, tmp_path):
+def test_the_file_of_a_figure_is_its_picture_alone(analysed_run, analysis_frames, tmp_path):
     sections.write_figure("prefill", analysed_run, tmp_path / "a.svg")
-    assert (tmp_path / "a.svg").read_text() == analysis_svgs["prefill"]
+    assert (tmp_path / "a.svg").read_text() == sections.draw("prefill", analysis_frames)
     assert ET.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.svg"]
 

@@ -12,7 +12,7 @@ from tests.report.conftest import SECTIONS, STUDY
 
 
 @pytest.fixture
-def page(analysed_run):
+def page(analysed_run, undrawn):
     """Writes the report and returns the page."""
 
     def write():

@@ -168,6 +168,7 @@ def test_the_same_command_again_changes_nothing_and_needs_no_torch(main, made, m
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_it_leaves_nothing_there_and_goes_again(main, folder, made, monkeypatch):
     """What a kill leaves beside is deleted by the next one, which makes the same run."""
     undisturbed = contents(made[0] / "run")
