@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -117,4 +118,14 @@ def _need(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> int | float:
 def place(per_seed: Any, points: HParams, *, grid: Grid) -> tuple[Any, HParams]:
     """Puts what every chunk takes where the program wants it, once: a chunk moves nothing between devices or hosts."""
     seeds, everywhere = (sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=axis) for axis in (0, None))
-    return jax.jit(lambda *trees: trees, out_shardings=(seeds, everywhere))(per_seed, points)
+    return _placed(seeds, everywhere)(per_seed, points)
+
+
+@cache
+def _placed(*shardings: jax.sharding.Sharding) -> Callable[..., Any]:
+    return jax.jit(lambda *trees: trees, out_shardings=shardings)
+
+
+def at_once(function: Callable[..., Any], *trees: Any) -> Any:
+    """Returns a pure function of trees, in one program: eagerly, every operation on every leaf would be one."""
+    return jax.jit(function)(*trees)

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety.engine import hosts
+from jaxsafety.engine import hosts, programs
 from jaxsafety.recipe.schema import PRETRAINED
 from jaxsafety.rundir import results
 from jaxsafety.rundir.layout import ANALYSIS_FILE
@@ -116,7 +116,10 @@ def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
             view = View(model_of(run.recipe, run.world), pair[0], per_seed[2], other=pair[1])
             return probe.measured(node, view, key=per_seed[0])
 
-    pair = tuple(jax.tree.map(lambda leaf, i=index: leaf[jnp.asarray(i)], tuned.params) for index in (left, right))
+    def sides(params: Params) -> tuple[Params, ...]:
+        return tuple(jax.tree.map(lambda leaf, rows=side: leaf[jnp.asarray(rows)], params) for side in (left, right))
+
+    pair = programs.at_once(sides, tuned.params)
     (found,) = run_each(subjects, probe.program(run, lane, rows=len(rows)), pair, [()], label=f"analyze {label}")
     found, axes = probe.finished(node, found)
     finite = tuned.finite[left] & tuned.finite[right]
@@ -173,7 +176,8 @@ def _edit(
     for offset in range(1, len(methods)) if "other" in roles else [0]:
         finite, trees = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0), {"target": tuned.params}
         if offset:
-            trees["other"] = jax.tree.map(partial(jnp.roll, shift=-offset * rates, axis=0), tuned.params)
+            turned = partial(jax.tree.map, partial(jnp.roll, shift=-offset * rates, axis=0))
+            trees["other"] = programs.at_once(turned, tuned.params)
 
         def judged_edit(trees: dict[str, Params], per_seed: PerSeed, zeros: Array, point: Point) -> Any:
             return subjects.judge(subjects.edit[label](trees, per_seed, zeros, point), per_seed, zeros)

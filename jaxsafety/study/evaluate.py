@@ -38,7 +38,7 @@ def gather(run: Study) -> Models:
     states = {PRETRAINED: pipeline.pretrained(run), **pipeline.tuned(run)}
     points = [run.pretrain_grid.points] + [run.tune_grid.points] * (len(states) - 1)
     labels = [Label(method, *point) for method, grid in zip(states, points, strict=True) for point in grid]
-    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(state.params for state in states.values()))
+    params = programs.at_once(_joined, *(state.params for state in states.values()))
     finite = np.concatenate([hosts.fetch(state.finite) for state in states.values()])
     return Models(tuple(labels), params, finite)
 
@@ -46,10 +46,18 @@ def gather(run: Study) -> Models:
 def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
     """Stacks the pretrained model of ``models`` and the snapshots of all tuned ones after ``step`` tuning steps."""
     found = pipeline.snapshots(run, step=step)
-    first = jax.tree.map(lambda leaf: leaf[:1], models.params)
-    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, *(params for params, _ in found.values()))
+    tuned = [params for params, _ in found.values()]
+    params = programs.at_once(lambda all, *tuned: _joined(_first(all, axis=0), *tuned), models.params, *tuned)
     finite = np.concatenate([models.finite[:1], *(hosts.fetch(alive) for _, alive in found.values())])
     return models._replace(params=params, finite=finite)
+
+
+def _joined(*trees: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def _first(params: Params, *, axis: int) -> Params:
+    return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, 1, axis=axis), params)
 
 
 def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
@@ -100,15 +108,15 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
 
     def draw(key: Key) -> Trial:
         drawn = [world.batch_at(run.world, one, key=key, step=0, batch_size=1) for one in conditions.values()]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+        return _joined(*drawn)
 
     trials = programs.fitted(draw, key, what="drawing the examples")(key)
-    first_seed = hosts.fetch(jax.tree.map(lambda leaf: leaf[:, :1], models.params))
+    first_seed = hosts.fetch(programs.at_once(partial(_first, axis=1), models.params))
     lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
-    batch = jax.tree.map(lambda leaf: leaf[None], trials)
+    host = jax.device_get(trials)
+    batch = jax.tree.map(lambda leaf: leaf[None], host)
     decoded = programs.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.labels)))
     answers = np.asarray(decoded)[:, 0]
-    host = jax.device_get(trials)
     rows = []
     for i, (name, example) in enumerate(zip(conditions, text.examples(run.world, trials), strict=True)):
         trial = jax.tree.map(lambda leaf, i=i: leaf[i], host)

@@ -160,7 +160,7 @@ def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     """Returns ``run(root key)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
     grid = study.pretrain_grid
     lanes_out = programs.program(lambda _, key, __: run(key), grid=grid)(lane_dummies(grid), study.roots, jnp.zeros(1))
-    return tree.lane(lanes_out, 0)
+    return programs.at_once(lambda found: tree.lane(found, 0), lanes_out)
 
 
 def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, late_probability: float) -> Trial:
@@ -175,7 +175,7 @@ def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, la
         return lanes.prompts(study.recipe, study.world, condition=condition, key=key, late_probability=late)
 
     drawn = programs.program(draw, grid=grid)(lane_dummies(grid), streams, jnp.zeros(1), jnp.float32(late_probability))
-    return tree.lane(drawn, 0)
+    return programs.at_once(lambda found: tree.lane(found, 0), drawn)
 
 
 def _readout(study: Study) -> tuple[Callable[[Params, Any, Any], Metrics], Any]:
@@ -259,7 +259,7 @@ def check_pretrained(study: Study) -> None:
 
 def tune(study: Study) -> dict[str, TrainState]:
     """Tunes every method from the pretrained models; returns method label to final states ``[h, s, ...]``."""
-    base = tree.lane(pretrained(study), 0)
+    base = programs.at_once(lambda states: tree.lane(states, 0), pretrained(study))
 
     def one(label: str) -> TrainState:
         done = loop.is_finished(study.tune_leg(label))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxsafety.study.evaluate import Models
 from jaxsafety.study.frames import Arrays
 from jaxsafety.study.pipeline import Study
 from jaxsafety.study.view import Prompts, view
-from jaxsafety.types import Coordinate, Key, Measured, Params, View
+from jaxsafety.types import Coordinate, Key, Measured, Params, Trial, View
 
 PerSeed = tuple[Key, Prompts, Params]
 
@@ -48,10 +48,10 @@ class Subjects:
     judge: Callable[..., Measured]
     edit: Mapping[str, Callable[..., Params]]
 
-    @property
+    @cached_property
     def base(self) -> Params:
         """The pretrained parameters, ``[s, ...]``."""
-        return tree.lane(self.models.params, 0)
+        return programs.at_once(lambda params: tree.lane(params, 0), self.models.params)
 
     @property
     def per_seed(self) -> PerSeed:
@@ -83,7 +83,8 @@ def program(run: Study, lane: Callable[..., Any], *, rows: int) -> Callable[...,
 
 def without_base(models: Models) -> Models:
     """The tuned models: all but the pretrained one, which comes first."""
-    return Models(models.labels[1:], jax.tree.map(lambda leaf: leaf[1:], models.params), models.finite[1:])
+    params = programs.at_once(lambda params: jax.tree.map(lambda leaf: leaf[1:], params), models.params)
+    return Models(models.labels[1:], params, models.finite[1:])
 
 
 def run_each(
@@ -147,17 +148,21 @@ def _prompts(run: Study) -> Prompts:
     count = run.recipe.analyze.prompts
     # Activations are read where the first block begins; a prompt that turns unsafe later would say nothing there.
     draw = partial(pipeline.draw_prompts, run, stream="analysis", late_probability=0.0)
-    # [s, n, b, ...] to [s, n * b, ...]
-    drawn = [
-        jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draw(condition))
-        for condition in run.recipe.conditions.values()
-    ]
+    drawn = [draw(condition) for condition in run.recipe.conditions.values()]
 
-    def part(trials: list[Any], chosen: slice) -> Any:
-        return jax.tree.map(lambda *leaves: jnp.stack([leaf[:, chosen] for leaf in leaves], axis=1), *trials)
+    def part(chosen: slice, *leaves: Array) -> Array:
+        # [s, n, b, ...] to [s, n * b, ...]
+        flat = [leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]) for leaf in leaves]
+        return jnp.stack([leaf[:, chosen] for leaf in flat], axis=1)
 
-    # Held out: of the first two conditions, safe and unsafe, the prompts that come next.
-    return Prompts(trials=part(drawn, slice(count)), held_out=part(drawn[:2], slice(count, 2 * count)))
+    def parts(*drawn: Trial) -> Prompts:
+        # Held out: of the first two conditions, safe and unsafe, the prompts that come next.
+        return Prompts(
+            trials=jax.tree.map(partial(part, slice(count)), *drawn),
+            held_out=jax.tree.map(partial(part, slice(count, 2 * count)), *drawn[:2]),
+        )
+
+    return programs.at_once(parts, *drawn)
 
 
 def _measure(run: Study, params: Params, per_seed: PerSeed, _: Array) -> dict[str, Measured]:

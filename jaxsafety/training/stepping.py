@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -167,11 +168,13 @@ def run_steps(
     Returns:
         The state after them and each metric's mean over them.
     """
-    seen = jax.eval_shape(lambda state: step(state, draw(state.step))[1], state)
+    # Traced once, for its metrics' names and for the loop: a step is most of what a program is traced in.
+    jaxpr, shapes = jax.make_jaxpr(lambda state: step(state, draw(state.step)), return_shape=True)(state)
+    once, (_, seen) = jax.extend.core.jaxpr_as_fun(jaxpr), shapes
 
     def body(_: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, sums = carry
-        state, metrics = step(state, draw(state.step))
+        state, metrics = jax.tree.unflatten(jax.tree.structure(shapes), once(*jax.tree.leaves(state)))
         return state, jax.tree.map(jnp.add, sums, metrics)
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)

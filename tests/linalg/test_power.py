@@ -98,7 +98,13 @@ def test_an_orthogonal_jacobian_needs_none(key):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("values", [[1.0], [1.0, 0.5], [1.0, 0.5, 0.1], np.linspace(1, 0, 20), np.ones(5)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, 0.5, 0.1],
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ([1.0], [1.0, 0.5], np.linspace(1, 0, 20), np.ones(5))),
+    ],
+)
 def test_going_on_after_convergence_stays_there(values, key):
     # The residual and the last step are rounding by then.
     found = measured(linear(values), f32(np.zeros(len(values))), key=key, tolerance=1e-30)

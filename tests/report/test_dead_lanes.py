@@ -75,20 +75,15 @@ def test_models_with_as_many_dead_seeds_share_a_sentence():
     ]
 
 
-@pytest.fixture(scope="module")
-def plain_svgs(frames):
-    """The same figures as they would be if nobody counted the dead."""
-    return {name: plotting.svg(SECTIONS[name].picture(sections.table(name, frames))) for name in NAMES}
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_counts_the_dead(svgs, plain_svgs, name):
+def test_every_figure_counts_the_dead(svgs, name):
     shown = words(svgs[name])
     assert all(f"* {note}" in shown for note in NOTES)
     # A label of a model that has dead seeds, wherever it stands alone, has a star.
     texts = {"".join(element.itertext()).strip() for element in ET.fromstring(svgs[name]).iter()}
     assert "SFT eta_M 1e-3" not in texts and "DPO eta_S 1e-4" not in texts
-    if any("SFT eta_M 1e-3" in text for text in re.findall(r">([^<]*)</text>", plain_svgs[name])):
+    # The living stand there in the same way.
+    if "DPO eta_M 1e-3" in texts:
         assert "SFT eta_M 1e-3*" in texts
 
 
@@ -111,10 +106,14 @@ def test_no_mean_of_any_figure_holds_a_dead_seed_at_any_step(frames, analysis_fr
     assert table.filter(others & shared).equals(healthy.filter(others & shared))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, plain_svgs, name):
+# Curves, bars, points and panels that share their axes each time, the others with the slow tests.
+EACH = ("clusters", "causal", "jailbreaks", "transfer")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in EACH else pytest.mark.slow) for n in NAMES])
+def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, name):
     picture = SECTIONS[name].picture(sections.table(name, frames))
-    noted = plotting.with_dead(picture, COUNTED)
+    noted, plain = plotting.with_dead(picture, COUNTED), plotting.svg(picture)
     height = float(re.search(r'viewBox="0 0 380 ([\d.]+)"', svgs[name]).group(1))
     assert height > picture.height + 11 * len(noted.notes)
     heights = {"".join(text.itertext()): float(PLACE.search(text.get("transform")).group(1))
@@ -127,7 +126,7 @@ def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, pla
     # A star may widen what names the models, and panels give way to it; they move sideways only.
     ends = [
         [re.findall(r"[-\d.]+", line)[-1] for line in re.findall(r'<path d="(M[^"]*)" clip-path', svg)]
-        for svg in (svgs[name], plain_svgs[name])
+        for svg in (svgs[name], plain)
     ]
     np.testing.assert_allclose(*(np.array(end, float) for end in ends), atol=1e-3)
 
