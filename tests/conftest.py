@@ -225,6 +225,8 @@ def finished_run(mini_yaml, tmp_path_factory) -> Path:
     with (directory.parent / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         patch.setattr(command, "_configure_jax", lambda *_, **__: None)
+        for name in ("plotting", "figures"):
+            patch.setattr(importlib.import_module(f"jaxsafety.report.{name}"), "svg", undrawn_svg)
         if not (directory / "report.html").exists():
             assert command.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
     return directory

@@ -323,6 +323,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_jitted_is_eager_and_vmapped_is_looped(name):
     function, draws = CASES[name]

@@ -241,6 +241,7 @@ def test_chunks_change_nothing(method):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=2e-5), comparable(whole), comparable(parts))
 
 
+@pytest.mark.slow
 def test_jitted_is_eager_and_seeds_vmap_as_a_loop(method):
     matrices = jnp.asarray(single(np.random.default_rng(8).normal(size=(3, 2, 9, 6))))
     keys = jax.random.split(jax.random.key(1), 3)

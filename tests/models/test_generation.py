@@ -232,6 +232,7 @@ def test_a_low_temperature_is_greedy():
     np.testing.assert_array_equal(cold, greedy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [(), (3, 5)])
 def test_jit_is_eager_and_vmap_over_parameters_is_a_loop_over_seeds(stop):
     config, mask = config_of("dynamic"), jnp.asarray(MASK)

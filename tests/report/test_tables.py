@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -67,6 +68,14 @@ def test_render_markdown_golden(study_rows):
     assert text.splitlines()[5] == ("| DPO eta_M 1e-3 | 100\\* | 50.0\\* | 0.0\\* | 50.0\\* | 75.0\\* | - | 12.5\\* |")
     assert "- Per cent of prompts: mean over 2 seeds and 95 % Student-t interval, clipped to 0-100." in text
     assert text.endswith("- \\* DPO eta_M 1e-3: 1 of 2 seeds dead (not finite), left out of the mean.\n")
+
+
+def test_rendered_records_are_shares_with_intervals(study_rows):
+    rows = json.loads(tables.render(tables.study_table(results.rows_to_frame(study_rows)), "json"))
+    assert [row["method"] for row in rows] == ["pretrained", "sft", "sft", "dpo", "unlearn"]
+    assert (rows[1]["lr_name"], rows[1]["Null"], rows[1]["Null n"], rows[1]["JB-MisGen"]) == ("eta_M", 0.5, 2, None)
+    assert rows[3]["Null n"] == 1 and rows[3]["Null low"] is None
+    assert rows[0]["Instruct low"] < rows[0]["Instruct"] == 0.99 < rows[0]["Instruct high"] <= 1
 
 
 def test_render_text_golden_rows(study_rows):

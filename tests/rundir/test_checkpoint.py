@@ -279,7 +279,10 @@ print(checkpoint.steps(directory))
 """
 
 
-@pytest.mark.parametrize(("limit", "reserve"), [(100_000, "reserve"), (100_000, "-"), (500, "-")])
+@pytest.mark.parametrize(
+    ("limit", "reserve"),
+    [(100_000, "reserve"), *(pytest.param(n, "-", marks=pytest.mark.slow) for n in (100_000, 500))],
+)
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, limit, reserve):
     result = _run(_FULL_DISK, tmp_path, limit, reserve)
     message, entries, steps = result.stdout.splitlines()

@@ -89,7 +89,7 @@ def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, ke
     assert drawn.value.args[:2] == (f"{stage}_batch_at", bits(keys.stream(key, stage)))
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", pytest.param("unlearn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn"))])
 def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
     mini_recipe, tiny_world, key, init, params, draw_pairs, name
 ):

@@ -132,6 +132,7 @@ def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, tmp_pa
     np.testing.assert_allclose(np.asarray(chosen)[mask], expected[mask], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_lost_references_are_not_made_of_a_model_that_has_moved(opened, encode, tmp_path, monkeypatch):
     config = replace(LORA, method="dpo", options=dpo.Config())
     with monkeypatch.context() as patch:
