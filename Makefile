@@ -17,11 +17,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/engine/test_sweep.py tests/linalg/test_power.py \
 		> $(VENV)/optimized.log 2>&1 & small=$$!; \
-	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile; large=$$?; \
+	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile --no-loadscope-reorder; large=$$?; \
 	wait $$small; small=$$?; cat $(VENV)/optimized.log; exit $$((large > small ? large : small))
 
 test-slow: $(STAMP)
-	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/faults
