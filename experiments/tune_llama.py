@@ -159,7 +159,7 @@ def measured(folder: Path, asked: Sequence[Asked]) -> Iterator[dict[str, str | f
     analyses = sorted(folder.glob("*/analysis"))
     sides = [("base", "pretrained", analyses[0])] + [(path.parent.name, "tuned", path) for path in analyses]
     for model, side, path in sides:
-        told = [json.loads(line)[side] for line in (path / "results" / "answers.jsonl").read_text().splitlines()]
+        told = [json.loads(line)[side] for line in (path / "results" / "answers.jsonl").read_bytes().split(b"\n")[:-1]]
         for group in _GROUPS:
             own = [(text, one) for text, one in zip(told, asked, strict=True) if one.group == group]
             refused = float(np.mean([prompts.is_refusal(text) for text, _ in own]))

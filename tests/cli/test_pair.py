@@ -24,7 +24,8 @@ def few(tmp_path_factory):
     chosen = [one for label in dict.fromkeys(one.label for one in own) for one in
               [other for other in own if other.label == label][:6]]  # fmt: skip
     path = tmp_path_factory.mktemp("prompts") / "few.jsonl"
-    path.write_text(prompts.to_jsonl(chosen))
+    # A character that splitlines takes for the end of a line stands in an answer's file as it is.
+    path.write_text(prompts.to_jsonl(chosen).replace("Design a", "Design\u2028 a", 1))
     return path
 
 

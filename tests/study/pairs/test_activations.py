@@ -120,7 +120,7 @@ def test_every_label_model_and_layer_has_its_rows(measured):
 
 def test_verdicts_count_the_answers(measured, given):
     frame, _, out = measured
-    answers = [line for line in (out / "results" / "answers.jsonl").read_text().splitlines()]
+    answers = [line for line in (out / "results" / "answers.jsonl").read_text().split("\n")[:-1]]
     assert len(answers) == len(given)
     rates = picked(frame, analysis="verdicts", condition="unsafe")
     for method in ("pretrained", "tuned"):
