@@ -306,10 +306,7 @@ class Attack(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """An edit of weights: all that a study and a merge of checkpoints know of it.
-
-    A merge makes an edit leaf by leaf, of one layer at a time: for one that it names, a leaf of one layer may follow
-    from nothing but what ``trees`` have in its place.
+    """An edit of weights: all that a study knows of it.
 
     Attributes:
         Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`; the *swept* ones are its strengths.

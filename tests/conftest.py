@@ -39,8 +39,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # As the command line does; and one MLIR context for all programs, where jax makes one for each, which takes a quarter
 # of a small program's time. It is no part of jax's interface: where it has another name, tests take longer.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-if os.environ["XLA_FLAGS"]:
-    # Shardy, which has nothing to do on one device, takes a fifth of a compilation there.
+if "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"]:
+    # Shardy takes a fifth of a compilation, of one device as well; what runs on several meets it in `make test-slow`.
     jax.config.update("jax_use_shardy_partitioner", False)
 if hasattr(mlir, "make_ir_context"):
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)

@@ -1,19 +1,12 @@
-"""How an error ends a command: what a user caused in one sentence, a bug of ours with its traceback.
+"""How an error ends a command: what a user caused in one sentence, a bug of ours with its traceback."""
 
-Whatever is wrong with what was given is raised on purpose, by a ``raise`` of ours with a sentence for it. A ValueError
-that comes out of a library, or out of an operation, is nothing that we have thought of.
-"""
-
-import dis
 import sys
 import traceback
 from collections.abc import Callable
 
+from jaxsafety.config.told import is_told
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import signals
-
-# jax's words for errors of the machine rather than the program: a backend that is not there, memory that ran out.
-_MACHINE = ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")
 
 _BUG = (
     "this is a bug, of jaxsafety unless the last lines above are of a module of your own: please report them, with "
@@ -31,32 +24,15 @@ def guarded(work: Callable[[], int], *, again: str, shown: bool) -> tuple[int, b
         return work(), False
     except cluster.LostError as error:
         return _said(error, code=1, shown=shown), True
-    except FloatingPointError as error:
-        return _said(error, code=1, shown=shown), False
     except signals.Stopped as stop:
-        return _said(f"{stop}: the same command continues", code=128 + stop.number, shown=False), False
+        return _said(f"{stop}: the same command continues", code=128 + stop.number, shown=shown), False
     except KeyboardInterrupt:
         return _said(f"interrupted{again}", code=130, shown=shown), False
     except Exception as error:
-        if _is_caused_outside(error):
-            return _said(error, code=2, shown=shown), False
-        traceback.print_exc()
-        return _said(_BUG, code=1, shown=False), False
-
-
-def _is_caused_outside(error: Exception) -> bool:
-    if isinstance(error, RuntimeError):
-        return any(sign in str(error) for sign in _MACHINE)
-    return isinstance(error, OSError) or (isinstance(error, ValueError | ImportError) and _is_on_purpose(error))
-
-
-def _is_on_purpose(error: Exception) -> bool:
-    """Whether it comes from a ``raise`` in this package."""
-    place = error.__traceback__
-    while place.tb_next is not None:
-        place = place.tb_next
-    code, module = place.tb_frame.f_code.co_code, place.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == "jaxsafety" and code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+        told = is_told(error)
+        problem = (str(error) or "memory ran out") if told else _BUG
+        code = 2 if told and not isinstance(error, FloatingPointError) else 1
+        return _said(problem, code=code, shown=shown or not told), False
 
 
 def _said(problem: object, *, code: int, shown: bool) -> int:

@@ -159,6 +159,8 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxsafety.recipe import cells, yaml_file
 
     if options.verb == "report" and _is_pair(options.recipe):
+        if overrides or options.dry_run or options.print_config or options.out or options.format != "table":
+            raise ValueError(f"{options.recipe} is a run of two checkpoints: expected `report {options.recipe}` alone")
         return pair.report(options.recipe)
     recipe, directory = _recipe(options, overrides)
     if options.shard is not None and not recipe.grid:
@@ -181,6 +183,8 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.dry_run:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
+    if recipe.grid and getattr(options, "format", "table") != "table":
+        raise ValueError(f"--format {options.format}: a grid prints no table, expected one of its cells or `status`")
     if recipe.grid:
         return launch.run_grid(recipe, chosen, directory, stages)
     return launch.run(recipe, directory, stages, form=getattr(options, "format", "table"))
@@ -272,9 +276,8 @@ def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
     if not (directory / "config.yaml").exists():
         raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
     if of == "one" and (directory / "cells").is_dir():
-        raise ValueError(
-            f"{directory} is a grid: name one of its cells, such as {min((directory / 'cells').iterdir())}"
-        )
+        first = min((directory / "cells").iterdir(), default="one that has begun")
+        raise ValueError(f"{directory} is a grid: name one of its cells, such as {first}")
 
 
 def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:

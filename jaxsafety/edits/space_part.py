@@ -81,7 +81,8 @@ def space_part(
 def _random(basis: Float[Array, "l n r"], *, key: Key) -> Float[Array, "l n r"]:
     """As many random orthonormal directions: what is left of n of them is random, too, and this is the cheaper draw."""
     drawn = orthonormal(jax.random.normal(key, basis.shape, basis.dtype))
-    return jnp.where(jnp.any(basis != 0, axis=1, keepdims=True), drawn, 0)
+    used = jnp.any(basis != 0, axis=1, keepdims=True)
+    return jnp.where(jnp.isnan(basis), jnp.nan, jnp.where(used, drawn, 0))
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxsafety.config.told import is_told
 from jaxsafety.engine.cluster import LostError
 from jaxsafety.rundir import signals
 
-# The errors that keep their kind, and with it the exit code, on their way to the other processes.
+# The errors that keep their kind, and with it the exit code, on their way to the other processes, unless they are bugs.
 _KINDS = {kind.__name__: kind for kind in (ValueError, OSError, ImportError, FloatingPointError)}
 _LENGTH_BYTES = 8
 _MIN_BYTES = 1024  # what is told is padded to a power of two: few sizes, few programs
@@ -56,7 +57,7 @@ def decide(make: Callable[[], Any]) -> Any:
             value = make()
         except Exception as raised:
             error = raised
-    kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "RuntimeError")
+    kind = next((name for name, kind in _KINDS.items() if error and isinstance(error, kind) and is_told(error)), "")
     told = _tell({"value": value, "error": error and [kind, str(error)]})
     if error is not None:
         raise error

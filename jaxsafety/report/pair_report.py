@@ -108,13 +108,14 @@ def _examples(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         # Not by splitlines, which takes characters of a text, such as U+2028, for the end of a line.
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-    except ValueError as error:
+        *lines, rest = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in (*lines, *filter(None, [rest]))]
+        labels = dict.fromkeys(row["label"] for row in rows)
+    except (ValueError, KeyError, TypeError) as error:
         layers = path.parent / "analyze" / "activations"
         raise ValueError(
             f"{path} is not JSON lines: remove {layers} and run `jaxsafety analyze activations` again"
         ) from error
-    labels = dict.fromkeys(row["label"] for row in rows)
     chosen = [row for label in labels for row in [own for own in rows if own["label"] == label][:_EXAMPLES]]
     return [
         {

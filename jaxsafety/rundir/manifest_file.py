@@ -8,12 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from jaxsafety.config.told import is_told
 from jaxsafety.rundir import signals
 from jaxsafety.rundir.atomic import atomic_write, plain
 from jaxsafety.rundir.machine import environment
-
-# Errors whose message is a sentence for the user.
-_TOLD = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -63,7 +61,7 @@ def failure_kept(directory: Path, stage: str) -> Iterator[None]:
         raise
     except Exception as error:
         about = {"stage": stage, "reason": reason(error)}
-        if not isinstance(error, _TOLD):
+        if not is_told(error):
             about["traceback"] = traceback.format_exc()
         # What made the stage fail may keep the manifest from being written too.
         with suppress(OSError, ValueError):
@@ -75,7 +73,7 @@ def failure_kept(directory: Path, stage: str) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Returns an error's message on one line, with its type where it is no sentence for the user."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, _TOLD) else f"{type(error).__name__}: {text}"
+    return text if is_told(error) else f"{type(error).__name__}: {text}"
 
 
 def _merge(old: Any, new: Any) -> Any:

@@ -12,11 +12,12 @@ Form = Literal["table", "markdown", "json", "csv"]
 def records(rows: Sequence[Mapping[str, Any]], form: Form) -> str:
     """Returns flat records of the same keys as a JSON list, as CSV or as a Markdown pipe table."""
     if form == "json":
-        return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    head = list(rows[0]) if rows else []
     if form == "markdown":
-        return pipe_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+        return pipe_table(head, [[str(value) for value in row.values()] for row in rows])
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, head, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

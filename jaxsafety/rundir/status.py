@@ -57,10 +57,12 @@ def read(directory: Path) -> list[Progress]:
 
 def render(rows: list[Progress], form: Form = "table") -> str:
     """Returns steps done of total per method, stages and state; a table has a summary where there are several rows."""
+    if form in ("json", "csv"):
+        return printed.records([_record(row) for row in rows], form)
     head = ["run" if len(rows) == 1 else "cell", *rows[0].steps, *_FILE_STAGES, "state"]
     cells = [list(_cells(row)) for row in rows]
-    if form != "table":
-        return printed.records([dict(zip(head, row, strict=True)) for row in cells], form)
+    if form == "markdown":
+        return printed.pipe_table(head, cells)
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *cells)]
     if len(rows) > 1:
@@ -68,6 +70,14 @@ def render(rows: list[Progress], form: Form = "table") -> str:
         counts = (f"{states.count(state)} {state}" for state in ("done", "running", "failed", "waiting"))
         lines.append(f"{len(rows)} cells: {', '.join(counts)}")
     return "\n".join(lines) + "\n"
+
+
+def _record(row: Progress) -> dict[str, Any]:
+    """A row for a program: what stands in a table as one text, apart."""
+    steps = {
+        f"{name} {what}": n for name, both in row.steps.items() for what, n in zip(("done", "steps"), both, strict=True)
+    }
+    return {"name": row.name, **steps, **row.stages, "state": row.state, "reason": row.reason}
 
 
 def _cells(row: Progress) -> Iterator[str]:

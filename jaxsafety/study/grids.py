@@ -9,6 +9,7 @@ grid: a lock guards every cell and every pretraining.
 import itertools
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxsafety import tree
+from jaxsafety.config.told import is_told
+from jaxsafety.engine import programs
 from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
@@ -171,7 +174,8 @@ def _tune(jobs: Sequence[Job], stages: Stages, outcome: Outcome) -> None:
         return [by_study[ready.directory] for ready in studies]
 
     def tune(studies: Sequence[Study], label: str) -> None:
-        pipeline.tune_together(studies, label, tree.lane(pipeline.pretrained(studies[0]), 0))
+        base = programs.at_once(lambda states: tree.lane(states, 0), pipeline.pretrained(studies[0]))
+        pipeline.tune_together(studies, label, base)
 
     for label in jobs[0].ready.recipe.tune.methods if jobs else ():
         alive = [job.ready for job in jobs if job.cell.name not in outcome.failed]
@@ -246,6 +250,8 @@ def _kept(jobs: Sequence[Job], stage: str, outcome: Outcome) -> Iterator[None]:
     except signals.Stopped:
         raise
     except Exception as error:
+        if not is_told(error):
+            traceback.print_exc()
         for job in jobs:
             outcome.failed[job.cell.name] = f"{stage}: {manifest_file.reason(error)}"
 

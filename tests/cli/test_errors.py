@@ -31,6 +31,8 @@ def no_file():
     open("/nowhere/at/all")
 def no_memory():
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+def no_room():
+    raise MemoryError
 def of_jax():
     raise RuntimeError("something else")
 def finished():
@@ -60,6 +62,7 @@ def ours(name, module="jaxsafety.somewhere"):
         ("chained", "seed: got 'x', expected an integer"),
         ("no_extra", "the report needs an extra"),
         ("no_file", "[Errno 2] No such file or directory: '/nowhere/at/all'"),
+        ("no_room", "memory ran out"),
         ("no_memory", "RESOURCE_EXHAUSTED: Out of memory while trying to allocate"),
     ],
 )

@@ -509,7 +509,11 @@ def test_status_prints_rows(main, finished_run, capsys, form):
         ]
         return
     (row,) = parsed(status, form)
-    assert (row["run"], row["dpo"], row["state"]) == ("mini", "6/6", "done")
+    if form == "markdown":
+        assert (row["run"], row["dpo"], row["state"]) == ("mini", "6/6", "done")
+    else:
+        assert (row["name"], int(row["dpo done"]), int(row["dpo steps"])) == ("mini", 6, 6)
+        assert (str(row["report"]), row["state"], row["reason"]) == ("True", "done", "")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -520,7 +524,7 @@ def test_a_report_prints_its_rows(main, run, capsys):
     assert all(0 <= float(row["Null low"]) <= float(row["Null"]) <= float(row["Null high"]) <= 1 for row in rows)
 
 
-@pytest.mark.parametrize("suffix", [pytest.param("svg", marks=pytest.mark.slow), "png"])
+@pytest.mark.parametrize("suffix", ["png", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("svg", "pdf"))])
 def test_a_figure_is_drawn_alone(main, finished_run, tmp_path, suffix):
     out = tmp_path / f"clusters.{suffix}"
     assert main("figure", "clusters", finished_run, "--out", out) == 0

@@ -73,6 +73,9 @@ def test_the_report_holds_both_analyses(analysed):
 def test_the_report_is_written_again_of_the_directory(analysed, main, tmp_path, capsys):
     out = shutil.copytree(analysed[0], tmp_path / "run")
     (out / "report.html").unlink()
+    for words in (["--format", "json"], ["--dry_run"], ["--typo", "3"]):
+        assert main("report", out, *words) == 2
+        assert "is a run of two checkpoints" in capsys.readouterr().err
     assert main("report", out) == 0
     numbers, _, where = capsys.readouterr().out.partition("report: ")
     assert numbers in analysed[1] and where == f"{out / 'report.html'}\n" and (out / "report.html").exists()

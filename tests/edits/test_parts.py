@@ -380,6 +380,14 @@ def test_bad_parts_are_named(base, delta, unchecked):
 
 
 @pytest.mark.parametrize("name", list(SPLITS))
+def test_what_the_gram_matrix_does_not_resolve_is_nan(name):
+    matrix = jnp.asarray(np.diag([1.0, 1e-3, 1e-3]), jnp.float32)[None]
+    base, delta = ({"blocks": {"mlp": {"up": leaf}}} for leaf in (matrix, jnp.ones((1, 3, 3))))
+    got = SPLITS[name](base, delta, energy=1.0, keep="only", method="gram")
+    assert np.isnan(got["blocks"]["mlp"]["up"]).all()
+
+
+@pytest.mark.parametrize("name", list(SPLITS))
 def test_bad_splits_are_named(base, delta, name):
     for energy in (0.0, 1.1, jnp.nan):
         with pytest.raises(ValueError, match="energy"):

@@ -119,6 +119,13 @@ def test_the_text_ends_with_counts_levels_and_how_each_was_measured(found):
     assert all(f"{number} {claim.statistic}" in tail for number, claim in enumerate(CLAIMS, start=1))
 
 
+def test_no_claims_are_no_rows(tmp_path, rows, monkeypatch):
+    run = write(tmp_path, rows)
+    monkeypatch.setattr(claims_table, "read", lambda _: [])
+    assert claims_table.text(run, form="json") == "[]\n"
+    assert claims_table.text(run, form="csv").strip() == ""
+
+
 def test_records_are_numbers_and_text(found):
     records = claims_table.records(found)
     assert [record["name"] for record in records] == [claim.name for claim in CLAIMS]

@@ -193,6 +193,11 @@ def test_status_of_a_plain_run(main, finished_run, capsys):
     assert capsys.readouterr().out.splitlines()[1].split() == ["mini", *["6/6"] * 3, *["done"] * 4]
 
 
+def test_a_grid_prints_no_table(main, tuned, capsys):
+    assert main("report", tuned[0], "--format", "json") == 2
+    assert "a grid prints no table" in capsys.readouterr().err
+
+
 def test_a_grid_is_no_run(main, tuned, capsys):
     assert main("claims", tuned[0]) == 2
     assert "is a grid: name one of its cells, such as" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +20,18 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsafety import tree
-from jaxsafety.config.fields import check, points, static
-from jaxsafety.edits import rank_part, scaled, space_part
+from jaxsafety.config.fields import check, static
+from jaxsafety.edits import rank_part, space_part
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import is_transposed
 from jaxsafety.linalg import update_spaces
 from jaxsafety.rundir import atomic, progress, signals
 from jaxsafety.study.pairs.opened import Pair, fingerprint
-from jaxsafety.types import Edit, Point
 
 Part = Literal["whole", "mlp", "null_space"]
+# The paths that a part moves.
+_MOVES: dict[Part, str] = {"whole": ".*", "mlp": "blocks/mlp/.*", "null_space": tree.MLP_MATRICES}
 
 _SLICE = 2**24  # values of a tensor that are merged at once
 
@@ -106,17 +107,17 @@ def merger(
     Sums are float32; the result is rounded to ``dtype``. What takes a decomposition is kept in ``parts`` and taken from
     there.
     """
-    edited = _editor(pair, config)
-    decomposes = config.part == "null_space" or config.rank is not None
+    moves, decomposes = _MOVES[config.part], config.part == "null_space" or config.rank is not None
 
     def merge(path: str, layer: int | None) -> np.ndarray:
-        if not (decomposes and re.fullmatch(tree.MATRICES, path)):
-            return _streamed(pair, path, layer, partial(edited, path), dtype=dtype)
+        alpha = config.alpha if re.fullmatch(moves, path) else 0.0
+        if not (alpha and decomposes and re.fullmatch(tree.MATRICES, path)):
+            return _streamed(pair, path, layer, alpha=alpha, dtype=dtype)
         file = parts / f"{layer:03d}-{path.replace('/', '-')}"
         if file.exists():
             return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(pair.base.shape(path)[1:])
         base, tuned = (side.matrix(layer, path.removeprefix("blocks/")) for side in (pair.base, pair.tuned))
-        merged = _stored(edited(path, base[None], tuned[None])[0], dtype)
+        merged = _sum(base, _part(base, tuned - base, config), alpha, dtype)
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic.atomic_write(file, merged.tobytes())
         return merged
@@ -124,58 +125,36 @@ def merger(
     return merge
 
 
-def _edits(config: MergeConfig, *, method: update_spaces.Method) -> list[tuple[Edit, Any, Point]]:
-    """The edits that make up a merge, each made of the base and what the one before has left of the tuned model."""
-    found: list[tuple[Edit, Any, Point]] = []
-    if config.part == "null_space":
-        found.append((space_part.EDIT, space_part.Config(energy=config.energy, method=method), {}))
-    elif config.part != "whole":
-        found.append((scaled.EDIT, scaled.Config(config.part), {"alpha": 1.0}))
-    if config.rank is not None:
-        found.append((rank_part.EDIT, rank_part.Config(method=method), {"rank": config.rank}))
-    return [*found, (scaled.EDIT, scaled.Config(), {"alpha": config.alpha})]
-
-
-def _editor(pair: Pair, config: MergeConfig) -> Callable[[str, np.ndarray, np.ndarray], np.ndarray]:
-    """Returns what makes a leaf of the merge, or a slice of one, from those of base and tuned model; layers lead."""
-    whole = {path: pair.base.shape(path) for path, _ in pair.base.tensors}
-    layout = tuple((path, (1, *size[1:]) if path.startswith("blocks/") else size) for path, size in whole.items())
-
-    def by(method: update_spaces.Method, path: str, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
-        for edit, chosen, point in _edits(config, method=method):
-            if np.array_equal(base, tuned):
-                break  # such as what is no part of the update that is asked for
-            program = _program(edit, chosen, path, base.shape, layout)
-            tuned = np.asarray(program(base, tuned, jax.tree.map(jnp.asarray, point)))
-        return tuned
-
-    def edited(path: str, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
-        found = by("gram", path, base, tuned)
-        return by("full", path, base, tuned) if np.isnan(found).any() else found
-
-    return edited
+def _part(base: np.ndarray, delta: np.ndarray, config: MergeConfig) -> np.ndarray:
+    """The part of a matrix's update that is added, by the method that resolves it."""
+    energy = config.energy if config.part == "null_space" else None
+    for method in ("gram", "full"):
+        found = np.asarray(_program(base.shape, energy, config.rank, method)(base, delta))
+        if not np.isnan(found).any():
+            break
+    return found
 
 
 @cache
 def _program(
-    edit: Edit, config: Any, path: str, shape: tuple[int, ...], layout: tuple[tuple[str, tuple[int, ...]], ...]
+    shape: tuple[int, int], energy: float | None, rank: int | None, method: update_spaces.Method
 ) -> Callable[..., Any]:
-    """An edit, compiled for one leaf of the trees that ``layout`` gives the shapes of."""
+    """The study's edits of one matrix's update: what lies in the null space, its leading directions, or both."""
+    path = "blocks/mlp/up"  # a tree of one matrix, whichever it is
 
-    def run(base: Array, target: Array, point: Point) -> Array:
-        # Edits take whole trees. The other leaves are none of the result's, so nothing is computed of them.
-        empty = {other: jnp.zeros(size) for other, size in layout}
-        trees = {"base": tree.unflatten(empty | {path: base}), "target": tree.unflatten(empty | {path: target})}
-        return tree.flatten(edit.edit(trees, config, point=point, key=jax.random.key(0)))[path]
+    def run(base: Array, delta: Array) -> Array:
+        before, part = ({"blocks": {"mlp": {"up": leaf[None]}}} for leaf in (base, delta))
+        if energy is not None:
+            part = space_part.space_part(before, part, "null_space", energy=energy, keep="only", method=method)
+        if rank is not None:
+            part = rank_part.rank_part(part, rank=min(rank, *shape), method=method)
+        return tree.flatten(part)[path][0]
 
-    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
-    point = jax.tree.map(jnp.asarray, points(config)[0])
-    return programs.fitted(run, leaf, leaf, point, what=f"the merge of {' x '.join(map(str, shape))} values of {path}")
+    given = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return programs.fitted(run, given, given, what=f"the decomposition of a matrix of {shape[0]} x {shape[1]}")
 
 
-def _streamed(
-    pair: Pair, path: str, layer: int | None, edited: Callable[..., np.ndarray], *, dtype: hf.ParamsDtype
-) -> np.ndarray:
+def _streamed(pair: Pair, path: str, layer: int | None, *, alpha: float, dtype: hf.ParamsDtype) -> np.ndarray:
     """A tensor merged in slices: both sides' embeddings in float32 would be the largest thing in memory by far."""
     lead = () if layer is None else (slice(layer, layer + 1),)
     shape = pair.base.shape(path)[len(lead) :]
@@ -185,11 +164,13 @@ def _streamed(
     step = max(1, _SLICE * shape[axis] // math.prod(shape))
     for start in range(0, shape[axis], step):
         part = tuple(slice(start, start + step) if place == axis else slice(None) for place in range(len(shape)))
-        base, tuned = (side.leaf(path, index=(*lead, *part), dtype="float32") for side in (pair.base, pair.tuned))
-        merged[part] = _stored(edited(base, tuned)[(0,) * len(lead)], dtype)
+        base, tuned = (
+            side.leaf(path, index=(*lead, *part), dtype="float32")[(0,) * len(lead)] for side in (pair.base, pair.tuned)
+        )
+        merged[part] = _sum(base, tuned - base, alpha, dtype)
     return merged
 
 
-def _stored(values: np.ndarray, dtype: hf.ParamsDtype) -> np.ndarray:
+def _sum(base: np.ndarray, delta: np.ndarray, alpha: float, dtype: hf.ParamsDtype) -> np.ndarray:
     with np.errstate(over="ignore"):  # what becomes infinite is refused where it is written
-        return values.astype(jnp.dtype(dtype))
+        return (base + np.float32(alpha) * delta).astype(jnp.dtype(dtype))

@@ -116,11 +116,11 @@ def test_nothing_is_left_of_a_merge_that_fails(pair, tmp_path, monkeypatch):
 def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, options):
     merge.write(pair, tmp_path / "whole", MergeConfig(1.5, **options), dtype="bfloat16")
     decomposed = []
-    real = merge._stored
+    real = merge._part
 
-    def counted(values, dtype):
+    def counted(*matrix):
         decomposed.append(None)
-        return real(values, dtype)
+        return real(*matrix)
 
     def stop_after(count):
         seen = iter(range(count))
@@ -134,7 +134,7 @@ def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, op
     counts = []
     for count in (14, 14, 1000):
         monkeypatch.setattr(signals, "check", stop_after(count))
-        monkeypatch.setattr(merge, "_stored", counted)
+        monkeypatch.setattr(merge, "_part", counted)
         decomposed.clear()
         if count < 1000:
             with pytest.raises(signals.Stopped):
