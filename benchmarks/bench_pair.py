@@ -29,7 +29,7 @@ from benchmarks import cases, harness
 from benchmarks.cases import CheckpointCase, PairCase
 from benchmarks.harness import Program
 from jaxsafety import keys
-from jaxsafety.formats import hf, hf_names, prompts
+from jaxsafety.formats import hf_config, hf_names, prompts
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.study.pairs import weights
 
@@ -131,7 +131,7 @@ def sparse_checkpoint(directory: Path, config: LlamaConfig, *, seed: int) -> Pat
         seed: of the random numbers: those of the MLPs' matrices and of the embeddings that the tokenizer can ask for.
     """
     directory.mkdir(parents=True)
-    hf.write_config(directory, config, dtype="bfloat16")
+    (directory / hf_config.CONFIG_FILE).write_text(hf_config.config_text(config, dtype="bfloat16"))
     header, end, random = {}, 0, []
     for slot in hf_names.slots(config):
         begin, end = end, end + 2 * math.prod(slot.shape)

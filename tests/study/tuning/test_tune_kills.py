@@ -11,7 +11,7 @@ from jaxsafety.rundir import checkpoint
 from tests.disturbed import MAIN, finish, is_prefix, kill_when, launch, send, wait_until
 
 # A state is saved after every chunk, not every minute.
-EAGER = f"from jaxsafety.study.pipeline.tuning import run\nrun._SAVE_EVERY_S = 0.0\n{MAIN}"
+EAGER = f"from jaxsafety.study.tuning import run\nrun._SAVE_EVERY_S = 0.0\n{MAIN}"
 STEPS, KILLS = 300, 6
 
 
