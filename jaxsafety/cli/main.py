@@ -1,9 +1,8 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
 ``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair``, ``tune`` of a checkpoint in
-``tune``, what ``list`` prints in ``listing``.
-
-How errors end is in ``errors``. jax is imported only once a verb needs it.
+``tune``, ``sample`` and ``prompts`` in ``sample``, what ``list`` prints in ``listing``, how errors end in ``errors``.
+jax is imported only once a verb needs it.
 """
 
 import argparse
@@ -13,15 +12,15 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from jaxsafety.cli import errors, listing, pair, tune
+from jaxsafety.cli import errors, listing, pair, sample, tune
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
+from jaxsafety.rundir.printed import Form
 
 if TYPE_CHECKING:
     from jaxsafety.recipe.schema import Recipe
-    from jaxsafety.types import Key, Trial
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
@@ -88,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, handler: Callable[[argparse.Namespace, Sequence[str]], int], summary: str, **more: str):
         verb = verbs.add_parser(name, help=summary, allow_abbrev=False, **more)
-        verb.set_defaults(handler=handler)
+        verb.set_defaults(handler=handler, format="table")
         return verb
 
     for name, summary in _STAGES.items():
@@ -119,19 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (status, claims):
         verb.add_argument("run", type=Path, help="run directory")
     for verb in (status, claims, verbs.choices["run"], verbs.choices["report"]):
-        verb.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
-                          help="of what is printed (default: table)")  # fmt: skip
+        verb.add_argument("--format", choices=get_args(Form), help="of what is printed (default: table)")
     figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
     figure.add_argument("run", type=Path, help="run directory")
     figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
-    sample = add("sample", _sample, "print prompts of a condition with their answers")
-    sample.add_argument("--world", default="tiny", help="paper or tiny")
-    sample.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
-    sample.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
-    prompts = add("prompts", _prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
+    drawn = add("sample", sample.run, "print prompts of a condition with their answers")
+    drawn.add_argument("--world", default="tiny", help="paper or tiny")
+    drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
+    drawn.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
+    drawn.add_argument("--seed", type=int, default=0)
+    drawn.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
+    prompts = add("prompts", sample.prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
     add("list", _list, "list methods, edits, attacks, analyses and claims, with their fields")
     add("env", _env, "print versions and devices, for bug reports")
@@ -165,6 +163,10 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     recipe, directory = _recipe(options, overrides)
     if options.shard is not None and not recipe.grid:
         raise ValueError(f"--shard {options.shard!r} divides the cells of a grid, and {options.recipe} has no `grid:`")
+    if options.format != "table" and (recipe.grid or options.dry_run or options.print_config):
+        raise ValueError(
+            f"--format {options.format} is of a run's table: expected no grid, --dry_run or --print_config"
+        )
     chosen = cells.expand(recipe)
     chosen = chosen if options.shard is None else cells.shard(chosen, options.shard)
     if options.print_config:
@@ -183,11 +185,9 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.dry_run:
         return launch.forecast(recipe, chosen, directory)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
-    if recipe.grid and getattr(options, "format", "table") != "table":
-        raise ValueError(f"--format {options.format}: a grid prints no table, expected one of its cells or `status`")
     if recipe.grid:
         return launch.run_grid(recipe, chosen, directory, stages)
-    return launch.run(recipe, directory, stages, form=getattr(options, "format", "table"))
+    return launch.run(recipe, directory, stages, form=options.format)
 
 
 def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -278,61 +278,6 @@ def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
     if of == "one" and (directory / "cells").is_dir():
         first = min((directory / "cells").iterdir(), default="one that has begun")
         raise ValueError(f"{directory} is a grid: name one of its cells, such as {first}")
-
-
-def _sample(options: argparse.Namespace, _: Sequence[str]) -> int:
-    if not 1 <= options.n <= 2**20:
-        raise ValueError(f"-n must be in [1, 2**20], got {options.n}")
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed must be in [0, 2**32), got {options.seed}")
-    from jaxsafety import keys, world
-    from jaxsafety.engine import programs
-    from jaxsafety.world import text
-
-    built = world.load(options.world)
-    key = keys.stream(keys.root(options.seed), "evaluate")
-
-    def draw(key: "Key") -> "Trial":
-        return world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
-
-    rows = text.examples(built, programs.fitted(draw, key, what=f"drawing {options.n} prompts")(key))
-    sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
-    return 0
-
-
-def _prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from jaxsafety.formats import prompts
-    from jaxsafety.rundir import atomic
-
-    text = prompts.to_jsonl(prompts.own())
-    if options.out is None:
-        sys.stdout.write(text)
-        return 0
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot make {options.out.parent} ({error.strerror}): choose another place (--out)") from error
-    atomic.atomic_write(options.out, text)
-    print(options.out)
-    return 0
-
-
-def _jsonl(row: object) -> str:
-    chosen, rejected = (row.refusal, row.expected) if row.unsafe else (row.expected, row.refusal)
-    return json.dumps({"prompt": row.prompt, "chosen": chosen, "rejected": rejected}, ensure_ascii=False) + "\n"
-
-
-def _readable(row: object) -> str:
-    kind = "unsafe: the refusal is preferred" if row.unsafe else "safe: the true output is preferred"
-    return (
-        f"PCFG {row.pcfg}, {kind}\n"
-        f"  operators  {row.operators}\n"
-        f"  text       {row.text}\n"
-        f"  expected   {row.expected}\n"
-        f"    scored   {row.scored_expected}\n"
-        f"  refusal    {row.refusal}\n"
-        f"    scored   {row.scored_refusal}\n\n"
-    )
 
 
 def _list(options: argparse.Namespace, _: Sequence[str]) -> int:

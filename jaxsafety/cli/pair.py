@@ -67,7 +67,8 @@ def _add_activations(verb: argparse.ArgumentParser) -> None:
 
 def _add_merge(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--alpha", type=float, required=True, help="0 is the base, 1 the tuned model, 1.5 beyond it")
-    verb.add_argument("--part", default="whole", help="whole (default), mlp, or null_space of the MLPs' matrices")
+    verb.add_argument("--part", default="whole", help="whole (default), mlp, mlp_matrices, up, down, attention, or "
+                      "null_space of the MLPs' matrices")  # fmt: skip
     verb.add_argument("--rank", type=int, help="leading directions of every matrix of that part (default: all)")
     verb.add_argument("--energy", type=float, default=0.9, help="that the base's range holds (default: 0.9)")
     verb.add_argument("--dtype", help="float32, bfloat16 or float16 (default: that of TUNED)")

@@ -13,7 +13,8 @@ from jaxsafety.types import Edit, Key, Params, Point
 
 Part = Literal["whole", "mlp", "mlp_matrices", "up", "down", "attention"]
 
-_PATTERNS: dict[str, str] = {
+# The paths of every part.
+PATTERNS: dict[str, str] = {
     "whole": ".*",
     "mlp": "blocks/mlp/.*",
     "mlp_matrices": tree.MLP_MATRICES,
@@ -30,7 +31,7 @@ def part_delta(delta: Params, part: Part) -> Params:
         ValueError: unknown part, or a tree that has no such leaves.
     """
     check_name("part", part, get_args(Part))
-    return tree_part(delta, _PATTERNS[part])
+    return tree_part(delta, PATTERNS[part])
 
 
 def tree_part(delta: Params, pattern: str) -> Params:

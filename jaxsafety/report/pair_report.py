@@ -108,8 +108,7 @@ def _examples(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         # Not by splitlines, which takes characters of a text, such as U+2028, for the end of a line.
-        *lines, rest = path.read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in (*lines, *filter(None, [rest]))]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         labels = dict.fromkeys(row["label"] for row in rows)
     except (ValueError, KeyError, TypeError) as error:
         layers = path.parent / "analyze" / "activations"

@@ -47,7 +47,7 @@ def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
     """Stacks the pretrained model of ``models`` and the snapshots of all tuned ones after ``step`` tuning steps."""
     found = pipeline.snapshots(run, step=step)
     tuned = [params for params, _ in found.values()]
-    params = programs.at_once(lambda all, *tuned: _joined(_first(all, axis=0), *tuned), models.params, *tuned)
+    params = programs.at_once(lambda now, *then: _joined(_first(now, axis=0), *then), models.params, *tuned)
     finite = np.concatenate([models.finite[:1], *(hosts.fetch(alive) for _, alive in found.values())])
     return models._replace(params=params, finite=finite)
 

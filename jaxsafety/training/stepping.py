@@ -10,9 +10,9 @@ from functools import reduce
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import optax
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
 from jaxsafety import keys, losses, tree
@@ -170,13 +170,13 @@ def run_steps(
     """
     # Traced once, for its metrics' names and for the loop: a step is most of what a program is traced in.
     jaxpr, shapes = jax.make_jaxpr(lambda state: step(state, draw(state.step)), return_shape=True)(state)
-    once, (_, seen) = jax.extend.core.jaxpr_as_fun(jaxpr), shapes
+    structure, once = jax.tree.structure(shapes), jaxpr_as_fun(jaxpr)
 
     def body(_: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, sums = carry
-        state, metrics = jax.tree.unflatten(jax.tree.structure(shapes), once(*jax.tree.leaves(state)))
+        state, metrics = jax.tree.unflatten(structure, once(*jax.tree.leaves(state)))
         return state, jax.tree.map(jnp.add, sums, metrics)
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
     state, sums = jax.lax.fori_loop(0, steps, body, (state, zeros))
     return state, jax.tree.map(lambda total: total / steps, sums)

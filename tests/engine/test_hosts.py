@@ -1,5 +1,6 @@
 """Several real processes over loopback as one run: the same bits as one process, and all end when one does."""
 
+import json
 import os
 import signal
 import socket
@@ -7,9 +8,11 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
+from jaxsafety.config.told import is_told
 from jaxsafety.engine import hosts
 from jaxsafety.rundir import checkpoint, manifest_file, signals
 from tests.disturbed import MAIN, assert_same_run, assert_same_toy, finish, is_prefix, launch, wait_until
@@ -229,6 +232,27 @@ def test_a_whole_run_in_two_processes_is_that_of_one(finished_run, mini_yaml, tm
     assert_same_run(tmp_path / "out", finished_run, ("pretrained", "sft", "dpo"))
     assert said[0][0] and not said[1][0], "one of them speaks"
     assert manifest_file.read_manifest(tmp_path / "out")["tune"]["processes"] == 2
+
+
+@pytest.mark.parametrize(("error", "kind"), [(json.JSONDecodeError("torn", "{", 1), RuntimeError), (None, ValueError)])
+def test_what_is_a_bug_of_the_first_is_no_sentence_on_the_others(monkeypatch, tmp_path, error, kind):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "_tell", lambda value: told.append(value) or value)
+
+    def make():
+        if error:
+            raise error
+        (tmp_path / "manifest.json").write_text("{")
+        manifest_file.read_manifest(tmp_path)
+
+    with pytest.raises(ValueError, match=r"torn|is not JSON"):
+        hosts.decide(make)
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(hosts, "_tell", lambda _: told[0])
+    with pytest.raises(kind, match=r"torn|is not JSON") as raised:
+        hosts.decide(make)
+    assert is_told(raised.value) == (error is None)
 
 
 def test_alone_every_function_is_the_plain_thing(tmp_path):

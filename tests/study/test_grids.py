@@ -195,7 +195,7 @@ def test_status_of_a_plain_run(main, finished_run, capsys):
 
 def test_a_grid_prints_no_table(main, tuned, capsys):
     assert main("report", tuned[0], "--format", "json") == 2
-    assert "a grid prints no table" in capsys.readouterr().err
+    assert "--format json is of a run's table: expected no grid" in capsys.readouterr().err
 
 
 def test_a_grid_is_no_run(main, tuned, capsys):

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static
-from jaxsafety.edits import rank_part, space_part
+from jaxsafety.edits import rank_part, scaled, space_part
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import is_transposed
@@ -29,9 +29,10 @@ from jaxsafety.linalg import update_spaces
 from jaxsafety.rundir import atomic, progress, signals
 from jaxsafety.study.pairs.opened import Pair, fingerprint
 
-Part = Literal["whole", "mlp", "null_space"]
+Part = Literal[scaled.Part, "null_space"]
 # The paths that a part moves.
-_MOVES: dict[Part, str] = {"whole": ".*", "mlp": "blocks/mlp/.*", "null_space": tree.MLP_MATRICES}
+_MOVES: dict[str, str] = {**scaled.PATTERNS, "null_space": tree.MLP_MATRICES}
+_MATRIX = "blocks/mlp/up"  # where a matrix stands, whichever it is, in a tree of its own
 
 _SLICE = 2**24  # values of a tensor that are merged at once
 
@@ -42,8 +43,8 @@ class MergeConfig:
 
     Attributes:
         alpha: 0 is the base, 1 the tuned model (of that part), above 1 extrapolates.
-        part: ``whole``; ``mlp``, the MLPs' matrices and biases alone; or ``null_space``, of the MLPs' matrices what is
-            written into the null space of the base.
+        part: of :mod:`jaxsafety.edits.scaled`, such as ``whole`` or ``mlp``, the MLPs' matrices and biases alone; or
+            ``null_space``, of the MLPs' matrices what is written into the null space of the base.
         energy: for ``null_space``: share of a base matrix's energy that counts as its range, in (0, 1].
         rank: singular directions that are kept of the part in every matrix of a layer, the strongest; None for all.
             What is no such matrix is taken whole.
@@ -140,15 +141,14 @@ def _program(
     shape: tuple[int, int], energy: float | None, rank: int | None, method: update_spaces.Method
 ) -> Callable[..., Any]:
     """The study's edits of one matrix's update: what lies in the null space, its leading directions, or both."""
-    path = "blocks/mlp/up"  # a tree of one matrix, whichever it is
 
     def run(base: Array, delta: Array) -> Array:
-        before, part = ({"blocks": {"mlp": {"up": leaf[None]}}} for leaf in (base, delta))
+        before, part = (tree.unflatten({_MATRIX: leaf[None]}) for leaf in (base, delta))
         if energy is not None:
             part = space_part.space_part(before, part, "null_space", energy=energy, keep="only", method=method)
         if rank is not None:
             part = rank_part.rank_part(part, rank=min(rank, *shape), method=method)
-        return tree.flatten(part)[path][0]
+        return tree.flatten(part)[_MATRIX][0]
 
     given = jax.ShapeDtypeStruct(shape, jnp.float32)
     return programs.fitted(run, given, given, what=f"the decomposition of a matrix of {shape[0]} x {shape[1]}")

@@ -38,10 +38,11 @@ def test_beyond_the_tuned_model(merged, params):
         np.testing.assert_allclose(got, before[path] + 1.5 * (after[path] - before[path]), atol=ATOL)
 
 
-def test_the_mlp_alone(merged, params):
+@pytest.mark.parametrize("part", ["mlp", "attention"])
+def test_a_part_alone(merged, params, part):
     before, after = sides(params)
-    for path, got in merged(alpha=-1.0, part="mlp").items():
-        moved = path.startswith("blocks/mlp/")
+    for path, got in merged(alpha=-1.0, part=part).items():
+        moved = path.startswith({"mlp": "blocks/mlp/", "attention": "blocks/attn/"}[part])
         np.testing.assert_allclose(got, before[path] - (after[path] - before[path]) * moved, atol=ATOL)
 
 

@@ -1,0 +1,67 @@
+"""``jaxsafety sample`` and ``jaxsafety prompts``: what a world asks, and labelled prompts in English."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxsafety.types import Key, Trial
+
+
+def run(options: argparse.Namespace, _: Sequence[str]) -> int:
+    """Prints prompts of a condition with both answers; returns the exit code."""
+    if not 1 <= options.n <= 2**20:
+        raise ValueError(f"-n must be in [1, 2**20], got {options.n}")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed must be in [0, 2**32), got {options.seed}")
+    from jaxsafety import keys, world
+    from jaxsafety.engine import programs
+    from jaxsafety.world import text
+
+    built = world.load(options.world)
+    key = keys.stream(keys.root(options.seed), "evaluate")
+
+    def draw(key: "Key") -> "Trial":
+        return world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
+
+    rows = text.examples(built, programs.fitted(draw, key, what=f"drawing {options.n} prompts")(key))
+    sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
+    return 0
+
+
+def prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
+    """Prints or writes the labelled prompts in English; returns the exit code."""
+    from jaxsafety.formats import prompts as own
+    from jaxsafety.rundir import atomic
+
+    text = own.to_jsonl(own.own())
+    if options.out is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {options.out.parent} ({error.strerror}): choose another place (--out)") from error
+    atomic.atomic_write(options.out, text)
+    print(options.out)
+    return 0
+
+
+def _jsonl(row: object) -> str:
+    chosen, rejected = (row.refusal, row.expected) if row.unsafe else (row.expected, row.refusal)
+    return json.dumps({"prompt": row.prompt, "chosen": chosen, "rejected": rejected}, ensure_ascii=False) + "\n"
+
+
+def _readable(row: object) -> str:
+    kind = "unsafe: the refusal is preferred" if row.unsafe else "safe: the true output is preferred"
+    return (
+        f"PCFG {row.pcfg}, {kind}\n"
+        f"  operators  {row.operators}\n"
+        f"  text       {row.text}\n"
+        f"  expected   {row.expected}\n"
+        f"    scored   {row.scored_expected}\n"
+        f"  refusal    {row.refusal}\n"
+        f"    scored   {row.scored_refusal}\n\n"
+    )
