@@ -23,7 +23,7 @@ COLUMNS = {
 }  # fmt: skip
 
 _ROOT = Path(__file__).resolve().parents[1]
-_ONE_STEP = ("--pretrain.steps", "1", "--pretrain.chunk_steps", "1")
+_ONE_STEP = ("--models.pretrained.steps", "1", "--models.pretrained.chunk_steps", "1")
 _CLI = "import sys; from jaxsafety.cli.main import main; sys.exit(main())"
 
 

@@ -126,10 +126,7 @@ def _speedups(record: Record, *, over: Record, first: Record) -> dict[str, float
 def _setting(case: PeerCase) -> Setting:
     recipe, built = bench_train_step.recipe_of(case.train), world.load(case.train.world)
     config = recipe.model.build(built)
-    draw = partial(
-        world.pretrain_batch_at, built, recipe.pretrain.mixture, step=0, total_steps=recipe.pretrain.steps,
-        batch_size=case.train.batch_size,
-    )  # fmt: skip
+    draw = partial(bench_train_step.draw_batch, recipe, built, step=jnp.int32(0))
     return Setting(recipe, built, config, _disturbed(config), jax.jit(lambda key: draw(key=key))(keys.root(1)))
 
 
@@ -159,8 +156,8 @@ def _gflop(setting: Setting, window: int) -> float | None:
 
 
 def _our_step(setting: Setting, config: GPTConfig, *, total_steps: int) -> tuple[Any, Any]:
-    pretrain = setting.recipe.pretrain
-    optimizer = optim.make_optimizer(pretrain.optim, peak_lr=pretrain.learning_rate, total_steps=total_steps)
+    training = setting.recipe.lanes[0].training
+    optimizer = optim.make_optimizer(training.optim, peak_lr=training.lr, total_steps=total_steps)
     totals = bench_train_step.totals_of(gpt.model(config))
     gradient = stepping.make_gradient(totals, key=keys.root(1), total_steps=total_steps)
     return stepping.make_step(gradient, optimizer), stepping.init_state(setting.params, optimizer)
@@ -176,7 +173,7 @@ def _ours(setting: Setting, window: int) -> tuple[Any, Any, Any]:
 
 def _jax_entry(setting: Setting, window: int, expected: Expected, *, gflop: float | None) -> Entry:
     config, batch = setting.at(window)
-    step, state = _our_step(setting, config, total_steps=setting.recipe.pretrain.steps)
+    step, state = _our_step(setting, config, total_steps=setting.recipe.lanes[0].training.steps)
     program = harness.compile_program(step, (state, batch), name="jax", items=len(batch.tokens), gflop=gflop)
     return Entry(program, window, expected.errors(*_ours(setting, window)))
 
@@ -201,7 +198,7 @@ def _torch_entries(setting: Setting, window: int, expected: Expected, *, gflop: 
     from benchmarks import plain_gpt
 
     config, batch = setting.at(window)
-    pretrain = setting.recipe.pretrain
+    training = setting.recipe.lanes[0].training
     tensors = [torch.from_numpy(np.array(x)) for x in (batch.tokens, batch.targets, batch.mask)]
     tensors[:2] = [x.long() for x in tensors[:2]]
     for name, attention, autocast in (
@@ -210,7 +207,7 @@ def _torch_entries(setting: Setting, window: int, expected: Expected, *, gflop: 
         ("torch, bfloat16 autocast", "plain", True),
     ):
         build = partial(plain_gpt.from_params, setting.params, config=config, attention=attention)
-        make = partial(plain_gpt.make_step, config=pretrain.optim, peak_lr=pretrain.learning_rate, autocast=autocast)
+        make = partial(plain_gpt.make_step, config=training.optim, peak_lr=training.lr, autocast=autocast)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = build()(tensors[0]).float().numpy()
         check = make(build(), total_steps=cases.PEER_STEPS)
@@ -218,7 +215,7 @@ def _torch_entries(setting: Setting, window: int, expected: Expected, *, gflop: 
         errors = expected.errors(logits, values[0], np.mean(values))
         if not autocast:
             require(name, errors)
-        step = make(build(), total_steps=pretrain.steps)
+        step = make(build(), total_steps=training.steps)
         yield Entry(Program(name, partial(step, *tensors), items=len(batch.tokens), gflop=gflop), window, errors)
 
 

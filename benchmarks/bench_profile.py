@@ -112,12 +112,9 @@ def _against_floor(gflop: float, ms: float, *, peak: float) -> dict[str, float]:
 def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
     """Returns the parts, the chunk, the chunk's compiled text and ``t``."""
     recipe, built = bench_train_step.recipe_of(case), world.load(case.world)
-    config = recipe.pretrain
-    sample = partial(
-        world.pretrain_batch_at, built, config.mixture, key=keys.root(1), total_steps=config.steps,
-        batch_size=config.batch_size,
-    )  # fmt: skip
-    optimizer = optim.make_optimizer(config.optim, peak_lr=config.learning_rate, total_steps=config.steps)
+    training = recipe.lanes[0].training
+    sample = partial(bench_train_step.draw_batch, recipe, built, key=keys.root(1))
+    optimizer = optim.make_optimizer(training.optim, peak_lr=training.lr, total_steps=training.steps)
     unnamed = bench_train_step.totals_of(lanes.model_of(recipe, built))
 
     def totals(*given: Any, **named: Any) -> tuple[Terms, Terms]:
@@ -125,7 +122,7 @@ def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
             return unnamed(*given, **named)
 
     loss = bench_train_step.mean_loss(totals)
-    gradient = stepping.make_gradient(totals, key=keys.root(1), total_steps=config.steps)
+    gradient = stepping.make_gradient(totals, key=keys.root(1), total_steps=training.steps)
     step = stepping.make_step(gradient, optimizer)
     state = stepping.init_state(lanes.init_params(recipe, built, key=keys.root(0)), optimizer)
     batch = jax.jit(lambda step: sample(step=step))(0)

@@ -18,6 +18,7 @@ from benchmarks import cases, harness, plain_sampler
 from benchmarks.cases import SamplerCase
 from benchmarks.harness import Program
 from jaxsafety import keys, world
+from jaxsafety.pools import text as pool
 from jaxsafety.world import World
 from jaxsafety.world.grammar import sample_window
 from jaxsafety.world.spec import PRETRAIN_TRIM
@@ -75,7 +76,7 @@ def draws(built: World, name: str, *, batch_size: int) -> Callable[[jax.Array], 
 
 
 def _pretrain(built: World, key: jax.Array, *, batch_size: int) -> Any:
-    return world.pretrain_batch_at(built, world.Mixture(), key=key, step=0, total_steps=1, batch_size=batch_size)
+    return pool.draw(built, pool.Config(), key=key, step=0, total_steps=1, batch_size=batch_size)
 
 
 def plain_draws(built: World, name: str) -> Callable[..., Any]:
@@ -83,7 +84,7 @@ def plain_draws(built: World, name: str) -> Callable[..., Any]:
     plain = plain_sampler.read(built)
     if name == "text":
         return partial(plain_sampler.texts, plain)
-    return partial(plain_sampler.pretrain_batch, plain, world.Mixture())
+    return partial(plain_sampler.pretrain_batch, plain, pool.Config())
 
 
 def _accuracy(built: World, draw: str, peer: Any) -> dict[str, float]:

@@ -6,7 +6,6 @@ loss, the mean over the chunk's steps, with that of ``map``. One seed also train
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +16,10 @@ from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
 from jaxsafety import keys, losses, world
 from jaxsafety.engine import sweep
-from jaxsafety.methods import sft
-from jaxsafety.recipe.schema import ModelConfig, OptimConfig, PretrainConfig, Recipe
+from jaxsafety.recipe.schema import ModelConfig, Recipe
 from jaxsafety.study import lanes
-from jaxsafety.training import stepping
-from jaxsafety.types import Batch, HParams, Metrics, Model, Params, Strategy, Terms, TrainState
+from jaxsafety.training import answers, stepping
+from jaxsafety.types import Batch, HParams, Key, Metrics, Model, Params, Strategy, Terms, TrainState
 from jaxsafety.world import World
 
 COLUMNS = {
@@ -46,16 +44,20 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def recipe_of(case: TrainCase) -> Recipe:
-    """Returns the case as a recipe."""
+    """Returns the case as a recipe of a single model."""
     return Recipe(
         world=case.world,
         model=ModelConfig(preset=case.preset, positions=case.positions),
-        pretrain=PretrainConfig(
-            steps=_STEPS_OF_THE_RUN,
-            batch_size=case.batch_size,
-            chunk_steps=case.steps,
-            optim=OptimConfig(algorithm=case.algorithm),
-        ),
+        models={
+            "pretrained": {
+                "method": "pretrain",
+                "steps": _STEPS_OF_THE_RUN,
+                "batch_size": case.batch_size,
+                "chunk_steps": case.steps,
+                "data": {"pool": "text"},
+                "optim": {"algorithm": case.algorithm},
+            }
+        },
     )
 
 
@@ -101,10 +103,11 @@ def lane_program(
     seeds = start.step.shape[1]
     states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
     roots = jax.device_put(_roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
-    fn = sweep.over_lanes(lanes.pretrain_chunk(recipe, built), strategy, seeds=seeds)
+    (lane,) = recipe.lanes
+    fn = sweep.over_lanes(lanes.train_chunk(recipe, built, lane), strategy, seeds=seeds, per_lane=2)
     return harness.compile_program(
         fn,
-        (states, roots, _points(recipe), jnp.int32(recipe.pretrain.chunk_steps)),
+        (states, {}, roots, _points(recipe), jnp.int32(lane.training.chunk_steps)),
         name=strategy,
         items=items,
         gflop=gflop,
@@ -115,7 +118,8 @@ def start_state(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
     """Returns the states ``[1, s]`` before the first step."""
 
     def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
-        return stepping.init_state(lanes.init_params(recipe, built, key=key), lanes.optimizer(recipe.pretrain, point))
+        params = lanes.init_params(recipe, built, key=key)
+        return lanes.init_state(recipe.lanes[0].training, params, key=key, point=point)
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
     return program(jnp.zeros((1, seeds)), _roots(seeds), _points(recipe))
@@ -126,15 +130,20 @@ def _roots(seeds: int) -> jax.Array:
 
 
 def _points(recipe: Recipe) -> HParams:
-    rates = jnp.full((1,), recipe.pretrain.learning_rate, jnp.float32)
-    return HParams(peak_lr=rates, p_unsafe=jnp.zeros_like(rates))
+    return HParams(peak_lr=jnp.full((1,), recipe.lanes[0].training.lr, jnp.float32))
+
+
+def draw_batch(recipe: Recipe, built: World, *, key: Key, step: jax.Array) -> Batch:
+    """Draws the examples of one step of the recipe's pretraining; ``key`` is the stream's."""
+    training = recipe.lanes[0].training
+    return lanes.examples(built, training, HParams(peak_lr=training.lr), key=key, step=step)
 
 
 def totals_of(model: Model) -> stepping.Totals:
     """Returns what pretraining sums over a batch, as :func:`jaxsafety.training.stepping.make_gradient` takes it."""
 
     def totals(params: Params, batch: Batch, aux: Any, **_: Any) -> tuple[Terms, Terms]:
-        return sft.next_token(model, params, batch)
+        return answers.next_token(model, params, batch)
 
     return totals
 
@@ -151,11 +160,7 @@ def mean_loss(totals: stepping.Totals) -> Callable[[Params, Batch], tuple[jax.Ar
 
 def _step_gflop(recipe: Recipe, built: World) -> float | None:
     """XLA's count of the loss and its gradient on one batch: the model's work, without optimiser and sampler."""
-    config = recipe.pretrain
-    draw = partial(
-        world.pretrain_batch_at, built, config.mixture, step=0, total_steps=config.steps, batch_size=config.batch_size
-    )
     params = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
-    batch = jax.eval_shape(lambda: draw(key=keys.root(0)))
+    batch = jax.eval_shape(lambda: draw_batch(recipe, built, key=keys.root(0), step=jnp.int32(0)))
     loss = mean_loss(totals_of(lanes.model_of(recipe, built)))
     return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (params, batch))

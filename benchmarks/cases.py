@@ -17,7 +17,7 @@ class SamplerCase:
 
     Attributes:
         world: which one.
-        draw: ``text`` (windows of the full grammar), ``pretrain`` (sequences of the mixture) or a condition.
+        draw: ``text`` (windows of the full grammar), ``pretrain`` (pretraining sequences) or a condition.
         batch_size: samples in one call.
         rounds: timed calls.
         peer_samples: samples in one call of the plain generator; 0 where it has no such draw.

@@ -12,7 +12,8 @@ from importlib import resources
 import numpy as np
 from nltk.grammar import PCFG, Nonterminal
 
-from jaxsafety.world import Mixture, World
+from jaxsafety.pools import text as pool
+from jaxsafety.world import World
 
 # As in the library's pretraining draws: starts are uniform over range(string - window - 1).
 _TRIM = 1
@@ -62,10 +63,10 @@ def texts(plain: PlainWorld, count: int, *, rng: random.Random) -> list[list[str
 
 
 def pretrain_batch(
-    plain: PlainWorld, mixture: Mixture, count: int, *, rng: random.Random
+    plain: PlainWorld, config: pool.Config, count: int, *, rng: random.Random
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws pretraining sequences of the schedule's start: tokens, targets and mask, ``[count, t]`` each."""
-    rows = [_pretrain_sample(plain, mixture, rng=rng) for _ in range(count)]
+    rows = [_pretrain_sample(plain, config, rng=rng) for _ in range(count)]
     tokens, scored = (np.array(column) for column in zip(*rows, strict=True))
     pad = plain.world.ids["#"]
     mask = scored[:, 1:] & (tokens[:, 1:] != pad) & (tokens[:, :-1] != pad)
@@ -88,7 +89,7 @@ def _expand(symbol: Nonterminal | str, rules: Rules, *, rng: random.Random) -> l
     return [letter for child in side for letter in _expand(child, rules, rng=rng)]
 
 
-def _pretrain_sample(plain: PlainWorld, mixture: Mixture, *, rng: random.Random) -> tuple[list[int], list[bool]]:
+def _pretrain_sample(plain: PlainWorld, config: pool.Config, *, rng: random.Random) -> tuple[list[int], list[bool]]:
     world, spec = plain.world, plain.world.spec
     pcfg = rng.randrange(len(plain.starts))
     text = _window(plain, pcfg, rng=rng)
@@ -98,12 +99,12 @@ def _pretrain_sample(plain: PlainWorld, mixture: Mixture, *, rng: random.Random)
         tasks[rng.randrange(4)] = rng.choice(identities)
     first = _apply(world, pcfg, tasks[:2], text)
     second = _apply(world, pcfg, tasks[2:], first)
-    if rng.random() < mixture.exception_probability:
+    if rng.random() < config.exception_probability:
         kind, slot = rng.randrange(2), rng.randrange(4)
         constant = [spec.letters[kind]] * len(text)
         tasks[slot] = ("ex1", "ex2")[kind]
         first, second = (constant, ["#"] * len(text)) if slot < 2 else (first, constant)
-    (mode,) = rng.choices(range(4), mixture.start)
+    (mode,) = rng.choices(range(4), config.start)
     parts = {
         "bos": ["$"], "tasks": tasks, "sot": ["*"], "text": [*text, ">"],
         "first": [*first, "*^"], "second": [*second, "*^", "%"],

@@ -52,7 +52,7 @@ class PreferenceBatch:
         chosen: the preferred answers.
         rejected: the dispreferred ones; None where a method asks for none and there are none.
         unsafe: ``[b]`` bool, whether the prompt is one that should be refused.
-        reference: what the model that tuning began with says of them, see :class:`Method`; None where nothing is asked.
+        reference: what an ancestor of the model says of them, see :class:`Method`; None where nothing is asked.
     """
 
     chosen: Batch
@@ -61,19 +61,23 @@ class PreferenceBatch:
     reference: Any = None
 
 
+# What a method learns from, see Method.
+Examples = Batch | PreferenceBatch
+
+
 @flax.struct.dataclass
 class HParams:
     """Traced scalars of one run: a grid point is an array of each, so a grid of them is one compiled program.
 
     Attributes:
         peak_lr: peak of the learning-rate schedule, > 0.
-        p_unsafe: probability in [0, 1] that a prompt (or a whole batch) is an unsafe one.
         options: the traced fields of the method's ``Config``, by name.
+        data: those of the pool's ``Config``, and ``prompts``, how many different examples there are, where not endless.
     """
 
     peak_lr: Leaf
-    p_unsafe: Leaf = 0.5
     options: dict[str, Leaf] = flax.struct.field(default_factory=dict)
+    data: dict[str, Leaf] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -187,13 +191,14 @@ class Method(NamedTuple):
             ``key`` is the step's, the same for all parts of a batch (what is drawn for an example belongs in ``data``),
             ``progress`` the share of the run in [0, 1) that is done.
         needs: ``config -> Needs``.
-        reference: ``(model, params, batch, config) -> arrays [b, ...]``, what the model that tuning began with says of
-            the examples; ``totals`` finds it in ``batch.reference``. None where a method asks nothing of it.
+        reference: ``(model, params, batch, config) -> arrays [b, ...]``, what the reference, an ancestor of the model,
+            says of the examples; ``totals`` finds it in ``batch.reference``. None where a method asks nothing of it.
         data: ``(batch, *, key, config) -> batch``, a transform of the drawn examples, before the reference sees them.
         init_aux: ``(params, *, key, config) -> aux``, what a lane carries beside the optimiser's state; ``params`` are
             what is trained, such as an adapter's factors.
         update_aux: ``(aux, means, *, config) -> aux`` after a step, from the means of all terms and metrics over the
             whole batch.
+        examples: what a batch is: ``preferences``, a :class:`PreferenceBatch`, or ``text``, a :class:`Batch`.
     """
 
     Config: type
@@ -203,6 +208,22 @@ class Method(NamedTuple):
     data: Callable[..., Any] | None = None
     init_aux: Callable[..., Any] | None = None
     update_aux: Callable[..., Any] | None = None
+    examples: Literal["preferences", "text"] = "preferences"
+
+
+class Pool(NamedTuple):
+    """Where training examples come from: all that a study knows of it.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`.
+        draw: ``(world, config, *, key, step, total_steps, batch_size) -> examples [b, ...]``, a pure draw of position
+            ``step`` of a stream; ``config`` holds this lane's scalars.
+        examples: as in :class:`Method`.
+    """
+
+    Config: type
+    draw: Callable[..., Any]
+    examples: Literal["preferences", "text"] = "preferences"
 
 
 @flax.struct.dataclass

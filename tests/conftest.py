@@ -88,9 +88,7 @@ from jaxsafety.recipe.schema import (  # noqa: E402
     AnalyzeConfig,
     EvaluateConfig,
     ModelConfig,
-    PretrainConfig,
     Recipe,
-    TuneConfig,
 )
 
 
@@ -151,13 +149,16 @@ def tiny_gpt(tiny_config: gpt.GPTConfig) -> dict:
 def mini_recipe() -> Recipe:
     """A whole study at its smallest: 1 layer of width 16, 2 seeds, 2 methods, 2 conditions, 6 steps in 3 chunks."""
     stage = {"steps": 6, "chunk_steps": 2, "batch_size": 4}
-    methods = {"sft": {}, "dpo": {"weight_chosen": 1.0, "weight_rejected": 0.1}}
+    tuned = stage | {"from": "pretrained", "lr": {"eta_M": 1e-3, "eta_S": 1e-4}, "snapshots": 1}
     return Recipe(
         name="mini",
         seeds=(3, 5),
         model=ModelConfig(layers=1, heads=2, width=16),
-        pretrain=PretrainConfig(**stage),
-        tune=TuneConfig(**stage, methods=methods, snapshots=1),
+        models={
+            "pretrained": stage | {"method": "pretrain", "data": {"pool": "text"}},
+            "sft": tuned | {"method": "sft"},
+            "dpo": tuned | {"method": "dpo", "weight_chosen": 1.0, "weight_rejected": 0.1},
+        },
         evaluate=EvaluateConfig(prompts=8, batch_size=4, conditions=("safe", "unsafe"), probe_prompts=4),
         analyze=AnalyzeConfig(prompts=4, attack_prompts=4, edit_prompts=4),
         edits={

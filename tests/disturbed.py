@@ -11,6 +11,8 @@ import sys
 import time
 from contextlib import contextmanager
 
+import pytest
+
 from jaxsafety.rundir import checkpoint, results
 
 # A background shell has its children ignore Ctrl-C; a terminal does not.
@@ -30,10 +32,10 @@ from jaxsafety.rundir import signals
 from jaxsafety.types import HParams, TrainState
 
 directory, steps = Path(sys.argv[1]), int(sys.argv[2])
-grid = programs.Grid(seeds=(4, 9), points=(("eta_M", 0.1),), strategy="sharded")
-leg = loop.Leg(directory, "tune", "toy", steps, 2, (1, 5, 20))
+grid = programs.Grid(seeds=(4, 9), rows=1, strategy="sharded")
+leg = loop.Leg(directory, "tune", "toy", "toy", "eta_M", 0.1, steps, 2, (1, 5, 20))
 
-def chunk(state, key, point, steps):
+def chunk(state, _, key, point, steps):
     def step(_, carry):
         noise = jax.random.normal(keys.at_step(key, carry.step), (200,))
         moved = {{"w": carry.params["w"] + point.peak_lr * noise}}
@@ -53,8 +55,8 @@ def run():
     one = jnp.ones(1)
     roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))
     with opening.open_run(directory, {{"toy": 1}}), signals.deferred(lambda _: None):
-        loop.train(chunk, start, readout=(read, jnp.zeros(2)), per_seed=roots,
-                   points=HParams(0.1 * one, one), grid=grid, legs=[leg])
+        loop.train(chunk, start, readout=(read, jnp.zeros(2)), given={{}}, per_seed=roots,
+                   points=HParams(0.1 * one), grid=grid, legs=[leg])
 
 def main():
     try:
@@ -125,6 +127,24 @@ def finish(script, *words, code=0, **options):
     assert process.returncode == code, err
     assert "Traceback" not in err, err
     return time.monotonic() - started, err.strip().rpartition("\n")[2]
+
+
+class Killed(BaseException):
+    """Ends a run in this process as a signal does that no one can catch."""
+
+
+def die_before_saving(run, leg, step):
+    """Calls ``run``, which dies where a leg would save the checkpoint of a step."""
+    save = checkpoint.save
+
+    def saved(folder, tree, *, step=0, keep=2, last=step):
+        if (folder.parent.name, folder.name, step) == ("checkpoints", leg, last):
+            raise Killed
+        save(folder, tree, step=step, keep=keep)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "save", saved)
+        run()
 
 
 def send(process, moment, number=signal.SIGKILL):

@@ -57,8 +57,14 @@ def _open(ready: Study, lock: ExitStack) -> None:
     recipe, directory = ready.recipe, ready.directory
     lock.enter_context(opening.open_run(directory, as_dict(recipe)))
     opening.keep_files(directory / "grammars", pipeline.own_grammars(recipe))
-    if manifest_file.read_manifest(directory).get("failed"):
-        manifest_file.write_manifest(directory, {"failed": None})
+    manifest_file.write_manifest(directory, {"models": pipeline.steps(recipe), "failed": None})
+
+
+@contextmanager
+def _opened(ready: Study) -> Iterator[None]:
+    with ExitStack() as lock:
+        _open(ready, lock)
+        yield
 
 
 def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str]) -> int:
@@ -78,7 +84,7 @@ def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Se
     _say_idle_devices(recipe)
     with signals.deferred(say_stopping):
         grids.record(recipe, directory)
-        outcome = grids.run(jobs, grids.Stages(tuple(stages), _advance, _recorded))
+        outcome = grids.run(jobs, stages, open_=_opened, advance=_advance)
     for name in outcome.in_use:
         print(f"jaxsafety: cell {name} is running in another process", file=sys.stderr)
     print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
@@ -103,24 +109,13 @@ def _advance(ready: Study, stage: str, *, form: Form = "table") -> None:
         table = hosts.decide(lambda: study_report.write(ready.directory, form=form))
         sys.stdout.write(table if hosts.is_first() else "")
     elif not pipeline.is_finished(ready, stage):
-        work = dict(pretrain=pipeline.pretrain, tune=pipeline.tune, evaluate=evaluate.write, analyze=analyze.write)
-        with _recorded((ready,), stage):
+        training = {name: partial(pipeline.train, stage=name) for name in ("pretrain", "tune")}
+        work = training | {"evaluate": evaluate.write, "analyze": analyze.write}
+        about = {"strategy": ready.strategy, "processes": jax.process_count()}
+        with ExitStack() as record:
+            hosts.decide(lambda: record.enter_context(manifest_file.timed(ready.directory, stage, about)))
             work[stage](ready)
     hosts.check(f"after {stage}")
-
-
-@contextmanager
-def _recorded(studies: Sequence[Study], stage: str) -> Iterator[None]:
-    """Records in the manifests what a stage runs on and the seconds it takes, over all processes that work on it.
-
-    Of studies that run it as one program each has its share.
-    """
-    with ExitStack() as records:
-        for ready in studies:
-            about = {"strategy": ready.strategy, "processes": jax.process_count()}
-            timed = manifest_file.timed(ready.directory, stage, about, together=len(studies))
-            hosts.decide(partial(records.enter_context, timed))
-        yield
 
 
 def say_stopping(name: str) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from jaxsafety import analysis, attacks, claims, edits, methods
+from jaxsafety import analysis, attacks, claims, edits, methods, pools
 from jaxsafety.config import tables
 
 _KINDS = (
     ("methods", "method", methods.TABLE),
+    ("pools", "pool", pools.TABLE),
     ("edits", "edit", edits.TABLE),
     ("attacks", "attack", attacks.TABLE),
     ("analyses", "analysis", analysis.TABLE),
@@ -31,7 +32,7 @@ def text() -> str:
     ]
     papers = "\n".join(f"  {name}: {tables.summary(module)}" for name, module in claims.TABLE.items())
     return (
-        "A grid of a traced field is one compiled program, and so are all values of a swept one; every value of a\n"
-        f"static field is another program.\n\n{''.join(parts)}"
+        "Several values of a traced field are one compiled program, and so are those of a swept one; every value of\n"
+        f"a static field is another program.\n\n{''.join(parts)}"
         f"claims, `claims: [NAME]` in a recipe, or your own as `package.module:CLAIMS`\n{papers}\n"
     )

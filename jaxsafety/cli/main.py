@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "run": "run all stages of a recipe: pretrain, tune, evaluate, analyze, report",
-    "pretrain": "pretrain every seed",
-    "tune": "safety fine-tune every method at every learning rate, from the pretrained models; with a Hugging Face "
+    "pretrain": "train every model that begins afresh",
+    "tune": "train every model that begins with another, parents first; with a Hugging Face "
     "directory and --data: a checkpoint (`jaxsafety tune DIR --data FILE --help`)",
     "evaluate": "judge every model on every condition and write the result tables",
     "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks",
@@ -33,7 +33,10 @@ _STAGES = {
 }
 _IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
 _TRACEBACK = "--traceback"
-_OVERRIDES = "Any field of the recipe can be overridden, e.g. --pretrain.steps 800 --seeds [0,1]; see --print_config."
+_OVERRIDES = (
+    "Any field of the recipe can be overridden, e.g. --models.sft.steps 800 (of all models: '--models.*.steps') "
+    "--seeds [0,1]; see --print_config."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
         stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-        stage.add_argument("--dry_run", action="store_true", help="print cells, programs, memory and time, and stop")
+        stage.add_argument("--dry_run", action="store_true", help="print models, programs, memory and time, and stop")
         stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
         stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
         stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     imported.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
                           "stands for each of the recipe's seeds")  # fmt: skip
-    imported.add_argument("--tuned", action="append", default=[], metavar="METHOD:LR=FILE",
+    imported.add_argument("--tuned", action="append", default=[], metavar="MODEL:POINT=FILE",
                           help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
     imported.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
     imported.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",

@@ -97,10 +97,10 @@ def check_apart(config: type, taken: Iterable[str], *, owner: str) -> None:
         )
 
 
-def build(config: type, values: Mapping[str, Any], *, owner: str, **typed: Any) -> Any:
+def build(config: type, values: Mapping[str, Any], *, owner: str, **ready: Any) -> Any:
     """Returns a config of plain values, as YAML or a command line gives them; fields not named keep their defaults.
 
-    ``owner`` is whose fields they are, for messages; ``typed`` are fields that are no plain values.
+    ``owner`` is whose fields they are, for messages; ``ready`` are fields that are no plain values.
 
     Raises:
         ValueError: a field that there is not (the nearest is named), one left empty or not given that has no default,
@@ -119,14 +119,19 @@ def build(config: type, values: Mapping[str, Any], *, owner: str, **typed: Any) 
         if value is None and type(None) not in get_args(hints[name]):
             raise ValueError(f"{owner}.{name} is empty: give it a value or leave the field out")
     try:
-        made = config(**{name: _typed(value, hints[name], name) for name, value in values.items()}, **typed)
+        made = config(**{name: typed(value, hints[name], name) for name, value in values.items()}, **ready)
         check(made)
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from error
     return made
 
 
-def _typed(value: Any, kind: Any, name: str) -> Any:
+def typed(value: Any, kind: Any, name: str) -> Any:
+    """Returns a plain value, as YAML or a command line gives it, as a field of some type holds it.
+
+    Raises:
+        ValueError: it is none of that type; ``name`` is the field's.
+    """
     if type(None) in get_args(kind):
         if value is None:
             return None
@@ -140,7 +145,7 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
     if kind is float and isinstance(value, int | float) and plain:
         return float(value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(item, get_args(kind)[0], name) for item in value)
+        return tuple(typed(item, get_args(kind)[0], name) for item in value)
     if get_origin(kind) is Literal or (isinstance(kind, type) and isinstance(value, kind) and (plain or kind is bool)):
         return value
     words = {float: "a number", int: "an integer", str: "text", bool: "true or false"}

@@ -1,13 +1,13 @@
-"""Runs the lanes of a grid chunk by chunk, with checkpoints, metrics and progress.
+"""Trains the lanes of a grid chunk by chunk, with checkpoints, metrics and progress.
 
-A chunk is one dispatch: many steps, batches drawn inside, no host synchronisation. At its end the stacked state is
-saved, so a run killed at any moment continues from the last chunk, bit for bit. A program may train the lanes of
-several run directories side by side; each keeps its own rows of the state.
+A chunk is one dispatch: many steps, batches drawn inside, no host synchronisation. At its end every lane's state is
+saved, so a run killed at any moment continues from the last chunk, bit for bit. After the last step parameters alone
+are kept. A program may train the lanes of several models side by side; each keeps its own row of the state.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsafety import tree
 from jaxsafety.engine import hosts, sweep
-from jaxsafety.engine.programs import Grid, place, program
+from jaxsafety.engine.programs import Grid, at_once, place, program
 from jaxsafety.rundir import checkpoint, metrics_file, progress
+from jaxsafety.rundir.layout import CHECKPOINTS, SNAPSHOTS
 from jaxsafety.types import HParams, Metrics, Params, TrainState
+
+# One lane's read-out of its parameters, and what it takes per seed, ``[s, ...]``.
+Readout = tuple[Callable[[Params, Any, Any], Metrics], Any]
 
 
 @dataclass(frozen=True)
 class Leg:
-    """One resumable stretch of training.
+    """One resumable stretch of training: a row of lanes, all its seeds.
 
     Attributes:
         directory: the run directory.
         stage: ``pretrain`` or ``tune``.
-        method: what the rows of ``metrics.jsonl`` are labelled with.
+        name: a plain file name, its own in the directory.
+        label, point, lr: what the rows of ``metrics.jsonl`` are labelled with: method, name and value of its rate.
         steps: optimiser steps in all.
         chunk_steps: steps per dispatch.
         snapshots: steps after which the parameters are kept for good, ascending; a chunk ends at each.
@@ -36,7 +42,10 @@ class Leg:
 
     directory: Path
     stage: str
-    method: str
+    name: str
+    label: str
+    point: str
+    lr: float
     steps: int
     chunk_steps: int
     snapshots: tuple[int, ...] = ()
@@ -44,12 +53,17 @@ class Leg:
     @property
     def checkpoints(self) -> Path:
         """Where this leg's checkpoints are."""
-        return self.directory / "checkpoints" / self.method
+        return self.directory / CHECKPOINTS / self.name
 
     @property
     def snapshot_folder(self) -> Path:
         """Where this leg's snapshots are."""
-        return self.directory / "snapshots" / self.method
+        return self.directory / SNAPSHOTS / self.name
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What its rows of metrics have in common."""
+        return {"stage": self.stage, "method": self.label, "lr_name": self.point, "lr": self.lr}
 
     def chunk_end(self, done: int) -> int:
         """The step at which the chunk that starts after ``done`` steps ends."""
@@ -59,124 +73,116 @@ class Leg:
 
 def is_finished(leg: Leg) -> bool:
     """Whether the leg's last checkpoint is at its last step."""
-    return hosts.decide(lambda: checkpoint.latest(leg.checkpoints) == leg.steps)
+    return hosts.decide(lambda: _is_finished(leg))
+
+
+def _is_finished(leg: Leg) -> bool:
+    return checkpoint.latest(leg.checkpoints) == leg.steps
 
 
 def in_step(legs: Sequence[Leg]) -> list[tuple[Leg, ...]]:
-    """Splits legs into parts that can train side by side: every part has a step that all its legs can go on from.
+    """Splits legs into unfinished parts that can train side by side: each has a step that all its legs can go on from.
 
     A kill between two saves leaves legs a chunk apart, which the second-newest checkpoint bridges; legs further apart,
-    which were not always trained together, are not joined.
+    as after the loss of one's checkpoints, are not joined.
     """
+    return [tuple(legs[place] for place in part) for part in hosts.decide(lambda: _in_step(legs))]
+
+
+def _in_step(legs: Sequence[Leg]) -> list[list[int]]:
     parts, left = [], list(legs)
     while left:
         step = _common_step(left)
         part = tuple(leg for leg in left if step in (checkpoint.steps(leg.checkpoints) or [0]))
         parts.append(part)
         left = [leg for leg in left if leg not in part]
-    return parts
+    return [[legs.index(leg) for leg in part] for part in parts if not all(map(_is_finished, part))]
 
 
 def _common_step(legs: Sequence[Leg]) -> int:
     return min(checkpoint.latest(leg.checkpoints) or 0 for leg in legs)
 
 
-def load(leg: Leg, like: TrainState, *, grid: Grid) -> TrainState:
-    """Returns the finished leg's states ``[h, s, ...]``, placed as the grid's strategy wants them.
+def load(leg: Leg, like: Params, *, grid: Grid, step: int | None = None) -> dict[str, Any]:
+    """Returns a finished leg's ``params [s, ...]`` and ``finite [s]``, placed as the grid's strategy wants them.
 
-    ``like`` are the shapes of the stacked state (from ``jax.eval_shape``).
-
-    Raises:
-        ValueError: corrupt, missing or misshapen checkpoint.
-        FloatingPointError: every lane of it has diverged.
+    ``like`` are the shapes of the parameters; ``step`` is one of ``leg.snapshots``, None the end. A corrupt, missing or
+    misshapen checkpoint is a ValueError.
     """
-    state = _load(leg.checkpoints, _placed(like, grid))
-    _check_alive(hosts.fetch(state.finite), leg)
-    return state
-
-
-def load_snapshot(leg: Leg, like: TrainState, *, grid: Grid, step: int) -> tuple[Params, jax.Array]:
-    """Returns the parameters ``[h, s, ...]`` and ``finite`` ``[h, s]`` as they were after a step of ``leg.snapshots``.
-
-    ``like`` is as for :func:`load`.
-
-    Raises:
-        ValueError: corrupt, missing or misshapen snapshot.
-    """
+    placed = _placed({"params": like, "finite": jax.ShapeDtypeStruct((len(grid.seeds),), bool)}, grid)
+    if step is None:
+        return _load(leg.checkpoints, placed)
     try:
-        found = _load(leg.snapshot_folder, _placed(_snapshot(like), grid), step=step)
+        return _load(leg.snapshot_folder, placed, step=step)
     except ValueError as error:
         raise ValueError(f"{error}: {_train_again(leg)}, which saves the same snapshots") from error
-    return found["params"], found["finite"]
 
 
 def _load(folder: Path, placed: Any, *, step: int | None = None) -> Any:
     return hosts.load(lambda like: checkpoint.load(folder, like, step=step)[0], placed)
 
 
-def _snapshot(state: TrainState) -> dict[str, Any]:
+def _finished(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "finite": state.finite}
 
 
 def _train_again(leg: Leg) -> str:
-    return f"remove {leg.checkpoints} and run `jaxsafety {leg.stage}` to train {leg.method} again from the start"
+    return f"remove {leg.checkpoints} and run `jaxsafety {leg.stage}` to train {leg.name} again from the start"
 
 
-def curves(leg: Leg, *, grid: Grid) -> Iterator[tuple[dict[str, Any], dict[str, float | None]]]:
-    """Yields the rows of ``metrics.jsonl`` that a finished leg wrote, as labels and values by metric.
+def curves(legs: Sequence[Leg], *, seeds: Sequence[int]) -> Iterator[tuple[dict[str, Any], dict[str, float | None]]]:
+    """Yields the rows of ``metrics.jsonl`` that finished legs of one directory wrote, as labels and values by metric.
 
-    They are in the order of an undisturbed run, also where the leg was trained again after another.
+    They are in the order of an undisturbed run, also where a leg was trained again after another.
 
     Raises:
         ValueError: a row is missing, as after a damage to the file, or a line is not JSON.
     """
     names = ("stage", "method", "lr_name", "lr", "seed", "step")
-    written = {tuple(map(row.get, names)): row for row in metrics_file.read_metrics(leg.directory)}
-    done = 0
-    while done < leg.steps:
-        done = leg.chunk_end(done)
-        for labels in _labels(grid=grid, leg=leg, step=done):
-            row = written.get(tuple(labels.values()))
-            if row is None:
-                shown = ", ".join(f"{name} {labels[name]}" for name in ("lr", "seed", "step"))
-                raise ValueError(
-                    f"{leg.directory / 'metrics.jsonl'} lacks a row of {leg.method} ({shown}): {_train_again(leg)}, "
-                    "which writes the same rows"
-                )
-            yield labels, {name: value for name, value in row.items() if name not in labels}
-
-
-def _check_alive(finite: Any, leg: Leg) -> None:
-    if not np.any(finite):
-        raise FloatingPointError(f"every lane of {leg.stage} {leg.method} diverged: lower its learning rate")
+    written = {tuple(map(row.get, names)): row for row in metrics_file.read_metrics(legs[0].directory)}
+    for leg in legs:
+        done = 0
+        while done < leg.steps:
+            done = leg.chunk_end(done)
+            for seed in seeds:
+                labels = leg.labels | {"seed": seed, "step": done}
+                row = written.get(tuple(labels.values()))
+                if row is None:
+                    shown = ", ".join(f"{name} {labels[name]}" for name in ("lr", "seed", "step"))
+                    raise ValueError(
+                        f"{leg.directory / 'metrics.jsonl'} lacks a row of {leg.name} ({shown}): {_train_again(leg)}, "
+                        "which writes the same rows"
+                    )
+                yield labels, {name: value for name, value in row.items() if name not in labels}
 
 
 def _placed(like: Any, grid: Grid) -> Any:
-    sharding = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=1)
+    sharding = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=0)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
 
 
 def train(
-    chunk: Callable[[TrainState, Any, HParams, Any], tuple[TrainState, Metrics]],
+    chunk: Callable[[TrainState, Any, Any, HParams, Any], tuple[TrainState, Metrics]],
     start: Callable[[], TrainState],
     *,
-    readout: tuple[Callable[[Params, Any, Any], Metrics], Any],
+    readout: Readout,
+    given: Any,
     per_seed: Any,
     points: HParams,
     grid: Grid,
     legs: Sequence[Leg],
 ) -> TrainState:
-    """Trains all lanes of one or more legs to their last step, from the newest step that all have a checkpoint of.
+    """Trains one or more legs to their last step, from the newest step that all have a checkpoint of.
 
     Args:
         chunk: one lane's chunk, of as many steps as its last argument says.
         start: makes the stacked state ``[h, s, ...]`` before the first step (not called on resume).
-        readout: what the learning curves show at a chunk's end: one lane's function of its parameters, and what it
-            takes per seed, ``[s, ...]``.
+        readout: what the learning curves show at a chunk's end.
+        given: what the chunk takes per lane beside the state, ``[h, s, ...]``.
         per_seed: what the chunk takes per seed, ``[s, ...]``.
         points: hyper-parameters ``[h]``.
         grid: the lanes.
-        legs: where, how long: alike but for their directories, whose rows follow each other along h, as many of each.
+        legs: where, how long, one for each row h: alike but for their names and labels, in one directory.
 
     Returns:
         The final stacked state.
@@ -186,36 +192,43 @@ def train(
         Stopped: a signal has asked to stop; the chunks before are saved.
     """
     leg = legs[0]
-    advance = program(chunk, grid=grid, donate=(0,))
+    advance = program(chunk, grid=grid, donate=(0,), per_lane=2)
     read = program(readout[0], grid=grid)
-    per_seed, points = place(per_seed, points, grid=grid)
+    given, per_seed, points = place(given, per_seed, points, grid=grid)
     state, done = _resume(start, grid=grid, legs=legs)
     hosts.decide(lambda: _forget(legs, after_step=done))
-    label = f"{leg.stage} {leg.method}" + f" of {len(legs)} cells" * (len(legs) > 1)
+    label = f"{leg.stage} {'+'.join(dict.fromkeys(one.label for one in legs))}"
     with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
         while done < leg.steps:
             hosts.check(f"after step {done} of {label}")
             end = leg.chunk_end(done)
-            state, metrics = advance(state, per_seed, points, _steps(end - done, grid=grid))
+            state, metrics = advance(state, given, per_seed, points, _steps(end - done, grid=grid))
             done = end
             host = hosts.fetch(metrics | read(state.params, readout[1], points))
             _keep(state, host, grid=grid, legs=legs, step=done)
             update(done, _headline(host))
-            _check_alive(host["finite"], leg)
+            if not np.any(host["finite"]):
+                raise FloatingPointError(f"every lane of {label} diverged: lower its learning rate")
     return state
 
 
-def adopt(
-    state: TrainState, readout: tuple[Callable[[Params, Any, Any], Metrics], Any], *, grid: Grid, leg: Leg
-) -> None:
-    """Records as a finished leg of a single chunk the states ``[h, s, ...]`` of lanes that were trained elsewhere.
+def forget_optimizers(legs: Sequence[Leg]) -> None:
+    """Drops what finished legs have kept to go on from: of each its parameters stay."""
+    hosts.decide(lambda: [checkpoint.prune(leg.checkpoints, keep=1) for leg in legs])
 
-    The learning curves get one point, what the read-out (as in :func:`train`) says of the parameters after the last
-    step; of the way there nothing is known.
+
+def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) -> None:
+    """Records as finished legs of a single chunk the parameters ``[h, s, ...]`` of lanes that were trained elsewhere.
+
+    The learning curves get one point, what the read-out says of the parameters after the last step; of the way there
+    nothing is known.
     """
-    rates = hosts.fetch(program(readout[0], grid=grid)(state.params, readout[1], jnp.zeros(len(grid.points))))
-    alive = np.ones((len(grid.points), len(grid.seeds)), np.float32)
-    _keep(state, rates | {"finite": alive}, grid=grid, legs=[leg], step=leg.steps)
+    rates = hosts.fetch(program(readout[0], grid=grid)(params, readout[1], jnp.zeros(grid.rows)))
+    alive = np.ones((grid.rows, len(grid.seeds)), bool)
+    numbers, host = rates | {"finite": alive.astype(np.float32)}, hosts.fetch(params)
+    for h, leg in enumerate(legs):
+        metrics_file.append_metrics(leg.directory, _rows(numbers, seeds=grid.seeds, row=h, leg=leg, step=leg.steps))
+        checkpoint.save(leg.checkpoints, {"params": tree.lane(host, h), "finite": alive[h]}, step=leg.steps)
 
 
 def _steps(count: int, *, grid: Grid) -> jax.Array:
@@ -224,59 +237,50 @@ def _steps(count: int, *, grid: Grid) -> jax.Array:
 
 
 def _keep(state: TrainState, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int) -> None:
-    """Writes what a chunk's end leaves, every leg its own rows."""
-    count, host = len(grid.points) // len(legs), hosts.fetch(state)
+    """Writes what a chunk's end leaves, every leg its own row."""
+    host = hosts.fetch(state)
 
     def write() -> None:
-        for i, leg in enumerate(legs):
-            rows = slice(i * count, (i + 1) * count)
-            own, numbers = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (host, metrics))
-            points = replace(grid, points=grid.points[rows])
-            metrics_file.append_metrics(leg.directory, _rows(numbers, grid=points, leg=leg, step=step))
+        rows = (_rows(metrics, seeds=grid.seeds, row=h, leg=leg, step=step) for h, leg in enumerate(legs))
+        metrics_file.append_metrics(legs[0].directory, (row for own in rows for row in own))
+        for h, leg in enumerate(legs):
+            own = jax.tree.map(lambda leaf, h=h: leaf[h], host)
             if step in leg.snapshots:
                 # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
-                checkpoint.save(leg.snapshot_folder, _snapshot(own), step=step, keep=len(leg.snapshots))
-            checkpoint.save(leg.checkpoints, own, step=step)
+                checkpoint.save(leg.snapshot_folder, _finished(own), step=step, keep=len(leg.snapshots))
+            checkpoint.save(leg.checkpoints, _finished(own) if step == leg.steps else own, step=step)
 
     hosts.decide(write)
 
 
 def _forget(legs: Sequence[Leg], *, after_step: int) -> None:
     """Drops the metrics of steps that will be taken again."""
-    for leg in legs:
-        metrics_file.truncate_metrics(leg.directory, stage=leg.stage, method=leg.method, after_step=after_step)
+    metrics_file.truncate_metrics(legs[0].directory, of=[leg.labels for leg in legs], after_step=after_step)
 
 
 def _resume(start: Callable[[], TrainState], *, grid: Grid, legs: Sequence[Leg]) -> tuple[TrainState, int]:
     step = hosts.decide(lambda: _common_step(legs))
     if not step:
         return start(), 0
-    like = _placed(jax.eval_shape(start), grid)
-    one = jax.tree.map(lambda leaf: leaf.update(shape=(leaf.shape[0] // len(legs), *leaf.shape[1:])), like)
+    shapes = jax.eval_shape(start)
+    like = _placed(jax.tree.map(lambda leaf: leaf.update(shape=leaf.shape[1:]), shapes), grid)
     # The newest by no number: with its damage comes what to do.
-    wanted = [None if checkpoint.latest(leg.checkpoints) == step else step for leg in legs]
-    found = [_load(leg.checkpoints, one, step=wants) for leg, wants in zip(legs, wanted, strict=True)]
-    if len(found) == 1:
-        return found[0], step
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
-    return jax.device_put(joined, jax.tree.map(lambda leaf: leaf.sharding, like)), step
+    wanted = hosts.decide(lambda: [None if checkpoint.latest(leg.checkpoints) == step else step for leg in legs])
+    found = [_load(leg.checkpoints, like, step=wants) for leg, wants in zip(legs, wanted, strict=True)]
+    joined = at_once(lambda *states: tree.stack(states), *found)
+    placed = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=1)
+    return jax.device_put(joined, placed), step
 
 
-def _rows(metrics: Mapping[str, np.ndarray], *, grid: Grid, leg: Leg, step: int) -> Iterable[dict[str, Any]]:
-    for lane, labels in enumerate(_labels(grid=grid, leg=leg, step=step)):
-        h, s = divmod(lane, len(grid.seeds))
+def _rows(
+    metrics: Mapping[str, np.ndarray], *, seeds: Sequence[int], row: int, leg: Leg, step: int
+) -> Iterable[dict[str, Any]]:
+    for s, seed in enumerate(seeds):
         # Of a lane that has diverged nothing is a result, not even what its last finite parameters answer.
-        alive = metrics["finite"][h, s] == 1
-        values = {name: float(value[h, s]) if alive else math.nan for name, value in metrics.items()}
-        values["finite"] = float(metrics["finite"][h, s])
-        yield labels | values
-
-
-def _labels(*, grid: Grid, leg: Leg, step: int) -> Iterator[dict[str, Any]]:
-    """Yields what says which lane at which step a row is of, lane by lane."""
-    for lr_name, lr in grid.points:
-        for seed in grid.seeds:
-            yield {"stage": leg.stage, "method": leg.method, "lr_name": lr_name, "lr": lr, "seed": seed, "step": step}
+        alive = metrics["finite"][row, s] == 1
+        values = {name: float(value[row, s]) if alive else math.nan for name, value in metrics.items()}
+        values["finite"] = float(metrics["finite"][row, s])
+        yield leg.labels | {"seed": seed, "step": step} | values
 
 
 def _headline(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

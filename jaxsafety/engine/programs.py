@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxsafety.engine import hosts, memory, sweep
 from jaxsafety.rundir import progress
@@ -15,17 +16,23 @@ from jaxsafety.types import HParams, Strategy
 
 @dataclass(frozen=True)
 class Grid:
-    """The lanes of a program: seed numbers, axis s, and (name, peak learning rate) of the points, axis h.
+    """The lanes of a program: seed numbers, axis s, and how many rows of them there are, axis h.
 
     ``strategy`` is a resolved one.
     """
 
     seeds: tuple[int, ...]
-    points: tuple[tuple[str, float], ...]
+    rows: int
     strategy: Strategy
 
+    def zeros(self) -> Any:
+        """``[h, s]`` zeros, for programs that need no input per lane."""
+        return jnp.zeros((self.rows, len(self.seeds)))
 
-def program(run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+
+def program(
+    run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = (), per_lane: int = 1
+) -> Callable[..., Any]:
     """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.engine.sweep.over_lanes`.
 
     Batched lanes that do not fit into a device's memory together run in batches of as many seeds as do, which is said
@@ -34,7 +41,7 @@ def program(run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = ()
     seeds = len(grid.seeds)
 
     def build(at_once: int | None) -> Callable[..., Any]:
-        mapped = sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once)
+        mapped = sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once, per_lane=per_lane)
         return jax.jit(mapped, donate_argnums=donate)
 
     shares = sweep.shares(grid.strategy, seeds=seeds)
@@ -115,10 +122,13 @@ def _need(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> int | float:
         return math.inf
 
 
-def place(per_seed: Any, points: HParams, *, grid: Grid) -> tuple[Any, HParams]:
-    """Puts what every chunk takes where the program wants it, once: a chunk moves nothing between devices or hosts."""
-    seeds, everywhere = (sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=axis) for axis in (0, None))
-    return _placed(seeds, everywhere)(per_seed, points)
+def place(lanes: Any, per_seed: Any, points: HParams, *, grid: Grid) -> tuple[Any, Any, HParams]:
+    """Puts what every chunk takes where the program wants it, once: a chunk moves nothing between devices or hosts.
+
+    ``lanes`` are ``[h, s, ...]``, ``per_seed`` ``[s, ...]`` and ``points`` ``[h]``.
+    """
+    places = (sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=axis) for axis in (1, 0, None))
+    return _placed(*places)(lanes, per_seed, points)
 
 
 @cache

@@ -79,16 +79,17 @@ def _mesh(strategy: Strategy, seeds: int) -> Mesh:
 
 
 def over_lanes(
-    run: Callable[..., Any], strategy: Strategy, *, seeds: int, at_once: int | None = None
+    run: Callable[..., Any], strategy: Strategy, *, seeds: int, at_once: int | None = None, per_lane: int = 1
 ) -> Callable[..., Any]:
     """Maps a single run, under a resolved strategy, over the grid of points and so many seeds.
 
-    ``run`` is pure, ``(lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one
-    seed. With ``at_once``, such as one of :func:`shares`, only so many seeds of one point are a batch, and these run
-    one after the other, the rest last; None is for all lanes that the strategy batches.
+    ``run`` is pure, ``(*lane, per_seed, per_point, *shared) -> lane outputs`` for one hyper-parameter point and one
+    seed, with ``per_lane`` arguments of the lane's own. With ``at_once``, such as one of :func:`shares`, only so many
+    seeds of one point are a batch, and these run one after the other, the rest last; None is for all lanes that the
+    strategy batches.
 
     Returns:
-        The same on ``(lanes[h, s, ...], per_seed[s, ...], per_point[h, ...], *shared) -> outputs[h, s, ...]``. What is
+        The same on ``(*lanes[h, s, ...], per_seed[s, ...], per_point[h, ...], *shared) -> outputs[h, s, ...]``. What is
         shared is the same for all lanes and not mapped, so that a loop bound or a branch index stays one.
     """
     whole = _is_batched(strategy) and at_once is None
@@ -101,7 +102,12 @@ def over_lanes(
             out_specs=P(None, "seeds"),
             check_vma=False,
         )
-    return lambda lanes, per_seed, points, *shared: mapped(lanes, per_seed, points, shared)
+
+    def call(*arguments: Any) -> Any:
+        per_seed, points, *shared = arguments[per_lane:]
+        return mapped(arguments[:per_lane], per_seed, points, tuple(shared))
+
+    return call
 
 
 def _is_batched(strategy: Strategy) -> bool:
@@ -109,16 +115,16 @@ def _is_batched(strategy: Strategy) -> bool:
 
 
 def _vmap_lanes(run: Callable[..., Any]) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
-    def one(lane: Any, per_seed: Any, point: Any, shared: tuple[Any, ...]) -> Any:
-        return run(lane, per_seed, point, *shared)
+    def one(lane: tuple[Any, ...], per_seed: Any, point: Any, shared: tuple[Any, ...]) -> Any:
+        return run(*lane, per_seed, point, *shared)
 
     return jax.vmap(jax.vmap(one, in_axes=(0, 0, None, None)), in_axes=(0, None, 0, None))
 
 
 def _loop_lanes(run: Callable[..., Any], *, at_once: int | None) -> Callable[[Any, Any, Any, tuple[Any, ...]], Any]:
-    def over_grid(lanes: Any, per_seed: Any, points: Any, shared: tuple[Any, ...]) -> Any:
-        def over_seeds(row: Any, point: Any) -> Any:
-            return jax.lax.map(lambda xs: run(*xs, point, *shared), (row, per_seed), batch_size=at_once)
+    def over_grid(lanes: tuple[Any, ...], per_seed: Any, points: Any, shared: tuple[Any, ...]) -> Any:
+        def over_seeds(row: tuple[Any, ...], point: Any) -> Any:
+            return jax.lax.map(lambda xs: run(*xs[0], xs[1], point, *shared), (row, per_seed), batch_size=at_once)
 
         return jax.lax.map(lambda xs: over_seeds(*xs), (lanes, points))
 

@@ -9,6 +9,11 @@ from functools import partial
 
 from jaxsafety.config import tables
 
-TABLE = {"sft": "jaxsafety.methods.sft", "dpo": "jaxsafety.methods.dpo", "unlearn": "jaxsafety.methods.unlearn"}
+TABLE = {
+    "pretrain": "jaxsafety.methods.pretrain",
+    "sft": "jaxsafety.methods.sft",
+    "dpo": "jaxsafety.methods.dpo",
+    "unlearn": "jaxsafety.methods.unlearn",
+}
 # A method by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="method")

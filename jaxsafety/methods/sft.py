@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxsafety import losses
 from jaxsafety.losses import SumCount
-from jaxsafety.types import Batch, Key, Method, Model, Needs, Params, PreferenceBatch, Terms
+from jaxsafety.training import answers
+from jaxsafety.types import Key, Method, Model, Needs, Params, PreferenceBatch, Terms
 
 
 def sft(logprobs: Float[Array, "b t"], mask: Bool[Array, "b t"]) -> SumCount:
@@ -25,19 +25,11 @@ class Config:
     """Mean negative log-likelihood of the preferred answers, per scored token; it has no fields."""
 
 
-def next_token(model: Model, params: Params, batch: Batch) -> tuple[Terms, Terms]:
-    """Returns the loss of one :class:`Batch`, and how many of its targets are the most likely token."""
-    logits = model.apply(params, batch.tokens).logits
-    ok = losses.correct(logits, batch.targets)
-    right = losses.masked_sum(ok.astype(jnp.float32), batch.mask)
-    return {"nll": sft(losses.token_logprobs(logits, batch.targets), batch.mask)}, {"token_accuracy": right}
-
-
 def totals(
     model: Model, params: Params, batch: PreferenceBatch, config: Config, aux: Any, *, key: Key, progress: Array
 ) -> tuple[Terms, Terms]:
     """See :class:`jaxsafety.types.Method`."""
-    return next_token(model, params, batch.chosen)
+    return answers.next_token(model, params, batch.chosen)
 
 
 METHOD = Method(Config, totals, needs=lambda config: Needs(rejected=False))

@@ -1,26 +1,24 @@
 """The cells of a grid: every combination of the values that a recipe's ``grid`` gives to its fields, a study each.
 
-Which cells go together follows from their fields alone. Cells that agree in all that pretraining depends on share one
-pretraining; cells of one pretraining that differ only in traced scalars of tuning train as one program. Seeds are an
-axis of every program already, so a grid does not run over them.
+A grid is for what all models of a study have in common: the world, the model's sizes, what is judged. Fields of single
+models take lists of values themselves (:mod:`jaxsafety.recipe.graph`), and train as one program. Seeds are an axis of
+every program already.
 """
 
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
 
-from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import nearest
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe, as_dict
 
-_PRETRAINING_RATE = "pretrain.learning_rate"
 _MOST_BYTES = 255  # of a file name
 # Each is read, checked and planned, some hundredths of a second long.
 _MOST_CELLS = 10_000
@@ -28,6 +26,7 @@ _REFUSED = {
     "seeds": "seeds are an axis of every program already, list them all under `seeds`",
     "name": "a cell is named after its values",
     "grid": "a grid has no grids",
+    "models": "list the values where the field is, and every one of them is a lane of that model",
 }
 
 
@@ -72,20 +71,6 @@ def expand(recipe: Recipe) -> tuple[Cell, ...]:
     return tuple(Cell(name, replace(one, name=f"{recipe.name}-{name}"), values) for name, one, values in named)
 
 
-def pretraining(recipe: Recipe, cells: Sequence[Cell]) -> dict[str, Cell]:
-    """Returns what each of all cells, by its name, has for a pretraining: the recipe with only those fields changed."""
-    paths, texts = _paths(recipe), _texts([cell.values for cell in cells])
-    found: dict[str, Cell] = {}
-    by_cell: dict[str, Cell] = {}
-    for cell in cells:
-        values = {field: value for field, value in cell.values.items() if _of_pretraining(field)}
-        name = _name(values, texts) or "base"
-        if name not in found:
-            found[name] = Cell(name, replace(_at(recipe, values, paths), name=f"{recipe.name}-{name}"), values)
-        by_cell[cell.name] = found[name]
-    return by_cell
-
-
 def shard(cells: Sequence[Cell], part: str) -> tuple[Cell, ...]:
     """Returns every n-th cell from the i-th on, for ``part`` "i/n" counted from 1: the n parts hold each cell once.
 
@@ -98,62 +83,14 @@ def shard(cells: Sequence[Cell], part: str) -> tuple[Cell, ...]:
     return tuple(cells[int(numbers[1]) - 1 :: int(numbers[2])])
 
 
-def families(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """Groups cells whose pretraining differs in its learning rate at most: one program pretrains for all of them."""
-    return _grouped(cells, _of_pretraining_program)
-
-
-def groups(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """Groups cells that one program per method tunes: one pretraining, and only traced scalars of tuning differ."""
-    return _grouped(cells, lambda cell, field: _of_pretraining(field) or _of_tuning_program(cell, field))
-
-
-def pretraining_program(cell: Cell) -> str:
-    """Returns what cells of one family have in common."""
-    return _key(cell, _of_pretraining_program)
-
-
-def tuning_program(cell: Cell) -> str:
-    """Returns what two groups of as many cells must have in common for one compiled program to tune both."""
-    return _key(cell, lambda cell, field: _of_pretraining_program(cell, field) or _of_tuning_program(cell, field))
-
-
-def _of_pretraining(field: str) -> bool:
-    section = field.partition(".")[0]
-    return section in ("world", "grammars", "strategy", "model", "pretrain") or field == "evaluate.probe_prompts"
-
-
-def _of_pretraining_program(cell: Cell, field: str) -> bool:
-    return _of_pretraining(field) and field != _PRETRAINING_RATE
-
-
-def _of_tuning_program(cell: Cell, field: str) -> bool:
-    if field.startswith("tune.methods."):
-        label, _, name = field.removeprefix("tune.methods.").rpartition(".")
-        traced = fields_.traced_names(cell.recipe.tune.methods[label].options)
-        return name not in (*traced, "p_unsafe")
-    return field.startswith("tune.") and not field.startswith("tune.learning_rates.")
-
-
-def _grouped(cells: Iterable[Cell], matters: Callable[[Cell, str], bool]) -> list[tuple[Cell, ...]]:
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(_key(cell, matters), []).append(cell)
-    return [tuple(members) for members in found.values()]
-
-
-def _key(cell: Cell, matters: Callable[[Cell, str], bool]) -> str:
-    return repr([value for field, value in cell.values.items() if matters(cell, field)])
-
-
 def _paths(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """The path of every field that holds a value, by its dotted name."""
     return {".".join(path): path for path in traverse_util.flatten_dict(as_dict(replace(recipe, grid={})))}
 
 
 def _check_field(field: str, values: Sequence[Any], paths: dict[str, tuple[str, ...]]) -> None:
-    if field in _REFUSED:
-        raise ValueError(f"a grid cannot run over {field!r}: {_REFUSED[field]}")
+    if why := _REFUSED.get(field.partition(".")[0]):
+        raise ValueError(f"a grid cannot run over {field!r}: {why}")
     if field not in paths:
         if below := [name for name in paths if name.startswith(f"{field}.")]:
             raise ValueError(f"grid field {field!r} is a section: expected one of its fields, such as {below[0]!r}")

@@ -4,28 +4,24 @@ Every field is checked when it is built, before any device work: a ValueError in
 got and what it expects.
 """
 
-import math
 import re
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
-from jaxsafety import analysis, claims, methods
+from jaxsafety import analysis, claims
 from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import check_name
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
-from jaxsafety.recipe.nodes import AnalysisConfig, MethodConfig, Node, default_attacks, default_edits, nodes
-from jaxsafety.training.optim import OptimConfig
+from jaxsafety.recipe import graph
+from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.nodes import AnalysisConfig, Node, Training, default_attacks, default_edits, nodes
 from jaxsafety.types import Strategy
-from jaxsafety.world.batches import Mixture
 from jaxsafety.world.conditions import Condition, ConditionName
 from jaxsafety.world.spec import World, WorldName
 
-# What results and checkpoints call the model before tuning.
-PRETRAINED = "pretrained"
-# And the tuned one of two checkpoints.
-_TUNED = "tuned"
 # Names of results and of figures that no label may take.
 _TAKEN = (
     *("interventions", "evaluate", "curves", "causal", "transfer", "dynamics", "jailbreaks"),
@@ -40,13 +36,13 @@ _MOST = 2**20
 _MOST_MATRIX = 2**32
 
 
-def _require_limits(config: Any) -> None:
+def _require_limits(config: Any, section: str) -> None:
     """Refuses integers that no machine could count or hold, which would end in a traceback, or in no end."""
     for name in (one.name for one in fields(config)):
         value, most = getattr(config, name), _MOST_STEPS if name.endswith("steps") else _MOST
         numbers = value if isinstance(value, tuple) else (value,)
         if largest := max((n for n in numbers if isinstance(n, int) and n > most), default=None):
-            raise ValueError(f"{_section(config)}.{name} must be at most {most}, got {largest}")
+            raise ValueError(f"{section}.{name} must be at most {most}, got {largest}")
 
 
 def _require_plain(what: str, name: str) -> None:
@@ -63,12 +59,6 @@ def _require_label(what: str, label: str) -> None:
 
 def _section(config: Any) -> str:
     return type(config).__name__.removesuffix("Config").lower()
-
-
-def _require_chunks(config: Any) -> None:
-    steps, chunk = config.steps, config.chunk_steps
-    if steps % chunk:
-        raise ValueError(f"{_section(config)}.steps must be a multiple of chunk_steps, got {steps} and {chunk}")
 
 
 @dataclass(frozen=True)
@@ -116,75 +106,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Pretraining on the world's mixture.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: sequences a step, per seed.
-        learning_rate: peak learning rate.
-        chunk_steps: steps per dispatch; metrics are averaged and a checkpoint written at each chunk's end.
-        mixture: sample types and their schedule.
-        optim: optimiser and schedule.
-    """
-
-    steps: int = static(400, above=0)
-    batch_size: int = static(64, above=0)
-    learning_rate: float = static(1e-3, above=0)
-    chunk_steps: int = static(50, above=0)
-    mixture: Mixture = field(default_factory=Mixture)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def __post_init__(self):
-        check(self, prefix="pretrain.")
-        _require_chunks(self)
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """Safety fine-tuning: every method at every learning rate, from the pretrained model of the same seed.
-
-    Attributes:
-        steps, batch_size, chunk_steps: as in pretraining.
-        learning_rates: name to peak learning rate; one compiled program runs them all.
-        snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
-            analyses along training; fewer where the run is too short to tell them apart.
-        mix: toss the safe/unsafe coin per ``prompt`` or, as the paper, per ``batch``.
-        methods: label to :class:`MethodConfig`, or to its fields as a recipe writes them.
-        optim: optimiser and schedule.
-    """
-
-    steps: int = static(200, above=0)
-    batch_size: int = static(64, above=0)
-    chunk_steps: int = static(50, above=0)
-    learning_rates: dict[str, float] = field(default_factory=lambda: {"eta_M": 1e-3, "eta_S": 1e-4})
-    snapshots: int = static(4, at_least=0)
-    mix: Literal["prompt", "batch"] = "prompt"
-    methods: dict[str, Any] = field(default_factory=lambda: {name: MethodConfig(name) for name in methods.TABLE})
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def __post_init__(self):
-        check(self, prefix="tune.")
-        _require_chunks(self)
-        if not self.learning_rates or not self.methods:
-            raise ValueError("tune needs at least one learning rate and one method")
-        object.__setattr__(self, "methods", nodes("tune.methods", self.methods))
-        for label in self.methods:
-            _require_label("label of a method", label)
-            if label in (PRETRAINED, _TUNED):
-                raise ValueError(f"{label!r} is the label of another model already: choose another for the method")
-        for name, value in self.learning_rates.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"tune.learning_rates.{name} must be > 0 and finite, got {value}")
-
-    @property
-    def snapshot_steps(self) -> tuple[int, ...]:
-        """Steps of the snapshots: ``steps ** (i / (snapshots + 1))``, rounded, distinct and before the last step."""
-        exponents = (i / (self.snapshots + 1) for i in range(1, self.snapshots + 1))
-        return tuple(sorted({round(self.steps**exponent) for exponent in exponents} - {self.steps}))
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """The accuracy table: fresh prompts per condition and seed.
 
@@ -222,12 +143,14 @@ class AnalyzeConfig:
         response_positions: first positions of the answer that the ``response`` features average over (the paper: 10).
         attack_prompts: of these, prompts per condition that are attacked.
         edit_prompts: of these, prompts per condition that each edited model is judged on.
+        base: what the update of a model is taken from: the ``root`` of its ancestors, or its ``parent``.
     """
 
     prompts: int = static(256, above=0)
     response_positions: int = static(10, above=0)
     attack_prompts: int = static(32, above=0)
     edit_prompts: int = static(32, above=0)
+    base: Literal["root", "parent"] = "root"
 
     def __post_init__(self):
         check(self, prefix="analyze.")
@@ -246,7 +169,9 @@ class Recipe:
         grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         seeds: every seed has its own initialisation, data and evaluation draws.
         strategy: how seeds share the devices (see :mod:`jaxsafety.engine.sweep`).
-        model, pretrain, tune, evaluate, analyze: the stages.
+        model: what all models are.
+        models: label to how a model comes about, see :mod:`jaxsafety.recipe.graph`; resolved, with all defaults.
+        evaluate, analyze: what models are judged and analysed on.
         edits, attacks, analyses: label to what every model is put through, see :mod:`jaxsafety.recipe.nodes`.
         claims: sets of statements that the results are judged by, names of :data:`jaxsafety.claims.TABLE` or somebody
             else's as ``package.module:CLAIMS``.
@@ -259,8 +184,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     strategy: Strategy = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    tune: TuneConfig = field(default_factory=TuneConfig)
+    models: dict[str, Any] = field(default_factory=graph.default_models)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
     edits: dict[str, Any] = field(default_factory=default_edits)
@@ -277,8 +201,12 @@ class Recipe:
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
             raise ValueError(f"seeds must be >= 0 and < 2^32, got {list(self.seeds)}")
         _require_plain("name", self.name)
-        for config in (self.model, self.pretrain, self.tune, self.evaluate, self.analyze):
-            _require_limits(config)
+        found = {label: graph.resolved(given, self.lanes_of(label), as_dict) for label, given in self.models.items()}
+        object.__setattr__(self, "models", found)
+        for config in (self.model, self.evaluate, self.analyze):
+            _require_limits(config, _section(config))
+        for lane in self.lanes:
+            _require_limits(lane.training, f"models.{lane.label}")
         prompts, drawn, batch = self.analyze.prompts, self.evaluate.prompts, self.evaluate.batch_size
         if 2 * prompts > drawn or prompts % batch:
             raise ValueError(
@@ -293,6 +221,27 @@ class Recipe:
         named = [claim.name for name in self.claims for claim in claims.load(name)]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"claims must have distinct names, got {twice[0]!r} twice")
+
+    @cached_property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Every model at every point of its values, parents first."""
+        return graph.expand(self.models)
+
+    def lanes_of(self, label: str) -> tuple[Lane, ...]:
+        """Returns the lanes of one model."""
+        return tuple(lane for lane in self.lanes if lane.label == label)
+
+    @property
+    def tuned(self) -> tuple[Lane, ...]:
+        """The lanes that begin with another model."""
+        return tuple(lane for lane in self.lanes if lane.parent is not None)
+
+    @property
+    def compared(self) -> dict[str, Training]:
+        """The tuned models that learn from preferences, by name, with the training of the first lane of each."""
+        first = {lane.label: lane.training for lane in reversed(self.tuned)}
+        return {label: first[label] for label in self.models if label in first
+                and first[label].load().examples == "preferences"}  # fmt: skip
 
     @property
     def conditions(self) -> dict[str, str | Condition]:
@@ -314,6 +263,12 @@ def _check_rows(recipe: Recipe) -> None:
     taken = {*recipe.analyses, *get_args(ConditionName), *_TAKEN}
     if twice := taken & set(recipe.attacks) | set(_TAKEN) & set(recipe.analyses):
         raise ValueError(f"{min(twice)!r} is the label of something else already: choose another")
+    for place in ("edits", "attacks", "analyses"):
+        for label, one in getattr(recipe, place).items():
+            for name in one.on:
+                check_name(f"model in {place}.{label}.on", name, recipe.models)
+            if len(set(one.on)) < len(one.on):
+                raise ValueError(f"{place}.{label}.on must name distinct models, got {list(one.on)}")
     for label, attack in recipe.attacks.items():
         if len(set(attack.conditions)) < len(attack.conditions):
             raise ValueError(f"attacks.{label}.conditions must be distinct, got {list(attack.conditions)}")

@@ -3,20 +3,41 @@
 Parsing, typing and unknown-key detection are jsonargparse's; this module turns its answers into one sentence each.
 """
 
+import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
+import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config.names import nearest
+from jaxsafety.recipe import graph
 from jaxsafety.recipe.nodes import PLACES, nodes
 from jaxsafety.recipe.schema import Recipe, as_dict
 
 _MAX_NODES = 10_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: ``on`` and ``off`` are text, 1e-3 is a number."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":float", ":timestamp"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    list("-+0123456789."),
+)
+jsonargparse.set_loader("yaml 1.2", lambda text: yaml.load(text, Loader=_Loader), exceptions=(yaml.YAMLError,))
 _KINDS = {
     "int": "an integer",
     "float": "a number",
@@ -25,6 +46,13 @@ _KINDS = {
     "NoneType": "null",
     "tuple": "a list",
     "dict": "a mapping {name: value}",
+}
+# Sections of earlier versions, and what they are now.
+_GONE = {
+    "pretrain": "a model without `from`, such as `models: {pretrained: {method: pretrain, steps: 700, lr: 0.02, "
+    "data: {pool: text}}}`; what was its `learning_rate` is `lr`, and its `mixture` is `data`",
+    "tune": "a model for each of its methods, such as `models: {sft: {from: pretrained, method: sft, steps: 600, "
+    "lr: {eta_M: 2.0e-3}}}`; what was `p_unsafe` and `mix` is below `data`",
 }
 # Keys of earlier versions below ``analyze``.
 _MOVED = {
@@ -45,7 +73,7 @@ _MOVED = {
 def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe; fields that the file does not name keep their defaults, and ``name`` the file's.
 
-    Overrides are command-line words such as ``--pretrain.steps 800``.
+    Overrides are command-line words such as ``--models.sft.steps 800``.
 
     Raises:
         ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
@@ -60,6 +88,9 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
             if isinstance(parsed[place], dict):
                 parsed[place] = {label: as_dict(node) for label, node in parsed[place].items()}
         for place, label, name, value in of_nodes:
+            if place == "models":
+                _override(parsed[place], label, name.split("."), value)
+                continue
             _check_label(place, label, parsed[place], {other[2] for other in of_nodes if other[:2] == (place, label)})
             before = parsed[place].get(label, {})
             parsed[place][label] = {**(before if isinstance(before, dict) else {}), name: value}
@@ -85,7 +116,11 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, st
     rest, found = [], []
     words, places = iter(overrides), "|".join(map(re.escape, PLACES))
     for word in words:
-        named = re.fullmatch(rf"--({places})\.([^=]+)\.([^.=]+)(?:=(.*))?", word, flags=re.DOTALL)
+        if gone := re.match(r"--(pretrain|tune)\.", word):
+            raise ValueError(f"{word.partition('=')[0]}: `{gone[1]}` is now {_GONE[gone[1]]}")
+        named = re.fullmatch(rf"--({places})\.([^=]+)\.([^.=]+)(?:=(.*))?", word, flags=re.DOTALL) or re.fullmatch(
+            r"--(models)\.([^.=]+)\.([^=]+)(?:=(.*))?", word, flags=re.DOTALL
+        )
         if not named:
             rest.append(word)
             continue
@@ -103,6 +138,21 @@ def _check_label(place: str, label: str, known: Mapping[str, Any], given: set[st
         raise ValueError(f"--{place}.{label}: there is no {label!r} in this recipe{nearest(label, known)}")
 
 
+def _override(models: dict[str, Any], pattern: str, path: Sequence[str], value: Any) -> None:
+    """Sets a field of a model, or of all whose names match a pattern such as ``*``."""
+    chosen = fnmatch.filter(models, pattern)
+    if not chosen and not re.fullmatch(r"[\w+-]+", pattern):
+        raise ValueError(f"--models.{pattern}: no model of this recipe matches: expected one of {', '.join(models)}")
+    if not chosen and path != ["method"]:
+        raise ValueError(f"--models.{pattern}: there is no {pattern!r} in this recipe{nearest(pattern, models)}")
+    for label in chosen or [pattern]:
+        where = models[label] = dict(models.get(label) or {})
+        for name in path[:-1]:
+            where[name] = dict(where[name]) if isinstance(where.get(name), dict) else {}
+            where = where[name]
+        where[path[-1]] = value
+
+
 def plain_value(name: str, text: str) -> Any:
     """Returns what a word on the command line stands for, as YAML reads it.
 
@@ -110,7 +160,7 @@ def plain_value(name: str, text: str) -> Any:
         ValueError: it is not YAML; the option is named.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {text!r} is no value: {' '.join(str(error).split())}") from error
 
@@ -129,18 +179,19 @@ def parse(content: dict[str, Any], *, where: str) -> Recipe:
 
 
 def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str, Any]:
-    parser = ArgumentParser(prog="jaxsafety", exit_on_error=False)
+    parser = ArgumentParser(prog="jaxsafety", exit_on_error=False, parser_mode="yaml 1.2")
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Recipe)
     try:
         parsed = values_of(parser)
         _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
-        for place in PLACES:
-            try:
+        try:
+            graph.expand(parsed["models"])
+            for place in PLACES:
                 parsed[place] = nodes(place, parsed[place])
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=where)) from error
@@ -169,12 +220,12 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"no recipe file at {path}")
     try:
         text = path.read_text()
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _check_keys(root, where=str(path))
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none is a ValueError
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
@@ -197,7 +248,7 @@ def _check_keys(root: yaml.Node | None, *, where: str) -> None:
         if isinstance(node, yaml.MappingNode):
             names = [key.value for key, _ in node.value]
             for key, _ in node.value:
-                if key.tag != "tag:yaml.org,2002:str":
+                if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                     shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "it"
                     raise ValueError(f"{where} has a key that is no text: put {shown} in quotes or rename it")
                 if names.count(key.value) > 1:
@@ -209,7 +260,12 @@ def _check_keys(root: yaml.Node | None, *, where: str) -> None:
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
     """Refuses a section that is no mapping, which jsonargparse would ignore."""
+    for name, now in _GONE.items():
+        if name in content:
+            raise ValueError(f"{where}: `{name}` is now {now}")
     for name, kind in get_type_hints(Recipe).items():
+        if name in content and content[name] is None:
+            raise ValueError(f"{where}: {name} is empty: give it a value or leave the field out")
         if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
     for name in content.get("analyze", {}):

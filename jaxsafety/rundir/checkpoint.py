@@ -64,14 +64,25 @@ def save(directory: Path, tree: Any, *, step: int, keep: int = 2) -> None:
                 final.rename(scratch / "replaced")
             (scratch / "new").rename(final)
             atomic.sync(directory)
-            # Renamed before it is deleted: half a deletion must not look like a checkpoint.
-            for old in steps(directory)[:-keep]:
-                _path(directory, old).rename(scratch / str(old))
+            _drop(directory, steps(directory)[:-keep], scratch)
     except (OSError, ValueError, RuntimeError) as error:  # TensorStore reports a full disk as a ValueError
         raise OSError(
             f"cannot save checkpoint {final} ({_reason(error)}): free some space there or choose another directory; "
             "earlier checkpoints are intact"
         ) from error
+
+
+def prune(directory: Path, *, keep: int) -> None:
+    """Deletes all but the newest ``keep`` checkpoints; a kill at any moment leaves every other whole."""
+    if extra := steps(directory)[:-keep]:
+        with _scratch(directory) as scratch:
+            _drop(directory, extra, scratch)
+
+
+def _drop(directory: Path, old: list[int], scratch: Path) -> None:
+    # Renamed before it is deleted: half a deletion must not look like a checkpoint.
+    for step in old:
+        _path(directory, step).rename(scratch / str(step))
 
 
 def latest(directory: Path) -> int | None:

@@ -7,9 +7,10 @@ RESULT_FILES = ("curves.parquet", "examples.json", "evaluate.parquet")
 ANALYSIS_FILE = "analyze.parquet"
 REPORT_FILE = "report.html"
 
+# Of every lane by its name: states to go on from, and parameters at steps on the way.
+CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 # Below the directory of a grid.
 CELLS = "cells"
-PRETRAINED = "pretrained"
 
 
 def steps(directory: Path) -> list[int]:

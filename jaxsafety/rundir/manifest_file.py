@@ -36,17 +36,17 @@ def write_manifest(directory: Path, fields: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def timed(directory: Path, name: str, fields: Mapping[str, Any], *, together: int = 1) -> Iterator[None]:
+def timed(directory: Path, name: str, fields: Mapping[str, Any]) -> Iterator[None]:
     """Records in the manifest under ``name`` what a command runs on, and its seconds over all its processes.
 
-    ``fields`` are recorded beside them. Of ``together`` directories that one program works for each has its share.
+    ``fields`` are recorded beside them.
     """
     before, started = read_manifest(directory).get(name, {}).get("seconds", 0.0), time.monotonic()
     write_manifest(directory, {name: dict(fields) | environment()})
     try:
         yield
     finally:
-        seconds = before + (time.monotonic() - started) / together
+        seconds = before + time.monotonic() - started
         # On a full disk the error that ended the command is the one to be told.
         with suppress(OSError):
             write_manifest(directory, {name: {"seconds": round(seconds, 1)}})

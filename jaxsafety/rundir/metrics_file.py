@@ -5,7 +5,7 @@ What follows the last newline is a line that a kill tore off, and is ignored.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [_row(path, number, line) for number, line in enumerate(_lines(path), 1)]
 
 
-def truncate_metrics(directory: Path, *, stage: str, method: str | None, after_step: int) -> None:
-    """Drops the rows of one stage with a step beyond ``after_step``, atomically; other lines stay byte for byte.
+def truncate_metrics(directory: Path, *, of: Sequence[Mapping[str, Any]], after_step: int) -> None:
+    """Drops rows with a step beyond ``after_step``, atomically; other lines stay byte for byte.
 
-    Called on resume, so that a killed and resumed run leaves the file of an uninterrupted one. ``method`` None is every
-    method of the stage. Nothing happens where there is no ``metrics.jsonl``.
+    Those that have all the fields of one of ``of``. Called on resume, so that a killed and resumed run leaves the file
+    of an uninterrupted one. Nothing happens where there is no ``metrics.jsonl``.
 
     Raises:
         ValueError: a line before the last is not a JSON object.
@@ -47,8 +47,8 @@ def truncate_metrics(directory: Path, *, stage: str, method: str | None, after_s
         return
 
     def is_kept(row: dict[str, Any]) -> bool:
-        of_stage = row.get("stage") == stage and (method is None or row.get("method") == method)
-        return not of_stage or row.get("step", after_step) <= after_step
+        is_of = any(all(row.get(name) == value for name, value in one.items()) for one in of)
+        return not is_of or row.get("step", after_step) <= after_step
 
     kept = [line for number, line in enumerate(_lines(path), 1) if is_kept(_row(path, number, line))]
     atomic_write(path, b"".join(line + b"\n" for line in kept))

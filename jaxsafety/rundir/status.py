@@ -1,7 +1,7 @@
 """How far a run, or every cell of a grid, is: a table from what lies in the directory. Imports no jax.
 
-A cell is *running* while a process holds its lock or pretrains what it shares, *failed* with the reason in its
-manifest, *done* once all stages have left their files, else *waiting*, however far it is.
+A cell is *running* while a process holds its lock, *failed* with the reason in its manifest, *done* once all stages
+have left their files, else *waiting*, however far it is.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _FILE_STAGES = ("evaluate", "analyze", "report")
 class Progress:
     """One run directory, or one cell.
 
-    ``steps`` are by method (done, total), the pretraining first; ``stages`` whether evaluate, analyze and report are
+    ``steps`` are by model (done, total), summed over its lanes; ``stages`` whether evaluate, analyze and report are
     done. ``state`` is ``done``, ``running``, ``failed`` or ``waiting``; ``reason`` why it failed, else empty.
     """
 
@@ -36,23 +36,18 @@ def read(directory: Path) -> list[Progress]:
     """Returns the progress of a run, or of every cell of a grid in the grid's order.
 
     Raises:
-        ValueError: ``config.yaml`` or a manifest is damaged.
+        ValueError: ``config.yaml`` or a manifest is damaged, or of an earlier version.
     """
-    config = _config(directory)
-    recorded = manifest_file.read_manifest(directory).get(layout.CELLS) or {}
+    manifest = manifest_file.read_manifest(directory)
+    if not (listed := manifest.get(layout.CELLS)):
+        return [_progress(directory, directory.name, manifest.get("models") or _begun(directory))]
     try:
-        listed = {
-            name: (dict(about["values"]), directory / layout.PRETRAINED / about["pretraining"])
-            for name, about in recorded.items()
-        }
+        models = {name: dict(about["models"]) for name, about in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{directory / 'manifest.json'} lists no cells: move it away and run the grid again"
         ) from error
-    if not listed:
-        return [_progress(directory, directory.name, config, {}, directory)]
-    folder = directory / layout.CELLS
-    return [_progress(folder / name, name, config, *about) for name, about in listed.items()]
+    return [_progress(directory / layout.CELLS / name, name, own) for name, own in models.items()]
 
 
 def render(rows: list[Progress], form: Form = "table") -> str:
@@ -87,32 +82,28 @@ def _cells(row: Progress) -> Iterator[str]:
     yield f"{row.state}: {row.reason}" if row.reason else row.state
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def _begun(directory: Path) -> dict[str, Any]:
+    """The models of a run whose manifest has none: nothing has begun, or it is no study of this version."""
     path = directory / "config.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
-        return {
-            "pretrain": {"steps": int(content["pretrain"]["steps"])},
-            "tune": {"steps": int(content["tune"]["steps"]), "methods": list(content["tune"]["methods"])},
-        }
+        return {label: {} for label in yaml.safe_load(path.read_text())["models"]}
     # Bytes that are no text are a ValueError.
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made, not one of a "
             "checkpoint, whose command says itself how far it is"
         ) from error
 
 
-def _progress(directory: Path, name: str, config: dict[str, Any], values: dict[str, Any], source: Path) -> Progress:
-    totals = {stage: values.get(f"{stage}.steps", config[stage]["steps"]) for stage in ("pretrain", "tune")}
-    steps = {layout.PRETRAINED: (_done(source, layout.PRETRAINED), totals["pretrain"])}
-    steps |= {method: (_done(directory, method), totals["tune"]) for method in config["tune"]["methods"]}
+def _progress(directory: Path, name: str, models: dict[str, dict[str, int]]) -> Progress:
+    steps = {
+        label: (sum(min(_done(directory, lane), total) for lane, total in own.items()), sum(own.values()))
+        for label, own in models.items()
+    }
     stages = {stage: layout.finished_files(directory, stage) for stage in _FILE_STAGES}
     whole = all(done == total for done, total in steps.values()) and all(stages.values())
     reason = _failure(directory)
-    # Pretraining holds the lock of what the cells share.
-    shared = source != directory and steps[layout.PRETRAINED][0] < totals["pretrain"]
-    if locks.is_in_use(directory) or (shared and locks.is_in_use(source)):
+    if locks.is_in_use(directory):
         state, reason = "running", ""
     elif reason:
         state = "failed"
@@ -129,5 +120,5 @@ def _failure(directory: Path) -> str:
     return f"{failed.get('stage')}: {failed.get('reason')}" if isinstance(failed, dict) else ""
 
 
-def _done(directory: Path, method: str) -> int:
-    return max(layout.steps(directory / "checkpoints" / method), default=0)
+def _done(directory: Path, lane: str) -> int:
+    return max(layout.steps(directory / layout.CHECKPOINTS / lane), default=0)

@@ -4,26 +4,26 @@ The stage is a list of pieces, each of compiled programs over the lanes ``[h, s]
 ``results/analyze/`` and is not repeated. Snapshots are measured by the very program that measures the final models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from jaxtyping import Array
 
 from jaxsafety.engine import hosts, programs
-from jaxsafety.recipe.schema import PRETRAINED
+from jaxsafety.recipe import graph
+from jaxsafety.recipe.nodes import EditConfig
 from jaxsafety.rundir import results
 from jaxsafety.rundir.layout import ANALYSIS_FILE
-from jaxsafety.study import evaluate, judged, pipeline, probe
+from jaxsafety.study import judged, pipeline, probe
 from jaxsafety.study.evaluate import Models
 from jaxsafety.study.pipeline import Study
-from jaxsafety.study.probe import PerSeed, Subjects, run_each, to_frame, without_base
+from jaxsafety.study.probe import PerSeed, Subjects, run_each, to_frame
 from jaxsafety.study.view import model_of
 from jaxsafety.types import Coordinate, Params, Point, View
 
@@ -36,9 +36,10 @@ Piece = Callable[[Subjects], Iterator[pl.DataFrame]]
 def pieces(run: Study) -> dict[str, Piece]:
     """Returns the pieces of the stage by name, in the order in which they run."""
     pairs = [label for label, node in run.recipe.analyses.items() if node.load().about == "pair"]
+    steps = sorted({step for lane in run.recipe.tuned for step in lane.training.snapshot_steps})
     return {
-        "models": partial(_measured, step=run.recipe.tune.steps, label="analyze models"),
-        **{f"step_{step:08d}": partial(_snapshot, step=step) for step in run.recipe.tune.snapshot_steps},
+        "models": partial(_measured, label="analyze models"),
+        **{f"step_{step:08d}": partial(_snapshot, step=step) for step in steps},
         **{f"pairs_{label}": partial(_pairs, label=label) for label in pairs},
         **{f"attack_{label}": partial(_attack, label=label) for label in run.recipe.attacks},
         "edits": _edits,
@@ -53,7 +54,7 @@ def write(run: Study) -> None:
         Stopped: a signal has asked to stop; the pieces before are saved.
     """
     folder, schema = run.directory / "results", results.ANALYSIS_SCHEMA
-    pipeline.check_tuned(run)
+    pipeline.check_trained(run)
     found = pieces(run)
     todo = hosts.decide(lambda: [name for name in found if not _path(folder, name).exists()])
     if todo:
@@ -75,62 +76,90 @@ def _path(folder: Path, piece: str) -> Path:
 
 
 def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
-    models = evaluate.gather_snapshots(subjects.run, subjects.models, step=step)
-    # The pretrained row keeps the program's shape, and has been written already.
-    for frame in _measured(subjects, step=step, label=f"analyze step {step}", models=models):
-        yield frame.filter(pl.col("method") != PRETRAINED)
-    for label, node in subjects.run.recipe.edits.items():
+    """Analyses, and the strongest point of the edits that go along, of the models that have a snapshot of this step.
+
+    The others keep their rows, and so the program its shape; what it says of them is dropped.
+    """
+    run, models = subjects.run, subjects.models
+    rows = [row for row, lane in enumerate(models.lanes) if lane.parent and step in lane.training.snapshot_steps]
+    found = pipeline.load(run, [models.lanes[row] for row in rows], step=step)
+
+    def replaced(now: Params, then: Params) -> Params:
+        return jax.tree.map(lambda old, new: old.at[np.asarray(rows)].set(new), now, then)
+
+    finite = models.finite.copy()
+    finite[rows] = hosts.fetch(found.finite)
+    then = models._replace(params=programs.at_once(replaced, models.params, found.params), finite=finite)
+    yield from _measured(subjects, models=then, step=step, only=rows, label=f"analyze step {step}")
+    for label, node in run.recipe.edits.items():
         if node.along:
-            yield from _edit(subjects, without_base(models), label, step=step, strongest=True)
+            yield from _edit(subjects, then, label, step=step, only=rows)
 
 
-def _measured(subjects: Subjects, *, step: int, label: str, models: Models | None = None) -> Iterator[pl.DataFrame]:
+def _measured(
+    subjects: Subjects, *, label: str, models: Models | None = None, step: int | None = None,
+    only: Sequence[int] | None = None,
+) -> Iterator[pl.DataFrame]:  # fmt: skip
+    """The analyses of single models; of a ``step`` of training, of ``only`` those rows."""
     models = models or subjects.models
-    (by_label,) = run_each(subjects, subjects.measure, models.params, [()], label=label)
-    for name, node in subjects.run.recipe.analyses.items():
-        if not (found := by_label.get(name)):
-            continue
-        rows = models
-        if node.load().about == "update":
-            # A pretrained model has none.
-            rows, found = without_base(models), {key: values[1:] for key, values in found.items()}
-        found, places = probe.finished(node, found)
-        yield to_frame(subjects, name, found, rows, step=step, places=places)
+    for on, labels in probe.measured_together(subjects.run).items():
+        rows = probe.chosen(models, on)
+        lanes = probe.with_bases(subjects.run, models, rows)
+        (by_label,) = run_each(subjects, subjects.measure[labels], lanes, [()], label=label)
+        for name in labels:
+            node, found = subjects.run.recipe.analyses[name], by_label[name]
+            # A model that begins fresh has no update.
+            tuned = node.load().about == "update"
+            kept = [
+                place
+                for place, row in enumerate(rows)
+                if (only is None or row in only) and (models.lanes[row].parent is not None or not tuned)
+            ]
+            if found and kept:
+                found, places = probe.finished(node, {key: values[kept] for key, values in found.items()})
+                of = [rows[place] for place in kept]
+                yield to_frame(subjects, name, found, models, of, step=step, places=places)
 
 
 def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
-    """An analysis of every two methods at every learning rate."""
-    run, tuned, node = subjects.run, without_base(subjects.models), subjects.run.recipe.analyses[label]
-    methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
+    """An analysis of every two models that differ in nothing but their method: of one parent, at the same point."""
+    run, models, node = subjects.run, subjects.models, subjects.run.recipe.analyses[label]
+    by_name = {lane.name: row for row, lane in enumerate(models.lanes)}
+    chosen = probe.chosen(models, node.on, tuned=True)
     rows = [
-        (one * rates + rate, other * rates + rate, f"{methods[one]}~{methods[other]}")
-        for one, other in combinations(range(len(methods)), 2)
-        for rate in range(rates)
+        (one, other)
+        for first, second in combinations(dict.fromkeys(models.lanes[row].label for row in chosen), 2)
+        for one in chosen
+        for other in chosen
+        if (models.lanes[one].label, models.lanes[other].label) == (first, second)
+        and graph.twins(models.lanes[one], models.lanes[other])
     ]
     if not rows:
         return
-    left, right, names = (list(column) for column in zip(*rows, strict=True))
+    left, right = (list(column) for column in zip(*rows, strict=True))
+    bases = [by_name[probe.base_of(run, models.lanes[row]).name] for row in left]
 
-    def lane(pair: tuple[Params, Params], per_seed: PerSeed, _: Array) -> Any:
+    def lane(trees: tuple[Params, Params, Params], per_seed: PerSeed, _: Array) -> Any:
         with jax.default_matmul_precision("highest"):
-            view = View(model_of(run.recipe, run.world), pair[0], per_seed[2], other=pair[1])
-            return probe.measured(node, view, key=per_seed[0])
+            params, other, base = trees
+            return probe.measured(
+                node, View(model_of(run.recipe, run.world), params, base, other=other), key=per_seed[0]
+            )
 
     def sides(params: Params) -> tuple[Params, ...]:
-        return tuple(jax.tree.map(lambda leaf, rows=side: leaf[jnp.asarray(rows)], params) for side in (left, right))
+        return tuple(probe.taken(params, side) for side in (left, right, bases))
 
-    pair = programs.at_once(sides, tuned.params)
-    (found,) = run_each(subjects, probe.program(run, lane, rows=len(rows)), pair, [()], label=f"analyze {label}")
+    trees = programs.at_once(sides, models.params)
+    (found,) = run_each(subjects, probe.program(run, lane, rows=len(rows)), trees, [()], label=f"analyze {label}")
     found, axes = probe.finished(node, found)
-    finite = tuned.finite[left] & tuned.finite[right]
-    for row, name in enumerate(names):
-        model = Models((tuned.labels[left[row]],), None, finite[row : row + 1])
-        one = {key: value[row : row + 1] for key, value in found.items()}
+    finite = models.finite[left] & models.finite[right]
+    for place, pair in enumerate(rows):
+        name = "~".join(models.lanes[row].label for row in pair)
         places = {
             axis: Coordinate("part", tuple(f"{name}:{part}" for part in names)) if column == "part" else (column, names)
             for axis, (column, names) in axes.items()
         }
-        yield to_frame(subjects, label, one, model, step=run.recipe.tune.steps, places=places, part=name)
+        yield to_frame(subjects, label, found, models, left, kept=[place], finite=finite, places=places, part=name)
 
 
 def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
@@ -142,66 +171,84 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     if not points:
         return
 
-    def lane(params: Params, per_seed: PerSeed, _: Array, point: Point) -> Any:
-        return judged.attacked_measures(run.recipe, run.world, node, params, per_seed, places=places, point=point)
+    def lane(trees: tuple[Params, Params], per_seed: PerSeed, _: Array, point: Point) -> Any:
+        return judged.attacked_measures(run.recipe, run.world, node, trees, per_seed, places=places, point=point)
 
-    attack = probe.program(run, lane, rows=len(models.labels))
-    found = run_each(subjects, attack, models.params, [(_scalars(point),) for point in points], label=f"attack {label}")
+    rows = probe.chosen(models, node.on)
+    attack, lanes = probe.program(run, lane, rows=len(rows)), probe.with_bases(run, models, rows)
+    found = run_each(subjects, attack, lanes, [(_scalars(point),) for point in points], label=f"attack {label}")
     axes = {"attacked": Coordinate("condition", tuple(conditions))}
     for point, one in zip(points, found, strict=True):
         part, strength = _named(point)
-        yield to_frame(
-            subjects, label, one, models, step=run.recipe.tune.steps, places=axes, part=part, strength=strength
-        )
+        yield to_frame(subjects, label, one, models, rows, places=axes, part=part, strength=strength)
 
 
 def _edits(subjects: Subjects) -> Iterator[pl.DataFrame]:
-    tuned, steps = without_base(subjects.models), subjects.run.recipe.tune.steps
     for label in subjects.run.recipe.edits:
-        yield from _edit(subjects, tuned, label, step=steps)
+        yield from _edit(subjects, subjects.models, label)
 
 
 def _edit(
-    subjects: Subjects, tuned: Models, label: str, *, step: int, strongest: bool = False
+    subjects: Subjects, models: Models, label: str, *, step: int | None = None, only: Sequence[int] | None = None
 ) -> Iterator[pl.DataFrame]:
-    """An edit at all its strengths, or the strongest alone, on a stack of tuned models."""
+    """An edit at all its strengths on tuned models; of a ``step`` of training the strongest alone, on ``only`` rows."""
     run, node = subjects.run, subjects.run.recipe.edits[label]
-    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), subjects.base)
-    points = node.points(base)[-1:] if strongest else node.points(base)
-    if not points:
+    rows = probe.chosen(models, node.on, tuned=True)
+    points = _edit_points(subjects, node, strongest=only is not None)
+    if not points or not rows:
         return
-    roles = node.load().roles
-    methods, rates = list(run.recipe.tune.methods), len(run.recipe.tune.learning_rates)
-    # Of another method: same learning rate, same seed.
-    for offset in range(1, len(methods)) if "other" in roles else [0]:
-        finite, trees = tuned.finite & np.roll(tuned.finite, -offset * rates, axis=0), {"target": tuned.params}
-        if offset:
-            turned = partial(jax.tree.map, partial(jnp.roll, shift=-offset * rates, axis=0))
-            trees["other"] = programs.at_once(turned, tuned.params)
+    params, base = probe.with_bases(run, models, rows)
+    for others in _others(models, rows) if "other" in node.load().roles else [rows]:
+        trees = {"target": params, "base": base}
+        if others != rows:
+            trees["other"] = programs.at_once(partial(probe.taken, rows=others), models.params)
 
         def judged_edit(trees: dict[str, Params], per_seed: PerSeed, zeros: Array, point: Point) -> Any:
-            return subjects.judge(subjects.edit[label](trees, per_seed, zeros, point), per_seed, zeros)
+            edited = subjects.edit[label](trees, per_seed, zeros, point)
+            return subjects.judge[len(rows)]((edited, base), per_seed, zeros)
 
+        finite = models.finite[rows] & models.finite[others]
         found = run_each(subjects, judged_edit, trees, [(_scalars(point),) for point in points], label=f"edit {label}")
         for point, one in zip(points, found, strict=True):
             part, strength = _named(point)
             part = ",".join(filter(None, [label, part]))
-            for rows, other in _rows(methods, rates, offset):
-                chosen = Models(tuned.labels[rows], None, finite[rows])
+            for other, kept in _by_other(models, rows, others, only).items():
                 yield to_frame(
-                    subjects, EDITED, {key: values[rows] for key, values in one.items()}, chosen, step=step,
-                    part=f"{part}{other}", strength=1.0 if strength is None else strength,
+                    subjects, EDITED, one, models, rows, kept=kept, finite=finite, step=step, part=f"{part}{other}",
+                    strength=1.0 if strength is None else strength,
                 )  # fmt: skip
 
 
-def _rows(methods: list[str], rates: int, offset: int) -> Iterator[tuple[slice, str]]:
-    """The rows h that one edit's rows are of: all, or a method's, with the name of the other one."""
-    if not offset:
-        yield slice(None), ""
-        return
-    for place in range(len(methods)):
-        other = methods[(place + offset) % len(methods)]
-        yield slice(place * rates, (place + 1) * rates), f":{other}"
+def _edit_points(subjects: Subjects, node: EditConfig, *, strongest: bool) -> tuple[Point, ...]:
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), subjects.models.params)
+    points = node.points(one)
+    return points[-1:] if strongest else points
+
+
+def _others(models: Models, rows: Sequence[int]) -> Iterator[list[int]]:
+    """For every row another model that differs from it in nothing but its method, one after the other; or the row."""
+    twins = [[other for other in rows if other == row or graph.twins(models.lanes[row], models.lanes[other])]
+             for row in rows]  # fmt: skip
+    for offset in range(1, max(map(len, twins))):
+        yield [
+            own[(own.index(row) + offset) % len(own)] if offset < len(own) else row
+            for row, own in zip(rows, twins, strict=True)
+        ]
+
+
+def _by_other(
+    models: Models, rows: Sequence[int], others: Sequence[int], only: Sequence[int] | None
+) -> dict[str, list[int]]:
+    """What names the other model of an edit, to the places along h that have it; nothing names none."""
+    found: dict[str, list[int]] = {}
+    for place, (row, other) in enumerate(zip(rows, others, strict=True)):
+        if only is not None and (row not in only or other not in only):
+            continue
+        if others == rows:
+            found.setdefault("", []).append(place)
+        elif other != row:
+            found.setdefault(f":{models.lanes[other].label}", []).append(place)
+    return found
 
 
 def _scalars(point: Point) -> Point:

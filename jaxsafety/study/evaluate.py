@@ -16,7 +16,7 @@ from jaxsafety.claims.evidence import Model as Label
 from jaxsafety.engine import hosts, loop, programs
 from jaxsafety.engine.programs import Grid
 from jaxsafety.models import generation
-from jaxsafety.recipe.schema import PRETRAINED
+from jaxsafety.recipe.graph import Lane
 from jaxsafety.rundir import atomic, machine, progress, results
 from jaxsafety.rundir.layout import RESULT_FILES
 from jaxsafety.study import lanes, pipeline
@@ -26,79 +26,62 @@ from jaxsafety.world import World, text
 
 
 class Models(NamedTuple):
-    """All models of a study in one stack: labels ``[h]``, ``params [h, s, ...]`` and ``[h, s]`` which lanes live."""
+    """Lanes of a study in one stack: ``params [h, s, ...]``, and ``[h, s]`` which of them live."""
 
-    labels: tuple[Label, ...]
+    lanes: tuple[Lane, ...]
     params: Params
     finite: np.ndarray
 
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """What result rows call them."""
+        return tuple(Label(lane.label, lane.point, lane.training.lr) for lane in self.lanes)
+
 
 def gather(run: Study) -> Models:
-    """Stacks the pretrained and all tuned models of a run, or raises as :func:`pipeline.check_tuned`."""
-    states = {PRETRAINED: pipeline.pretrained(run), **pipeline.tuned(run)}
-    points = [run.pretrain_grid.points] + [run.tune_grid.points] * (len(states) - 1)
-    labels = [Label(method, *point) for method, grid in zip(states, points, strict=True) for point in grid]
-    params = programs.at_once(_joined, *(state.params for state in states.values()))
-    finite = np.concatenate([hosts.fetch(state.finite) for state in states.values()])
-    return Models(tuple(labels), params, finite)
-
-
-def gather_snapshots(run: Study, models: Models, *, step: int) -> Models:
-    """Stacks the pretrained model of ``models`` and the snapshots of all tuned ones after ``step`` tuning steps."""
-    found = pipeline.snapshots(run, step=step)
-    tuned = [params for params, _ in found.values()]
-    params = programs.at_once(lambda now, *then: _joined(_first(now, axis=0), *then), models.params, *tuned)
-    finite = np.concatenate([models.finite[:1], *(hosts.fetch(alive) for _, alive in found.values())])
-    return models._replace(params=params, finite=finite)
-
-
-def _joined(*trees: Any) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
-
-
-def _first(params: Params, *, axis: int) -> Params:
-    return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, 1, axis=axis), params)
+    """Stacks all models of a run, or raises as :func:`pipeline.check_trained` and :func:`pipeline.load_living`."""
+    pipeline.check_trained(run)
+    found = pipeline.load_living(run, run.recipe.lanes)
+    return Models(run.recipe.lanes, found.params, hosts.fetch(found.finite))
 
 
 def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
-    grid = Grid(run.recipe.seeds, tuple(label[1:] for label in models.labels), run.strategy)
+    grid = run.grid(len(models.lanes))
     judge = programs.program(lambda params, trials, _: lanes.evaluate(run.recipe, run.world, params, trials), grid=grid)
     conditions = run.recipe.evaluated
     with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
         for i, (name, condition) in enumerate(conditions.items()):
             late = world.batches.LATE_IN_EVALUATION
             trials = pipeline.draw_prompts(run, condition, stream="evaluate", late_probability=late)
-            rates = hosts.fetch(judge(models.params, trials, jnp.zeros(len(models.labels))))
+            rates = hosts.fetch(judge(models.params, trials, jnp.zeros(len(models.lanes))))
             yield from _rows(run, models, name, rates)
             update(i + 1, {verdict: float(np.mean(rates[verdict])) for verdict in ("complied", "refused", "other")})
 
 
 def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    for h, label in enumerate(models.labels):
-        step = run.recipe.pretrain.steps if label.method == PRETRAINED else run.recipe.tune.steps
+    for h, (lane, label) in enumerate(zip(models.lanes, models.labels, strict=True)):
         for s, seed in enumerate(run.recipe.seeds):
             for metric, value in rates.items():
                 yield {
-                    "stage": "evaluate", **label._asdict(), "seed": seed, "step": step, "condition": condition,
+                    "stage": "evaluate", **label._asdict(), "seed": seed, "step": lane.training.steps,
+                    "condition": condition,
                     "metric": metric, "value": float(value[h, s]) if models.finite[h, s] else None,
                 }  # fmt: skip
 
 
 def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
-    """Yields the learning curves of ``metrics.jsonl`` as result rows, legs in the order of the recipe.
+    """Yields the learning curves of ``metrics.jsonl`` as result rows, lane by lane.
 
     Raises:
         ValueError: a row of the file is missing or damaged.
     """
-    tuned = ((run.tune_leg(label), run.tune_grid) for label in run.recipe.tune.methods)
-    for leg, grid in ((run.pretrain_leg, run.pretrain_grid), *tuned):
-        for labels, values in loop.curves(leg, grid=grid):
-            for name, value in values.items():
-                condition, _, metric = name.partition("/")
-                if condition not in world.CONDITIONS:
-                    condition, metric = "train", name
-                yield labels | {"condition": condition, "metric": metric, "value": value}
+    for labels, values in loop.curves([run.leg(lane) for lane in run.recipe.lanes], seeds=run.recipe.seeds):
+        for name, value in values.items():
+            condition, _, metric = name.partition("/")
+            if condition not in world.CONDITIONS:
+                condition, metric = "train", name
+            yield labels | {"condition": condition, "metric": metric, "value": value}
 
 
 def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
@@ -108,14 +91,14 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
 
     def draw(key: Key) -> Trial:
         drawn = [world.batch_at(run.world, one, key=key, step=0, batch_size=1) for one in conditions.values()]
-        return _joined(*drawn)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
 
     trials = programs.fitted(draw, key, what="drawing the examples")(key)
-    first_seed = hosts.fetch(programs.at_once(partial(_first, axis=1), models.params))
-    lane = Grid(run.recipe.seeds[:1], tuple(label[1:] for label in models.labels), "map")
+    first_seed = hosts.fetch(programs.at_once(_first_seed, models.params))
+    lane = Grid(run.recipe.seeds[:1], len(models.lanes), "map")
     host = jax.device_get(trials)
     batch = jax.tree.map(lambda leaf: leaf[None], host)
-    decoded = programs.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.labels)))
+    decoded = programs.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.lanes)))
     answers = np.asarray(decoded)[:, 0]
     rows = []
     for i, (name, example) in enumerate(zip(conditions, text.examples(run.world, trials), strict=True)):
@@ -124,6 +107,10 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
         shown = {"prompt": example.prompt, "expected": example.expected, "refusal": example.refusal}
         rows.append({"condition": name, **shown, "answers": given})
     return rows
+
+
+def _first_seed(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf[:, :1], params)
 
 
 def _decode(run: Study, params: Params, trials: Trial, _: Any) -> Array:

@@ -1,16 +1,15 @@
-"""What a run would do, without doing it: cells, programs to compile, memory, steps and, where something is known, time.
+"""What a run would do, without doing it: its models, programs to compile, memory, steps and, where known, time.
 
 Touches no disk but to look at what is there, and computes shapes only.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxsafety.config import fields
 from jaxsafety.engine import memory
-from jaxsafety.engine.loop import Leg
-from jaxsafety.recipe import cells
+from jaxsafety.recipe import graph
+from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline
 from jaxsafety.study.grids import Job
@@ -19,68 +18,76 @@ from jaxsafety.study.pipeline import Study
 
 def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     """Returns the forecast of running ``chosen`` as text; it goes by speeds that any cell of ``every`` has recorded."""
-    todo = [job for job in chosen if not pipeline.is_finished(job.ready, "tune")]
-    pretrainings = [job for job in _sources(todo) if not pipeline.is_finished(job.source, "pretrain")]
-    by_name = {job.cell.name: job for job in todo}
-    groups = [[by_name[cell.name] for cell in group] for group in cells.groups(job.cell for job in todo)]
-    families = [[by_name[cell.name] for cell in part] for part in cells.families(job.cell for job in pretrainings)]
-    program_of = {job.cell.name: number for number, group in enumerate(groups, 1) for job in group}
-    lines = [f"{len(chosen)} of {len(every)} cells, {len(chosen) - len(todo)} of them tuned already"]
-    lines += [f"  {job.cell.name or job.cell.recipe.name}: {_plan_of(job, program_of)}" for job in chosen]
+    todo = [job.ready for job in chosen if not _is_trained(job.ready)]
+    lines = []
+    if len(every) > 1:
+        lines.append(f"{len(chosen)} of {len(every)} cells, {len(chosen) - len(todo)} of them trained already")
+        lines += [f"  {job.cell.name}: {'to train' if job.ready in todo else 'trained already'}" for job in chosen]
+    lines += _models(chosen[0].ready)
+    lines.append(f"programs to compile for training: {sum(len(_groups(ready)) for ready in todo)}")
+    lines += _memory(todo)
+    work = [_training(ready, stage) for ready in todo for stage in ("pretrain", "tune")]
+    left = {stage: sum(one.left for one in work if one.stage == stage) for stage in ("pretrain", "tune")}
     lines.append(
-        f"programs to compile for training: {len(families)} of pretraining, {len(_tuning_programs(groups))} of tuning"
+        f"seed-steps left: {left['pretrain']} of pretraining, {left['tune']} of tuning (steps x seeds x lanes)"
     )
-    lines += _memory(families, groups)
-    pretraining, tuning = [*map(_pretraining, pretrainings)], [*map(_tuning, todo)]
-    lines.append(
-        f"seed-steps left: {sum(one.left for one in pretraining)} of pretraining, {sum(one.left for one in tuning)} of "
-        "tuning (steps x seeds, in tuning x learning rates x methods)"
-    )
-    lines.append(f"time: {_time(every, pretraining + tuning)}")
+    lines.append(f"time: {_time(every, [one for one in work if one.left])}")
     return "\n".join(lines) + "\n"
 
 
-def _sources(jobs: Iterable[Job]) -> list[Job]:
-    """One job for each pretraining."""
-    return list({job.source.directory: job for job in jobs}.values())
+def _is_trained(ready: Study) -> bool:
+    return all(pipeline.is_finished(ready, stage) for stage in ("pretrain", "tune"))
 
 
-def _plan_of(job: Job, program_of: dict[str, int]) -> str:
-    if job.cell.name not in program_of:
-        return "tuned already"
-    shared = f", pretraining {job.source.directory.name}" if job.cell.name else ""
-    return f"tuned in group {program_of[job.cell.name]}{shared}"
+def _groups(ready: Study) -> list[tuple[Lane, ...]]:
+    """The groups of lanes that have something left to do."""
+    groups = graph.groups(ready.recipe.lanes)
+    return [group for group in groups if any(_done(ready, lane) < lane.training.steps for lane in group)]
 
 
-def _tuning_programs(groups: Sequence[Sequence[Job]]) -> set[tuple[Any, ...]]:
-    """Methods whose static fields are the same are one program: the traced ones are its inputs."""
-    return {
-        (cells.tuning_program(group[0].cell), len(group), method.method, fields.program(method.options))
-        for group in groups
-        for method in group[0].ready.recipe.tune.methods.values()
-    }
+def _done(ready: Study, lane: Lane) -> int:
+    return checkpoint.latest(ready.leg(lane).checkpoints) or 0
 
 
-def _memory(families: Sequence[Sequence[Job]], groups: Sequence[Sequence[Job]]) -> Iterable[str]:
-    stacks = [pipeline.pretrain_shapes([job.source for job in family]) for family in families]
-    stacks += [
-        pipeline.tune_shapes([job.ready for job in group], label)
-        for group in groups
-        for label in group[0].ready.recipe.tune.methods
-    ]
+def _models(ready: Study) -> Iterator[str]:
+    """The graph: every model, what it begins with, its method, its lanes, and which program trains it."""
+    recipe, groups = ready.recipe, graph.groups(ready.recipe.lanes)
+    for label in recipe.models:
+        lanes = recipe.lanes_of(label)
+        parents = dict.fromkeys(lane.parent.label for lane in lanes if lane.parent is not None)
+        programs = dict.fromkeys(number for number, group in enumerate(groups, 1) for lane in group if lane in lanes)
+        done = sum(_done(ready, lane) == lane.training.steps for lane in lanes)
+        yield (
+            f"  {label}: {lanes[0].training.method}{' from ' if parents else ''}{', '.join(parents)}; "
+            f"{_counted(len(lanes), 'lane')} x {_counted(len(recipe.seeds), 'seed')}, "
+            f"{'programs' if len(programs) > 1 else 'program'} {', '.join(map(str, programs))}"
+            + (f", {done} trained already" if done else "")
+        )
+        if len(lanes) > 1:
+            yield from (f"    {lane.name}" for lane in lanes)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _memory(todo: Sequence[Study]) -> Iterator[str]:
+    stacks = [pipeline.shapes(ready, group) for ready in todo for group in _groups(ready)]
     if stacks:
         largest = max(stacks, key=memory.size)
-        lanes, size = math.prod(largest.step.shape), memory.size(largest)
+        size, (rows, seeds) = memory.size(largest), largest.step.shape
         yield (
-            f"memory: the largest stacked state has {lanes} lanes of parameters and optimiser state, "
+            f"memory: the largest stacked state has {_counted(rows, 'lane')} x {_counted(seeds, 'seed')} of parameters "
+            "and optimiser state, "
             f"{size / 2**20:.1f} MiB in all; activations and gradients come on top"
         )
 
 
 class _Training(NamedTuple):
-    """A pretraining, or the tuning of a cell: its program's shape, seed-steps in all and done, seconds recorded."""
+    """A stage of a study: what its speed depends on, seed-steps in all and done, seconds recorded."""
 
-    kind: str
+    stage: str
+    kind: Any
     total: int
     done: int
     seconds: float
@@ -90,31 +97,24 @@ class _Training(NamedTuple):
         return self.total - self.done
 
 
-def _pretraining(job: Job) -> _Training:
-    recipe, leg = job.source.recipe, job.source.pretrain_leg
-    lanes, kind = len(recipe.seeds), f"pretrain {cells.pretraining_program(job.cell)}"
-    return _training(job.source, "pretrain", kind, [leg], recipe.pretrain.steps, lanes)
+def _training(ready: Study, stage: str) -> _Training:
+    lanes, seeds = ready.stage_lanes(stage), len(ready.recipe.seeds)
+    done, total = sum(_done(ready, lane) for lane in lanes), sum(lane.training.steps for lane in lanes)
+    seconds = manifest_file.read_manifest(ready.directory).get(stage, {}).get("seconds", 0.0)
+    return _Training(stage, _kind(ready.recipe, lanes), total * seeds, done * seeds, seconds)
 
 
-def _tuning(job: Job) -> _Training:
-    recipe = job.ready.recipe
-    legs = [job.ready.tune_leg(label) for label in recipe.tune.methods]
-    lanes, kind = len(recipe.seeds) * len(recipe.tune.learning_rates), f"tune {cells.tuning_program(job.cell)}"
-    return _training(job.ready, "tune", kind, legs, recipe.tune.steps, lanes)
-
-
-def _training(study: Study, stage: str, kind: str, legs: Sequence[Leg], steps: int, lanes: int) -> _Training:
-    done = sum(checkpoint.latest(leg.checkpoints) or 0 for leg in legs)
-    seconds = manifest_file.read_manifest(study.directory).get(stage, {}).get("seconds", 0.0)
-    return _Training(kind, steps * len(legs) * lanes, done * lanes, seconds)
+def _kind(recipe: Recipe, lanes: Sequence[Lane]) -> Any:
+    """What two stages have in common that take as long a step."""
+    return recipe.world, recipe.model, len(recipe.seeds), tuple(lane.training.program for lane in lanes)
 
 
 def _time(every: Sequence[Job], wanted: Sequence[_Training]) -> str:
     """Seconds of training from speeds that this directory records for programs of the same shape."""
     if not wanted:
         return "no training left"
-    spent: dict[str, list[_Training]] = {}
-    for one in (*map(_pretraining, _sources(every)), *map(_tuning, every)):
+    spent: dict[Any, list[_Training]] = {}
+    for one in (_training(job.ready, stage) for job in every for stage in ("pretrain", "tune")):
         if one.done and one.seconds:
             spent.setdefault(one.kind, []).append(one)
     if unknown := sum(one.kind not in spent for one in wanted):

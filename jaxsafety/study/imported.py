@@ -14,7 +14,8 @@ from pathlib import Path
 from jaxsafety import tree
 from jaxsafety.config.names import check_name, nearest
 from jaxsafety.formats import official
-from jaxsafety.recipe.schema import PRETRAINED, Recipe, as_dict
+from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
 from jaxsafety.study import pipeline
 from jaxsafety.types import Params
@@ -22,12 +23,9 @@ from jaxsafety.world import World
 from jaxsafety.world import load as load_world
 
 _SEED = "{seed}"
-_FORM = "METHOD:LR=FILE, such as sft:eta_M=sft.pkl"
+_FORM = "MODEL:POINT=FILE, such as sft:eta_M=sft.pkl"
 # Fields of GPTConfig that a file and the recipe's model must have in common.
 _SHARED = ("block", "positions", "layers", "width", "mlp_width")
-
-# A model of the recipe's: the method's label or PRETRAINED, and the name of its learning rate.
-Name = tuple[str, str]
 
 
 def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[str]) -> None:
@@ -35,8 +33,7 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
 
     Where that has been done with files of the same content, nothing happens; else the directory must be absent or
     empty. Each stage of the recipe, which has no grid, is one chunk, and tuning keeps no snapshots. ``{seed}`` in a
-    path stands for each of its seeds; ``tuned`` are ``METHOD:LR=FILE`` for every method and learning rate, each by its
-    name there.
+    path stands for each of its seeds; ``tuned`` are ``MODEL:POINT=FILE`` for every other model, by its names there.
 
     Raises:
         ValueError: the recipe is not such a one; a model is missing, named twice or not in the recipe; a file is not
@@ -58,47 +55,52 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
         opening.record_config(staging / "config.yaml", as_dict(recipe))
         opening.keep_files(staging / "grammars", pipeline.own_grammars(recipe))
         about = {"sha256": digests, "files": {_place(*key): str(file) for key, file in files.items()}}
-        manifest_file.write_manifest(staging, {"imported": about | machine.environment()})
-        for label in (PRETRAINED, *recipe.tune.methods):
-            rates = ("",) if label == PRETRAINED else tuple(recipe.tune.learning_rates)
-            rows = [[params[(label, rate), seed] for seed in recipe.seeds] for rate in rates]
-            pipeline.adopt(ready, label, tree.stack([tree.stack(row) for row in rows]))
+        manifest_file.write_manifest(
+            staging, {"imported": about | machine.environment(), "models": pipeline.steps(recipe)}
+        )
+        for label in recipe.models:
+            lanes = recipe.lanes_of(label)
+            rows = [[params[lane.name, seed] for seed in recipe.seeds] for lane in lanes]
+            pipeline.adopt(ready, lanes, tree.stack([tree.stack(row) for row in rows]))
 
 
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.grid:
         raise ValueError("import makes one run, and the recipe has a `grid:`: expected a recipe without one")
-    for stage in ("pretrain", "tune"):
-        config = getattr(recipe, stage)
-        if config.chunk_steps != config.steps:
+    for lane in recipe.lanes:
+        how, where = lane.training, f"models.{lane.label}"
+        if how.chunk_steps < how.steps:
             raise ValueError(
-                f"{stage}.chunk_steps: got {config.chunk_steps}, expected {stage}.steps ({config.steps}), as nothing "
-                "is known of an imported model before its last step"
+                f"{where}.chunk_steps: got {how.chunk_steps}, expected its steps ({how.steps}), as nothing is known of "
+                "an imported model before its last step"
             )
-    if recipe.tune.snapshots:
-        raise ValueError(
-            f"tune.snapshots: got {recipe.tune.snapshots}, expected 0, since an imported model has no earlier steps"
-        )
+        if how.snapshots:
+            raise ValueError(
+                f"{where}.snapshots: got {how.snapshots}, expected 0, since an imported model has no earlier steps"
+            )
+    if len(begun := [lane.name for lane in recipe.lanes if lane.parent is None]) != 1:
+        raise ValueError(f"import takes one pretrained model, and the recipe has {', '.join(begun)}")
 
 
-def _files(recipe: Recipe, pretrained: str, tuned: Sequence[str]) -> dict[tuple[Name, int], Path]:
-    """The file of every model and seed of the recipe."""
-    patterns: dict[Name, str] = {(PRETRAINED, ""): pretrained}
+def _files(recipe: Recipe, pretrained: str, tuned: Sequence[str]) -> dict[tuple[str, int], Path]:
+    """The file of every lane and seed of the recipe."""
+    root, named = recipe.lanes[0].root, {_spelt(lane): lane for lane in recipe.tuned}
+    patterns = {root.name: pretrained}
     for text in tuned:
-        model, _, pattern = text.partition("=")
-        method, _, rate = model.rpartition(":")
-        if not (method and rate and pattern):
+        # A point may hold a `=` itself.
+        known = [name for name in named if text.startswith(f"{name}=")]
+        model = max(known, key=len, default=text.partition("=")[0])
+        pattern = text.removeprefix(f"{model}=") if "=" in text else ""
+        if not (model and pattern):
             raise ValueError(f"--tuned: got {text!r}, expected {_FORM}")
-        check_name("method in --tuned", method, recipe.tune.methods)
-        check_name("learning rate in --tuned", rate, recipe.tune.learning_rates)
-        if (method, rate) in patterns:
+        check_name("model in --tuned", model, named)
+        if named[model].name in patterns:
             raise ValueError(f"--tuned names {model} twice: expected one file for it")
-        patterns[method, rate] = pattern
-    wanted = [f"{method}:{rate}" for method in recipe.tune.methods for rate in recipe.tune.learning_rates]
-    if missing := [name for name in wanted if tuple(name.rsplit(":", 1)) not in patterns]:
+        patterns[named[model].name] = pattern
+    if missing := [name for name, lane in named.items() if lane.name not in patterns]:
         raise ValueError(
-            f"no file for {', '.join(missing)}: expected --tuned for every method and learning rate of the recipe "
-            f"({', '.join(wanted)}), or a recipe without what there is no model of"
+            f"no file for {', '.join(missing)}: expected --tuned for every tuned model of the recipe "
+            f"({', '.join(named)}), or a recipe without what there is no model of"
         )
     seeds = recipe.seeds
     if one := next((pattern for pattern in patterns.values() if _SEED not in pattern and len(seeds) > 1), None):
@@ -108,8 +110,13 @@ def _files(recipe: Recipe, pretrained: str, tuned: Sequence[str]) -> dict[tuple[
     }
 
 
-def _place(name: Name, seed: int) -> str:
-    return f"{':'.join(filter(None, name))} of seed {seed}"
+def _spelt(lane: Lane) -> str:
+    """What the command line calls a tuned model: a point holds `=` where values have no names."""
+    return ":".join(filter(None, (lane.label, lane.point)))
+
+
+def _place(name: str, seed: int) -> str:
+    return f"{name} of seed {seed}"
 
 
 def _digest(file: Path) -> str:
@@ -146,7 +153,7 @@ def _is_done(recipe: Recipe, directory: Path, digests: Mapping[str, str]) -> boo
     return True
 
 
-def _same_tokens(params: Mapping[tuple[Name, int], Params], world: World) -> dict[tuple[Name, int], Params]:
+def _same_tokens(params: Mapping[tuple[str, int], Params], world: World) -> dict[tuple[str, int], Params]:
     """Gives all models the world's vocabulary, of which each keeps what all of them have."""
     known, begins = min(one["embed"].shape[0] for one in params.values()), world.special["bos"]
     return {

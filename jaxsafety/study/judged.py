@@ -33,18 +33,20 @@ def edited(node: EditConfig, trees: dict[str, Params], *, point: Point, key: Key
 
 
 def edited_lane(
-    node: EditConfig, trees: dict[str, Params], per_seed: tuple[Key, Prompts, Params], _: Any, point: Point
+    node: EditConfig, trees: dict[str, Params], per_seed: tuple[Key, Prompts], _: Any, point: Point
 ) -> Params:
-    """Returns the edited model of one lane; ``trees`` are those of the edit's roles, but for the base."""
-    given = {"base": per_seed[2]} | trees
-    return edited(node, {role: given[role] for role in node.load().roles}, point=point, key=per_seed[0])
+    """Returns the edited model of one lane; ``trees`` are those of the edit's roles, and may be more."""
+    return edited(node, {role: trees[role] for role in node.load().roles}, point=point, key=per_seed[0])
 
 
 def edited_measures(
-    recipe: Recipe, world_: World, params: Params, per_seed: tuple[Key, Prompts, Params], _: Any
+    recipe: Recipe, world_: World, lane: tuple[Params, Params], per_seed: tuple[Key, Prompts], _: Any
 ) -> Measured:
-    """Returns verdicts, cluster positions and gradient norms of an edited model on ``analyze.edit_prompts`` prompts."""
-    key, prompts, base = per_seed
+    """Returns verdicts, cluster positions and gradient norms of an edited model on ``analyze.edit_prompts`` prompts.
+
+    A lane is the edited model and its base.
+    """
+    (params, base), (key, prompts) = lane, per_seed
     few = first_prompts(prompts, recipe.analyze.edit_prompts)
     with jax.default_matmul_precision("highest"):
         seen = view(recipe, world_, params, base, few, sites=(_OUT,), key=key)
@@ -65,14 +67,15 @@ def edited_measures(
 
 
 def attacked_measures(
-    recipe: Recipe, world_: World, node: AttackConfig, params: Params,
-    per_seed: tuple[Key, Prompts, Params], *, places: tuple[int, ...], point: Point,
+    recipe: Recipe, world_: World, node: AttackConfig, lane: tuple[Params, Params], per_seed: tuple[Key, Prompts], *,
+    places: tuple[int, ...], point: Point,
 ) -> Measured:  # fmt: skip
     """Makes one attack of one strength on a model, and judges and measures it on the prompts of some conditions.
 
-    ``places`` are those of the conditions, axis ``attacked``; ``point`` has a traced scalar for every swept field.
+    A lane is the model and its base; ``places`` are those of the conditions, axis ``attacked``; ``point`` has a traced
+    scalar for every swept field.
     """
-    key, prompts, base = per_seed
+    (params, base), (key, prompts) = lane, per_seed
     attack, model = node.load(), model_of(recipe, world_)
     own = keys.named(keys.stream(key, "attack"), node.attack)
 

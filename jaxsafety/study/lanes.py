@@ -1,7 +1,7 @@
-"""One run of a recipe as pure functions of a single lane: initialise, a chunk of pretraining or tuning, evaluate.
+"""One run of a recipe as pure functions of a single lane: initialise, a chunk of training, evaluate.
 
-A lane is one seed at one hyper-parameter point. Nothing here knows of the grid, jit, devices or disk; the outer layer
-maps these over ``[h, s]``.
+A single lane is one seed of a :class:`jaxsafety.recipe.graph.Lane`. Nothing here knows of the grid, jit, devices or
+disk; the outer layer maps these over ``[h, s]``.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxsafety import keys, tree, world
-from jaxsafety.methods import sft
 from jaxsafety.models import gpt
-from jaxsafety.recipe.nodes import MethodConfig
-from jaxsafety.recipe.schema import PretrainConfig, Recipe, TuneConfig
+from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.nodes import Training
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.subjects import judge as judging
 from jaxsafety.training import objective, optim, stepping
-from jaxsafety.types import Batch, HParams, Key, Metrics, Model, Params, PreferenceBatch, Terms, TrainState, Trial
+from jaxsafety.types import HParams, Key, Metrics, Model, Params, TrainState, Trial
 from jaxsafety.world import Condition, World
 
-Chunk = Callable[[TrainState, Any, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
+Chunk = Callable[[TrainState, Params, Key, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
 
 # Conditions that the learning curves read out.
 READOUT = ("safe", "unsafe")
@@ -47,61 +47,62 @@ def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
     return gpt.init(recipe.model.build(world), key=keys.stream(key, "init"))
 
 
-def optimizer(stage: PretrainConfig | TuneConfig, point: HParams) -> optax.GradientTransformation:
-    """Returns the optimiser of a stage at one hyper-parameter point."""
-    return optim.make_optimizer(stage.optim, peak_lr=point.peak_lr, total_steps=stage.steps)
+def optimizer(training: Training, point: HParams) -> optax.GradientTransformation:
+    """Returns the optimiser of a training at one hyper-parameter point."""
+    return optim.make_optimizer(training.optim, peak_lr=point.peak_lr, total_steps=training.steps)
 
 
-def pretrain_chunk(recipe: Recipe, world_: World) -> Chunk:
-    """Returns ``(state, root key, point, steps) -> (state, means over the steps)`` of pretraining."""
-    config = recipe.pretrain
-    model = training_model_of(recipe, world_)
+def train_chunk(recipe: Recipe, world_: World, lane: Lane) -> Chunk:
+    """Returns ``(state, reference params, root key, point, steps) -> (state, means over the steps)`` of a lane.
 
-    def totals(params: Params, batch: Batch, aux: Any, **_: Any) -> tuple[Terms, Terms]:
-        return sft.next_token(model, params, batch)
-
-    def chunk(state: TrainState, key: Key, point: HParams, steps: Int[Array, ""]) -> tuple[TrainState, Metrics]:
-        stream = keys.stream(key, "pretrain")
-        draw = partial(
-            world.pretrain_batch_at, world_, config.mixture, key=stream, total_steps=config.steps,
-            batch_size=config.batch_size,
-        )  # fmt: skip
-        gradient = stepping.make_gradient(totals, key=stream, total_steps=config.steps)
-        step = stepping.make_step(gradient, optimizer(config, point))
-        return stepping.run_steps(step, lambda i: draw(step=i), state, steps=steps)
-
-    return chunk
-
-
-def tune_chunk(recipe: Recipe, world_: World, method: MethodConfig) -> Chunk:
-    """Returns ``(state, (root key, reference params), point, steps) -> (state, means over the steps)`` of a method."""
-    config, own = recipe.tune, method.load()
+    It is that of all lanes of its group, whose scalars are the point's. The reference is what the method asks for, see
+    :attr:`jaxsafety.recipe.graph.Lane.reference`.
+    """
+    training, own = lane.training, lane.training.load()
     model = training_model_of(recipe, world_)
 
     def chunk(
-        state: TrainState, per_seed: tuple[Key, Params], point: HParams, steps: Int[Array, ""]
+        state: TrainState, reference: Params, key: Key, point: HParams, steps: Int[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        key, reference = per_seed
-        options, stream, own_stream = method.at_point(point), keys.stream(key, "tune"), keys.stream(key, "method")
-        step = objective.make_step(own, model, optimizer(config, point), options, key=key, total_steps=config.steps)
-        drawn = partial(
-            world.tune_batch_at, world_, key=stream, batch_size=config.batch_size, p_unsafe=point.p_unsafe,
-            mix=config.mix,
-        )  # fmt: skip
+        options, stream, own_stream = training.at_point(point), data_stream(lane, key), keys.stream(key, "method")
+        step = objective.make_step(own, model, optimizer(training, point), options, key=key, total_steps=training.steps)
 
-        def draw(i: Int[Array, ""]) -> PreferenceBatch:
-            given = {"reference": reference, "key": keys.at_step(own_stream, i)}
-            return objective.prepared(own, model, drawn(step=i), options, **given)
+        def draw(i: Int[Array, ""]) -> Any:
+            batch = examples(world_, training, point, key=stream, step=i)
+            return objective.prepared(own, model, batch, options, reference=reference, key=keys.at_step(own_stream, i))
 
         return stepping.run_steps(step, draw, state, steps=steps)
 
     return chunk
 
 
-def init_tuned(recipe: Recipe, method: MethodConfig, params: Params, *, key: Key, point: HParams) -> TrainState:
-    """Returns the state that a method begins with at one hyper-parameter point."""
-    own = optimizer(recipe.tune, point)
-    return objective.init_state(method.load(), params, own, method.at_point(point), key=key)
+def data_stream(lane: Lane, key: Key) -> Key:
+    """Returns the key of the stream of a lane's examples below the seed's root key.
+
+    Models of one generation see the same examples at the same step, so that they compare; those of the next see others.
+    """
+    stream, generation = keys.stream(key, lane.stage), len(lane.ancestors)
+    return stream if generation < 2 else keys.named(stream, f"generation {generation}")
+
+
+def examples(world_: World, training: Training, point: HParams, *, key: Key, step: Int[Array, ""]) -> Any:
+    """Draws the examples ``[b, ...]`` of one step of a training, at one hyper-parameter point.
+
+    Of a number of different examples they come in turn, the same order again and again.
+    """
+    data, count, total = training.data, training.batch_size, training.steps
+    draw = partial(data.load().draw, world_, data.at_point(point), key=key, total_steps=total)
+    if data.prompts is None:
+        return draw(step=step, batch_size=count)
+    n = jnp.int32(point.data["prompts"])
+    places = (step % n * (count % n) + jnp.arange(count)) % n
+    one = jax.vmap(lambda place: draw(step=place, batch_size=1))(places)
+    return jax.tree.map(lambda leaf: leaf[:, 0], one)
+
+
+def init_state(training: Training, params: Params, *, key: Key, point: HParams) -> TrainState:
+    """Returns the state that a training begins with at one hyper-parameter point."""
+    return objective.init_state(training.load(), params, optimizer(training, point), training.at_point(point), key=key)
 
 
 def _means(metrics: Metrics) -> Metrics:

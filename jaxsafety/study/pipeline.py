@@ -1,34 +1,39 @@
 """The stages of a recipe: pretrain -> tune -> evaluate -> report, each from run directory to run directory.
 
-Every stage can be killed and started again; a finished one is not repeated. The learning rates of a method and all its
-seeds are one program; methods differ in their loss and are separate programs. Studies that differ in traced scalars
-alone can train together: their points follow each other along h.
+Every stage can be killed and started again; a finished one is not repeated. Lanes that agree in all but traced scalars
+and all seeds of them are one program, whatever models they begin with; see :mod:`jaxsafety.recipe.graph`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from jaxsafety import keys, tree, world
-from jaxsafety.config import fields
 from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.keys import Stream
-from jaxsafety.recipe.nodes import MethodConfig
-from jaxsafety.recipe.schema import PRETRAINED, Recipe
+from jaxsafety.recipe import graph
+from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import layout
 from jaxsafety.study import lanes
-from jaxsafety.training import stepping
 from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState, Trial
 from jaxsafety.world import Condition, World
+
+
+class Trained(NamedTuple):
+    """Parameters ``[h, s, ...]`` of finished lanes, and ``[h, s]`` whether each lives."""
+
+    params: Params
+    finite: Bool[Array, "h s"]
 
 
 @dataclass(frozen=True)
@@ -43,26 +48,21 @@ class Study:
     strategy: Strategy
     directory: Path
 
-    @property
-    def pretrain_leg(self) -> Leg:
-        """The pretraining leg."""
-        config = self.recipe.pretrain
-        return Leg(self.directory, "pretrain", PRETRAINED, config.steps, config.chunk_steps)
+    def leg(self, lane: Lane) -> Leg:
+        """The leg of one lane."""
+        how = lane.training
+        return Leg(
+            self.directory, lane.stage, lane.name, lane.label, lane.point, how.lr, how.steps, how.chunk_steps,
+            how.snapshot_steps,
+        )  # fmt: skip
 
-    def tune_leg(self, label: str) -> Leg:
-        """The leg of one method."""
-        config = self.recipe.tune
-        return Leg(self.directory, "tune", label, config.steps, config.chunk_steps, config.snapshot_steps)
+    def grid(self, rows: int) -> Grid:
+        """So many rows of lanes, all seeds."""
+        return Grid(self.recipe.seeds, rows, self.strategy)
 
-    @property
-    def pretrain_grid(self) -> Grid:
-        """One learning rate, all seeds."""
-        return Grid(self.recipe.seeds, (("", self.recipe.pretrain.learning_rate),), self.strategy)
-
-    @property
-    def tune_grid(self) -> Grid:
-        """All learning rates, all seeds."""
-        return Grid(self.recipe.seeds, tuple(self.recipe.tune.learning_rates.items()), self.strategy)
+    def stage_lanes(self, stage: str) -> tuple[Lane, ...]:
+        """The lanes that a stage trains."""
+        return tuple(lane for lane in self.recipe.lanes if lane.stage == stage)
 
     @property
     def roots(self) -> Array:
@@ -83,83 +83,54 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
     return Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
 
 
-def _points(rows: Sequence[tuple[float, MethodConfig]]) -> HParams:
-    """The traced scalars ``[h]`` of (peak learning rate, method) rows, whose methods are the same."""
+def points(group: Sequence[Lane]) -> HParams:
+    """Returns the traced scalars ``[h]`` of the lanes of one program."""
 
     def column(values: Iterable[float]) -> Array:
         return jnp.asarray(list(values), jnp.float32)
 
-    names = fields.traced_names(rows[0][1].options)
-    return HParams(
-        peak_lr=column(lr for lr, _ in rows),
-        p_unsafe=column(method.p_unsafe for _, method in rows),
-        options={name: column(getattr(method.options, name) for _, method in rows) for name in names},
-    )
+    scalars = [lane.training.scalars for lane in group]
+    parts = {
+        part: {name: column(one[part][name] for one in scalars) for name in scalars[0][part]} for part in scalars[0]
+    }
+    return HParams(peak_lr=column(lane.training.lr for lane in group), **parts)
 
 
-def _rates(grid: Grid) -> HParams:
-    """The points of a grid where its learning rates are all that counts."""
-    rates = jnp.asarray([lr for _, lr in grid.points], jnp.float32)
-    return HParams(peak_lr=rates, p_unsafe=jnp.zeros_like(rates))
+def _start(study: Study, group: Sequence[Lane], parents: Trained | None) -> TrainState:
+    """The stacked states ``[h, s]`` before training, from the lanes' ``parents``, or fresh.
 
-
-def _side_by_side(grids: Sequence[Grid]) -> Grid:
-    return replace(grids[0], points=tuple(point for grid in grids for point in grid.points))
-
-
-def _pretrain_start(*studies: Study) -> TrainState:
-    """The stacked states ``[h, s]`` before pretraining, one row a study."""
-    study, grid = studies[0], _side_by_side([study.pretrain_grid for study in studies])
-
-    def init(_: Any, key: Array, point: HParams) -> TrainState:
-        params = lanes.init_params(study.recipe, study.world, key=key)
-        return stepping.init_state(params, lanes.optimizer(study.recipe.pretrain, point))
-
-    return programs.program(init, grid=grid)(lane_dummies(grid), study.roots, _rates(grid))
-
-
-def _tune_start(base: TrainState, label: str, *studies: Study) -> TrainState:
-    """The stacked states ``[h, s]`` before a method, every learning rate from the same pretrained ``base[s]``.
-
-    A seed that diverged in pretraining stays frozen: what is tuned from it is no result.
+    A seed that diverged in a parent stays frozen: what is trained from it is no result.
     """
-    study, grid = studies[0], _side_by_side([study.tune_grid for study in studies])
-    method = study.recipe.tune.methods[label]
+    training, grid = group[0].training, study.grid(len(group))
 
-    def init(_: Any, per_seed: tuple[Array, TrainState], point: HParams) -> TrainState:
-        key, pretrained = per_seed
-        state = lanes.init_tuned(study.recipe, method, pretrained.params, key=key, point=point)
-        return state.replace(finite=pretrained.finite)
+    def init(before: Trained | Array, key: Array, point: HParams) -> TrainState:
+        if parents is None:
+            params = lanes.init_params(study.recipe, study.world, key=key)
+            return lanes.init_state(training, params, key=key, point=point)
+        state = lanes.init_state(training, before.params, key=key, point=point)
+        return state.replace(finite=before.finite)
 
-    points = _tune_points(studies, label)
-    return programs.program(init, grid=grid)(lane_dummies(grid), (study.roots, base), points)
-
-
-def _tune_points(studies: Sequence[Study], label: str) -> HParams:
-    return _points([(lr, one.recipe.tune.methods[label]) for one in studies for _, lr in one.tune_grid.points])
+    return programs.program(init, grid=grid)(grid.zeros() if parents is None else parents, study.roots, points(group))
 
 
-def pretrain_shapes(studies: Sequence[Study]) -> TrainState:
-    """Returns the shapes ``[h, s, ...]`` of what the pretraining of studies together holds, without computing it."""
-    return jax.eval_shape(partial(_pretrain_start, *studies))
+def shapes(study: Study, group: Sequence[Lane]) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what the training of a group holds, without computing it."""
+    size = (len(group), len(study.recipe.seeds))
+    parents = None
+    if group[0].parent is not None:
+        parents = Trained(_param_shapes(study, *size), jax.ShapeDtypeStruct(size, bool))
+    return jax.eval_shape(lambda parents: _start(study, group, parents), parents)
 
 
-def tune_shapes(studies: Sequence[Study], label: str) -> TrainState:
-    """Returns the shapes ``[h, s, ...]`` of what tuning a method of studies together holds, without computing it."""
-    one = pretrain_shapes(studies[:1])
-    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
-    return jax.eval_shape(lambda base: _tune_start(base, label, *studies), base)
-
-
-def lane_dummies(grid: Grid) -> Array:
-    """Returns ``[h, s]`` zeros, for programs that need no input per lane."""
-    return jnp.zeros((len(grid.points), len(grid.seeds)))
+def _param_shapes(study: Study, *lanes_: int) -> Params:
+    one = jax.eval_shape(lambda: lanes.init_params(study.recipe, study.world, key=keys.root(0)))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lanes_, *leaf.shape), leaf.dtype), one)
 
 
 def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     """Returns ``run(root key)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
-    grid = study.pretrain_grid
-    lanes_out = programs.program(lambda _, key, __: run(key), grid=grid)(lane_dummies(grid), study.roots, jnp.zeros(1))
+    grid = study.grid(1)
+    lanes_out = programs.program(lambda _, key, __: run(key), grid=grid)(grid.zeros(), study.roots, jnp.zeros(1))
     return programs.at_once(lambda found: tree.lane(found, 0), lanes_out)
 
 
@@ -168,82 +139,107 @@ def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, la
 
     The stages that ask for the same condition share a compiled program, since stream and probability are inputs.
     """
-    grid = study.pretrain_grid
+    grid = study.grid(1)
     streams = jax.vmap(lambda root: keys.stream(root, stream))(study.roots)
 
     def draw(_: Any, key: Array, __: Any, late: Array) -> Trial:
         return lanes.prompts(study.recipe, study.world, condition=condition, key=key, late_probability=late)
 
-    drawn = programs.program(draw, grid=grid)(lane_dummies(grid), streams, jnp.zeros(1), jnp.float32(late_probability))
+    drawn = programs.program(draw, grid=grid)(grid.zeros(), streams, jnp.zeros(1), jnp.float32(late_probability))
     return programs.at_once(lambda found: tree.lane(found, 0), drawn)
 
 
-def _readout(study: Study) -> tuple[Callable[[Params, Any, Any], Metrics], Any]:
+def _readout(study: Study) -> loop.Readout:
     def read(params: Params, trials: Any, _: Any) -> Metrics:
         return lanes.readout(study.recipe, study.world, params, trials)
 
     return read, per_seed(study, lambda key: lanes.readout_prompts(study.recipe, study.world, key=key))
 
 
-def pretrain(study: Study) -> TrainState:
-    """Pretrains every seed; returns the final states ``[1, s, ...]``."""
-    if loop.is_finished(study.pretrain_leg):
-        like = jax.eval_shape(partial(_pretrain_start, study))
-        return loop.load(study.pretrain_leg, like, grid=study.pretrain_grid)
-    return pretrain_together((study,))
-
-
-def pretrain_together(studies: Sequence[Study]) -> TrainState:
-    """Pretrains unfinished studies of one part of :func:`in_step`, which differ in the learning rate, as one program.
-
-    Returns:
-        The final states ``[h, s, ...]``, one row a study.
+def train(study: Study, stage: str) -> None:
+    """Trains the lanes of ``pretrain`` or ``tune`` that are not finished, group by group.
 
     Raises:
-        FloatingPointError: every lane of every study has diverged.
+        ValueError: the stage before is not finished; a corrupt or missing checkpoint.
+        FloatingPointError: every lane of a model has diverged.
+        Stopped: a signal has asked to stop; what was done is saved.
     """
-    study, grid = studies[0], _side_by_side([study.pretrain_grid for study in studies])
-    return loop.train(
-        lanes.pretrain_chunk(study.recipe, study.world),
-        partial(_pretrain_start, *studies),
+    if stage == "tune":
+        check_trained(study, "pretrain")
+    for group in graph.groups(study.stage_lanes(stage)):
+        by_leg = {study.leg(lane): lane for lane in group}
+        for part in loop.in_step(list(by_leg)):
+            _train(study, [by_leg[leg] for leg in part])
+        loop.forget_optimizers(list(by_leg))
+    load_living(study, study.stage_lanes(stage))
+
+
+def _train(study: Study, group: Sequence[Lane]) -> None:
+    """Trains lanes of one group, which have a step in common, as one program."""
+    parents = load(study, [lane.parent for lane in group]) if group[0].parent is not None else None
+    references = [lane.reference for lane in group]
+    same = references == [lane.parent for lane in group]
+    given = {} if references[0] is None else (parents if same else load(study, references)).params
+    loop.train(
+        lanes.train_chunk(study.recipe, study.world, group[0]),
+        partial(_start, study, group, parents),
         readout=_readout(study),
+        given=given,
         per_seed=study.roots,
-        points=_rates(grid),
-        grid=grid,
-        legs=[study.pretrain_leg for study in studies],
+        points=points(group),
+        grid=study.grid(len(group)),
+        legs=[study.leg(lane) for lane in group],
     )
 
 
-def in_step(studies: Sequence[Study], leg_of: Callable[[Study], Leg]) -> list[tuple[Study, ...]]:
-    """Splits the studies whose leg is unfinished into parts that can train together; see :func:`loop.in_step`."""
-    by_leg = {leg_of(study): study for study in studies}
-    parts = loop.in_step([leg for leg in by_leg if not loop.is_finished(leg)])
-    return [tuple(by_leg[leg] for leg in part) for part in parts]
+def load(study: Study, wanted: Sequence[Lane], *, step: int | None = None) -> Trained:
+    """Returns finished lanes ``[h, s, ...]``, one row each, or what they were after a ``step`` with a snapshot.
+
+    A corrupt or missing checkpoint, or snapshot, is a ValueError.
+    """
+    grid = study.grid(1)
+    like = _param_shapes(study, len(grid.seeds))
+    by_name = {lane.name: lane for lane in wanted}
+    rows = {name: Trained(**loop.load(study.leg(lane), like, grid=grid, step=step)) for name, lane in by_name.items()}
+    places = [list(rows).index(lane.name) for lane in wanted]
+    return programs.at_once(lambda *found: tree.stack([found[place] for place in places]), *rows.values())
 
 
-def pretrained(study: Study) -> TrainState:
-    """Returns the finished pretraining states ``[1, s, ...]``, or raises as :func:`check_pretrained`."""
-    check_pretrained(study)
-    return pretrain(study)
+def load_living(study: Study, wanted: Sequence[Lane]) -> Trained:
+    """Returns finished lanes, all of some models; see :func:`load`.
+
+    Raises:
+        ValueError: corrupt or missing checkpoint.
+        FloatingPointError: every lane of one of the models has diverged.
+    """
+    found = load(study, wanted)
+    alive = {lane.label for lane, lives in zip(wanted, hosts.fetch(found.finite), strict=True) if np.any(lives)}
+    for lane in wanted:
+        if lane.label not in alive:
+            raise FloatingPointError(f"every lane of {lane.stage} {lane.label} diverged: lower its learning rate")
+    return found
 
 
 def is_finished(study: Study, stage: str) -> bool:
     """Whether a stage has nothing left to do in the run directory."""
-    if stage == "pretrain":
-        return loop.is_finished(study.pretrain_leg)
-    if stage == "tune":
-        return all(loop.is_finished(study.tune_leg(label)) for label in study.recipe.tune.methods)
+    if stage in ("pretrain", "tune"):
+        return all(loop.is_finished(study.leg(lane)) for lane in study.stage_lanes(stage))
     return hosts.decide(lambda: layout.finished_files(study.directory, stage))
 
 
 def check_ready(study: Study, stage: str) -> None:
     """Raises a ValueError unless the stages before ``stage`` are finished."""
     if stage == "tune":
-        check_pretrained(study)
+        check_trained(study, "pretrain")
     elif stage in ("evaluate", "analyze"):
-        check_tuned(study)
+        check_trained(study)
     elif stage == "report" and not is_finished(study, "evaluate"):
         raise ValueError(f"no results in {study.directory}: run `jaxsafety evaluate` on it first")
+
+
+def steps(recipe: Recipe) -> dict[str, dict[str, int]]:
+    """Returns the steps of every lane by model and name, for :mod:`jaxsafety.rundir.status`."""
+    return {label: {lane.name: lane.training.steps for lane in recipe.lanes_of(label)} for label in recipe.models}
 
 
 def own_grammars(recipe: Recipe) -> dict[str, str]:
@@ -251,91 +247,18 @@ def own_grammars(recipe: Recipe) -> dict[str, str]:
     return {f"{condition}.pcfg": Path(path).read_text() for condition, path in recipe.grammars.items()}
 
 
-def check_pretrained(study: Study) -> None:
-    """Raises a ValueError unless pretraining is finished in the run directory."""
-    if not loop.is_finished(study.pretrain_leg):
-        raise ValueError(f"no finished pretraining in {study.directory}: run `jaxsafety pretrain` on it first")
+def check_trained(study: Study, *stages: str) -> None:
+    """Raises a ValueError unless all models of some stages, or of both, are finished in the run directory."""
+    for stage in stages or ("pretrain", "tune"):
+        for lane in study.stage_lanes(stage):
+            if not loop.is_finished(study.leg(lane)):
+                raise ValueError(f"no finished {lane.name} in {study.directory}: run `jaxsafety {stage}` on it first")
 
 
-def tune(study: Study) -> dict[str, TrainState]:
-    """Tunes every method from the pretrained models; returns method label to final states ``[h, s, ...]``."""
-    base = programs.at_once(lambda states: tree.lane(states, 0), pretrained(study))
+def adopt(study: Study, adopted: Sequence[Lane], params: Params) -> None:
+    """Records models ``[h, s, ...]`` that were trained elsewhere as those that lanes end with.
 
-    def one(label: str) -> TrainState:
-        done = loop.is_finished(study.tune_leg(label))
-        return tuned_method(study, label) if done else tune_together((study,), label, base)
-
-    return {label: one(label) for label in study.recipe.tune.methods}
-
-
-def tuned_method(study: Study, label: str) -> TrainState:
-    """Returns the finished states ``[h, s, ...]`` of one method.
-
-    Raises:
-        ValueError: corrupt or missing checkpoint.
-        FloatingPointError: every lane of it has diverged.
+    They have a single chunk and no snapshots.
     """
-    return loop.load(study.tune_leg(label), tune_shapes((study,), label), grid=study.tune_grid)
-
-
-def tune_together(studies: Sequence[Study], label: str, base: TrainState) -> TrainState:
-    """Tunes a method of unfinished studies of one part of :func:`in_step` from one pretraining, as one program.
-
-    They differ in traced scalars; ``base`` holds the pretrained states ``[s, ...]``.
-
-    Returns:
-        The final states ``[h, s, ...]``: the learning rates of the first study, then those of the next.
-
-    Raises:
-        FloatingPointError: every lane of every study has diverged.
-    """
-    study, grid = studies[0], _side_by_side([study.tune_grid for study in studies])
-    return loop.train(
-        lanes.tune_chunk(study.recipe, study.world, study.recipe.tune.methods[label]),
-        partial(_tune_start, base, label, *studies),
-        readout=_readout(study),
-        per_seed=(study.roots, base.params),
-        points=_tune_points(studies, label),
-        grid=grid,
-        legs=[study.tune_leg(label) for study in studies],
-    )
-
-
-def adopt(study: Study, label: str, params: Params) -> None:
-    """Records models ``[h, s, ...]`` that were trained elsewhere as those that pretraining, or a method, ends with.
-
-    The study's stages have a single chunk and no snapshots; ``label`` is ``PRETRAINED`` or a method's. The optimiser's
-    state is zeros: nothing goes on from it.
-    """
-    is_base = label == PRETRAINED
-    leg, grid = (study.pretrain_leg, study.pretrain_grid) if is_base else (study.tune_leg(label), study.tune_grid)
-    like = pretrain_shapes((study,)) if is_base else tune_shapes((study,), label)
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    done, alive = np.full_like(empty.step, leg.steps), np.ones_like(empty.finite)
-    loop.adopt(empty.replace(params=params, step=done, finite=alive), _readout(study), grid=grid, leg=leg)
-
-
-def snapshots(study: Study, *, step: int) -> dict[str, tuple[Params, Array]]:
-    """Returns every method's parameters ``[h, s, ...]`` and which lanes lived ``[h, s]`` after ``step`` tuning steps.
-
-    Raises:
-        ValueError: there is no such snapshot, or it is damaged.
-    """
-    return {
-        label: loop.load_snapshot(study.tune_leg(label), tune_shapes((study,), label), grid=study.tune_grid, step=step)
-        for label in study.recipe.tune.methods
-    }
-
-
-def tuned(study: Study) -> dict[str, TrainState]:
-    """Returns the finished states of every method, or raises as :func:`check_tuned`."""
-    check_tuned(study)
-    return tune(study)
-
-
-def check_tuned(study: Study) -> None:
-    """Raises a ValueError unless pretraining and every method are finished in the run directory."""
-    check_pretrained(study)
-    for label in study.recipe.tune.methods:
-        if not loop.is_finished(study.tune_leg(label)):
-            raise ValueError(f"no finished {label} in {study.directory}: run `jaxsafety tune` on it first")
+    legs, grid = [study.leg(lane) for lane in adopted], study.grid(len(adopted))
+    loop.adopt(params, _readout(study), grid=grid, legs=legs)

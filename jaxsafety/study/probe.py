@@ -1,21 +1,21 @@
 """What the analyses of a run work on, and how one runs over all of it: one program over the lanes ``[h, s]``."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import polars as pl
 from jaxtyping import Array
 
-from jaxsafety import keys, tree
+from jaxsafety import keys
 from jaxsafety.engine import hosts, programs
-from jaxsafety.engine.programs import Grid
+from jaxsafety.recipe.graph import Lane
 from jaxsafety.recipe.nodes import AnalysisConfig
-from jaxsafety.recipe.schema import PRETRAINED
 from jaxsafety.rundir import progress
 from jaxsafety.rundir.results import SUBSETS
 from jaxsafety.study import evaluate, frames, judged, pipeline
@@ -25,7 +25,7 @@ from jaxsafety.study.pipeline import Study
 from jaxsafety.study.view import Prompts, view
 from jaxsafety.types import Coordinate, Key, Measured, Params, Trial, View
 
-PerSeed = tuple[Key, Prompts, Params]
+PerSeed = tuple[Key, Prompts]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Subjects:
 
     Attributes:
         run: the study.
-        models: the pretrained model, then the finished tuned ones.
+        models: all models, parents first.
         prompts: ``[s, ...]`` what they are measured on.
-        measure: the program that measures a stack of models, the final ones and every snapshot; compiled once.
+        measure: by labels of analyses, the program that measures a stack of models, the final ones and every snapshot;
+            compiled once.
         judge: the program that judges a stack of edited models; compiled once.
         edit: by label, the program that makes one edit of a stack of tuned models; compiled once for all of them.
     """
@@ -44,47 +45,77 @@ class Subjects:
     run: Study
     models: Models
     prompts: Prompts
-    measure: Callable[..., dict[str, Measured]]
-    judge: Callable[..., Measured]
+    measure: Mapping[tuple[str, ...], Callable[..., dict[str, Measured]]]
+    judge: Mapping[int, Callable[..., Measured]]
     edit: Mapping[str, Callable[..., Params]]
-
-    @cached_property
-    def base(self) -> Params:
-        """The pretrained parameters, ``[s, ...]``."""
-        return programs.at_once(lambda params: tree.lane(params, 0), self.models.params)
 
     @property
     def per_seed(self) -> PerSeed:
-        """Root keys, prompts and base of every seed."""
-        return self.run.roots, self.prompts, self.base
+        """Root keys and prompts of every seed."""
+        return self.run.roots, self.prompts
 
 
 def gather(run: Study) -> Subjects:
     """Loads the models of a finished run and draws the prompts of its analyses; raises as :func:`evaluate.gather`."""
     models = evaluate.gather(run)
-    rows = len(models.labels)
+    edited = {label: len(chosen(models, node.on, tuned=True)) for label, node in run.recipe.edits.items()}
     return Subjects(
         run,
         models,
         _prompts(run),
-        measure=program(run, partial(_measure, run), rows=rows),
-        judge=program(run, partial(judged.edited_measures, run.recipe, run.world), rows=rows - 1),
+        measure={
+            labels: program(run, partial(_measure, run, labels), rows=len(chosen(models, on)))
+            for on, labels in measured_together(run).items()
+        },
+        judge={
+            rows: program(run, partial(judged.edited_measures, run.recipe, run.world), rows=rows)
+            for rows in set(edited.values())
+        },
         edit={
-            label: program(run, partial(judged.edited_lane, node), rows=rows - 1)
+            label: program(run, partial(judged.edited_lane, node), rows=edited[label])
             for label, node in run.recipe.edits.items()
         },
     )
 
 
+def measured_together(run: Study) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Returns the labels of the analyses of single models, by the models that they are of (none is all)."""
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for label, node in run.recipe.analyses.items():
+        if node.load().about != "pair":
+            found[node.on] = (*found.get(node.on, ()), label)
+    return found
+
+
 def program(run: Study, lane: Callable[..., Any], *, rows: int) -> Callable[..., Any]:
     """Compiles what runs on one lane for a grid of ``rows`` models times the seeds."""
-    return programs.program(lane, grid=Grid(run.recipe.seeds, (("", 0.0),) * rows, run.strategy))
+    return programs.program(lane, grid=run.grid(rows))
 
 
-def without_base(models: Models) -> Models:
-    """The tuned models: all but the pretrained one, which comes first."""
-    params = programs.at_once(lambda params: jax.tree.map(lambda leaf: leaf[1:], params), models.params)
-    return Models(models.labels[1:], params, models.finite[1:])
+def chosen(models: Models, on: Sequence[str], *, tuned: bool = False) -> list[int]:
+    """Returns the rows of the models of some names, all where there are none; the ``tuned`` ones begin with another."""
+    return [
+        row
+        for row, lane in enumerate(models.lanes)
+        if (not on or lane.label in on) and (lane.parent is not None or not tuned)
+    ]
+
+
+def with_bases(run: Study, models: Models, rows: Sequence[int]) -> tuple[Params, Params]:
+    """Returns the parameters of some rows, and of what they are compared with, an ancestor or a root itself."""
+    names = [lane.name for lane in models.lanes]
+    bases = [names.index(base_of(run, models.lanes[row]).name) for row in rows]
+    return programs.at_once(lambda params: (taken(params, rows), taken(params, bases)), models.params)
+
+
+def base_of(run: Study, lane: Lane) -> Lane:
+    """The lane whose parameters a lane's update is taken from."""
+    return lane if lane.parent is None else lane.ancestor(run.recipe.analyze.base)
+
+
+def taken(params: Params, rows: Sequence[int]) -> Params:
+    """Returns rows h of a stack."""
+    return jax.tree.map(lambda leaf: leaf[np.asarray(rows)], params)
 
 
 def run_each(
@@ -108,22 +139,40 @@ def coordinates(run: Study) -> dict[str, Coordinate]:
         "asked": Coordinate("condition", conditions[1:]),
         "subset": Coordinate("subset", SUBSETS),
         "layer": Coordinate("layer"),
-        "pair": Coordinate("part", tuple("~".join(pair) for pair in combinations(run.recipe.tune.methods, 2))),
+        "pair": Coordinate("part", tuple("~".join(pair) for pair in combinations(run.recipe.compared, 2))),
     }
 
 
 def to_frame(
-    subjects: Subjects, name: str, found: Arrays, models: Models, *, step: int,
-    places: Mapping[str, Coordinate] | None = None, **columns: Any,
+    subjects: Subjects, name: str, found: Arrays, models: Models, rows: Sequence[int], *, kept: Sequence[int] = (),
+    finite: np.ndarray | None = None, step: int | None = None, places: Mapping[str, Coordinate] | None = None,
+    **columns: Any,
 ) -> pl.DataFrame:  # fmt: skip
-    """Returns the rows of arrays ``[h, s, ...]`` of ``models`` at a step; ``places`` are those of their own axes.
+    """Returns the rows of arrays ``[h, s, ...]``, where h are some ``rows`` of ``models``.
 
-    ``name`` is that of the analysis, the attack, or ``interventions``; ``columns`` are the same in all rows.
+    Args:
+        subjects: what was analysed.
+        name: that of the analysis, the attack, or ``interventions``.
+        found: the arrays.
+        models: the models.
+        rows: whose arrays they are.
+        kept: places along h to write, in this order; none is all.
+        finite: ``[h, s]``, where it is not that of the models.
+        step: the training step that all are at; None is each model's last, and 0 stands for one that begins fresh.
+        places: those of the arrays' own axes.
+        columns: what is the same in all rows.
     """
-    rows = [(*label, 0 if label.method == PRETRAINED else step) for label in models.labels]
+    picked = list(kept or range(len(rows)))
+    alive = models.finite[list(rows)] if finite is None else finite
+    labelled = []
+    for place in picked:
+        lane, label = models.lanes[rows[place]], models.labels[rows[place]]
+        last = 0 if lane.parent is None else lane.training.steps
+        labelled.append((*label, last if step is None else step))
     labels = evaluate.run_labels(subjects.run) | {"analysis": name} | columns
-    return frames.to_frame(found, coordinates(subjects.run) | dict(places or {}), models=rows,
-                           seeds=subjects.run.recipe.seeds, finite=models.finite, labels=labels)  # fmt: skip
+    own = {key: values[picked] for key, values in found.items()}
+    return frames.to_frame(own, coordinates(subjects.run) | dict(places or {}), models=labelled,
+                           seeds=subjects.run.recipe.seeds, finite=alive[picked], labels=labels)  # fmt: skip
 
 
 def finished(node: AnalysisConfig, found: Measured) -> tuple[Measured, dict[str, Coordinate]]:
@@ -165,10 +214,12 @@ def _prompts(run: Study) -> Prompts:
     return programs.at_once(parts, *drawn)
 
 
-def _measure(run: Study, params: Params, per_seed: PerSeed, _: Array) -> dict[str, Measured]:
-    """Every analysis of one model, by label: what it does, represents, reacts to, and where its update lies."""
-    key, prompts, base = per_seed
-    nodes = {label: node for label, node in run.recipe.analyses.items() if node.load().about != "pair"}
+def _measure(
+    run: Study, labels: Sequence[str], lane: tuple[Params, Params], per_seed: PerSeed, _: Array
+) -> dict[str, Measured]:
+    """Analyses of one model, by label: what it does, represents, reacts to, and where its update lies."""
+    (params, base), (key, prompts) = lane, per_seed
+    nodes = {label: run.recipe.analyses[label] for label in labels}
     sites = dict.fromkeys(site for node in nodes.values() for site in node.load().reads)
     with jax.default_matmul_precision("highest"):
         seen = view(run.recipe, run.world, params, base, prompts, sites=tuple(sites), key=key)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety import keys, world
 from jaxsafety.linalg import clusters
 from jaxsafety.models import gpt
-from jaxsafety.recipe.nodes import MethodConfig
+from jaxsafety.recipe.nodes import Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.subjects import judge
 from jaxsafety.training import objective, stepping
@@ -121,18 +121,18 @@ def class_means(held: Seen, trials: Trial) -> clusters.Centroids:
 def _gradients(
     recipe: Recipe, model: Model, params: Params, base: Params, trials: Trial, count: int, *, key: Key
 ) -> dict[str, Params]:
-    """Returns every method's gradient at ``params``, with ``base`` as its reference.
+    """Returns the gradient at ``params`` of every tuned model's loss (of its first lane's), with ``base`` as reference.
 
     One batch for all methods, whatever their own mixtures are: the first safe and unsafe ones of ``[c, b]`` prompts.
     """
     batch = world.preferences(jax.tree.map(lambda leaf: leaf[:2, :count].reshape(-1, *leaf.shape[2:]), trials))
 
-    def gradient(method: MethodConfig) -> Params:
-        own, options = method.load(), method.options
+    def gradient(training: Training) -> Params:
+        own, options = training.load(), training.options
         state = objective.init_state(own, params, optax.identity(), options, key=key)
         first = keys.at_step(keys.stream(key, "method"), 0)
         prepared = objective.prepared(own, model, batch, options, reference=base, key=first)
         found = objective.make_gradient(own, model, options, key=key, total_steps=1)(state, prepared)[2]
         return stepping.only_trained(found, own.needs(options).trained)
 
-    return {label: gradient(method) for label, method in recipe.tune.methods.items()}
+    return {label: gradient(training) for label, training in recipe.compared.items()}

@@ -1,4 +1,4 @@
-"""What a model says of both answers to the same prompts: what the methods over preferences share."""
+"""What a model says of texts, and of both answers to the same prompts: what methods share."""
 
 import jax
 import jax.numpy as jnp
@@ -25,3 +25,14 @@ def logprobs(
         "logps/rejected": losses.summed(losses.sequence_logprobs(rejected, batch.rejected.mask, reduction="sum")),
     }
     return (chosen, rejected), metrics
+
+
+def next_token(model: Model, params: Params, batch: Batch) -> tuple[Terms, Terms]:
+    """Returns the negative log-likelihood of one :class:`Batch`, and how many of its targets are the likeliest token.
+
+    Both are sums over the scored targets, in nats, and their number.
+    """
+    logits = model.apply(params, batch.tokens).logits
+    ok = losses.correct(logits, batch.targets)
+    right = losses.masked_sum(ok.astype(jnp.float32), batch.mask)
+    return {"nll": losses.nll(losses.token_logprobs(logits, batch.targets), batch.mask)}, {"token_accuracy": right}

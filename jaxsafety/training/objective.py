@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsafety import keys, tree
 from jaxsafety.training import stepping
-from jaxsafety.types import Key, Method, Metrics, Model, Params, PreferenceBatch, Step, Terms, TrainState
+from jaxsafety.types import Examples, Key, Method, Metrics, Model, Params, Step, Terms, TrainState
 
 # Below a step's key, whose own draws are the loss's; and a step that no run reaches, for what comes before the first.
 _DATA = 1
@@ -19,8 +19,8 @@ _FIRST = 1 << 31
 
 
 def prepared(
-    method: Method, model: Model, batch: PreferenceBatch, config: Any, *, reference: Params | None, key: Key
-) -> PreferenceBatch:
+    method: Method, model: Model, batch: Examples, config: Any, *, reference: Params | None, key: Key
+) -> Examples:
     """Returns a drawn batch as the method's loss takes it: transformed, and with what the reference says of it.
 
     ``reference`` are the parameters that tuning began with, for a method that asks them; no gradient flows into them.
@@ -37,7 +37,7 @@ def prepared(
     return batch.replace(reference=method.reference(model, jax.lax.stop_gradient(reference), batch, config))
 
 
-def transformed(method: Method, batch: PreferenceBatch, config: Any, *, key: Key) -> PreferenceBatch:
+def transformed(method: Method, batch: Examples, config: Any, *, key: Key) -> Examples:
     """Returns a drawn batch as the method transforms it, with randomness of its own below the step's ``key``."""
     return batch if method.data is None else method.data(batch, key=jax.random.fold_in(key, _DATA), config=config)
 
@@ -51,14 +51,14 @@ def make_loss(
     reference: Params | None = None,
     aux: Any = None,
     progress: float = 0.0,
-) -> Callable[[Params, PreferenceBatch], tuple[Float[Array, ""], Metrics]]:
+) -> Callable[[Params, Examples], tuple[Float[Array, ""], Metrics]]:
     """Returns a method's loss of drawn examples, and the means of its metrics, for a trainer of one's own.
 
     ``key`` is that of the step, ``progress`` the share of the run in [0, 1) that is done. ``reference`` are the
     parameters that tuning began with, and ``aux`` what the method carries, for a method that asks them.
     """
 
-    def loss(params: Params, batch: PreferenceBatch) -> tuple[Float[Array, ""], Metrics]:
+    def loss(params: Params, batch: Examples) -> tuple[Float[Array, ""], Metrics]:
         batch = prepared(method, model, batch, config, reference=reference, key=key)
         terms, metrics = method.totals(
             model, params, batch, config, {} if aux is None else aux, key=key, progress=jnp.float32(progress)

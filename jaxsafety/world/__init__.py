@@ -3,18 +3,8 @@
 ``load("tiny")`` builds a world; ``batch_at(world, "jb_misgen", key=key, step=0, batch_size=32)`` draws from it.
 """
 
-from jaxsafety.world.batches import Mixture, batch_at, preferences, pretrain_batch_at, tune_batch_at
+from jaxsafety.world.batches import batch_at, mixed_at, preferences
 from jaxsafety.world.conditions import CONDITIONS, Condition
 from jaxsafety.world.spec import World, load
 
-__all__ = [
-    "CONDITIONS",
-    "Condition",
-    "Mixture",
-    "World",
-    "batch_at",
-    "load",
-    "preferences",
-    "pretrain_batch_at",
-    "tune_batch_at",
-]
+__all__ = ["CONDITIONS", "Condition", "World", "batch_at", "load", "mixed_at", "preferences"]

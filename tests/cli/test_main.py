@@ -22,19 +22,22 @@ from jaxsafety.cli import main
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import checkpoint, manifest_file, opening
 from jaxsafety.study import pipeline
+from tests.disturbed import die_before_saving
 
 STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
 
 # Recipe text, and what the sentence must hold.
 BAD_RECIPES = {
-    "unknown key": ("pretrain: {stps: 5}", "did you mean 'steps'?"),
-    "wrong type": ("pretrain: {steps: many}", "pretrain.steps: expected an integer, got many"),
-    "negative size": ("pretrain: {batch_size: -4}", "pretrain.batch_size must be > 0 and finite, got -4"),
+    "old key": ("pretrain: {steps: 5}", "`pretrain` is now a model without `from`"),
+    "unknown key": ("models: {a: {method: sft, stps: 5}}", "models.a has no field 'stps'; did you mean 'steps'?"),
+    "wrong type": ("models: {a: {method: sft, steps: many}}", "models.a: steps must be an integer, got 'many'"),
+    "negative size": ("models: {a: {method: sft, batch_size: -4}}", "models.a: batch_size must be > 0 and finite"),
+    "circle": ("models: {a: {from: b}, b: {from: a}}", "models wait for each other: a <- b <- a"),
     "zero size": ("model: {layers: 0}", "layers: got 0, expected an integer of at least 1"),
     "heads": ("model: {heads: 5}", "heads: got 5, expected a divisor of width 64"),
     "unknown method": (
-        "tune: {methods: {a: {method: dbo}}}",
-        "unknown method 'dbo': expected one of sft, dpo, unlearn",
+        "models: {a: {method: dbo}}",
+        "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn",
     ),
     "unknown world": ("world: tinny", "expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
     "unknown condition": ("evaluate: {conditions: [jb]}", "expected one of safe, unsafe, jb_co_task"),
@@ -42,13 +45,13 @@ BAD_RECIPES = {
     "missing grammar": ("grammars: {safe: nowhere.pcfg}", "nowhere.pcfg"),
     "no seeds": ("seeds: []", "seeds must name at least one seed, got none"),
     "same seed twice": ("seeds: [2, 2]", "seeds must be distinct, got [2, 2]"),
-    "zero rate": ("tune: {learning_rates: {eta_M: 0}}", "tune.learning_rates.eta_M must be > 0 and finite, got 0.0"),
-    "nan rate": ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be > 0 and finite, got nan"),
+    "zero rate": ("models: {a: {method: sft, lr: {eta_M: 0}}}", "models.a: lr must be > 0 and finite, got 0.0"),
+    "nan rate": ("models: {a: {method: sft, lr: .nan}}", "models.a: lr must be > 0 and finite, got nan"),
     "energy": ("analyses: {output_space: {energy: 1.5}}", "energy must be > 0 and <= 1 and finite, got 1.5"),
     "ranks": ("edits: {r: {edit: rank_part, rank: [4, 0]}}", "edits.r: rank must be >= 1 and finite, got 0"),
     "moved": ("analyze: {ranks: [4]}", "analyze.ranks is called edits.rank.rank"),
     "analyze prompts": ("analyze: {prompts: 1024}", "analyze.prompts must be at most half of evaluate.prompts (1024)"),
-    "snapshots": ("tune: {snapshots: -1}", "tune.snapshots must be >= 0 and finite, got -1"),
+    "snapshots": ("models: {a: {method: sft, snapshots: -1}}", "models.a: snapshots must be >= 0 and finite, got -1"),
     "empty": ("", "is empty: expected the fields of a recipe"),
     "not YAML": ("world: [", "is not YAML"),
     "not fields": ("- tiny", "must hold fields such as `world: tiny`, got a list"),
@@ -105,8 +108,10 @@ def test_a_grammar_too_short_for_the_window_is_one_sentence(refuse, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--pretrain.stps", "5"], "unrecognized arguments: --pretrain.stps 5; did you mean 'pretrain.steps'?"),
-        (["--pretrain.steps", "0"], "pretrain.steps must be > 0 and finite, got 0"),
+        (["--evaluate.promts", "5"], "unrecognized arguments: --evaluate.promts 5; did you mean 'evaluate.prompts'?"),
+        (["--models.sft.stps", "5"], "models.sft has no field 'stps'; did you mean 'steps'?"),
+        (["--models.*.steps", "0"], "models.pretrained: steps must be > 0 and finite, got 0"),
+        (["--tune.steps", "5"], "--tune.steps: `tune` is now a model for each of its methods"),
         (["--seeds", "[1,1]"], "seeds must be distinct, got [1, 1]"),
         (["stray"], "unrecognized arguments: stray"),
     ],
@@ -122,8 +127,8 @@ def test_a_missing_recipe_is_one_sentence(refuse, tmp_path):
 
 def test_a_changed_recipe_in_the_same_directory_is_refused_naming_the_fields(refuse, mini_yaml, run):
     before = (run / "config.yaml").read_bytes(), (run / "metrics.jsonl").read_bytes()
-    message = refuse("run", mini_yaml, "--out", run, "--tune.steps", "8", "--seeds", "[3,6]")
-    assert "tune.steps is 6 there and 8 here" in message and "seeds is [3, 5] there and [3, 6] here" in message
+    message = refuse("run", mini_yaml, "--out", run, "--models.sft.steps", "8", "--seeds", "[3,6]")
+    assert "models.sft.steps is 6 there and 8 here" in message and "seeds is [3, 5] there and [3, 6] here" in message
     assert "choose another output directory (--out)" in message
     assert ((run / "config.yaml").read_bytes(), (run / "metrics.jsonl").read_bytes()) == before
 
@@ -151,23 +156,32 @@ def newest(run, leg="pretrained"):
     return run / "checkpoints" / leg / "00000006"
 
 
-def test_a_truncated_checkpoint_is_named_and_the_good_one_before_it_offered(refuse, mini_yaml, run):
+def test_a_truncated_checkpoint_is_named_with_what_to_do(refuse, mini_yaml, run):
     shutil.rmtree(run / "results")
     file = max((path for path in newest(run).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-7])
     message = refuse("evaluate", mini_yaml, "--out", run)
     assert f"checkpoint {newest(run)} is damaged" in message
-    assert "remove it to continue from step 4" in message and "which is intact" in message
+    assert f"remove {newest(run).parent}, which holds no intact one, to train pretrained again" in message
 
 
-def test_a_damaged_checkpoint_of_unfinished_training_comes_with_advice_too(refuse, main, mini_yaml, run, finished_run):
-    folder = run / "checkpoints" / "pretrained"
-    shutil.rmtree(newest(run))
-    (folder / "00000004" / "digests.json").unlink()
-    assert f"remove {folder}, which holds no intact one, to train" in refuse("pretrain", mini_yaml, "--out", run)
-    shutil.rmtree(folder)
-    assert main("pretrain", mini_yaml, "--out", run) == 0
-    assert digests(newest(run)) == digests(newest(finished_run))
+@pytest.fixture
+def torn(main, mini_yaml, tmp_path):
+    """A run that died at the end of pretraining, of which two checkpoints are there."""
+    run = tmp_path / "torn"
+    die_before_saving(lambda: main("pretrain", mini_yaml, "--out", run), "pretrained", 6)
+    assert checkpoint.steps(run / "checkpoints" / "pretrained") == [2, 4]
+    return run
+
+
+def test_a_damaged_checkpoint_of_unfinished_training_comes_with_advice_too(refuse, main, mini_yaml, torn, finished_run):
+    folder = torn / "checkpoints" / "pretrained"
+    cut(folder / "00000004" / "digests.json")
+    message = refuse("pretrain", mini_yaml, "--out", torn)
+    assert "remove it to continue from step 2" in message and "which is intact" in message
+    shutil.rmtree(folder / "00000004")
+    assert main("pretrain", mini_yaml, "--out", torn) == 0
+    assert digests(newest(torn)) == digests(newest(finished_run))
 
 
 def cut(path):
@@ -188,29 +202,28 @@ def rows(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda path: cut(path / "digests.json"), shutil.rmtree], ids=["cut", "gone"])
 def test_the_advice_for_a_damaged_snapshot_brings_it_back(refuse, main, mini_yaml, run, finished_run, damage):
-    snapshot, results = run / "snapshots" / "sft" / "00000002", run / "results"
+    snapshot, results = run / "snapshots" / "sft.eta_S" / "00000002", run / "results"
     damage(snapshot)
     (results / "analyze" / "step_00000002.parquet").unlink()
     (results / "analyze.parquet").unlink()
     message = refuse("analyze", mini_yaml, "--out", run)
     assert str(snapshot.parent) in message
     assert message.partition(": remove ")[2] == (
-        f"{run / 'checkpoints' / 'sft'} and run `jaxsafety tune` to train sft again from the start, "
+        f"{run / 'checkpoints' / 'sft.eta_S'} and run `jaxsafety tune` to train sft.eta_S again from the start, "
         "which saves the same snapshots"
     )
-    shutil.rmtree(run / "checkpoints" / "sft")
+    shutil.rmtree(run / "checkpoints" / "sft.eta_S")
     for verb in ("tune", "analyze"):
         assert main(verb, mini_yaml, "--out", run) == 0
-    assert digests(snapshot) == digests(finished_run / "snapshots" / "sft" / "00000002")
-    assert digests(newest(run, "sft")) == digests(newest(finished_run, "sft"))
+    assert digests(snapshot) == digests(finished_run / "snapshots" / "sft.eta_S" / "00000002")
+    assert digests(newest(run, "sft.eta_S")) == digests(newest(finished_run, "sft.eta_S"))
     assert rows(results / "analyze.parquet").equals(rows(finished_run / "results" / "analyze.parquet"))
 
 
 @pytest.mark.slow
-def test_the_advice_for_two_damaged_checkpoints_trains_from_the_start(refuse, main, mini_yaml, run, finished_run):
+def test_the_advice_for_a_damaged_checkpoint_trains_from_the_start(refuse, main, mini_yaml, run, finished_run):
     folder = run / "checkpoints" / "pretrained"
-    for step in (4, 6):
-        cut(folder / f"{step:08d}" / "digests.json")
+    cut(folder / "00000006" / "digests.json")
     (run / "results" / "examples.json").unlink()
     assert f"remove {folder}, which holds no intact one, to train" in refuse("evaluate", mini_yaml, "--out", run)
     shutil.rmtree(folder)
@@ -230,8 +243,10 @@ def test_the_advice_for_lost_rows_of_the_metrics_brings_them_back(refuse, main, 
         )
     )
     message = refuse("evaluate", mini_yaml, "--out", run)
-    assert f"{path} lacks a row of dpo (lr 0.001, seed 3, step 4): remove {run / 'checkpoints' / 'dpo'} and" in message
-    shutil.rmtree(run / "checkpoints" / "dpo")
+    lost = run / "checkpoints" / "dpo.eta_M"
+    assert f"{path} lacks a row of dpo.eta_M (lr 0.001, seed 3, step 4): remove {lost} and" in message
+    for rate in ("eta_M", "eta_S"):
+        shutil.rmtree(run / "checkpoints" / f"dpo.{rate}")
     for verb in ("tune", "evaluate"):
         assert main(verb, mini_yaml, "--out", run) == 0
     assert path.read_bytes() == (finished_run / "metrics.jsonl").read_bytes()
@@ -254,40 +269,26 @@ def test_the_advice_for_a_damaged_result_brings_it_back(refuse, main, mini_yaml,
 
 def test_a_checkpoint_of_another_model_is_refused_naming_both_sides(refuse, mini_yaml, run):
     shutil.rmtree(run / "results")
-    shutil.rmtree(newest(run))
-    other = jax.tree.map(lambda x: x[:, :1], checkpoint_tree(run))
-    checkpoint.save(run / "checkpoints" / "pretrained", other, step=6)
+    ready = pipeline.prepare(yaml_file.read(run / "config.yaml"), run)
+    found = pipeline.load(ready, ready.recipe.lanes[:1])
+    checkpoint.save(newest(run).parent, jax.tree.map(lambda leaf: leaf[0, :1], found._asdict()), step=6)
     message = refuse("evaluate", mini_yaml, "--out", run)
-    assert "is of another state" in message and "found float32[1,1," in message and "expected float32[1,2," in message
-
-
-def checkpoint_tree(run):
-    from jaxsafety.study import pipeline
-
-    recipe = yaml_file.read(run / "config.yaml")
-    ready = pipeline.prepare(recipe, run)
-    like = jax.eval_shape(lambda: pipeline._pretrain_start(ready))
-    return checkpoint.load(run / "checkpoints" / "pretrained", like)[0]
+    assert "is of another state" in message and "found float32[1," in message and "expected float32[2," in message
 
 
 def test_a_full_disk_while_saving_is_one_sentence_and_the_previous_checkpoint_survives(
-    refuse, main, mini_yaml, run, monkeypatch
+    refuse, main, mini_yaml, torn, monkeypatch
 ):
-    shutil.rmtree(newest(run))
-    for name in ("sft", "dpo"):
-        shutil.rmtree(run / "checkpoints" / name)
-    shutil.rmtree(run / "results")
-
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "posix_fallocate", full)
-        message = refuse("pretrain", mini_yaml, "--out", run)
+        message = refuse("pretrain", mini_yaml, "--out", torn)
     assert "No space left on device" in message and "earlier checkpoints are intact" in message
-    folder = run / "checkpoints" / "pretrained"
-    assert [path.name for path in folder.iterdir()] == ["00000004"]
-    assert main("pretrain", mini_yaml, "--out", run) == 0
+    folder = torn / "checkpoints" / "pretrained"
+    assert sorted(path.name for path in folder.iterdir()) == ["00000002", "00000004"]
+    assert main("pretrain", mini_yaml, "--out", torn) == 0
     assert checkpoint.latest(folder) == 6
 
 
@@ -310,10 +311,10 @@ def test_a_run_in_use_by_another_process_is_one_sentence(refuse, mini_yaml, run)
 
 
 def test_an_interrupt_says_how_to_continue(main, mini_yaml, tmp_path, capsys, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "pretrain", interrupted)
+    monkeypatch.setattr(pipeline, "train", interrupted)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err == "jaxsafety: interrupted; the same command continues from the last checkpoint\n"
 
@@ -324,11 +325,11 @@ def test_a_signal_ends_a_run_between_stages_with_the_conventional_code(
 ):
     stages = []
 
-    def asked(_):
-        stages.append("pretrain")
+    def asked(_, stage):
+        stages.append(stage)
         signal.raise_signal(number)
 
-    monkeypatch.setattr(pipeline, "pretrain", asked)
+    monkeypatch.setattr(pipeline, "train", asked)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == code
     assert stages == ["pretrain"]
     *_, last = capsys.readouterr().err.splitlines()
@@ -337,11 +338,11 @@ def test_a_signal_ends_a_run_between_stages_with_the_conventional_code(
 
 
 def test_the_printed_configuration_is_a_recipe_that_repeats_the_study(main, mini_yaml, tmp_path, capsys):
-    assert main("run", mini_yaml, "--print_config", "--tune.steps", "8") == 0
+    assert main("run", mini_yaml, "--print_config", "--models.sft.steps", "8") == 0
     text = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(text)
     again = yaml_file.read(tmp_path / "again.yaml")
-    assert again == yaml_file.read(mini_yaml, overrides=["--tune.steps", "8"])
+    assert again == yaml_file.read(mini_yaml, overrides=["--models.sft.steps", "8"])
     assert main("run", tmp_path / "again.yaml", "--print_config") == 0
     assert capsys.readouterr().out == text
 
@@ -354,14 +355,11 @@ def test_the_recorded_configuration_continues_its_own_run(main, run, capsys):
     assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "mini"
 
 
-def test_a_relative_output_directory_works(main, run, mini_yaml, monkeypatch):
+def test_a_relative_output_directory_works(main, torn, mini_yaml, monkeypatch):
     """Checkpoints are read and written by a library that takes absolute paths only."""
-    monkeypatch.chdir(run.parent)
-    shutil.rmtree(newest(run))
-    for name in ("sft", "dpo"):
-        shutil.rmtree(run / "checkpoints" / name)
-    assert main("pretrain", mini_yaml, "--out", "mini") == 0
-    assert checkpoint.steps(run / "checkpoints" / "pretrained") == [4, 6]
+    monkeypatch.chdir(torn.parent)
+    assert main("pretrain", mini_yaml, "--out", "torn") == 0
+    assert checkpoint.steps(torn / "checkpoints" / "pretrained") == [6]
 
 
 @pytest.fixture(scope="module")
@@ -460,11 +458,11 @@ finally:
 """
     done = python("-c", script, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("A grid of a traced field" if words == ["list"] else "usage: jaxsafety")
+    assert done.stdout.startswith("Several values of a traced field" if words == ["list"] else "usage: jaxsafety")
 
 
 def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):
-    (tmp_path / "bad.yaml").write_text("pretrain: {stps: 5}")
+    (tmp_path / "bad.yaml").write_text("models: {a: {method: sft, stps: 5}}")
     script = "import sys\nfrom jaxsafety.cli.main import main\nsys.exit(main())"
     done = python("-c", script, "run", tmp_path / "bad.yaml", "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (2, "")
@@ -505,14 +503,14 @@ def test_status_prints_rows(main, finished_run, capsys, form):
     if form == "table":
         assert status.split() == [
             *("run", "pretrained", "sft", "dpo", "evaluate", "analyze", "report", "state"),
-            *("mini", "6/6", "6/6", "6/6", "done", "done", "done", "done"),
+            *("mini", "6/6", "12/12", "12/12", "done", "done", "done", "done"),
         ]
         return
     (row,) = parsed(status, form)
     if form == "markdown":
-        assert (row["run"], row["dpo"], row["state"]) == ("mini", "6/6", "done")
+        assert (row["run"], row["dpo"], row["state"]) == ("mini", "12/12", "done")
     else:
-        assert (row["name"], int(row["dpo done"]), int(row["dpo steps"])) == ("mini", 6, 6)
+        assert (row["name"], int(row["dpo done"]), int(row["dpo steps"])) == ("mini", 12, 12)
         assert (str(row["report"]), row["state"], row["reason"]) == ("True", "done", "")
 
 
@@ -550,7 +548,7 @@ def test_a_lane_that_dies_is_marked_and_leaves_the_others_bit_for_bit_as_they_we
 ):
     """A whole run in which one learning rate diverges, beside the run in which it does not."""
     out = tmp_path / "out"
-    assert main("run", mini_yaml, "--out", out, "--tune.learning_rates", "{eta_M: 1e38, eta_S: 1e-4}") == 0
+    assert main("run", mini_yaml, "--out", out, "--models.[sd]*.lr", "{eta_M: 1e38, eta_S: 1e-4}") == 0
     for name in ("analyze", "curves", "evaluate"):
         died, healthy = (rows(directory / "results" / f"{name}.parquet") for directory in (out, finished_run))
         is_dead = died["lr_name"] == "eta_M"

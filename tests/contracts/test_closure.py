@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from jaxsafety import keys, losses, tree, world
-from jaxsafety.methods import dpo, sft
+from jaxsafety.methods import dpo
 from jaxsafety.models import generation, gpt, llama
 from jaxsafety.subjects import judge
-from jaxsafety.training import optim, stepping
+from jaxsafety.training import answers, optim, stepping
 from jaxsafety.types import Batch, PreferenceBatch, Trial
 from jaxsafety.world import conditions, layout, operators
 from jaxsafety.world.layout import Prompt
@@ -99,7 +99,7 @@ class Case(NamedTuple):
 def cases(built):
     table = jnp.asarray(built.bijections[0])
     optimizer = optax.sgd(0.1)
-    totals = lambda p, b, aux, **_: sft.next_token(MODEL, p, b)  # noqa: E731
+    totals = lambda p, b, aux, **_: answers.next_token(MODEL, p, b)  # noqa: E731
     step = stepping.make_step(stepping.make_gradient(totals, key=keys.root(0), total_steps=9), optimizer)
     pair = world.preferences
     return {

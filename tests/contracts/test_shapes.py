@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxsafety import keys, methods, world
-from jaxsafety.methods import sft
+from jaxsafety import keys, methods, pools
 from jaxsafety.models import gpt, llama
 from jaxsafety.training import objective, optim, stepping
 
-OBJECTIVES = ("next_token", *methods.TABLE)
+OBJECTIVES = tuple(methods.TABLE)
 SHARED = {"loss", "grad_norm", "finite", "token_accuracy"}
 PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
 METRICS = {
-    "next_token": SHARED,
+    "pretrain": SHARED,
     "sft": SHARED,
     "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies", "slope")},
     "unlearn": PAIRED,
@@ -31,10 +30,14 @@ LLAMA_8B = llama.LlamaConfig(
 @pytest.fixture(scope="module")
 def batches(paper_world):
     """The shapes of what an objective's step is given, which no model has a part in: drawn once."""
-    pretrain = partial(world.pretrain_batch_at, paper_world, world.Mixture(), step=0, total_steps=10, batch_size=2)
-    tune = partial(world.tune_batch_at, paper_world, step=0, batch_size=2, p_unsafe=0.5, mix="prompt")
-    drawn = {draw: jax.eval_shape(lambda key, draw=draw: draw(key=key), keys.root(0)) for draw in (pretrain, tune)}
-    return {name: drawn[pretrain if name == "next_token" else tune] for name in OBJECTIVES}
+    given = {"step": 0, "total_steps": 10, "batch_size": 2}
+    drawn = {
+        pool.examples: jax.eval_shape(
+            lambda key, pool=pool: pool.draw(paper_world, pool.Config(), key=key, **given), keys.root(0)
+        )
+        for pool in map(pools.load, pools.TABLE)
+    }
+    return {name: drawn[methods.load(name).examples] for name in OBJECTIVES}
 
 
 @pytest.mark.parametrize("block", get_args(gpt.Block))
@@ -58,10 +61,6 @@ def _check_step(name, drawn, *, init, model):
         return stepping.init_state(init(key=key), optimizer)
 
     def step(key, state, batch):
-        if name == "next_token":
-            totals = partial(sft.next_token, model)
-            gradient = stepping.make_gradient(lambda p, b, aux, **_: totals(p, b), key=key, total_steps=10)
-            return stepping.make_step(gradient, optimizer)(state, batch)
         method = methods.load(name)
         given = {"reference": state.params, "key": key}
         batch = objective.prepared(method, model, batch, method.Config(), **given)

@@ -1,4 +1,4 @@
-"""One file and one name each: somebody else's method, edit, attack, analysis and claims go through a whole study."""
+"""One file and one name each: another's method, pool, edit, attack, analysis and claims go through a whole study."""
 
 import json
 import re
@@ -15,13 +15,14 @@ import yaml
 from jaxsafety import keys
 from jaxsafety.config import fields
 from jaxsafety.models.adapter import adapted
-from jaxsafety.recipe import cells, yaml_file
-from jaxsafety.recipe.nodes import node
+from jaxsafety.recipe import graph, yaml_file
+from jaxsafety.recipe.nodes import Training, made, node
 from jaxsafety.report import claims_table
 from jaxsafety.rundir import checkpoint, metrics_file, results
 from jaxsafety.study import pipeline
 from jaxsafety.training import objective, stepping
 from jaxsafety.types import Batch, Needs, PreferenceBatch
+from tests.disturbed import die_before_saving
 from tests.elsewhere import method as elsewhere
 from tests.elsewhere.edit import EDIT as OUR_EDIT
 
@@ -54,7 +55,12 @@ OWN = {
 def recipe(mini_yaml, tmp_path_factory):
     path = tmp_path_factory.mktemp("elsewhere") / "mini.yaml"
     content = yaml.safe_load(mini_yaml.read_text()) | OWN
-    content["tune"]["methods"] = {"mine": {"method": NAME, "pull": 0.5, "keep": 0.75}, "sft": {}}
+    models = content["models"]
+    content["models"] = {
+        "pretrained": models["pretrained"],
+        "mine": models["sft"] | {"method": NAME, "pull": 0.5, "keep": 0.75},
+        "sft": models["sft"] | {"data": {"pool": "tests.elsewhere.pool:POOL", "over_refused": 0.25}},
+    }
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
@@ -78,13 +84,8 @@ def test_its_curves_have_the_terms_and_its_metrics(run):
     assert all(row["moved"] > 0 for row in rows if row["step"] == 6)
 
 
-def test_what_it_carries_is_saved_with_the_state(run):
-    assert "aux/safe" in _record(run, "mine")["types"]
-    assert not any(name.startswith("aux") for name in _record(run, "sft")["types"])
-
-
-def _record(run, label):
-    folder = run / "checkpoints" / label
+def _record(run, lane):
+    folder = run / "checkpoints" / lane
     return json.loads((folder / f"{checkpoint.latest(folder):08d}" / "digests.json").read_text())
 
 
@@ -230,20 +231,20 @@ def test_what_a_recipe_cannot_have_is_one_sentence(recipe, tmp_path, own, messag
 
 
 def test_its_fields_are_read_from_it_alone(recipe):
-    read = yaml_file.read(recipe, overrides=["--tune.methods.mine.pull", "0.25"])
-    options = read.tune.methods["mine"].options
+    read = yaml_file.read(recipe, overrides=["--models.mine.pull", "0.25"])
+    options = read.lanes_of("mine")[0].training.options
     assert (options.pull, options.keep, options.layer) == (0.25, 0.75, 0)
     assert yaml_file.parse(yaml_file.as_dict(read), where="again") == read
-    with pytest.raises(ValueError, match=r"tune.methods.mine has no field 'pul': it has pull, layer, keep; did you"):
-        node("tune.methods", "mine", {"method": NAME, "pul": 1.0})
-    with pytest.raises(ValueError, match=r"tune.methods.mine: layer must be >= 0 and finite, got -1"):
-        node("tune.methods", "mine", {"method": NAME, "layer": -1})
+    with pytest.raises(ValueError, match=r"models.mine has no field 'pul': it has pull, layer, keep; did you"):
+        made(Training, {"method": NAME, "pul": 1.0}, owner="models.mine")
+    with pytest.raises(ValueError, match=r"models.mine: layer must be >= 0 and finite, got -1"):
+        made(Training, {"method": NAME, "layer": -1}, owner="models.mine")
 
 
 def test_a_grid_of_its_traced_fields_is_one_program_and_of_its_static_ones_several(recipe):
     def groups(field, values):
-        words = ["--grid", json.dumps({f"tune.methods.mine.{field}": values})]
-        return len(cells.groups(cells.expand(yaml_file.read(recipe, overrides=words))))
+        read = yaml_file.read(recipe, overrides=[f"--models.mine.{field}", json.dumps(values)])
+        return len(graph.groups(read.lanes_of("mine")))
 
     assert groups("pull", [0.1, 0.2, 0.3]) == 1
     assert groups("layer", [0, 1]) == 2
@@ -251,21 +252,21 @@ def test_a_grid_of_its_traced_fields_is_one_program_and_of_its_static_ones_sever
 
 def test_a_resumed_run_carries_what_it_carried(run, recipe, tmp_path):
     """The state beside the optimiser's is the checkpoint's: an earlier one ends in the same numbers."""
-    import shutil
-
     from jaxsafety.cli import main as command
 
     copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "checkpoints" / "mine" / "00000006")
+    words = ["--out", str(copy)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "_configure_jax", lambda *_, **__: None)
-        assert command.main(["tune", str(recipe), "--out", str(copy)]) == 0
+        assert command.main(["pretrain", str(recipe), *words]) == 0
+        die_before_saving(lambda: command.main(["tune", str(recipe), *words]), "mine.eta_S", 6)
+        assert "aux/safe" in _record(copy, "mine.eta_S")["types"]
+        die_before_saving(lambda: command.main(["tune", str(recipe), *words]), "sft.eta_S", 6)
+        assert not any(name.startswith("aux") for name in _record(copy, "sft.eta_S")["types"])
     kept, again = (_last(folder) for folder in (run, copy))
     assert kept == again and np.isfinite(list(kept.values())).all()
-    # Bit for bit: parameters, the optimiser's state, and what the method carries.
-    leaves = [_record(folder, "mine")["leaves"] for folder in (run, copy)]
-    assert leaves[0] == leaves[1] and "aux/safe" in leaves[0]
+    for lane in ("mine.eta_M", "mine.eta_S"):
+        assert _record(run, lane)["leaves"] == _record(copy, lane)["leaves"]
 
 
 def _last(folder):

@@ -40,13 +40,13 @@ from jaxsafety.engine import sweep
 from jaxsafety.types import HParams, TrainState
 
 COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
-grid = programs.Grid(seeds=(4, 9, 2, 7), points=(("eta_M", 0.1),), strategy=sweep.resolve("sharded", seeds=4))
-leg = loop.Leg(directory, "tune", "toy", steps, 2, (1, 5, 20))
+grid = programs.Grid(seeds=(4, 9, 2, 7), rows=1, strategy=sweep.resolve("sharded", seeds=4))
+leg = loop.Leg(directory, "tune", "toy", "toy", "eta_M", 0.1, steps, 2, (1, 5, 20))
 one = jnp.ones(1)
-points = HParams(0.1 * one, one)
+points = HParams(0.1 * one)
 roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))
 
-def chunk(state, key, point, steps):
+def chunk(state, _, key, point, steps):
     def step(_, carry):
         noise = jax.random.normal(keys.at_step(key, carry.step), (200,))
         moved = {"w": carry.params["w"] + point.peak_lr * noise, "zero": -carry.params["zero"]}
@@ -69,7 +69,8 @@ def open_run(lock):
 def run():
     with signals.deferred(lambda _: None), ExitStack() as lock:
         hosts.decide(lambda: open_run(lock))
-        loop.train(chunk, start, readout=(read, jnp.zeros(4)), per_seed=roots, points=points, grid=grid, legs=[leg])
+        loop.train(chunk, start, readout=(read, jnp.zeros(4)), given={}, per_seed=roots, points=points, grid=grid,
+                   legs=[leg])
 
 def main():
     try:
@@ -85,7 +86,8 @@ def main():
         return 128 + stop.number, False
     if hosts.least(2**40 + jax.process_index()) != 2**40:
         raise SystemExit("not the least")
-    program = jax.jit(sweep.over_lanes(chunk, grid.strategy, seeds=4)).lower(start(), roots, points, 2).compile()
+    mapped = sweep.over_lanes(chunk, grid.strategy, seeds=4, per_lane=2)
+    program = jax.jit(mapped).lower(start(), {}, roots, points, 2).compile()
     print("collectives", re.findall(COLLECTIVES, program.as_text()))
     return 0, False
 
@@ -202,11 +204,11 @@ def test_seeds_that_processes_cannot_share_are_refused(mini_yaml, tmp_path):
 def test_processes_that_were_not_started_alike_are_refused(mini_yaml, tmp_path):
     """Else one would train its seeds at a learning rate that the run directory does not tell."""
     port, words = free_port(), ("pretrain", mini_yaml, "--out", tmp_path / "out", "--strategy", "sharded")
-    others = [[], ["--pretrain.learning_rate", "0.5"]]
+    others = [[], ["--models.pretrained.lr", "0.5"]]
     told = [[f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}", *others[i]] for i in range(2)]
     codes, said = end([launch(MAIN, *words, *flags, stdout=subprocess.PIPE) for flags in told])
     assert codes == [2, 2], said
-    assert "pretrain.learning_rate is 0.5 here and 0.001 in process 0" in said[1][1]
+    assert "models.pretrained.lr is 0.5 here and 0.001 in process 0" in said[1][1]
     assert "process 1 has another recipe, command or version than process 0" in said[0][1]
     assert not (tmp_path / "out").exists()
 
@@ -229,7 +231,7 @@ def test_a_whole_run_in_two_processes_is_that_of_one(finished_run, mini_yaml, tm
     words = ("run", mini_yaml, "--out", tmp_path / "out", "--compilation_cache", cache_directory)
     codes, said = end(start(MAIN, *words, processes=2, flags=FLAGS))
     assert codes == [0, 0], said
-    assert_same_run(tmp_path / "out", finished_run, ("pretrained", "sft", "dpo"))
+    assert_same_run(tmp_path / "out", finished_run, ("pretrained", "sft.eta_M", "dpo.eta_S"))
     assert said[0][0] and not said[1][0], "one of them speaks"
     assert manifest_file.read_manifest(tmp_path / "out")["tune"]["processes"] == 2
 

@@ -16,14 +16,16 @@ from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.rundir import checkpoint, metrics_file, signals
 from jaxsafety.types import HParams, TrainState
+from tests.disturbed import die_before_saving
 
-GRID = Grid(seeds=(4, 9), points=(("eta_M", 0.1), ("eta_S", 0.01)), strategy="sharded")
+GRID = Grid(seeds=(4, 9), rows=2, strategy="sharded")
+POINTS = (("eta_M", 0.1), ("eta_S", 0.01))
 STEPS, CHUNK = 8, 2
 # float32 sums of five numbers.
 RTOL = 1e-6
 
 
-def chunk(state, key, point, steps):
+def chunk(state, given, key, point, steps):
     """Noisy steps; a lane with an infinite rate dies at step 4."""
 
     def step(_, carry):
@@ -68,8 +70,8 @@ def another_start():
 
 
 def points(bounds=(1.0, 1.0)):
-    rates, ones, bounds = (np.asarray(given, np.float32) for given in ([0.1, 0.01], [1, 1], bounds))
-    return HParams(*jax.device_put((rates, ones, {"bound": bounds})))
+    rates, bounds = (np.asarray(given, np.float32) for given in ([0.1, 0.01], bounds))
+    return HParams(*jax.device_put((rates, {"bound": bounds})))
 
 
 def roots():
@@ -79,15 +81,34 @@ def roots():
 OFFSETS = (10.0, 20.0)
 
 
-def train(directory, *, method="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=()):
+def legs_of(directory, *, label="toy", steps=STEPS, snapshots=()):
+    return [
+        Leg(directory, "tune", f"{label}.{point}", label, point, lr, steps, CHUNK, snapshots) for point, lr in POINTS
+    ]
+
+
+def train(directory, *, label="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=()):
     directory.mkdir(exist_ok=True)
-    leg = Leg(directory, "tune", method, steps, CHUNK, snapshots)
+    legs = legs_of(directory, label=label, steps=steps, snapshots=snapshots)
     inputs = {
         "readout": (read, jax.device_put(np.asarray(OFFSETS, np.float32))),
+        "given": {},
         "per_seed": roots(),
         "points": points(bounds),
     }
-    return loop.train(chunk, start, **inputs, grid=GRID, legs=[leg]), leg
+    return loop.train(chunk, start, **inputs, grid=GRID, legs=legs), legs
+
+
+def load(legs, step=None):
+    """What both legs keep, stacked."""
+    like = {"w": jax.ShapeDtypeStruct((2, 5), np.float32)}
+    found = [loop.load(leg, like, grid=GRID, step=step) for leg in legs]
+    return jax.tree.map(lambda *rows: np.stack(rows), *found)
+
+
+def kept(state):
+    """What finished legs keep of a state."""
+    return {"finite": state.finite, "params": state.params}
 
 
 def bits(tree):
@@ -96,21 +117,21 @@ def bits(tree):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run: its state and its leg, which tests only look at."""
+    """An uninterrupted run: its state and its legs, which tests only look at."""
     return train(tmp_path_factory.mktemp("whole"))
 
 
-def metrics_of(leg):
-    return (leg.directory / "metrics.jsonl").read_bytes()
+def metrics_of(legs):
+    return (legs[0].directory / "metrics.jsonl").read_bytes()
 
 
 def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(whole):
-    state, leg = whole
-    assert loop.is_finished(leg) and checkpoint.steps(leg.checkpoints) == [6, 8]
-    assert leg.checkpoints == leg.directory / "checkpoints" / "toy"
-    rows = metrics_file.read_metrics(leg.directory)
+    state, legs = whole
+    assert all(loop.is_finished(leg) and checkpoint.steps(leg.checkpoints) == [6, 8] for leg in legs)
+    assert legs[0].checkpoints == legs[0].directory / "checkpoints" / "toy.eta_M"
+    rows = metrics_file.read_metrics(legs[0].directory)
     labels = [(row["step"], row["lr_name"], row["lr"], row["seed"]) for row in rows]
-    assert labels == [(t, *point, seed) for t in (2, 4, 6, 8) for point in GRID.points for seed in GRID.seeds]
+    assert labels == [(t, *point, seed) for t in (2, 4, 6, 8) for point in POINTS for seed in GRID.seeds]
     assert {(row["stage"], row["method"], row["unsafe/refused"]) for row in rows} == {("tune", "toy", 0.25)}
     weights = np.asarray(state.params["w"])
     np.testing.assert_allclose([row["loss"] for row in rows[-4:]], weights.sum(-1).ravel(), rtol=RTOL)
@@ -118,94 +139,95 @@ def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(whole):
     np.testing.assert_allclose([row["safe/exact_match"] for row in rows[-4:]], shown, rtol=RTOL)
 
 
-def test_a_finished_leg_loads_as_it_ended(whole):
-    state, leg = whole
-    loaded = loop.load(leg, jax.eval_shape(start), grid=GRID)
-    assert bits(loaded) == bits(state)
-    assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, state)
+def test_finished_legs_keep_parameters_as_they_ended(whole, tmp_path):
+    state, legs = whole
+    assert bits(load(legs)) == bits(kept(state))
+    placed = loop.load(legs[0], {"w": jax.ShapeDtypeStruct((2, 5), np.float32)}, grid=GRID)
+    assert placed["params"]["w"].sharding == sweep.seed_sharding("sharded", seeds=2, axis=0)
+    again = [replace(leg, directory=shutil.copytree(leg.directory, tmp_path / "a", dirs_exist_ok=True)) for leg in legs]
+    loop.forget_optimizers(again)
+    assert [checkpoint.steps(leg.checkpoints) for leg in again] == [[8], [8]]
+    assert bits(load(again)) == bits(kept(state))
+
+
+def test_legs_that_a_kill_left_apart_train_together_and_others_do_not(tmp_path, whole):
+    state, legs = whole
+    torn = [replace(leg, directory=shutil.copytree(leg.directory, tmp_path / "a", dirs_exist_ok=True)) for leg in legs]
+    assert loop.in_step(torn) == []
+    shutil.rmtree(torn[1].checkpoints / "00000008")
+    assert loop.in_step(torn) == [tuple(torn)]
+    resumed, _ = train(tmp_path / "a", start=another_start)
+    assert bits(resumed) == bits(state) and metrics_of(torn) == metrics_of(legs)
+    shutil.rmtree(torn[1].checkpoints)
+    assert loop.in_step(torn) == [(torn[1],)]
 
 
 def test_a_run_resumed_at_any_chunk_ends_as_the_uninterrupted_one(tmp_path, whole):
-    state, leg = whole
+    state, legs = whole
     for done in (2, 4, 6):
         torn = tmp_path / f"torn_{done}"
         run_until(torn, done)
         resumed, _ = train(torn, start=another_start)
         assert bits(resumed) == bits(state)
-        assert (torn / "metrics.jsonl").read_bytes() == metrics_of(leg)
+        assert (torn / "metrics.jsonl").read_bytes() == metrics_of(legs)
 
 
-def run_until(directory, done):
-    """A run killed after the metrics of the next chunk were written, but not its checkpoint."""
-    train(directory, steps=done)
-    row = {
-        "stage": "tune",
-        "method": "toy",
-        "lr_name": "eta_M",
-        "lr": 0.1,
-        "seed": 4,
-        "step": done + CHUNK,
-        "loss": 0.0,
-    }
-    metrics_file.append_metrics(directory, [row])
+def run_until(directory, done, **how):
+    """A run killed once the metrics of the next chunk, and its snapshots, were written, but no checkpoint of it."""
+    end = Leg.chunk_end(legs_of(directory, snapshots=how.get("snapshots", ()))[0], done)
+    die_before_saving(lambda: train(directory, **how), "toy.eta_M", end)
 
 
 def test_snapshots_end_chunks_of_their_own_and_change_no_step(tmp_path, whole):
     state, _ = whole
-    kept, leg = train(tmp_path / "kept", snapshots=(1, 2, 5))
-    assert bits(kept) == bits(state)
+    found, (leg, other) = train(tmp_path / "kept", snapshots=(1, 2, 5))
+    assert bits(found) == bits(state)
     assert [leg.chunk_end(done) for done in (0, 1, 2, 4, 5, 6)] == [1, 2, 4, 5, 6, 8]
     assert {row["step"] for row in metrics_file.read_metrics(tmp_path / "kept")} == {1, 2, 4, 5, 6, 8}
     for step in leg.snapshots:
-        params, finite = loop.load_snapshot(leg, jax.eval_shape(start), grid=GRID, step=step)
         short, _ = train(tmp_path / f"to_{step}", steps=step)
-        assert bits(params) == bits(short.params) and np.asarray(finite).all()
+        assert bits(load((leg, other), step)) == bits(kept(short))
 
 
 def test_a_run_killed_between_snapshot_and_checkpoint_ends_as_the_uninterrupted_one(tmp_path):
-    whole, leg = train(tmp_path / "whole", snapshots=(3, 5))
-    torn, again = tmp_path / "torn", Leg(tmp_path / "torn", "tune", "toy", STEPS, CHUNK, (3, 5))
-    train(torn, steps=4, snapshots=(3,))
-    checkpoint.save(again.snapshot_folder, jax.tree.map(jnp.zeros_like, {"params": whole.params}), step=5)
-    resumed, _ = train(torn, snapshots=(3, 5))
+    whole, legs = train(tmp_path / "whole", snapshots=(3, 5))
+    torn = legs_of(tmp_path / "torn", snapshots=(3, 5))
+    run_until(tmp_path / "torn", 4, snapshots=(3, 5))
+    assert [checkpoint.steps(leg.snapshot_folder) for leg in torn] == [[3, 5], [3]]
+    resumed, _ = train(tmp_path / "torn", start=another_start, snapshots=(3, 5))
     assert bits(resumed) == bits(whole)
     for step in (3, 5):
-        snaps = [loop.load_snapshot(which, jax.eval_shape(start), grid=GRID, step=step) for which in (leg, again)]
-        assert bits(snaps[0]) == bits(snaps[1])
+        assert bits(load(legs, step)) == bits(load(torn, step))
 
 
 def test_a_signal_ends_the_run_after_the_chunk_that_it_came_in(tmp_path, monkeypatch, whole):
-    state, leg = whole
+    state, legs = whole
     save = checkpoint.save
 
-    def interrupted(*arguments, step, **options):
-        if step == 4:
+    def interrupted(folder, *arguments, step, **options):
+        # A second signal would end the process.
+        if step == 4 and folder.name == "toy.eta_M":
             signal.raise_signal(signal.SIGTERM)
-        save(*arguments, step=step, **options)
+        save(folder, *arguments, step=step, **options)
 
     with monkeypatch.context() as patch, signals.deferred(lambda _: None):
         patch.setattr(checkpoint, "save", interrupted)
         with pytest.raises(signals.Stopped, match=r"^stopped by SIGTERM after step 4 of tune toy$"):
             train(tmp_path / "torn")
-    assert checkpoint.latest(tmp_path / "torn" / "checkpoints" / "toy") == 4
+    assert checkpoint.latest(tmp_path / "torn" / "checkpoints" / "toy.eta_M") == 4
     resumed, _ = train(tmp_path / "torn", start=another_start)
     assert bits(resumed) == bits(state)
-    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == metrics_of(leg)
+    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == metrics_of(legs)
 
 
 def test_starting_again_keeps_the_rows_of_other_methods(tmp_path):
-    train(tmp_path, method="first")
-    train(tmp_path, method="second")
+    train(tmp_path, label="first")
+    train(tmp_path, label="second")
     whole = (tmp_path / "metrics.jsonl").read_bytes()
-    shutil.rmtree(tmp_path / "checkpoints" / "second")
-    train(tmp_path, method="second")
+    for point, _ in POINTS:
+        shutil.rmtree(tmp_path / "checkpoints" / f"second.{point}")
+    train(tmp_path, label="second")
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
-
-
-def test_a_finished_leg_takes_no_further_step(tmp_path):
-    state, _ = train(tmp_path)
-    again, _ = train(tmp_path, chunk=lambda *_: pytest.fail("stepped"))
-    assert bits(again) == bits(state)
 
 
 def test_dead_lanes_are_reported_and_the_others_go_on(tmp_path):
@@ -220,7 +242,7 @@ def test_dead_lanes_are_reported_and_the_others_go_on(tmp_path):
 def test_a_run_fails_only_when_every_lane_is_dead(tmp_path):
     with pytest.raises(FloatingPointError, match="every lane of tune toy diverged: lower its learning rate"):
         train(tmp_path, bounds=(jnp.inf, jnp.inf))
-    assert checkpoint.latest(tmp_path / "checkpoints" / "toy") == 6
+    assert checkpoint.latest(tmp_path / "checkpoints" / "toy.eta_S") == 6
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
@@ -278,7 +300,7 @@ def test_lanes_that_do_not_fit_together_run_by_parts_which_is_said(monkeypatch, 
     """Needs are made up: 3/8 GiB a lane that is batched, on one point of two seeds by two points."""
     grid, built = replace(GRID, strategy="vmap"), []
 
-    def over_lanes(run, strategy, *, seeds, at_once):
+    def over_lanes(run, strategy, *, seeds, at_once, per_lane):
         built.append(at_once)
         return lambda lanes, per_seed, points: lanes
 

@@ -11,10 +11,9 @@ import pytest
 
 from jaxsafety import keys, tree
 from jaxsafety.engine import sweep
-from jaxsafety.methods import sft
 from jaxsafety.models import gpt
 from jaxsafety.study import lanes, pipeline
-from jaxsafety.training import optim, stepping
+from jaxsafety.training import answers, optim, stepping
 from jaxsafety.types import Batch
 
 # Batched and single matrix products add in another order (1e-7), and five Adam steps divide by small gradients.
@@ -31,7 +30,7 @@ def run(state, key, peak_lr):
         tokens = jax.random.randint(keys.at_step(key, step), (4, 9), 0, 7)
         return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], mask=jnp.ones((4, 8), bool))
 
-    totals = partial(sft.next_token, gpt.model(CONFIG))
+    totals = partial(answers.next_token, gpt.model(CONFIG))
     gradient = stepping.make_gradient(lambda p, b, aux, **_: totals(p, b), key=key, total_steps=5)
     step = stepping.make_step(gradient, optimizer(peak_lr))
     return stepping.run_steps(step, draw, state, steps=5)
@@ -153,11 +152,11 @@ def test_seeds_lie_on_the_devices_of_their_strategy(strategy, devices):
 def test_a_sharded_pretraining_chunk_has_no_collectives(mini_recipe, tmp_path):
     ready = pipeline.prepare(mini_recipe, tmp_path)
     assert ready.strategy == "sharded"
-    grid = ready.pretrain_grid
-    program = sweep.over_lanes(lanes.pretrain_chunk(mini_recipe, ready.world), ready.strategy, seeds=len(grid.seeds))
-    points = pipeline._rates(grid)
-    states = jax.eval_shape(partial(pipeline._pretrain_start, ready))
-    compiled = jax.jit(program, donate_argnums=0).lower(states, ready.roots, points, jnp.int32(2)).compile()
+    root = mini_recipe.lanes[:1]
+    chunk = lanes.train_chunk(mini_recipe, ready.world, root[0])
+    program = sweep.over_lanes(chunk, ready.strategy, seeds=len(mini_recipe.seeds), per_lane=2)
+    states, points = pipeline.shapes(ready, root), pipeline.points(root)
+    compiled = jax.jit(program, donate_argnums=0).lower(states, {}, ready.roots, points, jnp.int32(2)).compile()
     assert not re.search(COLLECTIVES, compiled.as_text())
     # The search can find one.
     mesh = jax.make_mesh((2,), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -3,8 +3,7 @@
 import numpy as np
 
 from jaxsafety import keys, methods
-from jaxsafety.methods import sft
-from jaxsafety.training import objective, stepping
+from jaxsafety.training import answers, objective, stepping
 
 
 def bound(name, model, *, reference=None, **options):
@@ -18,7 +17,7 @@ def bound(name, model, *, reference=None, **options):
 
 def next_token(model):
     def loss(params, batch):
-        value, seen = stepping.added(*sft.next_token(model, params, batch))
+        value, seen = stepping.added(*answers.next_token(model, params, batch))
         return value, stepping.means(seen)
 
     return loss

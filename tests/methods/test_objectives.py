@@ -19,8 +19,8 @@ LOG_TWO = np.log(2)
 
 
 def draw(world_, batch_size) -> PreferenceBatch:
-    drawn = partial(world.tune_batch_at, world_, step=0, batch_size=batch_size, p_unsafe=0.5, mix="prompt")
-    return jax.jit(lambda key: drawn(key=key))(keys.root(0))
+    drawn = partial(world.mixed_at, world_, step=0, batch_size=batch_size, p_unsafe=0.5, mix="prompt")
+    return jax.jit(lambda key: world.preferences(drawn(key=key)))(keys.root(0))
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ import optax
 import pytest
 
 from jaxsafety import keys, methods, world
-from jaxsafety.methods import sft
 from jaxsafety.models import gpt
 from jaxsafety.models.through import through
-from jaxsafety.training import objective, stepping
+from jaxsafety.training import answers, objective, stepping
 from jaxsafety.types import TrainState
 from tests.methods.bound import bound, next_token
 
@@ -24,8 +23,8 @@ WEIGHTS = {"weight_chosen": 0.5, "weight_rejected": 0.2}
 
 @pytest.fixture(scope="module")
 def batch(tiny_world):
-    drawn = partial(world.tune_batch_at, tiny_world, step=0, batch_size=8, p_unsafe=0.5, mix="prompt")
-    return jax.jit(lambda key: drawn(key=key))(keys.root(0))
+    drawn = partial(world.mixed_at, tiny_world, step=0, batch_size=8, p_unsafe=0.5, mix="prompt")
+    return jax.jit(lambda key: world.preferences(drawn(key=key)))(keys.root(0))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt
 
 
 def next_tokens(model, *, parts):
-    totals = partial(sft.next_token, model)
+    totals = partial(answers.next_token, model)
     return stepping.make_gradient(lambda p, b, aux, **_: totals(p, b), key=keys.root(0), total_steps=1, parts=parts)
 
 

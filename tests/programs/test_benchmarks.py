@@ -35,10 +35,10 @@ from benchmarks import (
     run,
 )
 from benchmarks.harness import Program, Record
-from jaxsafety import world
 from jaxsafety.cli import main
 from jaxsafety.formats import hf, prompts
 from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.pools import text as pool
 from jaxsafety.recipe.schema import ModelConfig
 from jaxsafety.types import Batch
 
@@ -159,7 +159,7 @@ def test_the_plain_generator_and_the_world_draw_the_same_bigrams(tiny_world, dra
 
 
 def test_the_plain_generator_applies_its_operators_in_order(tiny_world):
-    whole = world.Mixture(start=(0.0, 1.0, 0.0, 0.0), exception_probability=0.0)
+    whole = pool.Config(start=(0.0, 1.0, 0.0, 0.0), exception_probability=0.0)
     plain = plain_sampler.read(tiny_world)
     tokens, _, _ = plain_sampler.pretrain_batch(plain, whole, 100, rng=random.Random(0))
     for row in tokens:
@@ -191,7 +191,7 @@ def random_batch(built, _, *, key, step, batch_size, **__):
 
 @pytest.mark.slow
 def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
-    monkeypatch.setattr(world, "pretrain_batch_at", random_batch)
+    monkeypatch.setattr(pool, "POOL", pool.POOL._replace(draw=random_batch))
     case = cases.TrainCase("x", "tiny", "tiny", "learned", "adamw", batch_size=2, steps=1, seed_counts=(2,), rounds=1)
     small = ModelConfig(positions="learned", layers=1, heads=1, width=8)
     recipe = dataclasses.replace(bench_train_step.recipe_of(case), model=small)
@@ -227,7 +227,7 @@ def small_training(monkeypatch):
     small = ModelConfig(positions="sinusoidal", layers=2, heads=2, width=8)
     recipe_of = bench_train_step.recipe_of
     monkeypatch.setattr(bench_train_step, "recipe_of", lambda case: dataclasses.replace(recipe_of(case), model=small))
-    monkeypatch.setattr(world, "pretrain_batch_at", random_batch)
+    monkeypatch.setattr(pool, "POOL", pool.POOL._replace(draw=random_batch))
     return cases.PeerCase(SMALL, windows=(12, 8))
 
 

@@ -17,8 +17,7 @@ TABLES = {"quick", "paper_small", "paper", "official"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
     "--seeds [0] --model.layers 1 --model.heads 2 --model.width 16 --evaluate.probe_prompts 2 "
-    "--pretrain.steps 2 --pretrain.chunk_steps 2 --pretrain.batch_size 2 "
-    "--tune.steps 2 --tune.chunk_steps 2 --tune.batch_size 2"
+    "--models.*.steps 2 --models.*.chunk_steps 2 --models.*.batch_size 2 --models.*.snapshots 0"
 ).split()
 
 
@@ -38,8 +37,10 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
     assert config.vocab_size in (59, len(world.load("tiny").spec.tokens))
     if path.stem in TABLES:
         # The paper's table: three methods, eta_M and a tenth of it.
-        assert {method.method for method in recipe.tune.methods.values()} == {"sft", "dpo", "unlearn"}
-        assert recipe.tune.learning_rates["eta_S"] == pytest.approx(recipe.tune.learning_rates["eta_M"] / 10)
+        rates = {(lane.training.method, lane.point): lane.training.lr for lane in recipe.tuned}
+        assert {method for method, _ in rates} == {"sft", "dpo", "unlearn"}
+        for method in ("sft", "dpo", "unlearn"):
+            assert rates[method, "eta_S"] == pytest.approx(rates[method, "eta_M"] / 10)
     # A thousand fresh prompts of every condition.
     assert set(recipe.evaluate.conditions) == set(world.CONDITIONS) and recipe.evaluate.prompts >= 1000
     assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
@@ -52,8 +53,8 @@ EACH = [path if names(path) == "quick" else pytest.param(path, marks=pytest.mark
 @pytest.mark.parametrize("path", EACH, ids=names)
 def test_the_first_steps_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
-    state = pipeline.pretrain(ready)
-    assert np.asarray(state.finite).all()
+    pipeline.train(ready, "pretrain")
+    assert np.asarray(pipeline.load(ready, ready.recipe.lanes[:1]).finite).all()
     (row,) = metrics_file.read_metrics(tmp_path)
     assert row["step"] == 2 and np.isfinite(row["loss"])
 
@@ -62,6 +63,6 @@ def test_the_first_steps_of_a_recipe_run(path, tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=names)
 def test_the_first_tuning_steps_of_every_method_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
-    pipeline.pretrain(ready)
-    for state in pipeline.tune(ready).values():
-        assert np.asarray(state.finite).all()
+    pipeline.train(ready, "pretrain")
+    pipeline.train(ready, "tune")
+    assert np.asarray(pipeline.load(ready, ready.recipe.tuned).finite).all()

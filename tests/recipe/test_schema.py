@@ -10,33 +10,26 @@ import yaml
 from jaxsafety import world
 from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import gpt
-from jaxsafety.recipe.nodes import MethodConfig
-from jaxsafety.recipe.schema import (
-    EvaluateConfig,
-    ModelConfig,
-    PretrainConfig,
-    Recipe,
-    TuneConfig,
-    as_dict,
-)
+from jaxsafety.pools import explicit, safety
+from jaxsafety.recipe.nodes import Data, Training
+from jaxsafety.recipe.schema import EvaluateConfig, ModelConfig, Recipe, as_dict
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def test_the_defaults_are_a_valid_study():
     recipe = Recipe()
-    assert set(recipe.tune.methods) == {"sft", "dpo", "unlearn"}
+    assert {lane.training.method for lane in recipe.tuned} == {"sft", "dpo", "unlearn"}
+    assert [lane.name for lane in recipe.lanes][:3] == ["pretrained", "sft.eta_M", "sft.eta_S"]
     assert recipe.evaluate.conditions == tuple(world.CONDITIONS)
     assert recipe.evaluate.prompts >= 1000 and len(recipe.seeds) >= 4
 
 
-@pytest.mark.parametrize("config", [PretrainConfig, TuneConfig])
 @pytest.mark.parametrize("name", ["steps", "batch_size", "chunk_steps"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_sizes_are_positive(config, name, value):
-    section = config.__name__.removesuffix("Config").lower()
-    with pytest.raises(ValueError, match=rf"{section}\.{name} must be > 0 and finite, got {value}$"):
-        config(**{name: value})
+def test_sizes_are_positive(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be > 0 and finite, got {value}$"):
+        Training(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["prompts", "batch_size", "probe_prompts"])
@@ -47,16 +40,13 @@ def test_evaluation_sizes_are_positive(name):
 
 @pytest.mark.parametrize("rate", [0.0, -1e-3, math.nan, math.inf])
 def test_learning_rates_are_positive_numbers(rate):
-    with pytest.raises(ValueError, match=r"pretrain\.learning_rate must be > 0 and finite"):
-        PretrainConfig(learning_rate=rate)
-    with pytest.raises(ValueError, match=r"tune\.learning_rates\.eta_S must be > 0 and finite, got"):
-        TuneConfig(learning_rates={"eta_M": 1e-3, "eta_S": rate})
+    with pytest.raises(ValueError, match=r"^lr must be > 0 and finite, got"):
+        Training(lr=rate)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PretrainConfig(steps=10, chunk_steps=3), "steps must be a multiple of chunk_steps, got 10 and 3"),
         (
             lambda: EvaluateConfig(prompts=100, batch_size=64),
             "must be a multiple of evaluate.batch_size, got 100 and 64",
@@ -68,22 +58,16 @@ def test_learning_rates_are_positive_numbers(rate):
             lambda: ModelConfig(compute_dtype="bf16"),
             "unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
         ),
-        (lambda: MethodConfig("ppo"), "unknown method 'ppo': expected one of sft, dpo, unlearn"),
-        (lambda: MethodConfig(p_unsafe=1.1), "p_unsafe must be >= 0 and <= 1 and finite, got 1.1"),
-        (lambda: MethodConfig(p_unsafe=math.nan), "p_unsafe must be >= 0 and <= 1 and finite, got nan"),
+        (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
+        (lambda: Data("txt"), "unknown pool 'txt': expected one of text, safety, explicit; did you mean 'text'"),
+        (lambda: Data(prompts=0), "prompts must be >= 1 and <= 32768 and finite, got 0"),
+        (lambda: Training("pretrain"), "data.pool: got 'safety', which has preferences, expected a pool of text"),
+        (lambda: Training("sft", data=Data("text")), "data.pool: got 'text', which has text, expected a pool of pref"),
+        (lambda: safety.Config(p_unsafe=1.1), "p_unsafe must be >= 0 and <= 1 and finite, got 1.1"),
+        (lambda: explicit.Config(p_unsafe=math.nan), "p_unsafe must be >= 0 and <= 1 and finite, got nan"),
         (lambda: dpo.Config(weight_chosen=-1.0), "weight_chosen must be >= 0 and finite, got -1"),
         (lambda: dpo.Config(weight_rejected=math.inf), "weight_rejected must be >= 0 and finite, got inf"),
         (lambda: unlearn.Config(ascent_bound=0.0), "ascent_bound must be > 0, got 0.0"),
-        (lambda: TuneConfig(learning_rates={}), "at least one learning rate"),
-        (lambda: TuneConfig(methods={}), "one method"),
-        (
-            lambda: TuneConfig(methods={"a/b": MethodConfig()}),
-            "label of a method must be at most 64 letters, ",
-        ),
-        (
-            lambda: TuneConfig(methods={"pretrained": MethodConfig()}),
-            "'pretrained' is the label of another model already",
-        ),
         (lambda: Recipe(seeds=()), "seeds must name at least one seed"),
         (lambda: Recipe(seeds=(1, 2, 1)), r"seeds must be distinct, got \[1, 2, 1\]"),
         (lambda: Recipe(seeds=(0, -1)), "seeds must be >= 0"),
@@ -100,7 +84,7 @@ def test_what_cannot_run_is_refused_in_one_sentence(build, message):
 
 def integers():
     """Section and name of every field that holds an integer, or several."""
-    for section in ("model", "pretrain", "tune", "evaluate", "analyze"):
+    for section in ("model", "evaluate", "analyze"):
         for name, kind in get_type_hints(type(getattr(Recipe(), section))).items():
             if kind in (int, int | None, tuple[int, ...]):
                 yield section, name, kind
@@ -116,12 +100,15 @@ def test_a_number_that_no_machine_can_hold_is_refused(section, name, kind, numbe
 
 
 def test_the_largest_numbers(tiny_world):
-    kept = Recipe(pretrain=PretrainConfig(steps=2**31 - 2, chunk_steps=2, batch_size=2**20))
-    assert kept.pretrain.steps == 2**31 - 2
-    with pytest.raises(ValueError, match=rf"^pretrain.steps must be at most {2**31 - 1}, got {2**31}$"):
-        Recipe(pretrain=PretrainConfig(steps=2**31, chunk_steps=2))
-    with pytest.raises(ValueError, match=rf"^pretrain.batch_size must be at most {2**20}, got {2**20 + 1}$"):
-        Recipe(pretrain=PretrainConfig(batch_size=2**20 + 1))
+    def study(**fields):
+        return Recipe(models={"a": {"method": "pretrain", "data": {"pool": "text"}} | fields})
+
+    kept = study(steps=2**31 - 2, chunk_steps=3, batch_size=2**20)
+    assert kept.lanes[0].training.steps == 2**31 - 2
+    with pytest.raises(ValueError, match=rf"^models.a.steps must be at most {2**31 - 1}, got {2**31}$"):
+        study(steps=2**31)
+    with pytest.raises(ValueError, match=rf"^models.a.batch_size must be at most {2**20}, got {2**20 + 1}$"):
+        study(batch_size=2**20 + 1)
     assert ModelConfig(layers=4, width=2**15).build(tiny_world).width == 2**15
     with pytest.raises(ValueError, match=r"^model.layers times model.width squared must be at most"):
         ModelConfig(layers=4, width=2**16).build(tiny_world)
@@ -155,7 +142,7 @@ def test_a_model_that_cannot_be_built_is_refused(tiny_world, sizes, message):
 
 def test_as_dict_is_plain_data(mini_recipe):
     plain = as_dict(mini_recipe)
-    assert plain["seeds"] == [3, 5] and plain["tune"]["methods"]["dpo"]["weight_rejected"] == 0.1
+    assert plain["seeds"] == [3, 5] and plain["models"]["dpo"]["weight_rejected"] == 0.1
     assert list(plain) == [field.name for field in fields(Recipe)]
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
     changed = as_dict(replace(mini_recipe, seeds=(3,)))

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from jaxsafety.methods import unlearn
 from jaxsafety.recipe import yaml_file
-from jaxsafety.recipe.nodes import MethodConfig
-from jaxsafety.recipe.schema import Recipe, TuneConfig
+from jaxsafety.recipe.schema import Recipe
+
+PRETRAINED = "pretrained: {method: pretrain, data: {pool: text}}"
 
 
 @pytest.fixture
@@ -37,31 +37,59 @@ def refuse(write):
 
 
 def test_a_recipe_survives_the_round_trip(write, mini_recipe):
-    options = unlearn.Config(ascent_bound=math.inf, weight_rejected=1e-5, reduction="mean")
-    unbounded = {"u": MethodConfig("unlearn", options=options)}
-    for recipe in (mini_recipe, Recipe(), replace(mini_recipe, tune=TuneConfig(methods=unbounded, mix="batch"))):
+    unbounded = {"from": "pretrained", "method": "unlearn", "ascent_bound": math.inf, "weight_rejected": [1e-5, 1e-4],
+                 "reduction": "mean", "data": {"mix": "batch"}}  # fmt: skip
+    models = {"pretrained": mini_recipe.models["pretrained"], "u": unbounded}
+    for recipe in (mini_recipe, Recipe(), replace(mini_recipe, models=models)):
         text = yaml_file.to_yaml(recipe)
         again = yaml_file.read(write(text))
         assert again == recipe
         assert yaml_file.to_yaml(again) == text
-        assert isinstance(again.seeds, tuple) and isinstance(again.pretrain.mixture.start, tuple)
+        assert isinstance(again.seeds, tuple)
+        assert isinstance(again.lanes[0].training.data.options.start, tuple)
 
 
 def test_fields_that_are_not_named_keep_their_defaults(write):
-    recipe = yaml_file.read(write("pretrain: {steps: 100, optim: {algorithm: muon}}"))
-    expected = replace(Recipe().pretrain, steps=100, optim=replace(Recipe().pretrain.optim, algorithm="muon"))
-    assert recipe == replace(Recipe(), name="mine", pretrain=expected)
+    recipe = yaml_file.read(write("evaluate: {prompts: 2048}"))
+    assert recipe == replace(Recipe(), name="mine", evaluate=replace(Recipe().evaluate, prompts=2048))
+    own = yaml_file.read(write(f"models: {{{PRETRAINED[:-1]}, steps: 100, optim: {{algorithm: muon}}}}}}"))
+    (lane,) = own.lanes
+    default = Recipe().lanes[0].training
+    assert lane.training == replace(default, steps=100, optim=replace(default.optim, algorithm="muon"))
 
 
 def test_numbers_without_a_point_and_infinity_are_read_as_numbers(write):
-    text = """
-        pretrain: {learning_rate: 3e-4, optim: {clip_norm: .inf}}
-        tune: {learning_rates: {fast: 1}, methods: {u: {method: unlearn, ascent_bound: .inf}}}
+    text = f"""
+        models:
+          {PRETRAINED[:-1]}, lr: 3e-4, optim: {{clip_norm: .inf}}}}
+          u: {{from: pretrained, method: unlearn, lr: {{fast: 1}}, ascent_bound: .inf}}
     """
-    recipe = yaml_file.read(write(text))
-    assert (recipe.pretrain.learning_rate, recipe.pretrain.optim.clip_norm) == (3e-4, math.inf)
-    assert recipe.tune.learning_rates == {"fast": 1.0} and list(recipe.tune.methods) == ["u"]
-    assert recipe.tune.methods["u"].options.ascent_bound == math.inf
+    pretrained, u = yaml_file.read(write(text)).lanes
+    assert (pretrained.training.lr, pretrained.training.optim.clip_norm) == (3e-4, math.inf)
+    assert (u.name, u.training.lr, u.training.options.ascent_bound) == ("u.fast", 1.0, math.inf)
+
+
+def test_words_are_words_and_numbers_numbers(write):
+    """YAML 1.1 takes ``on`` for true, and ``1e-3`` for text."""
+    recipe = yaml_file.read(write("name: yes\nattacks: {prefill: {on: [sft], depth: [0]}}"))
+    assert recipe.name == "yes" and recipe.attacks["prefill"].on == ("sft",)
+    assert yaml_file.read(write(yaml_file.to_yaml(recipe))) == recipe
+    words = ["--models.sft.lr", "[1e-3, 2.E-4, +1e-05]"]
+    lanes = yaml_file.read(write("world: tiny"), overrides=words).lanes_of("sft")
+    assert [lane.name for lane in lanes] == ["sft.lr=0.001", "sft.lr=0.0002", "sft.lr=1e-05"]
+
+
+def test_models_can_share_fields_by_a_merge_key(write):
+    text = f"""
+        models:
+          {PRETRAINED}
+          sft: &tuned {{from: pretrained, method: sft, steps: 30}}
+          dpo: {{<<: *tuned, method: dpo, beta: 1}}
+    """
+    with pytest.raises(ValueError, match=r"models\.dpo has no field 'beta'"):
+        yaml_file.read(write(text))
+    dpo = yaml_file.read(write(text.replace("beta", "weight_chosen"))).lanes[2].training
+    assert (dpo.method, dpo.steps, dpo.options.weight_chosen) == ("dpo", 30, 1.0)
 
 
 def test_the_name_is_the_files_unless_it_is_given(write):
@@ -74,32 +102,37 @@ def test_the_name_is_the_files_unless_it_is_given(write):
 @pytest.mark.parametrize(
     ("words", "pick", "expected"),
     [
-        (["--pretrain.steps", "800"], lambda r: r.pretrain.steps, 800),
+        (["--models.sft.steps", "800"], lambda r: [lane.training.steps for lane in r.lanes], [200, 800]),
+        (["--models.*.steps", "80"], lambda r: [lane.training.steps for lane in r.lanes], [80, 80]),
+        (["--models.s*.optim.warmup=0.5"], lambda r: [lane.training.optim.warmup for lane in r.lanes], [0.1, 0.5]),
+        (["--models.sft.lr", "{a: 2e-3, b: 1}"], lambda r: [lane.name for lane in r.lanes[1:]], ["sft.a", "sft.b"]),
+        (["--models.sft.data.p_unsafe", "0.25"], lambda r: r.lanes[1].training.data.options.p_unsafe, 0.25),
+        (["--models.new.method", "sft"], lambda r: list(r.models), ["pretrained", "sft", "new"]),
         (["--seeds", "[7,8]"], lambda r: r.seeds, (7, 8)),
         (["--seeds=[7]"], lambda r: r.seeds, (7,)),
-        (["--tune.learning_rates.eta_M", "2e-3"], lambda r: r.tune.learning_rates["eta_M"], 2e-3),
-        (["--tune.learning_rates", "{only: 1e-2}"], lambda r: r.tune.learning_rates, {"only": 1e-2}),
-        (["--tune.methods.sft.p_unsafe", "0.25"], lambda r: r.tune.methods["sft"].p_unsafe, 0.25),
         (["--evaluate.conditions", "[safe]"], lambda r: r.evaluate.conditions, ("safe",)),
         (["--model.width", "32"], lambda r: r.model.width, 32),
     ],
 )
 def test_the_command_line_overrides_any_field(write, words, pick, expected):
-    text = "pretrain: {steps: 100}\ntune: {methods: {sft: {method: sft}}}\n"
-    recipe = yaml_file.read(write(text), overrides=words)
-    assert pick(recipe) == expected
-    assert list(recipe.tune.methods) == ["sft"]
+    text = f"models: {{{PRETRAINED}, sft: {{from: pretrained, method: sft}}}}"
+    assert pick(yaml_file.read(write(text), overrides=words)) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("wrld: tiny", "FILE: Option 'wrld' is not accepted; did you mean 'world'?"),
-        ("pretrain: {stps: 5}", "FILE: Group 'pretrain' does not accept option 'stps'; did you mean 'steps'?"),
-        ("tune: {optim: {algoritm: muon}}", "option 'optim.algoritm'; did you mean 'algorithm'?"),
+        ("evaluate: {promts: 5}", "FILE: Group 'evaluate' does not accept option 'promts'; did you mean 'prompts'?"),
+        ("models: {a: {method: sft, stps: 5}}", "FILE: models.a has no field 'stps'; did you mean 'steps'?"),
         (
-            "tune: {methods: {dpo: {wight_chosen: 1}}}",
-            "tune.methods.dpo has no field 'wight_chosen': it has weight_chosen, weight_rejected, reduction; "
+            "models: {a: {method: pretrain, optim: {algoritm: muon}}}",
+            "models.a.optim has no field 'algoritm': it has algorithm, warmup, decay_end, floor, clip_norm, "
+            "weight_decay, b1, b2, momentum, adam_scale; did you mean 'algorithm'?",
+        ),
+        (
+            "models: {a: {method: dpo, wight_chosen: 1}}",
+            "models.a has no field 'wight_chosen': it has weight_chosen, weight_rejected, reduction; "
             "did you mean 'weight_chosen'?",
         ),
         ("zzz: 1", "Option 'zzz' is not accepted"),
@@ -112,29 +145,35 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pretrain: {steps: many}", "pretrain.steps: expected an integer, got many"),
-        ("pretrain: {steps: 2.5}", "pretrain.steps: expected an integer, got 2.5"),
-        ("pretrain: {learning_rate: fast}", "pretrain.learning_rate: expected a number, got fast"),
+        ("models: {a: {method: sft, steps: many}}", "models.a: steps must be an integer, got 'many'"),
+        ("models: {a: {method: sft, steps: 2.5}}", "models.a: steps must be an integer, got 2.5"),
+        ("models: {a: {method: sft, lr: fast}}", "models.a: lr must be a number, got 'fast'"),
+        ("models: {a: {method: sft, lr: {eta_M: fast}}}", "models.a.lr must be a number, got 'fast'"),
+        ("models: {a: {method: [sft]}}", "models.a: method must be text, got ['sft']"),
+        ("evaluate: {prompts: many}", "evaluate.prompts: expected an integer, got many"),
         ("seeds: 3", "seeds: expected a list, got 3"),
         ("model: {width: wide}", "model.width: expected an integer or null, got wide"),
-        ("tune: {methods: 3}", "tune.methods: expected a mapping {name: value}, got 3"),
+        ("models: 3", "models: expected a mapping {name: value}, got 3"),
+        ("models: {a: 3}", "models.a must hold fields such as `method: sft`, got 3"),
         ("seeds: [a]", "seeds: expected an integer, got a"),
-        ("pretrain: 5", "FILE: pretrain must hold fields, got 5"),
+        ("evaluate: 5", "FILE: evaluate must hold fields, got 5"),
         ("model: [1]", "FILE: model must hold fields, got [1]"),
-        ("pretrain: {mixture: {start: [0, 1, 0]}}", "pretrain.mixture.start: expected a list with 4 elements"),
-        ("tune: {learning_rates: {eta_M: fast}}", "expected a number, got fast"),
+        (
+            "models: {a: {method: pretrain, data: {pool: text, start: [0, 1, 0]}}}",
+            "models.a.data: start must be four probabilities that sum to 1, got (0.0, 1.0, 0.0)",
+        ),
         ("world: tinny", "world: expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
         ("strategy: vmp", "expected one of auto, vmap, map, sharded, got 'vmp'; did you mean 'vmap'?"),
         ("model: {compute_dtype: bf16}", "expected one of float32, bfloat16, got 'bf16'; did you mean 'bfloat16'?"),
         (
-            "tune: {methods: {a: {method: dbo}}}",
-            "unknown method 'dbo': expected one of sft, dpo, unlearn; did you mean 'dpo'?",
+            "models: {a: {method: dbo}}",
+            "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn; did you mean 'dpo'?",
         ),
         ("evaluate: {conditions: [jb_misgn]}", "got 'jb_misgn'; did you mean 'jb_misgen'?"),
-        ("pretrain: {steps: -50}", "pretrain.steps must be > 0 and finite, got -50"),
-        ("tune: {batch_size: 0}", "tune.batch_size must be > 0 and finite, got 0"),
-        ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be > 0 and finite, got nan"),
-        ("tune: {learning_rates: {eta_M: 0}}", "tune.learning_rates.eta_M must be > 0 and finite, got 0.0"),
+        ("models: {a: {method: sft, steps: -50}}", "models.a: steps must be > 0 and finite, got -50"),
+        ("models: {a: {method: sft, batch_size: 0}}", "models.a: batch_size must be > 0 and finite, got 0"),
+        ("models: {a: {method: sft, lr: .nan}}", "models.a: lr must be > 0 and finite, got nan"),
+        ("models: {a: {method: sft, lr: {eta_M: 0}}}", "models.a: lr must be > 0 and finite, got 0.0"),
         ("seeds: []", "seeds must name at least one seed, got none"),
         ("seeds: [1, 1]", "seeds must be distinct, got [1, 1]"),
     ],
@@ -146,13 +185,16 @@ def test_a_bad_value_is_named(refuse, text, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--pretrain.stps", "5"], "unrecognized arguments: --pretrain.stps 5; did you mean 'pretrain.steps'?"),
-        (["--pretrain.steps"], "argument --pretrain.steps: expected one argument"),
-        (["--pretrain.steps", "many"], "pretrain.steps: expected an integer, got many"),
+        (["--evaluate.promts", "5"], "unrecognized arguments: --evaluate.promts 5; did you mean 'evaluate.prompts'?"),
+        (["--evaluate.prompts"], "argument --evaluate.prompts: expected one argument"),
+        (["--evaluate.prompts", "many"], "evaluate.prompts: expected an integer, got many"),
+        (["--models.sft.stps", "5"], "models.sft has no field 'stps'; did you mean 'steps'?"),
+        (["--models.stf.steps", "5"], "--models.stf: there is no 'stf' in this recipe; did you mean 'sft'?"),
+        (["--models.x*.steps", "5"], "--models.x*: no model of this recipe matches: expected one of pretrained, sft"),
         (["junk"], "unrecognized arguments: junk"),
         (["--seeds", "[0,0]"], "seeds must be distinct, got [0, 0]"),
-        (["--tune.methods", "{1: {}}"], "has a key that is no text: put 1 in quotes or rename it"),
-        (["--tune.learning_rates", "{1: 0.1}"], "has a key that is no text: put 1 in quotes or rename it"),
+        (["--models", "{1: {}}"], "has a key that is no text: put 1 in quotes or rename it"),
+        (["--models.sft.lr", "{1: 0.1}"], "has a key that is no text: put 1 in quotes or rename it"),
     ],
 )
 def test_a_bad_override_is_named(refuse, words, message):
@@ -185,8 +227,8 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
-    (tmp_path / "twice.yaml").write_text("pretrain: {steps: 50, batch_size: 4, steps: 100}\n")
-    with pytest.raises(ValueError, match=r"twice\.yaml names 'steps' twice"):
+    (tmp_path / "twice.yaml").write_text("model: {width: 50, layers: 4, width: 100}\n")
+    with pytest.raises(ValueError, match=r"twice\.yaml names 'width' twice"):
         yaml_file.read(tmp_path / "twice.yaml")
 
 
@@ -198,12 +240,12 @@ def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("pretrain: {steps: }", "pretrain.steps"),
-        ("pretrain: {mixture: {end: null}}", "pretrain.mixture.end"),
-        ("pretrain: {optim: {warmup: ~}}", "pretrain.optim.warmup"),
-        ("tune: {methods: {mine: {method: null}}}", "tune.methods.mine.method"),
+        ("models: {a: {method: sft, steps: }}", "models.a.steps"),
+        ("models: {a: {method: pretrain, data: {pool: text, end: null}}}", "models.a.data.end"),
+        ("models: {a: {method: pretrain, optim: {warmup: ~}}}", "models.a.optim.warmup"),
+        ("models: {mine: {method: null}}", "models.mine.method"),
         ("world: tiny\ngrammars:", "grammars"),
-        ("tune: {methods: }", "tune.methods"),
+        ("models: ", "models"),
     ],
 )
 def test_a_field_left_empty_is_named(write, text, field):
@@ -214,21 +256,37 @@ def test_a_field_left_empty_is_named(write, text, field):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tune.methods.dpo.weight_chosen", "["], "--tune.methods.dpo.weight_chosen: '[' is no value"),
-        (["--tune.methods.dpo.weight_chosen", "--seeds", "[0]"], "weight_chosen has no value: expected one behind it"),
-        (["--tune.methods.dpo.weight_chosen"], "weight_chosen has no value: expected one behind it"),
-        (["--tune.methods.dpo.weight_chosen=fast"], "tune.methods.dpo: weight_chosen must be a number, got 'fast'"),
+        (["--models.dpo.weight_chosen", "["], "--models.dpo.weight_chosen: '[' is no value"),
+        (["--models.dpo.weight_chosen", "--seeds", "[0]"], "weight_chosen has no value: expected one behind it"),
+        (["--models.dpo.weight_chosen"], "weight_chosen has no value: expected one behind it"),
+        (["--models.dpo.weight_chosen=fast"], "models.dpo: weight_chosen must be a number, got 'fast'"),
+        (["--edits.whole.alpha", "["], "--edits.whole.alpha: '[' is no value"),
     ],
 )
-def test_bad_overrides_of_a_method_are_one_sentence(refuse, words, message):
+def test_bad_overrides_of_a_model_or_an_edit_are_one_sentence(refuse, words, message):
     assert message in refuse("world: tiny", *words)
 
 
-def test_an_override_of_a_method_leaves_its_other_fields(write):
-    path = write("tune: {methods: {dpo: {weight_chosen: 0.3}}}")
-    words = ["--tune.methods.dpo.weight_rejected", "0.2", "--tune.methods.dpo.p_unsafe=0.1"]
-    method = yaml_file.read(path, overrides=words).tune.methods["dpo"]
-    assert (method.options.weight_chosen, method.options.weight_rejected, method.p_unsafe) == (0.3, 0.2, 0.1)
+def test_an_override_of_a_model_leaves_its_other_fields(write):
+    path = write(f"models: {{{PRETRAINED}, dpo: {{from: pretrained, method: dpo, weight_chosen: 0.3}}}}")
+    words = ["--models.dpo.weight_rejected", "0.2", "--models.dpo.data.p_unsafe=0.1"]
+    training = yaml_file.read(path, overrides=words).lanes[1].training
+    found = training.options.weight_chosen, training.options.weight_rejected, training.data.options.p_unsafe
+    assert found == (0.3, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("pretrain: {steps: 3}", [], "FILE: `pretrain` is now a model without `from`, such as `models: {pretrained: "),
+        ("tune: {steps: 3}", [], "FILE: `tune` is now a model for each of its methods, such as `models: {sft: {from: "),
+        ("world: tiny", ["--pretrain.steps", "3"], "--pretrain.steps: `pretrain` is now a model without `from`"),
+        ("world: tiny", ["--tune.methods.sft.p_unsafe=1"], "--tune.methods.sft.p_unsafe: `tune` is now a model for"),
+        ("analyze: {ranks: [1]}", [], "FILE: analyze.ranks is called edits.rank.rank"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_the_new_one(refuse, text, words, message):
+    assert refuse(text, *words).startswith(message)
 
 
 def test_a_field_that_may_be_empty_may_be(write):

@@ -317,14 +317,14 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path, method)
     metrics_file.append_metrics(tmp_path, before + _rows("tune", method, range(9)))
     uninterrupted = path.read_bytes()
     path.write_bytes(uninterrupted[:-30])
-    metrics_file.truncate_metrics(tmp_path, stage="tune", method=method, after_step=4)
+    metrics_file.truncate_metrics(tmp_path, of=[{"stage": "tune", "method": method}], after_step=4)
     assert metrics_file.read_metrics(tmp_path) == before + _rows("tune", method, range(5))
     metrics_file.append_metrics(tmp_path, _rows("tune", method, range(5, 9)))
     assert path.read_bytes() == uninterrupted
 
 
 def test_truncating_nothing_is_no_error(tmp_path):
-    metrics_file.truncate_metrics(tmp_path, stage="tune", method=None, after_step=4)
+    metrics_file.truncate_metrics(tmp_path, of=[{"stage": "tune"}], after_step=4)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,7 +47,7 @@ def value(rows, **labels):
 def test_every_analysis_has_rows_of_every_model_seed_and_step(rows, mini_recipe):
     assert set(rows["analysis"]) == {*mini_recipe.analyses, *mini_recipe.attacks, "interventions"}
     assert set(rows["seed"]) == set(mini_recipe.seeds)
-    (snapshot,) = mini_recipe.tune.snapshot_steps
+    (snapshot,) = mini_recipe.tuned[0].training.snapshot_steps
     models = {*rows.select("method", "lr_name", "step").iter_rows()}
     assert models == {("pretrained", "", 0)} | {(*model, step) for model in TUNED for step in (snapshot, 6)}
     along = rows.filter(step=snapshot)
@@ -75,8 +75,8 @@ def test_shares_sum_to_one(rows):
 @pytest.fixture(scope="module")
 def one_seed(subjects):
     """One model, its base and its seed's prompts in NumPy: DPO eta_M, seed 5."""
-    params, base, prompts = jax.device_get((subjects.models.params, subjects.base, subjects.prompts))
-    return tree.lane(params, 3, 1), tree.lane(base, 1), tree.lane(prompts, 1)
+    params, prompts = jax.device_get((subjects.models.params, subjects.prompts))
+    return tree.lane(params, 3, 1), tree.lane(params, 0, 1), tree.lane(prompts, 1)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_parts_of_the_update_add_up(one_seed):
 def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, ready, subjects):
     """The pretrained model's row is the cosine of the losses' gradients on the analysis' batch."""
     s, seed = 1, mini_recipe.seeds[1]
-    base = tree.lane(subjects.base, s)
+    base = tree.lane(subjects.models.params, 0, s)
     # Two safe and two unsafe prompts.
     drawn = jax.device_get(subjects.prompts.trials)
     trials = jax.tree.map(lambda leaf: jnp.asarray(np.concatenate([leaf[s, 0, :2], leaf[s, 1, :2]])), drawn)
@@ -186,7 +186,7 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     assert trials.unsafe.tolist() == [False, False, True, True]
     flat = []
     model = lanes.model_of(mini_recipe, ready.world)
-    for method in mini_recipe.tune.methods.values():
+    for method in mini_recipe.compared.values():
         loss = objective.make_loss(method.load(), model, method.options, reference=base, key=keys.root(0))
         gradient = jax.jit(jax.grad(lambda p, loss=loss: loss(p, batch)[0]))(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
@@ -213,7 +213,7 @@ def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
     models = subjects.models
     finite = models.finite.copy()
     finite[3, 1] = False
-    frame = pl.concat(analyze._measured(subjects, models=models._replace(finite=finite), step=6, label="test"))
+    frame = pl.concat(analyze._measured(subjects, models=models._replace(finite=finite), label="test"))
     dead = (pl.col("method") == "dpo") & (pl.col("lr_name") == "eta_M") & (pl.col("seed") == 5)
     assert frame.filter(dead)["value"].is_null().all() and frame.filter(dead).height
     living = frame.filter(~dead)
@@ -230,17 +230,17 @@ def test_an_edit_is_one_program_for_the_final_models_and_every_snapshot(ready, m
         judged, "edited", lambda node, trees, **given: made.append(node) or edited(node, trees, **given)
     )
     subjects = probe.gather(ready)
-    tuned = probe.without_base(subjects.models)
-    for step, strongest in ((2, True), (6, False)):
-        frame = pl.concat(analyze._edit(subjects, tuned, "whole", step=step, strongest=strongest))
-        assert set(frame["strength"]) == ({1.0} if strongest else {0.0, 1.0}) and set(frame["step"]) == {step}
+    for step, only in ((2, [1, 2]), (None, None)):
+        frame = pl.concat(analyze._edit(subjects, subjects.models, "whole", step=step, only=only))
+        assert set(frame["strength"]) == ({1.0} if only else {0.0, 1.0}) and set(frame["step"]) == {step or 6}
+        assert set(frame["method"]) == ({"sft"} if only else {"sft", "dpo"})
     assert len(made) == 1
 
 
 def test_a_run_that_was_not_tuned_says_what_comes_first(ready, tmp_path, finished_run):
     run = shutil.copytree(finished_run, tmp_path / "mini")
-    shutil.rmtree(run / "checkpoints" / "dpo")
-    with pytest.raises(ValueError, match=r"no finished dpo in .*: run `jaxsafety tune` on it first"):
+    shutil.rmtree(run / "checkpoints" / "dpo.eta_M")
+    with pytest.raises(ValueError, match=r"no finished dpo.eta_M in .*: run `jaxsafety tune` on it first"):
         analyze.write(pipeline.prepare(ready.recipe, run))
 
 

@@ -29,8 +29,8 @@ MODELS = ["pretrained", *(f"{method}:{rate}" for method in ("sft", "dpo") for ra
 
 def mini_of(recipe):
     """The miniature study as models that were trained elsewhere: of their last step alone something is known."""
-    tune = replace(recipe.tune, chunk_steps=recipe.tune.steps, snapshots=0)
-    return replace(recipe, pretrain=replace(recipe.pretrain, chunk_steps=recipe.pretrain.steps), tune=tune)
+    models = {label: given | {"chunk_steps": given["steps"], "snapshots": 0} for label, given in recipe.models.items()}
+    return replace(recipe, models=models)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_record_says_which_files_they_come_from(made):
     folder, _ = made
     about = manifest_file.read_manifest(folder / "run")["imported"]
     assert len(set(about["sha256"].values())) == 2 * len(MODELS) == len(about["files"])
-    assert about["files"]["dpo:eta_S of seed 5"] == str(folder / "dpo_eta_S_5.npz")
+    assert about["files"]["dpo.eta_S of seed 5"] == str(folder / "dpo_eta_S_5.npz")
     rows = metrics_file.read_metrics(folder / "run")
     assert len(rows) == 2 * len(MODELS) and all(row["step"] == 6 and "loss" not in row for row in rows)
     assert all(0 <= row["safe/exact_match"] <= 1 for row in rows)
@@ -219,10 +219,10 @@ def refuse(main, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"sfft:eta_M": "x"}, "unknown method in --tuned 'sfft': expected one of sft, dpo; did you mean 'sft'?"),
-        ({"sft:eta_m": "x"}, "unknown learning rate in --tuned 'eta_m': expected one of eta_M, eta_S; did you mean"),
-        ({"sft": "x"}, "--tuned: got 'sft=x', expected METHOD:LR=FILE, such as sft:eta_M=sft.pkl"),
-        ({"sft:eta_M": ""}, "--tuned: got 'sft:eta_M=', expected METHOD:LR=FILE"),
+        ({"sfft:eta_M": "x"}, "unknown model in --tuned 'sfft:eta_M': expected one of sft:eta_M, sft:eta_S"),
+        ({"sft:eta_m": "x"}, "unknown model in --tuned 'sft:eta_m': expected one of sft:eta_M, sft:eta_S"),
+        ({"sft": "x"}, "unknown model in --tuned 'sft': expected one of sft:eta_M"),
+        ({"sft:eta_M": ""}, "--tuned: got 'sft:eta_M=', expected MODEL:POINT=FILE"),
         ({"pretrained": "one.npz"}, "one.npz is one file for the seeds [3, 5]: expected {seed} in its path"),
     ],
 )  # fmt: skip
@@ -233,32 +233,36 @@ def test_a_word_that_names_no_model_is_refused(refuse, folder, changed, message)
 def test_a_model_named_twice_or_not_at_all_is_refused(refuse, folder):
     assert "--tuned names sft:eta_M twice" in refuse(*words(folder), "--tuned", "sft:eta_M=x_{seed}")
     message = refuse(*words(folder, models=MODELS[:3]))
-    assert "no file for dpo:eta_M, dpo:eta_S: expected --tuned for every method and learning rate" in message
+    assert "no file for dpo:eta_M, dpo:eta_S: expected --tuned for every tuned model" in message
 
 
 def test_a_recipe_without_the_missing_models_takes_the_others(main, folder):
     given = words(folder, models=["pretrained", "sft:eta_M"])
-    fewer = ["--tune.learning_rates", "{eta_M: 1e-3}", "--tune.methods", "{sft: {method: sft}}"]
+    one = "{method: pretrain, steps: 6, chunk_steps: 6}"
+    fewer = [
+        "--models",
+        f"{{pretrained: {one}, sft: {{from: pretrained, method: sft, steps: 6, chunk_steps: 6, lr: {{eta_M: 1e-3}}}}}}",
+    ]
     assert main(*given, *fewer) == 0
     assert set(manifest_file.read_manifest(folder / "run")["imported"]["files"]) == {
-        f"{model} of seed {seed}" for model in ("pretrained", "sft:eta_M") for seed in (3, 5)
+        f"{model} of seed {seed}" for model in ("pretrained", "sft.eta_M") for seed in (3, 5)
     }
-    assert list(yaml_file.read(folder / "run" / "config.yaml").tune.methods) == ["sft"]
+    assert list(yaml_file.read(folder / "run" / "config.yaml").models) == ["pretrained", "sft"]
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["--tune.snapshots", "2"], "tune.snapshots: got 2, expected 0"),
-        (["--tune.chunk_steps", "2"], "tune.chunk_steps: got 2, expected tune.steps (6)"),
-        (["--pretrain.chunk_steps", "3"], "pretrain.chunk_steps: got 3, expected pretrain.steps (6)"),
+        (["--models.sft.snapshots", "2"], "models.sft.snapshots: got 2, expected 0"),
+        (["--models.dpo.chunk_steps", "2"], "models.dpo.chunk_steps: got 2, expected its steps (6)"),
+        (["--models.pretrained.chunk_steps", "3"], "models.pretrained.chunk_steps: got 3, expected its steps (6)"),
         (["--grid", "{model.width: [16, 32]}"], "import makes one run, and the recipe has a `grid:`"),
         (["--model.layers", "2"], "pretrained_3.npz: layers is 1, expected 2 by the recipe's model"),
         (["--model.width", "32"], "pretrained_3.npz: width is 16, expected 32 by the recipe's model"),
         (["--model.block", "pre_ln"], "pretrained_3.npz: block is paper, expected pre_ln by the recipe's model"),
         (["--model.positions", "rope"], "pretrained_3.npz: positions is sinusoidal, expected rope by the recipe's"),
         (["--world", "paper"], "pretrained_3.npz: its window is"),
-        (["--tune.stps", "2"], "unrecognized arguments: --tune.stps 2; did you mean 'tune.steps'?"),
+        (["--models.sft.stps", "2"], "models.sft has no field 'stps'; did you mean 'steps'?"),
     ],
 )
 def test_a_recipe_that_they_do_not_belong_to_is_refused(refuse, folder, override, message):
@@ -288,16 +292,14 @@ def test_a_file_that_is_not_the_recipes_model_is_refused(refuse, folder, tensors
     )
     file.write_bytes((folder / "dpo_eta_M_5.npz").read_bytes())
     message = refuse(*words(folder))
-    assert "sft:eta_S of seed 5 and dpo:eta_M of seed 5 are files of the same content: expected one for each" in message
+    assert "sft.eta_S of seed 5 and dpo.eta_M of seed 5 are files of the same content: expected one for each" in message
 
 
 def test_a_directory_that_holds_anything_else_is_refused(refuse, copied, tensors_of):
     folder = copied
-    assert "pretrain.learning_rate is 0.001 there and 0.5 here" in refuse(
-        *words(folder), "--pretrain.learning_rate", "0.5"
-    )
+    assert "models.pretrained.lr is 0.001 there and 0.5 here" in refuse(*words(folder), "--models.pretrained.lr", "0.5")
     save(folder / "sft_eta_M_3.npz", tensors_of(99))
-    assert "holds sft:eta_M of seed 3 imported from a file of other content" in refuse(*words(folder))
+    assert "holds sft.eta_M of seed 3 imported from a file of other content" in refuse(*words(folder))
     (folder / "other").mkdir()
     (folder / "other" / "notes.txt").write_text("mine")
     assert "is no run and not empty" in refuse(*words(folder)[:-1], folder / "other")
@@ -337,13 +339,13 @@ def test_all_models_know_the_tokens_that_the_smallest_knows(paper_world, recipe,
     run = replace(recipe, world="paper")
     base, tuned = (imported._params(Path(name), run, paper_world) for name in sizes)
     assert base["embed"].shape == (54, 16) and tuned["embed"].shape == (59, 16)
-    same = imported._same_tokens({(("pretrained", ""), 0): base, (("sft", "eta_M"), 0): tuned}, paper_world)
+    same = imported._same_tokens({("pretrained", 0): base, ("sft.eta_M", 0): tuned}, paper_world)
     for loaded, made in zip((base, tuned), same.values(), strict=True):
         np.testing.assert_array_equal(made["embed"], np.pad(loaded["embed"][:54], ((0, 5), (0, 0))))
         begins = made["unembed"][:, [paper_world.special["bos"]]]
         np.testing.assert_array_equal(made["unembed"][:, :54], loaded["unembed"][:, :54])
         np.testing.assert_array_equal(made["unembed"][:, 54:], np.repeat(begins, 5, axis=1))
-    alone = imported._same_tokens({(("sft", "eta_M"), 0): tuned}, paper_world)
+    alone = imported._same_tokens({("sft.eta_M", 0): tuned}, paper_world)
     jax.tree.map(np.testing.assert_array_equal, *alone.values(), tuned)
 
 

@@ -86,7 +86,7 @@ def attacked(mini_recipe, tiny_world, models, prompts):
     def run(name):
         node = AttackConfig(f"tests.study.test_judged:{name}")
         measure = partial(judged.attacked_measures, mini_recipe, tiny_world, node, places=(1,), point={})
-        found = jax.jit(measure)(refusing, (keys.root(0), prompts, base))
+        found = jax.jit(measure)((refusing, base), (keys.root(0), prompts))
         return {metric: np.asarray(values)[0] for (metric, _), values in found.items()}
 
     return run
@@ -120,7 +120,7 @@ def test_a_hook_changes_what_the_model_answers(mini_recipe, tiny_world, models, 
     says = jnp.zeros_like(base["unembed"]).at[:, refusal].set(_alternating(base["embed"].shape[1]))
     node = AttackConfig(f"tests.study.test_judged:{name}")
     measure = partial(judged.attacked_measures, mini_recipe, tiny_world, node, places=(1,), point={})
-    found = jax.jit(measure)(base | {"unembed": says}, (keys.root(0), prompts, base))
+    found = jax.jit(measure)((base | {"unembed": says}, base), (keys.root(0), prompts))
     assert found[("refused", "attacked")][0] == refused
 
 

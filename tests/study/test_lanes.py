@@ -4,18 +4,18 @@ import math
 import re
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import keys, world
-from jaxsafety.recipe.nodes import MethodConfig, node
-from jaxsafety.recipe.schema import OptimConfig
+from jaxsafety import keys, methods, world
+from jaxsafety.config import fields as fields_
+from jaxsafety.recipe.nodes import Data, OptimConfig
 from jaxsafety.study import lanes, view
 from jaxsafety.subjects import judge
-from jaxsafety.training import stepping
 from jaxsafety.types import HParams
 from tests.methods.bound import bound
 
@@ -29,7 +29,18 @@ class Drawn(Exception):
 
 @pytest.fixture
 def point():
-    return HParams(jnp.float32(1e-3), jnp.float32(0.5))
+    return point_of()
+
+
+def point_of(**options):
+    scalars = {name: jnp.float32(value) for name, value in options.items()}
+    return HParams(jnp.float32(1e-3), scalars, {"p_unsafe": jnp.float32(0.5)})
+
+
+def lane_of(recipe, stage, **training):
+    """A lane of a stage that is trained like the recipe's, but for some fields."""
+    first = next(lane for lane in recipe.lanes if lane.stage == stage)
+    return replace(first, training=replace(first.training, **training))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +56,9 @@ def params(init):
 @pytest.fixture(scope="module")
 def draw_pairs(mini_recipe, tiny_world):
     """A stream's first batch of pairs, by a program of its own: the draw takes most of the time that compiling does."""
-    draw = partial(world.tune_batch_at, tiny_world, batch_size=mini_recipe.tune.batch_size, p_unsafe=0.5, mix="prompt")
-    return jax.jit(lambda key: draw(key=key, step=0))
+    count = mini_recipe.tuned[0].training.batch_size
+    draw = partial(world.mixed_at, tiny_world, step=0, batch_size=count, p_unsafe=0.5, mix="prompt")
+    return jax.jit(lambda key: world.preferences(draw(key=key)))
 
 
 def bits(key):
@@ -61,32 +73,45 @@ def test_initial_parameters_come_from_the_init_stream(mini_recipe, tiny_world, k
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-@pytest.fixture
-def draws(monkeypatch):
-    """Replaces every draw by one that raises what it was asked for."""
+@pytest.mark.parametrize(("generation", "stage"), [(0, "pretrain"), (1, "tune"), (2, "tune"), (3, "tune")])
+def test_training_draws_from_the_stream_of_its_stage_and_generation(
+    mini_recipe, tiny_world, key, params, point, monkeypatch, generation, stage
+):
+    lane = lane_of(mini_recipe, stage)
+    for _ in range(generation - 1):
+        lane = replace(lane, parent=lane)
+    assert len(lane.ancestors) == generation
 
-    def fake(name):
-        def draw(*args, key, step, **kwargs):
-            raise Drawn(name, bits(key), step)
+    def draw(world, config, *, key, step, total_steps, batch_size):
+        raise Drawn(config, bits(key), total_steps, batch_size)
 
-        return draw
-
-    for name in ("pretrain_batch_at", "tune_batch_at", "batch_at"):
-        monkeypatch.setattr(world, name, fake(name))
-
-
-@pytest.mark.usefixtures("draws")
-@pytest.mark.parametrize("stage", ["pretrain", "tune"])
-def test_training_draws_from_the_stream_of_its_stage(mini_recipe, tiny_world, key, params, point, stage):
-    if stage == "pretrain":
-        chunk, per_seed = lanes.pretrain_chunk(mini_recipe, tiny_world), key
-        optimizer = lanes.optimizer(mini_recipe.pretrain, point)
-    else:
-        chunk = lanes.tune_chunk(mini_recipe, tiny_world, MethodConfig())
-        per_seed, optimizer = (key, params), lanes.optimizer(mini_recipe.tune, point)
+    monkeypatch.setattr(type(lane.training.data), "load", lambda self: SimpleNamespace(draw=draw))
+    chunk = lanes.train_chunk(mini_recipe, tiny_world, lane)
     with pytest.raises(Drawn) as drawn:
-        chunk(stepping.init_state(params, optimizer), per_seed, point, jnp.int32(2))
-    assert drawn.value.args[:2] == (f"{stage}_batch_at", bits(keys.stream(key, stage)))
+        chunk(lanes.init_state(lane.training, params, key=key, point=point), params, key, point, jnp.int32(2))
+    stream = keys.stream(key, stage)
+    expected = stream if generation < 2 else keys.named(stream, f"generation {generation}")
+    assert drawn.value.args[1:] == (bits(expected), 6, 4)
+    if stage == "tune":
+        assert drawn.value.args[0].p_unsafe is point.data["p_unsafe"]
+
+
+@pytest.mark.parametrize("prompts", [3, 5])
+def test_a_number_of_prompts_comes_in_turn(mini_recipe, tiny_world, key, prompts):
+    training = lane_of(mini_recipe, "tune", data=Data("explicit", prompts=prompts)).training
+    scalars = {"p_unsafe": jnp.float32(1.0), "prompts": jnp.float32(prompts)}
+    point = HParams(jnp.float32(1e-3), {}, scalars)
+    draw = jax.jit(lambda step: lanes.examples(tiny_world, training, point, key=key, step=step))
+    batches = [draw(step) for step in range(4)]
+    rows = np.concatenate([batch.chosen.tokens for batch in batches])
+    assert len({row.tobytes() for row in rows}) == prompts
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(row, rows[place % prompts])
+    assert all(batch.unsafe.all() for batch in batches)
+    # What complies is preferred, and refusing is not.
+    plain = jax.jit(lambda: world.mixed_at(tiny_world, key=key, step=2, batch_size=1, p_unsafe=1.0, mix="prompt"))()
+    for side, own in (("complied", batches[0].chosen), ("refused", batches[0].rejected)):
+        np.testing.assert_array_equal(own.targets[2], getattr(plain, side).targets[0])
 
 
 @pytest.mark.parametrize("name", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn"))])
@@ -94,12 +119,14 @@ def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
     mini_recipe, tiny_world, key, init, params, draw_pairs, name
 ):
     weights = {"weight_chosen": 0.3, "weight_rejected": 0.1, "reduction": "mean"} if name != "sft" else {}
-    made = node("tune.methods", "mine", {"method": name, **weights})
-    point = HParams(jnp.float32(1e-3), jnp.float32(0.5), {"weight_chosen": jnp.float32(0.7)} if weights else {})
+    options = methods.load(name).Config(**weights)
+    lane = lane_of(mini_recipe, "tune", method=name, options=options)
+    scalars = {field: getattr(options, field) for field in fields_.traced_names(options)}
+    point = point_of(**scalars | ({"weight_chosen": 0.7} if weights else {}))
     reference = init(keys.root(9))
-    state = lanes.init_tuned(mini_recipe, made, params, key=key, point=point)
-    chunk = jax.jit(lanes.tune_chunk(mini_recipe, tiny_world, made))
-    _, metrics = chunk(state, (key, reference), point, jnp.int32(1))
+    state = lanes.init_state(lane.training, params, key=key, point=point)
+    chunk = jax.jit(lanes.train_chunk(mini_recipe, tiny_world, lane))
+    _, metrics = chunk(state, reference, key, point, jnp.int32(1))
     options = weights | ({"weight_chosen": 0.7} if weights else {})
     options |= {"ascent_bound": 10.0} if name == "unlearn" else {}
     loss = bound(
@@ -124,14 +151,12 @@ def traced(half_recipe, mini_recipe, tiny_world, params):
     @cache
     def trace(name, *, algorithm, dtype):
         recipe, key = {"bfloat16": half_recipe, "float32": mini_recipe}[dtype], keys.root(0)
-        recipe = replace(recipe, pretrain=replace(recipe.pretrain, optim=OptimConfig(algorithm=algorithm)))
-        point = HParams(jnp.float32(1e-3), jnp.float32(0.5))
-        stage = recipe.pretrain if name == "pretrain" else recipe.tune
-        state = stepping.init_state(params, lanes.optimizer(stage, point))
-        if name == "pretrain":
-            return jax.jit(lanes.pretrain_chunk(recipe, tiny_world)).trace(state, key, point, jnp.int32(2))
-        chunk = lanes.tune_chunk(recipe, tiny_world, MethodConfig(name))
-        return jax.jit(chunk).trace(state, (key, params), point, jnp.int32(2))
+        stage, optim = "pretrain" if name == "pretrain" else "tune", OptimConfig(algorithm=algorithm)
+        options = methods.load(name).Config()
+        lane = lane_of(recipe, stage, method=name, options=options, optim=optim)
+        point = point_of(**{field: getattr(options, field) for field in fields_.traced_names(options)})
+        state = lanes.init_state(lane.training, params, key=key, point=point)
+        return jax.jit(lanes.train_chunk(recipe, tiny_world, lane)).trace(state, params, key, point, jnp.int32(2))
 
     return trace
 

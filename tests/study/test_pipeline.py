@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from jaxsafety.report import study_report
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
 from jaxsafety.study import evaluate, pipeline
+from tests.disturbed import die_before_saving
 
-LEGS = ("pretrained", "sft", "dpo")
+LEGS = ("pretrained", "sft.eta_M", "sft.eta_S", "dpo.eta_M", "dpo.eta_S")
 
 
 @pytest.fixture
@@ -43,10 +45,13 @@ def test_a_run_leaves_what_it_should(finished_run, mini_recipe):
     names = {path.name for path in finished_run.iterdir()}
     assert names >= {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "results", "report.html"}
     assert {path.name for path in (finished_run / "checkpoints").iterdir()} == set(LEGS)
-    assert all(checkpoint.latest(finished_run / "checkpoints" / leg) == 6 for leg in LEGS)
+    # Of a finished model its parameters are kept, and nothing to go on from.
+    assert all(checkpoint.steps(finished_run / "checkpoints" / leg) == [6] for leg in LEGS)
+    assert {name.split("/")[0] for name in digests(finished_run, "dpo.eta_M", 6)} == {"params", "finite"}
     manifest = manifest_file.read_manifest(finished_run)
     stages = ("pretrain", "tune", "evaluate", "analyze")
-    assert set(manifest) == set(stages)
+    assert set(manifest) == {*stages, "models", "failed"} and manifest["failed"] is None
+    assert manifest["models"]["dpo"] == {"dpo.eta_M": 6, "dpo.eta_S": 6}
     assert all({"seconds", "strategy", "revision", "devices"} <= set(manifest[stage]) for stage in stages)
     rows = metrics_file.read_metrics(finished_run)
     # 3 chunks of: 2 seeds of pretraining, and 2 methods x 2 learning rates x 2 seeds.
@@ -57,14 +62,13 @@ def test_a_run_leaves_what_it_should(finished_run, mini_recipe):
 
 def test_methods_and_rates_train_different_models_from_the_same_one(finished_run, mini_recipe):
     ready = prepare(mini_recipe, finished_run)
-    base, states = pipeline.pretrained(ready).params, pipeline.tuned(ready)
-    embeds = [np.asarray(state.params["embed"])[h, s] for state in states.values() for h in (0, 1) for s in (0, 1)]
-    assert len({embed.tobytes() for embed in embeds}) == len(embeds)
+    models = jax.device_get(pipeline.load(ready, mini_recipe.lanes).params["embed"])
+    base, tuned = models[0], models[1:]
+    assert len({embed.tobytes() for lane in tuned for embed in lane}) == 2 * len(tuned) == 8
     # At the small rate a few steps move little: every lane started from its own seed's pretrained model.
     for s in (0, 1):
-        start = np.asarray(base["embed"])[0, s]
-        assert all(np.abs(np.asarray(state.params["embed"])[1, s] - start).max() < 0.01 for state in states.values())
-        assert np.abs(start - np.asarray(base["embed"])[0, 1 - s]).max() > 0.01
+        assert all(np.abs(lane[s] - base[s]).max() < 0.01 for lane in tuned[1::2])
+        assert np.abs(base[s] - base[1 - s]).max() > 0.01
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -85,32 +89,22 @@ def test_a_verb_takes_the_directory_of_a_run(main, run, verb, monkeypatch):
     assert not (run.parent / "runs").exists()
 
 
-def killed_while_tuning(run, leg, after):
-    """Makes a finished run look as if it had been killed in the chunk of ``leg`` after step ``after``."""
-    later = LEGS[LEGS.index(leg) + 1 :]
-    shutil.rmtree(run / "results")
-    (run / "report.html").unlink()
-    for name in later:
-        shutil.rmtree(run / "checkpoints" / name)
-    for step in checkpoint.steps(run / "checkpoints" / leg):
-        if step > after:
-            shutil.rmtree(run / "checkpoints" / leg / f"{step:08d}")
-    # The last chunk's rows may have been written, the last of them in part.
-    lines = [
-        line for line in (run / "metrics.jsonl").read_text().splitlines() if json.loads(line)["method"] not in later
-    ]
-    (run / "metrics.jsonl").write_text("\n".join(lines)[:-20])
-
-
 def read_results(directory, name):
     """The table without the revision, which may change while these tests are worked on."""
     return results.read_results([directory / "results" / f"{name}.parquet"]).drop("revision")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leg", ["pretrained", "dpo"])
-def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main, finished_run, run, mini_yaml, leg):
-    killed_while_tuning(run, leg, after=4)
+@pytest.mark.parametrize("label", ["pretrained", "dpo"])
+def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(
+    main, finished_run, tmp_path, mini_yaml, label
+):
+    run = tmp_path / "mini"
+    # Between the saves of two lanes that train together.
+    last = next(leg for leg in reversed(LEGS) if leg.startswith(label))
+    die_before_saving(lambda: main("run", mini_yaml, "--out", run), last, 6)
+    assert checkpoint.latest(run / "checkpoints" / last) == 4
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:-20])
     assert main("run", mini_yaml, "--out", run) == 0
     assert (run / "metrics.jsonl").read_bytes() == (finished_run / "metrics.jsonl").read_bytes()
     assert [digests(run, name, 6) for name in LEGS] == [digests(finished_run, name, 6) for name in LEGS]
@@ -124,8 +118,10 @@ def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(main,
 def test_a_lane_of_the_grid_is_the_single_run_of_its_seed(finished_run, mini_recipe, tmp_path):
     """The same pipeline with one seed and no sharding: its own initialisation, data and prompts."""
     single = prepare(replace(mini_recipe, seeds=(5,), strategy="map"), tmp_path)
-    alone, grid = pipeline.pretrain(single), pipeline.pretrained(prepare(mini_recipe, finished_run))
-    second = jax.tree.map(lambda leaf: leaf[:, 1:], grid)
+    pipeline.train(single, "pretrain")
+    root = mini_recipe.lanes[:1]
+    alone, both = (pipeline.load(ready, root) for ready in (single, prepare(mini_recipe, finished_run)))
+    second = jax.tree.map(lambda leaf: leaf[:, 1:], both)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone), jax.device_get(second))
     rows = [row for row in metrics_file.read_metrics(finished_run) if row["stage"] == "pretrain" and row["seed"] == 5]
     assert metrics_file.read_metrics(tmp_path) == rows
@@ -136,11 +132,11 @@ def test_a_lane_of_the_grid_is_the_single_run_of_its_seed(finished_run, mini_rec
     [
         (
             "checkpoints/pretrained",
-            pipeline.tune,
-            "no finished pretraining in .*: run `jaxsafety pretrain` on it first",
+            partial(pipeline.train, stage="tune"),
+            "no finished pretrained in .*: run `jaxsafety pretrain` on it first",
         ),
-        ("checkpoints/pretrained", evaluate.write, "no finished pretraining in .*: run `jaxsafety pretrain`"),
-        ("checkpoints/dpo", evaluate.write, "no finished dpo in .*: run `jaxsafety tune` on it first"),
+        ("checkpoints/pretrained", evaluate.write, "no finished pretrained in .*: run `jaxsafety pretrain`"),
+        ("checkpoints/dpo.eta_S", evaluate.write, "no finished dpo.eta_S in .*: run `jaxsafety tune` on it first"),
     ],
 )
 def test_a_stage_before_its_turn_says_which_comes_first(run, mini_recipe, missing, stage, message):
@@ -157,14 +153,12 @@ def test_a_report_before_the_evaluation_says_so(run):
         study_report.write(run)
 
 
-def test_a_damaged_checkpoint_is_named_with_the_good_one_before_it(run, mini_recipe):
+def test_a_damaged_checkpoint_is_named_with_what_to_do(run, mini_recipe):
     damaged = run / "checkpoints" / "pretrained" / "00000006"
     file = max((path for path in damaged.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(
-        ValueError, match=r"00000006 is damaged .*: remove it to continue from step 4 .*which is intact"
-    ):
-        pipeline.pretrained(prepare(mini_recipe, run))
+    with pytest.raises(ValueError, match=r"00000006 is damaged .*: remove .* to train pretrained again from the start"):
+        pipeline.load(prepare(mini_recipe, run), mini_recipe.lanes[:1])
 
 
 def test_the_report_is_one_self_contained_page(finished_run):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, world
+from jaxsafety.config.fields import at_point
+from jaxsafety.pools import safety, text
 from jaxsafety.types import Batch
-from jaxsafety.world import Mixture
 from tests.oracles import plain_outputs, plain_sequence
 
 # Shares from 2 000 draws: five standard errors of a coin are 0.056.
@@ -29,11 +30,11 @@ def bits(key):
 def pure(mode, **changed):
     """A mixture of one sample type."""
     shares = tuple(float(i == mode) for i in range(4))
-    return Mixture(start=shares, end=shares, **{"exception_probability": 0.0, **changed})
+    return text.Config(start=shares, end=shares, **{"exception_probability": 0.0, **changed})
 
 
 @dataclass(frozen=True)
-class Traced(Mixture):
+class Traced(text.Config):
     """A mixture whose shares are arguments of a program, so that one program draws every sample type."""
 
     def __post_init__(self):
@@ -49,7 +50,7 @@ def samples(tiny_world):
     @partial(jax.jit, static_argnames=("scored", "exception_probability"))
     def draw(key, shares, **fixed):
         mixture = Traced(start=shares, end=shares, **fixed)
-        return world.pretrain_batch_at(tiny_world, mixture, key=key, step=3, total_steps=10, batch_size=SAMPLES)
+        return text.draw(tiny_world, mixture, key=key, step=3, total_steps=10, batch_size=SAMPLES)
 
     def run(mixture):
         fixed = {name: getattr(mixture, name) for name in ("scored", "exception_probability")}
@@ -145,8 +146,8 @@ def test_a_sample_type_treats_exceptions_like_any_sample(tiny_world, samples, mo
 @pytest.fixture(scope="module")
 def scheduled(tiny_world):
     """Batches along a run of 100 steps under the default mixture, with many exception tokens."""
-    mixture = Mixture(exception_probability=0.3)
-    draw = partial(world.pretrain_batch_at, tiny_world, mixture, total_steps=100, batch_size=DRAWS)
+    mixture = text.Config(exception_probability=0.3)
+    draw = partial(text.draw, tiny_world, mixture, total_steps=100, batch_size=DRAWS)
     jitted = jax.jit(lambda key, step: draw(key=key, step=step))
     return lambda step: jax.device_get(jitted(keys.root(1), step))
 
@@ -219,8 +220,9 @@ def draw_tune(tiny_world):
 
     @jax.jit
     def draw(key, step, p):
-        fixed = partial(world.tune_batch_at, tiny_world, key=key, step=step, batch_size=64, p_unsafe=p)
-        return {mix: fixed(mix=mix) for mix in ("prompt", "batch")}
+        fixed = {"key": key, "step": step, "batch_size": 64, "total_steps": 10}
+        configs = {mix: at_point(safety.Config(mix=mix), {"p_unsafe": p}) for mix in ("prompt", "batch")}
+        return {mix: safety.draw(tiny_world, config, **fixed) for mix, config in configs.items()}
 
     return lambda *given: jax.device_get(draw(*given))
 
@@ -263,14 +265,14 @@ def test_preferences_swap_the_answers_of_unsafe_prompts(draw_safe, key):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start": (0.5, 0.5, 0.0)}, "mixture start must be four probabilities that sum to 1"),
-        ({"end": (0.5, 0.5, 0.5, -0.5)}, "mixture end must be four probabilities"),
-        ({"end": (0.5, 0.2, 0.2, 0.2)}, "mixture end must be four probabilities"),
-        ({"ramp_start": 0.5, "ramp_end": 0.5}, "mixture ramp must satisfy 0 <= start < end <= 1"),
-        ({"exception_probability": 1.5}, r"exception_probability must be in \[0, 1\], got 1.5"),
+        ({"start": (0.5, 0.5, 0.0)}, "start must be four probabilities that sum to 1"),
+        ({"end": (0.5, 0.5, 0.5, -0.5)}, "end must be four probabilities"),
+        ({"end": (0.5, 0.2, 0.2, 0.2)}, "end must be four probabilities"),
+        ({"ramp_start": 0.5, "ramp_end": 0.5}, "the ramp must satisfy 0 <= ramp_start < ramp_end <= 1"),
+        ({"exception_probability": 1.5}, "exception_probability must be >= 0 and <= 1 and finite, got 1.5"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_impossible_mixtures_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Mixture(**changes)
+        text.Config(**changes)

@@ -67,6 +67,11 @@ class TuningConfig:
             raise ValueError(f"accumulate: got {self.accumulate}, expected a divisor of batch_size {self.batch_size}")
         if self.accumulate > 1 and not self.needs.divisible:
             raise ValueError(f"accumulate: got {self.accumulate}, expected 1: {self.method} takes no batch in parts")
+        if self.load().examples != "preferences":
+            raise ValueError(
+                f"method: got {self.method}, which learns from {self.load().examples}, expected one that learns from "
+                "preferences, which the examples of a checkpoint are"
+            )
         if self.load().data is not None and self.load().reference is not None:
             raise ValueError(
                 f"{self.method} asks a reference about examples that it transforms at every step: expected a method "

@@ -108,7 +108,7 @@ def _train(
     config: TuningConfig,
 ) -> TrainState:
     label, done, saved = f"tune {config.method}", int(state.step), time.monotonic()
-    metrics_file.truncate_metrics(directory, stage="tune", method=config.method, after_step=done)
+    metrics_file.truncate_metrics(directory, of=[{"stage": "tune", "method": config.method}], after_step=done)
     with progress.track(config.steps, label=label, start=done) as update:
         while done < config.steps:
             steps = min(config.chunk_steps, config.steps - done)

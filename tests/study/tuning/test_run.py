@@ -221,6 +221,7 @@ def test_the_command_says_what_it_needs_and_then_tunes(command, tmp_path, capsys
         (("--method", "sft", "--accumulate", "3"), "accumulate: got 3, expected a divisor of batch_size 8"),
         (("--method", "sft", "--batch_size", "9"), "expected at most the 8 examples"),
         (("--method", "sft", "--lora_targets", "q,w"), "lora_targets"),
+        (("--method", "pretrain"), "method: got pretrain, which learns from text, expected one that learns from pref"),
         (("--method", "sft", "--dtype", "float16"), "dtype"),
         (("--method", "sft", "--chunk_steps", "0"), "chunk_steps must be >= 1 and finite, got 0"),
         (("--method", "sft", "--epochs", "0"), "epochs must be > 0"),

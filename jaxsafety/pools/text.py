@@ -1,0 +1,133 @@
+"""Text of the full grammar under any operators, with its answers: what a model is pretrained on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsafety.config.fields import check, static
+from jaxsafety.keys import at_step
+from jaxsafety.types import Batch, Key, Pool
+from jaxsafety.world import conditions, layout
+from jaxsafety.world.grammar import sample_window
+from jaxsafety.world.layout import Prompt
+from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
+
+# What is shown and scored in a pretraining sample (the paper's clm 1..4).
+TEXT_ONLY, WHOLE, FIRST_BLOCK, SECOND_BLOCK = range(4)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What samples show and score, and the schedule of that.
+
+    Attributes:
+        start, end: probabilities of text only, the whole sequence, the first composition only, the second only; at the
+            start and from ``ramp_end`` on, linear between.
+        ramp_start, ramp_end: fractions of the run between which the probabilities move.
+        scored: ``all`` targets that the sample type scores, or only the ``answers`` (blocks and end of sequence).
+        exception_probability: share of samples in which an exception token replaces an operator.
+
+    Fidelity: the paper's values (README of its code) are the defaults.
+    """
+
+    start: tuple[float, ...] = (0.5, 0.1, 0.2, 0.2)
+    end: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    ramp_start: float = 0.1
+    ramp_end: float = 1.0
+    scored: Literal["all", "answers"] = "all"
+    exception_probability: float = static(0.01, at_least=0, at_most=1)
+
+    def __post_init__(self):
+        check(self)
+        for name in ("start", "end"):
+            shares = getattr(self, name)
+            # Written so that a nan fails.
+            if len(shares) != 4 or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
+                raise ValueError(f"{name} must be four probabilities that sum to 1, got {shares}")
+        if not 0 <= self.ramp_start < self.ramp_end <= 1:
+            raise ValueError(
+                f"the ramp must satisfy 0 <= ramp_start < ramp_end <= 1, got {self.ramp_start}, {self.ramp_end}"
+            )
+
+
+def draw(
+    world: World, config: Config, *, key: Key, step: int | Int[Array, ""], total_steps: int, batch_size: int
+) -> Batch:
+    """Draws a pretraining batch: text of the full grammar under any operators, shown and scored in one of four ways.
+
+    ``key`` is the stream's, ``step`` the position in it from 0, and the schedule a fraction of ``total_steps``.
+    """
+    progress = (jnp.float32(step) / total_steps - config.ramp_start) / (config.ramp_end - config.ramp_start)
+    ramp = jnp.clip(progress, 0.0, 1.0)
+    shares = (1 - ramp) * jnp.asarray(config.start) + ramp * jnp.asarray(config.end)
+
+    def one(key: Key) -> Batch:
+        return _sample(world, config, shares, key=key)
+
+    return jax.vmap(one)(jax.random.split(at_step(key, step), batch_size))
+
+
+def _prompt(world: World, *, key: Key) -> Prompt:
+    which, text, tasks, anchor, anchored = jax.random.split(key, 5)
+    spec = world.spec
+    pcfg = jax.random.randint(which, (), 0, len(spec.policies))
+    letters, length = sample_window(
+        world.grammars["full"], pcfg, key=text, min_window=spec.min_text, max_window=spec.max_text, trim=PRETRAIN_TRIM
+    )
+    drawn = jax.random.randint(tasks, (layout.N_TASKS,), 0, len(spec.task_tokens))
+    identity = spec.operators[0]
+    same = [world.ids[identity]] + [world.ids[token] for token, base in spec.duplicates if base == identity]
+    anchor_id = jnp.asarray(same, jnp.int32)[jax.random.randint(anchor, (), 0, len(same))]
+    return Prompt(
+        pcfg=pcfg, tasks=conditions.anchored_tasks(drawn, anchor_id, key=anchored), letters=letters, length=length
+    )
+
+
+def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Key) -> Batch:
+    draw, mode_key, exception_key = jax.random.split(key, 3)
+    prompt = _prompt(world, key=draw)
+    prompt, block1, block2 = _with_exception(world, prompt, probability=config.exception_probability, key=exception_key)
+    tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
+    mode = jax.random.categorical(mode_key, jnp.log(shares))
+    shown, scored = _visibility(code, mode)
+    if config.scored == "answers":
+        scored &= code >= layout.BLOCK1
+    return layout.shift(world, jnp.where(shown, tokens, world.special["pad"]), scored)
+
+
+def _with_exception(
+    world: World, prompt: Prompt, *, probability: float, key: Key
+) -> tuple[Prompt, Int[Array, " w"], Int[Array, " w"]]:
+    """Returns the prompt and its answer blocks' ids, with an exception token in one task slot now and then.
+
+    An exception token answers with one letter throughout (the first letter for ex1, the second for ex2): in slots 1-2
+    block 1 is constant and block 2 empty, in slots 3-4 only block 2 is constant.
+    """
+    use, which, place = jax.random.split(key, 3)
+    first, second = (layout.letter_ids(world, letters) for letters in layout.outputs(world, prompt))
+    kind = jax.random.randint(which, (), 0, len(EXCEPTIONS))
+    slot = jax.random.randint(place, (), 0, layout.N_TASKS)
+    constants = jnp.stack([layout.constant_block(world, prompt, letter) for letter in world.spec.letters[:2]])
+    empty = layout.constant_block(world, prompt, "pad")
+    used, early = jax.random.bernoulli(use, probability), slot < 2
+    token = jnp.asarray([world.ids[name] for name in EXCEPTIONS], jnp.int32)[kind]
+    tasks = jnp.where(used & (jnp.arange(layout.N_TASKS) == slot), token, prompt.tasks)
+    block1 = jnp.where(used & early, constants[kind], first)
+    block2 = jnp.where(used, jnp.where(early, empty, constants[kind]), second)
+    return prompt.replace(tasks=tasks), block1, block2
+
+
+def _visibility(code: Int[Array, " n"], mode: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, " n"]]:
+    """Returns which positions are shown (the rest are pads) and which are scored as targets, by sample type."""
+    text = (code == layout.SOT) | (code == layout.TEXT) | (code == layout.EOT)
+    first, second = layout.block_mask(code, 0), layout.block_mask(code, 1) | (code == layout.EOS)
+    bos, everything = code == layout.BOS, code != layout.PAD
+    shown = jnp.stack([bos | text, everything, everything & ~second, everything & (~text | (code == layout.SOT))])
+    scored = jnp.stack([text, text | first | second, text | first, (code == layout.SOT) | second])
+    return shown[mode], scored[mode]
+
+
+POOL = Pool(Config, draw, examples="text")

@@ -1,0 +1,155 @@
+"""The models of a recipe: lanes of every combination, ancestors, what trains together, bad graphs in a sentence."""
+
+import pytest
+
+from jaxsafety.recipe import graph
+
+PRETRAINED = {"method": "pretrain", "data": {"pool": "text"}}
+
+
+def expand(**models):
+    return graph.expand({"pretrained": PRETRAINED, **models})
+
+
+def by_name(lanes):
+    return {lane.name: lane for lane in lanes}
+
+
+def sft(*parents, **fields):
+    return {"from": parents[0] if len(parents) == 1 else list(parents), "method": "sft", **fields}
+
+
+def test_every_combination_of_values_and_parents_is_a_lane():
+    lanes = expand(
+        explicit=sft("sft", "dpo", data={"pool": "explicit", "prompts": [10, 100]}, steps=40, lr=[1e-4, 3e-4]),
+        sft=sft("pretrained", lr={"eta_M": 2e-3, "eta_S": "2e-4"}),
+        dpo={"from": "pretrained", "method": "dpo", "weight_chosen": [0.1, 1]},
+    )
+    assert [lane.name for lane in lanes[:5]] == [
+        "pretrained", "sft.eta_M", "sft.eta_S", "dpo.weight_chosen=0.1", "dpo.weight_chosen=1.0",
+    ]  # fmt: skip
+    assert len(lanes) == 5 + 4 * 2 * 2
+    found = by_name(lanes)
+    one = found["explicit.from=sft.eta_S.lr=0.0003.prompts=100"]
+    assert one.parent is found["sft.eta_S"] and one.root is found["pretrained"]
+    assert (one.training.data.prompts, one.training.lr, one.training.steps) == (100, 3e-4, 40)
+    assert found["sft.eta_S"].training.lr == 2e-4
+    assert found["dpo.weight_chosen=1.0"].training.options.weight_chosen == 1.0
+    assert [lane.name for lane in one.ancestors] == ["sft.eta_S", "pretrained"]
+
+
+def test_a_lane_has_one_name_however_its_model_is_written():
+    written = {"lr": ["1e-3", 1e-4], "steps": [10, 20], "data": {"p_unsafe": [0.5, 1], "pool": "safety"}}
+    names = {
+        tuple(
+            lane.name
+            for lane in expand(a={name: ({"from": "pretrained", "method": "sft"} | written)[name] for name in order})
+        )
+        for order in (("from", "method", *written), (*reversed(list(written)), "method", "from"))
+    }
+    assert len(names) == 1 and "a.steps=10.lr=0.001.p_unsafe=1.0" in next(iter(names))
+
+
+def test_a_single_value_or_parent_has_no_name():
+    assert [lane.name for lane in expand(a=sft("pretrained", lr=1e-3), b=sft("a"))] == ["pretrained", "a", "b"]
+
+
+def test_values_of_sections_and_static_fields_are_lanes_too():
+    lanes = expand(a=sft("pretrained", steps=[10, 20], optim={"warmup": [0.1, 0.2]}, data={"mix": ["prompt", "batch"]}))
+    assert len(lanes) == 9
+    last = lanes[-1]
+    assert last.point == "steps=20.mix=batch.warmup=0.2"
+    assert (last.training.steps, last.training.optim.warmup, last.training.data.options.mix) == (20, 0.2, "batch")
+
+
+def test_references_are_ancestors():
+    dpo = {"from": "defended", "method": "dpo"}
+    lanes = by_name(
+        expand(
+            defended=sft("pretrained"),
+            near=dpo,
+            far=dpo | {"reference": "root"},
+            named=dpo | {"reference": "pretrained"},
+            deep={"from": "near", "method": "dpo", "reference": "defended"},
+        )
+    )
+    assert lanes["near"].reference is lanes["defended"]
+    assert lanes["far"].reference is lanes["named"].reference is lanes["pretrained"]
+    assert lanes["deep"].reference is lanes["defended"]
+    assert lanes["defended"].reference is None
+
+
+def test_lanes_alike_in_all_but_traced_scalars_train_as_one_program():
+    dpo = {"from": "pretrained", "method": "dpo"}
+    lanes = expand(
+        a=dpo | {"weight_chosen": [0.1, 0.2], "lr": [1e-3, 1e-4]},
+        b=dpo | {"data": {"p_unsafe": [0.2, 0.8]}},
+        c=dpo | {"reduction": "mean"},
+        d=sft("pretrained"),
+        e=sft("pretrained", steps=100),
+        f=sft("a", "d", data={"pool": "explicit", "prompts": [5, 10]}),
+        g=sft("d", data={"pool": "explicit"}),
+    )
+    named = [[lane.label for lane in group] for group in graph.groups(lanes)]
+    assert named == [["pretrained"], [*"aaaa", *"bb"], ["c"], ["d"], ["e"], ["f"] * 10, ["g"]]
+
+
+def test_twins_differ_in_nothing_but_their_method():
+    rates = {"lr": {"eta_M": 1e-3, "eta_S": 1e-4}}
+    lanes = by_name(expand(a=sft("pretrained", **rates), b=sft("pretrained", **rates), c=sft("a", **rates)))
+    assert graph.twins(lanes["a.eta_M"], lanes["b.eta_M"])
+    assert not graph.twins(lanes["a.eta_M"], lanes["b.eta_S"])
+    assert not graph.twins(lanes["a.eta_M"], lanes["a.eta_M"])
+    assert not graph.twins(lanes["b.eta_M"], lanes["c.from=a.eta_M.eta_M"])
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({}, "models must name at least one model, got none"),
+        ({"a/b": PRETRAINED}, "the name of a model must be at most 64 letters, digits and any of _ + -, got 'a/b'"),
+        ({"a.b": PRETRAINED}, "the name of a model must be at most 64 letters, digits and any of _ + -, got 'a.b'"),
+        ({"root": PRETRAINED}, "'root' is the name of another model already: choose another"),
+        ({"a": sft("b"), "b": sft("c"), "c": sft("a")}, "models wait for each other: a <- b <- c <- a"),
+        ({"a": sft("a")}, "models wait for each other: a <- a"),
+        ({"p": PRETRAINED, "a": sft("q")}, "unknown model in models.a.from 'q': expected one of p, a"),
+        ({"p": PRETRAINED, "a": sft("p", "p")}, "models.a.from must name distinct models, got ['p', 'p']"),
+        ({"p": PRETRAINED, "a": {"from": []}}, "models.a.from must name at least one model, got none"),
+        ({"p": PRETRAINED, "a": {"from": 3}}, "models.a.from must be the name of a model, or a list of names, got 3"),
+        ({"a": {"method": "dpo"}}, "models.a has no `from`, and method 'dpo' asks the model that training begins with"),
+        (
+            {"p": PRETRAINED, "a": sft("p", reference="b"), "b": sft("p")},
+            "unknown ancestor of a 'b': expected one of p, parent, root",
+        ),
+        ({"p": PRETRAINED | {"reference": "root"}}, "models.p.reference is 'root', and it has no `from`"),
+        ({"p": PRETRAINED | {"lr": []}}, "models.p.lr must have at least one value, got none"),
+        ({"p": PRETRAINED | {"lr": [1e-3, 1e-3]}}, "models.p.lr must have distinct values, got [0.001, 0.001]"),
+        ({"p": PRETRAINED | {"lr": {"a/b": 1}}}, "models.p.lr: a value's name must be letters, digits and any of _ ."),
+        ({"p": PRETRAINED | {"steps": list(range(1, 5000))}}, "models.p must have at most 4096 lanes: give it fewer"),
+        (
+            {"p": PRETRAINED | {"lr": [i + 1 for i in range(60)]}, "a": sft("p", steps=list(range(1, 80)))},
+            "models.a must have at most 4096 lanes",
+        ),
+        (
+            {"p": PRETRAINED} | {f"m{i}": sft("p", steps=list(range(1, 3000))) for i in range(2)},
+            "models must have at most 4096 lanes in all, got 5999 up to m1: give it fewer values, or split the recipe",
+        ),
+        (
+            {"p": PRETRAINED | {"lr": {"x" * 60: 1, "y": 2}, "steps": {"x" * 60: 1, "y": 2},
+                                "batch_size": {"x" * 60: 1, "y": 2}, "chunk_steps": {"x" * 60: 1, "y": 2}}},
+            "a lane is a directory named after its values, of at most 200 letters, got 245",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_graph_is_one_sentence(models, message):
+    with pytest.raises(ValueError) as caught:
+        graph.expand(models)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_default_study_is_the_papers():
+    lanes = graph.expand(graph.default_models())
+    assert [lane.name for lane in lanes] == [
+        "pretrained", *(f"{method}.{rate}" for method in ("sft", "dpo", "unlearn") for rate in ("eta_M", "eta_S"))
+    ]  # fmt: skip
+    assert {lane.training.role for lane in lanes[1:]} == {"defence"}

@@ -1,0 +1,132 @@
+"""A graph of several generations: what each begins with, what compiles once, and values as lanes of one run."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
+from jaxsafety.study import lanes, pipeline
+
+# Two programs of other sizes may sum in another order.
+RTOL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def recipe(mini_recipe):
+    """Pretrained, two defences at two rates, and an attack on all four with two numbers of prompts."""
+    models = {label: dict(given, steps=2, snapshots=0) for label, given in mini_recipe.models.items()}
+    tuned = {"steps": 2, "chunk_steps": 2, "batch_size": 4, "snapshots": 0}
+    models["attacked"] = tuned | {
+        "from": ["sft", "dpo"], "method": "sft", "lr": 1e-3, "role": "attack",
+        "data": {"pool": "explicit", "prompts": [2, 3]},
+    }  # fmt: skip
+    models["again"] = tuned | {"from": "attacked", "method": "dpo", "reference": "root"}
+    mine = {"sensitivity", "gradients", "refusal_depth", "input_space"}
+    return replace(
+        mini_recipe, models=models, strategy="map", edits={}, attacks={"prefill": {"depth": [0], "on": ["attacked"]}},
+        analyses={label: node for label, node in mini_recipe.analyses.items() if label not in mine}
+        | {"clusters": {"on": ["sft", "attacked"]}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def traces():
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(recipe, traces, tmp_path_factory):
+    """The graph after training, with a count of what was traced for it."""
+    ready, build = pipeline.prepare(recipe, tmp_path_factory.mktemp("graph") / "run"), lanes.train_chunk
+
+    def counted(recipe, world, lane):
+        chunk = build(recipe, world, lane)
+
+        def traced(*arguments):
+            traces.append(lane.label)
+            return chunk(*arguments)
+
+        return traced
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "train_chunk", counted)
+        ready.directory.mkdir()
+        for stage in ("pretrain", "tune"):
+            pipeline.train(ready, stage)
+    return ready
+
+
+def test_every_generation_begins_with_its_parents(run, recipe):
+    assert len(recipe.lanes) == 1 + 2 + 2 + 8 + 8
+    assert all(checkpoint.steps(run.leg(lane).checkpoints) == [2] for lane in recipe.lanes)
+    params = dict(
+        zip(
+            [lane.name for lane in recipe.lanes],
+            np.asarray(pipeline.load(run, recipe.lanes).params["embed"]),
+            strict=True,
+        )
+    )
+    for lane in recipe.tuned:
+        moved = {other.name: np.abs(params[lane.name] - params[other.name]).max() for other in lane.ancestors}
+        # Two steps at most a thousandth each.
+        assert 0 < moved[lane.parent.name] < 0.01 and min(moved.values()) == moved[lane.parent.name]
+
+
+def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(traces, run):
+    assert traces == ["pretrained", "sft", "dpo", "attacked", "again"]
+    rows = metrics_file.read_metrics(run.directory)
+    assert len({(row["method"], row["lr_name"]) for row in rows}) == 21
+
+
+def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
+    build, traced = lanes.train_chunk, []
+
+    def counted(recipe, world, lane):
+        chunk = build(recipe, world, lane)
+        return lambda *arguments: (traced.append(lane.label), chunk(*arguments))[1]
+
+    monkeypatch.setattr(lanes, "train_chunk", counted)
+    tuned = recipe.models["sft"]
+    ten = {f"m{i}": tuned | {"lr": 1e-4 * (i + 1), "data": {"p_unsafe": i / 10}} for i in range(10)}
+    ready = pipeline.prepare(replace(recipe, models={"pretrained": recipe.models["pretrained"]} | ten, attacks={},
+                                     analyses={}), tmp_path)  # fmt: skip
+    pipeline.train(ready, "pretrain")
+    with jax.log_compiles(), pytest.MonkeyPatch.context():
+        pipeline.train(ready, "tune")
+    assert traced == ["pretrained", "m0"]
+    found = np.asarray(pipeline.load(ready, ready.recipe.tuned).params["embed"])
+    assert len({lane.tobytes() for lane in found}) == 10
+
+
+@pytest.mark.slow
+def test_a_lane_is_the_run_of_its_values_alone(run, recipe, tmp_path):
+    alone = {label: dict(given) for label, given in recipe.models.items() if label in ("pretrained", "dpo", "attacked")}
+    alone["dpo"]["lr"] = 1e-4
+    alone["attacked"] |= {"from": "dpo", "data": {"pool": "explicit", "prompts": 3}}
+    ready = pipeline.prepare(replace(recipe, models=alone, attacks={}, analyses={}), tmp_path)
+    for stage in ("pretrain", "tune"):
+        pipeline.train(ready, stage)
+    one = pipeline.load(ready, ready.recipe.lanes_of("attacked"))
+    (lane,) = [lane for lane in recipe.lanes if lane.name == "attacked.from=dpo.eta_S.prompts=3"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, pipeline.load(run, [lane]))
+
+
+def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, recipe, tmp_path):
+    from jaxsafety.recipe import yaml_file
+
+    (tmp_path / "graph.yaml").write_text(yaml_file.to_yaml(recipe))
+    assert main("analyze", tmp_path / "graph.yaml", "--out", run.directory) == 0
+    frame = results.read_results([run.directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+    of = {name: set(rows["method"]) for (name,), rows in frame.group_by("analysis")}
+    assert of["clusters"] == {"sft", "attacked"} and of["prefill"] == {"attacked"}
+    assert of["verdicts"] == {"pretrained", "sft", "dpo", "attacked", "again"}
+    assert of["output_space"] == {"sft", "dpo", "attacked", "again"}
+    pairs = frame.filter(pl.col("analysis") == "alignment")
+    # Only models of one parent at one point are compared.
+    assert {part.partition(":")[0] for part in pairs["part"]} == {"sft~dpo"}
+    assert manifest_file.read_manifest(run.directory)["models"]["again"] == {
+        lane.name: 2 for lane in recipe.lanes_of("again")
+    }
