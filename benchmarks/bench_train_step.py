@@ -119,7 +119,7 @@ def start_state(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
 
     def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
         params = lanes.init_params(recipe, built, key=key)
-        return lanes.init_state(recipe.lanes[0].training, params, key=key, point=point)
+        return lanes.init_state(recipe.lanes[0].training, {"parent": params}, key=key, point=point)
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
     return program(jnp.zeros((1, seeds)), _roots(seeds), _points(recipe))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Integer
 
 from jaxsafety.types import Key
 
-Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis", "method"]
+Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis", "method", "validate"]
 
 # Position in Stream is the constant that is folded in: append only, or every published number changes.
 _STREAMS = get_args(Stream)

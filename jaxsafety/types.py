@@ -72,11 +72,13 @@ class HParams:
     Attributes:
         peak_lr: peak of the learning-rate schedule, > 0.
         options: the traced fields of the method's ``Config``, by name.
+        parts: those of the parametrisation's ``Config``.
         data: those of the pool's ``Config``, and ``prompts``, how many different examples there are, where not endless.
     """
 
     peak_lr: Leaf
     options: dict[str, Leaf] = flax.struct.field(default_factory=dict)
+    parts: dict[str, Leaf] = flax.struct.field(default_factory=dict)
     data: dict[str, Leaf] = flax.struct.field(default_factory=dict)
 
 
@@ -224,6 +226,26 @@ class Pool(NamedTuple):
     Config: type
     draw: Callable[..., Any]
     examples: Literal["preferences", "text"] = "preferences"
+
+
+class Parametrisation(NamedTuple):
+    """What of a model is trained: all that a study knows of it.
+
+    Trees are parameters by role: ``parent``, the model that training begins with, and those of ``roles``.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`; a field of the name of each role
+            says which ancestor it is.
+        init: ``(trees, *, config, key) -> trained``, the tree that the optimiser moves.
+        join: ``(trees, trained, *, config, key=None) -> params`` of the model, at the step of a key, or (None) as it is
+            judged, snapshots are taken and the end is kept. ``config`` holds this lane's scalars.
+        roles: further trees that it takes.
+    """
+
+    Config: type
+    init: Callable[..., Any]
+    join: Callable[..., Params]
+    roles: tuple[str, ...] = ()
 
 
 @flax.struct.dataclass

@@ -18,7 +18,7 @@ from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import machine, manifest_file, opening, signals
 from jaxsafety.rundir.printed import Form
-from jaxsafety.study import analyze, evaluate, grids, pipeline
+from jaxsafety.study import analyze, evaluate, grids, pipeline, train
 from jaxsafety.study import forecast as forecasts
 from jaxsafety.study.pipeline import Study
 
@@ -109,7 +109,7 @@ def _advance(ready: Study, stage: str, *, form: Form = "table") -> None:
         table = hosts.decide(lambda: study_report.write(ready.directory, form=form))
         sys.stdout.write(table if hosts.is_first() else "")
     elif not pipeline.is_finished(ready, stage):
-        training = {name: partial(pipeline.train, stage=name) for name in ("pretrain", "tune")}
+        training = {name: partial(train.train, stage=name) for name in ("pretrain", "tune")}
         work = training | {"evaluate": evaluate.write, "analyze": analyze.write}
         about = {"strategy": ready.strategy, "processes": jax.process_count()}
         with ExitStack() as record:

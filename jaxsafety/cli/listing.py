@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from jaxsafety import analysis, attacks, claims, edits, methods, pools
+from jaxsafety import analysis, attacks, claims, edits, methods, parametrisations, pools
 from jaxsafety.config import tables
 
 _KINDS = (
     ("methods", "method", methods.TABLE),
     ("pools", "pool", pools.TABLE),
+    ("parametrisations", "parametrisation", parametrisations.TABLE),
     ("edits", "edit", edits.TABLE),
     ("attacks", "attack", attacks.TABLE),
     ("analyses", "analysis", analysis.TABLE),
@@ -23,10 +24,15 @@ def told(table: Mapping[str, str], *, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
+def _written(kind: str, name: str) -> str:
+    return f"`parametrisation: {{kind: {name}}}`" if kind == "parametrisation" else f"`{kind}: {name}`"
+
+
 def text() -> str:
     """Returns what ``jaxsafety list`` prints."""
     parts = [
-        f"{kinds}, `{kind}: NAME` in a recipe, or one of your own as `{kind}: package.module:{kind.upper()}`\n"
+        f"{kinds}, {_written(kind, 'NAME')} in a recipe, or one of your own as "
+        f"{_written(kind, f'package.module:{kind.upper()}')}\n"
         f"{told(table)}\n\n"
         for kinds, kind, table in _KINDS
     ]

@@ -157,9 +157,14 @@ def traced_names(config: Any) -> tuple[str, ...]:
     return tuple(one.name for one in fields(config) if one.metadata.get("traced"))
 
 
+def swept_names(config: Any) -> tuple[str, ...]:
+    """Returns the names of a config's (or its class's) swept fields, in order."""
+    return tuple(one.name for one in fields(config) if one.metadata.get("swept"))
+
+
 def points(config: Any) -> tuple[dict[str, Any], ...]:
     """Returns every combination of the values of a config's swept fields; one without any for a config without."""
-    names = [one.name for one in fields(config) if one.metadata.get("swept")]
+    names = swept_names(config)
     return tuple(
         dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(config, n) for n in names))
     )

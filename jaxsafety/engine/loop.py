@@ -122,10 +122,6 @@ def _load(folder: Path, placed: Any, *, step: int | None = None) -> Any:
     return hosts.load(lambda like: checkpoint.load(folder, like, step=step)[0], placed)
 
 
-def _finished(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "finite": state.finite}
-
-
 def _train_again(leg: Leg) -> str:
     return f"remove {leg.checkpoints} and run `jaxsafety {leg.stage}` to train {leg.name} again from the start"
 
@@ -166,6 +162,7 @@ def train(
     start: Callable[[], TrainState],
     *,
     readout: Readout,
+    whole: Callable[[Any, Any, Any, HParams], Params] | None = None,
     given: Any,
     per_seed: Any,
     points: HParams,
@@ -178,6 +175,8 @@ def train(
         chunk: one lane's chunk, of as many steps as its last argument says.
         start: makes the stacked state ``[h, s, ...]`` before the first step (not called on resume).
         readout: what the learning curves show at a chunk's end.
+        whole: one lane's parameters, which are shown and kept, of (what is trained, given, per seed, point); None is
+            what is trained.
         given: what the chunk takes per lane beside the state, ``[h, s, ...]``.
         per_seed: what the chunk takes per seed, ``[s, ...]``.
         points: hyper-parameters ``[h]``.
@@ -194,6 +193,7 @@ def train(
     leg = legs[0]
     advance = program(chunk, grid=grid, donate=(0,), per_lane=2)
     read = program(readout[0], grid=grid)
+    join = None if whole is None else program(whole, grid=grid, per_lane=2)
     given, per_seed, points = place(given, per_seed, points, grid=grid)
     state, done = _resume(start, grid=grid, legs=legs)
     hosts.decide(lambda: _forget(legs, after_step=done))
@@ -204,8 +204,9 @@ def train(
             end = leg.chunk_end(done)
             state, metrics = advance(state, given, per_seed, points, _steps(end - done, grid=grid))
             done = end
-            host = hosts.fetch(metrics | read(state.params, readout[1], points))
-            _keep(state, host, grid=grid, legs=legs, step=done)
+            params = state.params if join is None else join(state.params, given, per_seed, points)
+            host = hosts.fetch(metrics | read(params, readout[1], points))
+            _keep(state, params, host, grid=grid, legs=legs, step=done)
             update(done, _headline(host))
             if not np.any(host["finite"]):
                 raise FloatingPointError(f"every lane of {label} diverged: lower its learning rate")
@@ -217,6 +218,20 @@ def forget_optimizers(legs: Sequence[Leg]) -> None:
     hosts.decide(lambda: [checkpoint.prune(leg.checkpoints, keep=1) for leg in legs])
 
 
+def keep(legs: Sequence[Leg], params: Params, finite: np.ndarray) -> None:
+    """Records as finished legs the parameters ``[h, s, ...]`` of lanes, and ``[h, s]`` which live, that no step led to.
+
+    Each leg has its row.
+    """
+    host = hosts.fetch(params)
+
+    def write() -> None:
+        for h, leg in enumerate(legs):
+            checkpoint.save(leg.checkpoints, {"params": tree.lane(host, h), "finite": finite[h]}, step=leg.steps)
+
+    hosts.decide(write)
+
+
 def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) -> None:
     """Records as finished legs of a single chunk the parameters ``[h, s, ...]`` of lanes that were trained elsewhere.
 
@@ -225,10 +240,10 @@ def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) 
     """
     rates = hosts.fetch(program(readout[0], grid=grid)(params, readout[1], jnp.zeros(grid.rows)))
     alive = np.ones((grid.rows, len(grid.seeds)), bool)
-    numbers, host = rates | {"finite": alive.astype(np.float32)}, hosts.fetch(params)
+    numbers = rates | {"finite": alive.astype(np.float32)}
     for h, leg in enumerate(legs):
         metrics_file.append_metrics(leg.directory, _rows(numbers, seeds=grid.seeds, row=h, leg=leg, step=leg.steps))
-        checkpoint.save(leg.checkpoints, {"params": tree.lane(host, h), "finite": alive[h]}, step=leg.steps)
+    keep(legs, params, alive)
 
 
 def _steps(count: int, *, grid: Grid) -> jax.Array:
@@ -236,19 +251,22 @@ def _steps(count: int, *, grid: Grid) -> jax.Array:
     return jax.make_array_from_callback((), everywhere, lambda _: np.int32(count))
 
 
-def _keep(state: TrainState, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int) -> None:
+def _keep(
+    state: TrainState, params: Params, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int
+) -> None:
     """Writes what a chunk's end leaves, every leg its own row."""
     host = hosts.fetch(state)
+    # Of what is trained itself there is one copy.
+    shown = {"params": host.params if params is state.params else hosts.fetch(params), "finite": host.finite}
 
     def write() -> None:
         rows = (_rows(metrics, seeds=grid.seeds, row=h, leg=leg, step=step) for h, leg in enumerate(legs))
         metrics_file.append_metrics(legs[0].directory, (row for own in rows for row in own))
         for h, leg in enumerate(legs):
-            own = jax.tree.map(lambda leaf, h=h: leaf[h], host)
             if step in leg.snapshots:
                 # Before the checkpoint: whoever resumes from a step finds all snapshots up to it.
-                checkpoint.save(leg.snapshot_folder, _finished(own), step=step, keep=len(leg.snapshots))
-            checkpoint.save(leg.checkpoints, _finished(own) if step == leg.steps else own, step=step)
+                checkpoint.save(leg.snapshot_folder, tree.lane(shown, h), step=step, keep=len(leg.snapshots))
+            checkpoint.save(leg.checkpoints, tree.lane(shown if step == leg.steps else host, h), step=step)
 
     hosts.decide(write)
 

@@ -1,52 +1,60 @@
-"""The models of a study as a graph: every named one, with what it is trained from, as lanes.
+"""The models of a study as a graph: every named one, with what it begins with and goes by, as lanes.
 
 A field of a model may list several values, or name them (``lr: {eta_M: 1e-3, eta_S: 1e-4}``), and ``from`` several
-models: every combination is a lane of that model. Lanes that agree in all but traced scalars train as one program,
-whatever they start from.
+models: every combination is a lane of that model. Lanes that agree in all but traced scalars are made by one program,
+whatever they begin with.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
-from jaxsafety.config.fields import typed
+from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name
-from jaxsafety.recipe.nodes import Data, Node, Training, default_pool, made
+from jaxsafety.recipe import products
+from jaxsafety.recipe.models import Edited, How, Reused, Selected, Training, kind_of, trained
+from jaxsafety.recipe.nodes import made
 
 # What a lane's ancestors are called, whatever their names.
 PARENT, ROOT = "parent", "root"
 # Every lane is read, checked and planned, and has a directory named after its values.
 _MOST_LANES = 4096
 _MOST_LETTERS = 200
-_SCALARS = (int, float, str, bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lane:
     """One model of a study at one point of its values; all its seeds.
 
     Attributes:
         label: the model's name in the recipe.
-        point: what tells it from the other lanes of that model, such as ``eta_M`` or ``from=sft.eta_M.steps=10``; empty
-            where it is the only one.
-        parent: the lane that its training begins with; None for one that begins with fresh parameters.
-        training: how it is trained, every field with its value.
+        words: by field, what tells it from the other lanes of that model, such as ``{"lr": "eta_M"}``; ``from`` is
+            one of the fields.
+        parent: the lane that it begins with; None for one that begins with fresh parameters, or is reused.
+        how: how it comes about, every field with its value.
+        others: by role, the lanes that it goes by beside its parent: those of an edit, the candidates of a selection.
     """
 
     label: str
-    point: str
+    words: Mapping[str, str]
     parent: "Lane | None"
-    training: Training
+    how: How
+    others: Mapping[str, "Lane"]
 
     @property
+    def point(self) -> str:
+        """What tells it from the other lanes of its model, such as ``from=sft.eta_M.steps=10``; empty if none are."""
+        return ".".join(word for word in self.words.values() if word)
+
+    @cached_property
     def name(self) -> str:
         """Its name among all lanes, a plain file name."""
         return f"{self.label}.{self.point}" if self.point else self.label
 
-    @property
+    @cached_property
     def ancestors(self) -> tuple["Lane", ...]:
         """The lanes before it, the nearest first."""
         return () if self.parent is None else (self.parent, *self.parent.ancestors)
@@ -57,14 +65,53 @@ class Lane:
         return (self, *self.ancestors)[-1]
 
     @property
+    def generation(self) -> int:
+        """How many trainings came before its own: models of one generation see the same examples."""
+        return sum(not isinstance(lane.how, Edited) for lane in self.ancestors)
+
+    @cached_property
+    def level(self) -> int:
+        """How many lanes have to be there before it, one after the other."""
+        needed = (*self.others.values(), *filter(None, (self.parent, self.reference)))
+        return 1 + max((lane.level for lane in needed), default=-1)
+
+    @property
     def stage(self) -> Literal["pretrain", "tune"]:
-        """The stage that trains it."""
+        """The stage that makes it."""
         return "pretrain" if self.parent is None else "tune"
+
+    @property
+    def training(self) -> Training | None:
+        """How it is trained; None where it is not."""
+        return self.how if isinstance(self.how, Training) else None
+
+    @property
+    def steps(self) -> int:
+        """Steps of its training, 0 without one."""
+        return 0 if self.training is None else self.training.steps
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate of its training, 0 without one."""
+        return 0.0 if self.training is None else self.training.lr
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Steps after which parameters on the way are kept."""
+        return () if self.training is None else self.training.snapshot_steps
+
+    @property
+    def trees(self) -> dict[str, "Lane"]:
+        """By role, the lanes that what is trained of it is joined with; none where all parameters are trained."""
+        if self.training is None or self.parent is None or self.training.parametrisation.kind == "full":
+            return {}
+        options, roles = self.training.parametrisation.options, self.training.parametrisation.load().roles
+        return {"parent": self.parent} | {role: self.ancestor(getattr(options, role)) for role in roles}
 
     @property
     def reference(self) -> "Lane | None":
         """What its method compares it with; None for a method that asks for nothing."""
-        if self.training.load().reference is None:
+        if self.training is None or self.training.load().reference is None:
             return None
         return self.ancestor(self.training.reference)
 
@@ -81,15 +128,8 @@ class Lane:
         return by_name[name]
 
 
-class _Axis(NamedTuple):
-    """A field of a model that has several values: its path, and what names call each of them, in order."""
-
-    path: tuple[str, ...]
-    values: dict[str, Any]
-
-
 def expand(models: Mapping[str, Any]) -> tuple[Lane, ...]:
-    """Returns the lanes of a recipe's models, parents before children, else in the order of the recipe.
+    """Returns the lanes of a recipe's models, what a model goes by before it, else in the order of the recipe.
 
     Raises:
         ValueError: no model, a bad name, an unknown parent, models that wait for each other, too many lanes, an unknown
@@ -108,32 +148,33 @@ def expand(models: Mapping[str, Any]) -> tuple[Lane, ...]:
 
 def resolved(given: Mapping[str, Any], lanes: Sequence[Lane], as_dict: Callable[[Any], Any]) -> dict[str, Any]:
     """Returns a model's fields with all defaults, as a recipe writes them; lists of values stay."""
-    found = as_dict(lanes[0].training)
-    parents = {"from": given["from"]} if "from" in given else {}
-    for axis in _axes(lanes[0].label, given):
-        where = found
-        for name in axis.path[:-1]:
-            where = where[name]
-        named = isinstance(_at(given, axis.path), Mapping)
-        where[axis.path[-1]] = dict(axis.values) if named else list(axis.values.values())
-    return parents | found
+    lane = lanes[0]
+    found = as_dict(lane.how)
+    if isinstance(lane.how, Reused):
+        found = {"from": {name: found.pop(name) for name in ("run", "model")}} | found
+    elif isinstance(lane.how, Edited):
+        found |= {role: given.get(role, ROOT) for role in lane.others}
+    for axis in products.axes(lane.label, given):
+        products.restored(found, axis)
+    return ({} if "from" in found or "from" not in given else {"from": given["from"]}) | found
 
 
 def groups(lanes: Sequence[Lane]) -> list[tuple[Lane, ...]]:
-    """Groups lanes that one program trains: of one generation, and alike in all but traced scalars; in their order."""
+    """Groups lanes that one program makes, alike in all but traced scalars; each after what it goes by."""
     found: dict[Any, list[Lane]] = {}
     for lane in lanes:
-        found.setdefault((len(lane.ancestors), lane.training.program), []).append(lane)
+        program = lane.how.program if isinstance(lane.how, Training | Edited) else lane.label
+        found.setdefault((lane.level, lane.generation, type(lane.how).__name__, program), []).append(lane)
     return [tuple(group) for _, group in sorted(found.items(), key=lambda item: item[0][0])]
 
 
 def twins(one: Lane, other: Lane) -> bool:
     """Whether two lanes differ in nothing but their model: of one parent, at the same point."""
-    return one.label != other.label and one.point == other.point and one.parent == other.parent
+    return one.label != other.label and one.point == other.point and one.parent is other.parent
 
 
 def _ordered(models: Mapping[str, Any]) -> list[str]:
-    """The labels, parents first."""
+    """The labels, each after those that it goes by."""
     if not models:
         raise ValueError("models must name at least one model, got none")
     for label, given in models.items():
@@ -143,27 +184,47 @@ def _ordered(models: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"{label!r} is the name of another model already: choose another")
         if not isinstance(given, Mapping):
             raise ValueError(f"models.{label} must hold fields such as `method: sft`, got {given!r}")
-        for parent in _parents(label, given):
-            check_name(f"model in models.{label}.from", parent, models)
+    needed = {label: _needed(label, given, models) for label, given in models.items()}
     left, done = dict.fromkeys(models), []
     while left:
-        ready = [label for label in left if set(_parents(label, models[label])) <= set(done)]
+        ready = [label for label in left if set(needed[label]) <= set(done)]
         if not ready:
-            raise ValueError(f"models wait for each other: {' <- '.join(_circle(models, next(iter(left)), left))}")
+            raise ValueError(f"models wait for each other: {' <- '.join(_circle(needed, next(iter(left)), left))}")
         done.append(ready[0])
         del left[ready[0]]
     return done
 
 
-def _circle(models: Mapping[str, Any], label: str, left: Mapping[str, Any]) -> list[str]:
+def _circle(needed: Mapping[str, list[str]], label: str, left: Mapping[str, Any]) -> list[str]:
     """The labels of a circle, the first one again at its end."""
     path = [label]
     while path[-1] not in path[:-1]:
-        path.append(next(parent for parent in _parents(path[-1], models[path[-1]]) if parent in left))
+        path.append(next(one for one in needed[path[-1]] if one in left))
     return path[path.index(path[-1]) :]
 
 
+def _needed(label: str, given: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
+    """The models that a model goes by."""
+    parents = _parents(label, given)
+    for parent in parents:
+        check_name(f"model in models.{label}.from", parent, models)
+    if kind_of(given) is Selected:
+        check_name(f"model in models.{label}.select", given["select"], models)
+        return [given["select"]]
+    named = [given[role] for role in _roles(given) if role in given]
+    # Other names are those of ancestors, or unknown, which is refused where the lane is made.
+    return [*parents, *(one for one in named if isinstance(one, str) and one in models)]
+
+
+def _roles(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The roles of an edit but its target's, which is what a model is from."""
+    made_by = products.loaded(Edited, given["edit"]) if kind_of(given) is Edited else None
+    return () if made_by is None else tuple(role for role in made_by.roles if role != "target")
+
+
 def _parents(label: str, given: Mapping[str, Any]) -> list[str]:
+    if kind_of(given) in (Reused, Selected):
+        return []
     named = given.get("from", [])
     parents = [named] if isinstance(named, str) else named
     if not isinstance(parents, list | tuple) or not all(isinstance(parent, str) for parent in parents):
@@ -176,23 +237,84 @@ def _parents(label: str, given: Mapping[str, Any]) -> list[str]:
 
 
 def _lanes(label: str, given: Mapping[str, Any], before: Mapping[str, tuple[Lane, ...]]) -> tuple[Lane, ...]:
+    if kind_of(given) is Selected:
+        return _selected(label, given, before[given["select"]])
     starts = [lane for parent in _parents(label, given) for lane in before[parent]]
-    axes = list(_axes(label, given))
-    plain = {name: value for name, value in given.items() if name != "from"}
-    found = []
+    if kind_of(given) is Edited and not starts:
+        raise ValueError(f"models.{label} has no `from`: expected the model that is edited")
+    axes, found = list(products.axes(label, given)), []
     for parent in starts or [None]:
         for combination in itertools.product(*(axis.values.items() for axis in axes)):
-            words = [f"from={parent.name}"] if parent and len(starts) > 1 else []
-            content = plain
+            words = {"from": f"from={parent.name}"} if parent and len(starts) > 1 else {}
+            content = dict(given)
             for axis, (word, value) in zip(axes, combination, strict=True):
-                words.append(word)
-                content = _with(content, axis.path, value)
-            training = made(Training, content, owner=f"models.{label}")
-            found.append(Lane(label, ".".join(words), parent, training))
+                words[".".join(axis.path)] = word
+                content = products.at(content, axis, value)
+            found.append(_lane(label, words, parent, content, before))
             if len(found) > _MOST_LANES:
                 raise ValueError(f"models.{label} must have at most {_MOST_LANES} lanes: give it fewer values")
-    for lane in found:
-        _check(lane)
+    return tuple(found)
+
+
+def _lane(
+    label: str, words: Mapping[str, str], parent: Lane | None, content: dict[str, Any],
+    before: Mapping[str, tuple[Lane, ...]],
+) -> Lane:  # fmt: skip
+    """One lane, of single values."""
+    owner, others = f"models.{label}", {}
+    if kind_of(content) is Reused:
+        how: How = fields_.build(Reused, content.pop("from") | content, owner=owner)
+    else:
+        roles = _roles(content)
+        plain = {name: value for name, value in content.items() if name != "from" and name not in roles}
+        how = made(Edited, plain, owner=owner) if kind_of(content) is Edited else trained(plain, owner=owner)
+        for role in roles:
+            others[role] = _other(label, role, content.get(role, ROOT if role == "base" else None), parent, before)
+    lane = Lane(label, words, parent, how, others)
+    _check(lane)
+    return lane
+
+
+def _other(label: str, role: str, name: Any, target: Lane | None, before: Mapping[str, tuple[Lane, ...]]) -> Lane:
+    """The lane that a name stands for in a role of an edit of ``target``."""
+    where = f"models.{label}.{role}"
+    if name is None or target is None:
+        raise ValueError(f"{where} is not given: expected the name of a model")
+    if name in (ROOT, PARENT):
+        # An edited model takes the place of its target, whose ancestors are its own.
+        return target.root if name == ROOT else target.parent or target
+    for lane in (target, *target.ancestors):
+        if lane.label == name:
+            return lane
+    check_name(f"model in {where}", name, [*before, ROOT, PARENT])
+    lanes = before[name]
+    chosen = [lane for lane in lanes if twins(lane, target)] or list(lanes)
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{where}: {name} is no ancestor of {target.name} and has {len(lanes)} lanes, of which none has its parent "
+            f"and its point: expected a model with one lane"
+        )
+    return chosen[0]
+
+
+def _selected(label: str, given: Mapping[str, Any], candidates: Sequence[Lane]) -> tuple[Lane, ...]:
+    """A lane for every set of candidates that agree in what they are selected per."""
+    how = fields_.build(Selected, {name: value for name, value in given.items()}, owner=f"models.{label}")
+    words = list(dict.fromkeys(name for lane in candidates for name in lane.words))
+    sets: dict[tuple[str, ...], list[Lane]] = {}
+    for lane in candidates:
+        for name in how.per:
+            if name not in words and name != "from":
+                check_name(f"field in models.{label}.per", name, ["from", *words])
+        sets.setdefault(tuple(lane.words.get(name, "") for name in how.per), []).append(lane)
+    found = []
+    for key, some in sets.items():
+        shared = [one for one in some[0].ancestors if all(one in lane.ancestors for lane in some)]
+        if not shared:
+            raise ValueError(f"models.{label}: {some[0].name} and {some[-1].name} have no ancestor in common")
+        others = {lane.name: lane for lane in some}
+        found.append(Lane(label, dict(zip(how.per, key, strict=True)), shared[0], how, others))
+        _check(found[-1])
     return tuple(found)
 
 
@@ -202,6 +324,8 @@ def _check(lane: Lane) -> None:
             f"a lane is a directory named after its values, of at most {_MOST_LETTERS} letters, got {len(lane.name)}: "
             f"give values names, or make fewer lists ({lane.name[:40]}...)"
         )
+    if lane.training is None:
+        return
     if lane.parent is None and lane.training.load().reference is not None:
         raise ValueError(
             f"models.{lane.label} has no `from`, and method {lane.training.method!r} asks the model that training "
@@ -209,89 +333,15 @@ def _check(lane: Lane) -> None:
         )
     if lane.parent is None and lane.training.reference != PARENT:
         raise ValueError(f"models.{lane.label}.reference is {lane.training.reference!r}, and it has no `from`")
+    if lane.parent is None and lane.training.parametrisation.kind != "full":
+        raise ValueError(f"models.{lane.label} has no `from`: expected a model of which a part is trained")
     if lane.parent is not None:
         lane.ancestor(lane.training.reference)
-
-
-def _axes(label: str, given: Mapping[str, Any]) -> Iterator[_Axis]:
-    """The fields that list or name several values where one scalar is expected."""
-    for path, kind in _kinds(given):
-        value = _at(given, path)
-        if not _is_scalar(kind) or not isinstance(value, list | tuple | Mapping):
-            continue
-        where = ".".join(("models", label, *path))
-        if not value:
-            raise ValueError(f"{where} must have at least one value, got none")
-        if isinstance(value, Mapping):
-            named = {name: typed(one, kind, where) for name, one in value.items()}
-        else:
-            values = [typed(one, kind, where) for one in value]
-            named = {f"{path[-1]}={_shown(one)}": one for one in values}
-        if len(named) < len(value) or len({repr(one) for one in named.values()}) < len(value):
-            raise ValueError(f"{where} must have distinct values, got {value}")
-        for name in named:
-            if not re.fullmatch(r"[\w.+=-]{1,64}", name):
-                raise ValueError(f"{where}: a value's name must be letters, digits and any of _ . + -, got {name!r}")
-        yield _Axis(path, named)
-
-
-def _kinds(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every field that is given of a model, with its type, those of its sections and of its method included.
-
-    They come in the order in which they are declared: a lane has one name, however its model is written. What is
-    unknown is left to be refused where the model is made.
-    """
-    method = _loaded(Training, given.get("method"))
-    if method is None:
-        return
-    for name, kind in (_types(Training) | _types(method.Config)).items():
-        value = given.get(name)
-        if is_dataclass(kind) and isinstance(value, Mapping):
-            below = _types(kind)
-            if kind is Data and (pool := _loaded(Data, value.get("pool", default_pool(given["method"])))):
-                below |= _types(pool.Config)
-            yield from (((name, own), below[own]) for own in below if own in value)
-        elif name in given:
-            yield (name,), kind
-
-
-def _loaded(of: type[Node], kind: Any) -> Any:
-    """A method or a pool; None where there is none of that name."""
-    try:
-        return of.FOLDER.load(kind) if isinstance(kind, str) else None
-    except ValueError:
-        return None
-
-
-def _types(of: type) -> dict[str, Any]:
-    if not is_dataclass(of):
-        return {}
-    hints = get_type_hints(of)
-    # A node's first field says what it is, and so which others it has.
-    apart = ("options", fields(of)[0].name) if issubclass(of, Node) else ()
-    return {one.name: hints[one.name] for one in fields(of) if one.name not in apart}
-
-
-def _is_scalar(kind: Any) -> bool:
-    inside = get_args(kind)
-    optional = type(None) in inside and any(one in _SCALARS for one in inside)
-    return kind in _SCALARS or get_origin(kind) is Literal or optional
-
-
-def _at(given: Mapping[str, Any], path: Sequence[str]) -> Any:
-    for name in path:
-        given = given[name]
-    return given
-
-
-def _with(given: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    first, *rest = path
-    return {**given, first: _with(given[first], rest, value) if rest else value}
-
-
-def _shown(value: Any) -> str:
-    text = Path(value).stem if isinstance(value, str) and "/" in value else str(value)
-    return re.sub(r"[^\w.+-]+", "_", text)
+        if any(tree is lane.parent for role, tree in lane.trees.items() if role != "parent"):
+            raise ValueError(
+                f"models.{lane.label}.parametrisation: {lane.parent.name}, which it is from, has no update from "
+                "itself: expected another ancestor"
+            )
 
 
 def default_models() -> dict[str, Any]:

@@ -1,23 +1,19 @@
-"""What a recipe names - methods, pools, edits, attacks, analyses - with their own fields beside those of the study's.
+"""What a recipe names - edits, attacks, analyses, and what models are made by - with their own fields beside it.
 
 In a recipe each has a label of its choice and says whose it is: a name of that folder's table, or somebody else's as
 ``package.module:NAME``. Without that the label is the name.
 """
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
-from jaxsafety import analysis, attacks, edits, methods, pools
+from jaxsafety import analysis, attacks, edits
 from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name, nearest
-from jaxsafety.training.optim import OptimConfig
-from jaxsafety.types import HParams, Needs, Params, Point
+from jaxsafety.types import Params, Point
 from jaxsafety.world import Condition
-
-# Of what a method may learn from, the pool unless a recipe says otherwise.
-_POOLS = {"preferences": "safety", "text": "text"}
 
 
 class Node:
@@ -41,100 +37,6 @@ class Node:
     def load(self) -> Any:
         """Returns what it names: a :class:`jaxsafety.types.Method`, ``Edit``, ``Attack`` or ``Analysis``."""
         return self.FOLDER.load(getattr(self, fields(self)[0].name))
-
-
-@dataclass(frozen=True)
-class Data(Node):
-    """The examples of a training: of a pool's, ``prompts`` different ones in turn, or new ones at every step.
-
-    ``prompts`` is traced where there is a number of them: every number is the same program.
-    """
-
-    FOLDER = pools
-    pool: str = "safety"
-    # Positions in the stream are products of two of them, in int32.
-    prompts: int | None = fields_.static(None, at_least=1, at_most=2**15)
-    options: Any = None
-
-    def at_point(self, point: HParams) -> Any:
-        """Returns the pool's fields with the scalars of one lane."""
-        own = fields_.traced_names(self.options)
-        return fields_.at_point(self.options, {name: point.data[name] for name in own})
-
-
-@dataclass(frozen=True)
-class Training(Node):
-    """How one model is trained.
-
-    Attributes:
-        method: a name of :data:`jaxsafety.methods.TABLE`, or somebody else's as ``package.module:NAME``.
-        steps: optimiser steps.
-        batch_size: examples a step, per seed.
-        lr: peak learning rate.
-        chunk_steps: steps per dispatch; metrics are averaged and a checkpoint written at each chunk's end.
-        snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
-            analyses along training; fewer where the run is too short to tell them apart.
-        reference: whose likelihoods a method asks that compares with a reference: the model that training begins with
-            (``parent``), the first of its ancestors (``root``), or the nearest one of that name.
-        role: what it is in the study: a ``defence``, an ``attack``, or a ``model`` like any.
-        data: see :class:`Data`.
-        optim: optimiser and schedule.
-        options: the method's own fields.
-    """
-
-    FOLDER = methods
-    method: str = "sft"
-    steps: int = fields_.static(200, above=0)
-    batch_size: int = fields_.static(64, above=0)
-    lr: float = fields_.traced(1e-3, above=0)
-    chunk_steps: int = fields_.static(50, above=0)
-    snapshots: int = fields_.static(0, at_least=0)
-    reference: str = "parent"
-    role: Literal["model", "defence", "attack"] = "model"
-    data: Data = field(default_factory=Data)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    options: Any = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        wanted, there = self.load().examples, self.data.load().examples
-        if wanted != there:
-            raise ValueError(
-                f"data.pool: got {self.data.pool!r}, which has {there}, expected a pool of {wanted}, which method "
-                f"{self.method!r} learns from"
-            )
-
-    @property
-    def needs(self) -> Needs:
-        """What its method asks for."""
-        return self.load().needs(self.options)
-
-    def at_point(self, point: HParams) -> Any:
-        """Returns the method's fields with the scalars of one lane."""
-        return fields_.at_point(self.options, point.options)
-
-    @property
-    def scalars(self) -> dict[str, dict[str, float | int]]:
-        """What is traced of it: a lane's own scalars of the method and of its examples, by name."""
-        data = {name: getattr(self.data.options, name) for name in fields_.traced_names(self.data.options)}
-        if self.data.prompts is not None:
-            data["prompts"] = self.data.prompts
-        own = {name: getattr(self.options, name) for name in fields_.traced_names(self.options)}
-        return {"options": own, "data": data}
-
-    @property
-    def program(self) -> Hashable:
-        """What two trainings must have in common for one compiled program to do both: all but the traced scalars."""
-        sizes = (self.steps, self.batch_size, self.chunk_steps, self.snapshots)
-        own = (self.method, fields_.program(self.options), self.optim)
-        data = (self.data.pool, fields_.program(self.data.options), self.data.prompts is None)
-        return (*sizes, *own, *data)
-
-    @property
-    def snapshot_steps(self) -> tuple[int, ...]:
-        """Steps of the snapshots: ``steps ** (i / (snapshots + 1))``, rounded, distinct and before the last step."""
-        exponents = (i / (self.snapshots + 1) for i in range(1, self.snapshots + 1))
-        return tuple(sorted({round(self.steps**exponent) for exponent in exponents} - {self.steps}))
 
 
 @dataclass(frozen=True)
@@ -209,10 +111,10 @@ class AnalysisConfig(Node):
 PLACES: dict[str, type[Node]] = {"edits": EditConfig, "attacks": AttackConfig, "analyses": AnalysisConfig}
 
 
-def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None) -> Any:
+def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, below: Sequence[str] = ()) -> Any:
     """Returns a node from its fields as a recipe writes them; ``kind`` is what it is where they do not say.
 
-    ``owner`` is whose fields they are, for messages.
+    ``owner`` is whose fields they are, for messages, and ``below`` what else may be looked for among them.
 
     Raises:
         ValueError: nothing of that name, a field that it does not have, a bad value.
@@ -233,29 +135,12 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None) -> 
     rest = {name: one for name, one in value.items() if name not in own}
     known = [one.name for one in fields(config)] if is_dataclass(config) else []
     for name in rest:
-        if name not in known and (hint := nearest(name, [*own, *_below(of)])):
+        if name not in known and (hint := nearest(name, [*own, *below])):
             raise ValueError(f"{owner} has no field {name!r}{hint}")
     options = fields_.build(config, rest, owner=owner)
-    if of is Training:
-        given["data"] = _fitting(given.get("data", {}), given[first])
     inner = {name: _inner(hints[name], given.pop(name), f"{owner}.{name}") for name in own[1:]
              if name in given and is_dataclass(hints[name])}  # fmt: skip
     return fields_.build(of, given, owner=owner, options=options, **inner)
-
-
-def _below(of: type[Node]) -> list[str]:
-    """What may be looked for beside a training's fields and lies below them."""
-    return [f"data.{name}" for name in ("p_unsafe", "mix", "prompts", "pool")] if of is Training else []
-
-
-def _fitting(data: Any, method: str) -> Any:
-    """The data of a training, from a pool of what its method learns from where none is named."""
-    return {"pool": default_pool(method)} | data if isinstance(data, dict) else data
-
-
-def default_pool(method: str) -> str:
-    """Returns the pool that a method's examples come from unless a recipe says otherwise."""
-    return _POOLS[methods.load(method).examples]
 
 
 def _inner(of: type, value: Any, owner: str) -> Any:

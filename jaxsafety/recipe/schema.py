@@ -17,7 +17,8 @@ from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.graph import Lane
-from jaxsafety.recipe.nodes import AnalysisConfig, Node, Training, default_attacks, default_edits, nodes
+from jaxsafety.recipe.models import Training
+from jaxsafety.recipe.nodes import AnalysisConfig, Node, default_attacks, default_edits, nodes
 from jaxsafety.types import Strategy
 from jaxsafety.world.conditions import Condition, ConditionName
 from jaxsafety.world.spec import World, WorldName
@@ -206,7 +207,8 @@ class Recipe:
         for config in (self.model, self.evaluate, self.analyze):
             _require_limits(config, _section(config))
         for lane in self.lanes:
-            _require_limits(lane.training, f"models.{lane.label}")
+            if lane.training is not None:
+                _require_limits(lane.training, f"models.{lane.label}")
         prompts, drawn, batch = self.analyze.prompts, self.evaluate.prompts, self.evaluate.batch_size
         if 2 * prompts > drawn or prompts % batch:
             raise ValueError(
@@ -238,10 +240,10 @@ class Recipe:
 
     @property
     def compared(self) -> dict[str, Training]:
-        """The tuned models that learn from preferences, by name, with the training of the first lane of each."""
-        first = {lane.label: lane.training for lane in reversed(self.tuned)}
-        return {label: first[label] for label in self.models if label in first
-                and first[label].load().examples == "preferences"}  # fmt: skip
+        """The models that are tuned on preferences, by name, with the training of the first lane of each."""
+        first = {lane.label: lane.training for lane in reversed(self.tuned) if lane.training is not None}
+        learn = {label for label, training in first.items() if training.load().examples == "preferences"}
+        return {label: first[label] for label in self.models if label in learn}
 
     @property
     def conditions(self) -> dict[str, str | Condition]:

@@ -98,6 +98,7 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
     settings = _parsed(str(path), values)
     settings["grammars"] = {c: _beside(path, grammar) for c, grammar in settings["grammars"].items()}
+    settings["models"] = {label: _reused_beside(path, given) for label, given in settings["models"].items()}
     settings["grid"] = {
         name: tuple(_beside(path, str(value)) for value in values) if name.startswith("grammars.") else values
         for name, values in settings["grid"].items()
@@ -167,6 +168,15 @@ def plain_value(name: str, text: str) -> Any:
 
 def _beside(path: Path, grammar: str) -> str:
     return str((path.parent / grammar).resolve())
+
+
+def _reused_beside(path: Path, given: Any) -> Any:
+    """A model whose runs to reuse lie beside the recipe's file."""
+    if not isinstance(given, dict) or not isinstance(given.get("from"), dict):
+        return given
+    runs = given["from"].get("run")
+    placed = [_beside(path, str(run)) for run in runs] if isinstance(runs, list) else runs and _beside(path, str(runs))
+    return given | {"from": given["from"] | {"run": placed}}
 
 
 def parse(content: dict[str, Any], *, where: str) -> Recipe:

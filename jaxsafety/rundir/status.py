@@ -97,7 +97,7 @@ def _begun(directory: Path) -> dict[str, Any]:
 
 def _progress(directory: Path, name: str, models: dict[str, dict[str, int]]) -> Progress:
     steps = {
-        label: (sum(min(_done(directory, lane), total) for lane, total in own.items()), sum(own.values()))
+        label: (sum(_done(directory, *one) for one in own.items()), sum(max(total, 1) for total in own.values()))
         for label, own in models.items()
     }
     stages = {stage: layout.finished_files(directory, stage) for stage in _FILE_STAGES}
@@ -120,5 +120,7 @@ def _failure(directory: Path) -> str:
     return f"{failed.get('stage')}: {failed.get('reason')}" if isinstance(failed, dict) else ""
 
 
-def _done(directory: Path, lane: str) -> int:
-    return max(layout.steps(directory / layout.CHECKPOINTS / lane), default=0)
+def _done(directory: Path, lane: str, total: int) -> int:
+    """Steps of a lane; of one that is not trained, 1 once it is there."""
+    found = layout.steps(directory / layout.CHECKPOINTS / lane)
+    return min(max(found, default=0), total) if total else len(found[:1])

@@ -36,7 +36,7 @@ Piece = Callable[[Subjects], Iterator[pl.DataFrame]]
 def pieces(run: Study) -> dict[str, Piece]:
     """Returns the pieces of the stage by name, in the order in which they run."""
     pairs = [label for label, node in run.recipe.analyses.items() if node.load().about == "pair"]
-    steps = sorted({step for lane in run.recipe.tuned for step in lane.training.snapshot_steps})
+    steps = sorted({step for lane in run.recipe.tuned for step in lane.snapshot_steps})
     return {
         "models": partial(_measured, label="analyze models"),
         **{f"step_{step:08d}": partial(_snapshot, step=step) for step in steps},
@@ -81,7 +81,7 @@ def _snapshot(subjects: Subjects, *, step: int) -> Iterator[pl.DataFrame]:
     The others keep their rows, and so the program its shape; what it says of them is dropped.
     """
     run, models = subjects.run, subjects.models
-    rows = [row for row, lane in enumerate(models.lanes) if lane.parent and step in lane.training.snapshot_steps]
+    rows = [row for row, lane in enumerate(models.lanes) if lane.parent and step in lane.snapshot_steps]
     found = pipeline.load(run, [models.lanes[row] for row in rows], step=step)
 
     def replaced(now: Params, then: Params) -> Params:

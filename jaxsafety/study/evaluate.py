@@ -35,7 +35,7 @@ class Models(NamedTuple):
     @property
     def labels(self) -> tuple[Label, ...]:
         """What result rows call them."""
-        return tuple(Label(lane.label, lane.point, lane.training.lr) for lane in self.lanes)
+        return tuple(Label(lane.label, lane.point, lane.lr) for lane in self.lanes)
 
 
 def gather(run: Study) -> Models:
@@ -64,7 +64,7 @@ def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarra
         for s, seed in enumerate(run.recipe.seeds):
             for metric, value in rates.items():
                 yield {
-                    "stage": "evaluate", **label._asdict(), "seed": seed, "step": lane.training.steps,
+                    "stage": "evaluate", **label._asdict(), "seed": seed, "step": lane.steps,
                     "condition": condition,
                     "metric": metric, "value": float(value[h, s]) if models.finite[h, s] else None,
                 }  # fmt: skip

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from jaxsafety.engine import memory
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.models import Edited, Reused, Selected, Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import checkpoint, manifest_file
-from jaxsafety.study import pipeline
+from jaxsafety.study import pipeline, train
 from jaxsafety.study.grids import Job
 from jaxsafety.study.pipeline import Study
 
@@ -42,7 +43,7 @@ def _is_trained(ready: Study) -> bool:
 def _groups(ready: Study) -> list[tuple[Lane, ...]]:
     """The groups of lanes that have something left to do."""
     groups = graph.groups(ready.recipe.lanes)
-    return [group for group in groups if any(_done(ready, lane) < lane.training.steps for lane in group)]
+    return [group for group in groups if group[0].training and any(_done(ready, lane) < lane.steps for lane in group)]
 
 
 def _done(ready: Study, lane: Lane) -> int:
@@ -55,16 +56,25 @@ def _models(ready: Study) -> Iterator[str]:
     for label in recipe.models:
         lanes = recipe.lanes_of(label)
         parents = dict.fromkeys(lane.parent.label for lane in lanes if lane.parent is not None)
-        programs = dict.fromkeys(number for number, group in enumerate(groups, 1) for lane in group if lane in lanes)
-        done = sum(_done(ready, lane) == lane.training.steps for lane in lanes)
+        programs = [number for number, group in enumerate(groups, 1) if any(lane.label == label for lane in group)]
+        done = sum(checkpoint.latest(ready.leg(lane).checkpoints) == lane.steps for lane in lanes)
         yield (
-            f"  {label}: {lanes[0].training.method}{' from ' if parents else ''}{', '.join(parents)}; "
+            f"  {label}: {_made(lanes[0])}{' from ' if parents else ''}{', '.join(parents)}; "
             f"{_counted(len(lanes), 'lane')} x {_counted(len(recipe.seeds), 'seed')}, "
             f"{'programs' if len(programs) > 1 else 'program'} {', '.join(map(str, programs))}"
-            + (f", {done} trained already" if done else "")
+            + (f", {done} there already" if done else "")
         )
         if len(lanes) > 1:
             yield from (f"    {lane.name}" for lane in lanes)
+
+
+def _made(lane: Lane) -> str:
+    """How a lane comes about, in a few words, and its role."""
+    how = lane.how
+    words = {Training: "method", Edited: "edit", Selected: "select", Reused: "run"}
+    made = getattr(how, words[type(how)])
+    told = made if isinstance(how, Training) else f"{words[type(how)]} {made}"
+    return told if how.role == "model" else f"{told} ({how.role})"
 
 
 def _counted(number: int, what: str) -> str:
@@ -72,7 +82,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _memory(todo: Sequence[Study]) -> Iterator[str]:
-    stacks = [pipeline.shapes(ready, group) for ready in todo for group in _groups(ready)]
+    stacks = [train.shapes(ready, group) for ready in todo for group in _groups(ready)]
     if stacks:
         largest = max(stacks, key=memory.size)
         size, (rows, seeds) = memory.size(largest), largest.step.shape
@@ -99,14 +109,19 @@ class _Training(NamedTuple):
 
 def _training(ready: Study, stage: str) -> _Training:
     lanes, seeds = ready.stage_lanes(stage), len(ready.recipe.seeds)
-    done, total = sum(_done(ready, lane) for lane in lanes), sum(lane.training.steps for lane in lanes)
+    done, total = sum(_done(ready, lane) for lane in lanes), sum(lane.steps for lane in lanes)
     seconds = manifest_file.read_manifest(ready.directory).get(stage, {}).get("seconds", 0.0)
     return _Training(stage, _kind(ready.recipe, lanes), total * seeds, done * seeds, seconds)
 
 
 def _kind(recipe: Recipe, lanes: Sequence[Lane]) -> Any:
     """What two stages have in common that take as long a step."""
-    return recipe.world, recipe.model, len(recipe.seeds), tuple(lane.training.program for lane in lanes)
+    return (
+        recipe.world,
+        recipe.model,
+        len(recipe.seeds),
+        tuple(lane.training.program for lane in lanes if lane.training),
+    )
 
 
 def _time(every: Sequence[Job], wanted: Sequence[_Training]) -> str:

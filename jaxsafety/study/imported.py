@@ -17,7 +17,7 @@ from jaxsafety.formats import official
 from jaxsafety.recipe.graph import Lane
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
-from jaxsafety.study import pipeline
+from jaxsafety.study import pipeline, train
 from jaxsafety.types import Params
 from jaxsafety.world import World
 from jaxsafety.world import load as load_world
@@ -61,7 +61,7 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
         for label in recipe.models:
             lanes = recipe.lanes_of(label)
             rows = [[params[lane.name, seed] for seed in recipe.seeds] for lane in lanes]
-            pipeline.adopt(ready, lanes, tree.stack([tree.stack(row) for row in rows]))
+            train.adopt(ready, lanes, tree.stack([tree.stack(row) for row in rows]))
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -69,6 +69,8 @@ def _check_recipe(recipe: Recipe) -> None:
         raise ValueError("import makes one run, and the recipe has a `grid:`: expected a recipe without one")
     for lane in recipe.lanes:
         how, where = lane.training, f"models.{lane.label}"
+        if how is None:
+            raise ValueError(f"{where}: an imported model is one that was trained, expected a `method`")
         if how.chunk_steps < how.steps:
             raise ValueError(
                 f"{where}.chunk_steps: got {how.chunk_steps}, expected its steps ({how.steps}), as nothing is known of "

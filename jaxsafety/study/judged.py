@@ -14,6 +14,7 @@ from jaxsafety.linalg import clusters, sensitivity, update_spaces
 from jaxsafety.linalg.masked import averaged
 from jaxsafety.recipe.nodes import AttackConfig, EditConfig
 from jaxsafety.recipe.schema import Recipe
+from jaxsafety.study import lanes
 from jaxsafety.study.view import Prompts, class_means, first_prompts, model_of, opening, view
 from jaxsafety.subjects import judge
 from jaxsafety.types import Attacked, Key, Measured, Model, Params, Point, Target, Trial
@@ -25,18 +26,11 @@ _IN, _OUT = "mlp.hook_in", "mlp.hook_post"
 _MEASURED = ("complied", "refused", "other", "n_prompts", "relative_tau", "gain", "gradient_norm", "nll_nats")
 
 
-def edited(node: EditConfig, trees: dict[str, Params], *, point: Point, key: Key) -> Params:
-    """Returns an edited model; the key is the seed's root key. Labels of one edit draw the same, and so compare."""
-    own = keys.named(keys.stream(key, "analysis"), node.edit)
-    with jax.default_matmul_precision("highest"):
-        return node.load().edit(trees, node.options, point=point, key=own)
-
-
 def edited_lane(
     node: EditConfig, trees: dict[str, Params], per_seed: tuple[Key, Prompts], _: Any, point: Point
 ) -> Params:
     """Returns the edited model of one lane; ``trees`` are those of the edit's roles, and may be more."""
-    return edited(node, {role: trees[role] for role in node.load().roles}, point=point, key=per_seed[0])
+    return lanes.edited(node, {role: trees[role] for role in node.load().roles}, point=point, key=per_seed[0])
 
 
 def edited_measures(

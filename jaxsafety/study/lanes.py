@@ -16,20 +16,24 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety import keys, tree, world
 from jaxsafety.models import gpt
+from jaxsafety.models.through import through
 from jaxsafety.recipe.graph import Lane
-from jaxsafety.recipe.nodes import Training
+from jaxsafety.recipe.models import Edited, Training
+from jaxsafety.recipe.nodes import EditConfig
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.subjects import judge as judging
 from jaxsafety.training import objective, optim, stepping
-from jaxsafety.types import HParams, Key, Metrics, Model, Params, TrainState, Trial
+from jaxsafety.types import HParams, Key, Method, Metrics, Model, Params, Point, TrainState, Trial
 from jaxsafety.world import Condition, World
 
-Chunk = Callable[[TrainState, Params, Key, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
+Chunk = Callable[[TrainState, dict[str, Params], Key, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
 
 # Conditions that the learning curves read out.
 READOUT = ("safe", "unsafe")
 # Their prompts come from a step of the evaluation stream that no table reaches.
 _READOUT_STEP = 1 << 20
+# Below a step's key, for gates that are drawn: another number than those of :mod:`jaxsafety.training.objective`.
+_GATES = 2
 
 
 def model_of(recipe: Recipe, world: World) -> Model:
@@ -53,19 +57,22 @@ def optimizer(training: Training, point: HParams) -> optax.GradientTransformatio
 
 
 def train_chunk(recipe: Recipe, world_: World, lane: Lane) -> Chunk:
-    """Returns ``(state, reference params, root key, point, steps) -> (state, means over the steps)`` of a lane.
+    """Returns ``(state, given, root key, point, steps) -> (state, means over the steps)`` of a lane.
 
-    It is that of all lanes of its group, whose scalars are the point's. The reference is what the method asks for, see
-    :attr:`jaxsafety.recipe.graph.Lane.reference`.
+    It is that of all lanes of its group, whose scalars are the point's. Given are parameters by role: the
+    ``reference``, where the method asks for one, and what is trained is joined with.
     """
     training, own = lane.training, lane.training.load()
     model = training_model_of(recipe, world_)
 
     def chunk(
-        state: TrainState, reference: Params, key: Key, point: HParams, steps: Int[Array, ""]
+        state: TrainState, given: dict[str, Params], key: Key, point: HParams, steps: Int[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         options, stream, own_stream = training.at_point(point), data_stream(lane, key), keys.stream(key, "method")
-        step = objective.make_step(own, model, optimizer(training, point), options, key=key, total_steps=training.steps)
+        joined, reference = _joined(training, own, given, point), given.get("reference")
+        step = objective.make_step(
+            joined, model, optimizer(training, point), options, key=key, total_steps=training.steps
+        )
 
         def draw(i: Int[Array, ""]) -> Any:
             batch = examples(world_, training, point, key=stream, step=i)
@@ -76,13 +83,39 @@ def train_chunk(recipe: Recipe, world_: World, lane: Lane) -> Chunk:
     return chunk
 
 
+def _joined(training: Training, method: Method, trees: dict[str, Params], point: HParams) -> Method:
+    """Returns the method of the whole model as one of what is trained of it."""
+    if training.parametrisation.kind == "full":
+        return method
+    join = partial(training.parametrisation.load().join, trees, config=training.parametrisation.at_point(point))
+
+    def totals(model: Model, trained: Any, *words: Any, key: Key, progress: Any) -> Any:
+        whole = through(model, partial(join, key=jax.random.fold_in(key, _GATES)))
+        return method.totals(whole, trained, *words, key=key, progress=progress)
+
+    return method._replace(totals=totals)
+
+
+def whole(training: Training, trained: Any, trees: dict[str, Params], point: HParams) -> Params:
+    """Returns the parameters of the model of which a part is trained, as they are judged and kept."""
+    part = training.parametrisation
+    return part.load().join(trees, trained, config=part.at_point(point))
+
+
+def edited(node: EditConfig | Edited, trees: dict[str, Params], *, point: Point, key: Key) -> Params:
+    """Returns an edited model; the key is the seed's root key. Labels of one edit draw the same, and so compare."""
+    own = keys.named(keys.stream(key, "analysis"), node.edit)
+    with jax.default_matmul_precision("highest"):
+        return node.load().edit(trees, node.options, point=point, key=own)
+
+
 def data_stream(lane: Lane, key: Key) -> Key:
     """Returns the key of the stream of a lane's examples below the seed's root key.
 
     Models of one generation see the same examples at the same step, so that they compare; those of the next see others.
     """
-    stream, generation = keys.stream(key, lane.stage), len(lane.ancestors)
-    return stream if generation < 2 else keys.named(stream, f"generation {generation}")
+    stream = keys.stream(key, lane.stage)
+    return stream if lane.generation < 2 else keys.named(stream, f"generation {lane.generation}")
 
 
 def examples(world_: World, training: Training, point: HParams, *, key: Key, step: Int[Array, ""]) -> Any:
@@ -100,8 +133,11 @@ def examples(world_: World, training: Training, point: HParams, *, key: Key, ste
     return jax.tree.map(lambda leaf: leaf[:, 0], one)
 
 
-def init_state(training: Training, params: Params, *, key: Key, point: HParams) -> TrainState:
-    """Returns the state that a training begins with at one hyper-parameter point."""
+def init_state(training: Training, trees: dict[str, Params], *, key: Key, point: HParams) -> TrainState:
+    """Returns the state that a training begins with at one hyper-parameter point, from its ``parent`` among trees."""
+    part = training.parametrisation
+    first = keys.named(keys.stream(key, "init"), part.kind)
+    params = part.load().init(trees, config=part.at_point(point), key=first)
     return objective.init_state(training.load(), params, optimizer(training, point), training.at_point(point), key=key)
 
 

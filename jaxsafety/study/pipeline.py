@@ -4,9 +4,8 @@ Every stage can be killed and started again; a finished one is not repeated. Lan
 and all seeds of them are one program, whatever models they begin with; see :mod:`jaxsafety.recipe.graph`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +15,18 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxsafety import keys, tree, world
+from jaxsafety.config.names import check_name
 from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.keys import Stream
-from jaxsafety.recipe import graph
+from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.models import Reused
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import layout
 from jaxsafety.study import lanes
-from jaxsafety.types import HParams, Metrics, Params, Strategy, TrainState, Trial
+from jaxsafety.types import Params, Strategy, Trial
 from jaxsafety.world import Condition, World
 
 
@@ -50,10 +51,10 @@ class Study:
 
     def leg(self, lane: Lane) -> Leg:
         """The leg of one lane."""
-        how = lane.training
+        chunk = 1 if lane.training is None else lane.training.chunk_steps
         return Leg(
-            self.directory, lane.stage, lane.name, lane.label, lane.point, how.lr, how.steps, how.chunk_steps,
-            how.snapshot_steps,
+            self.directory, lane.stage, lane.name, lane.label, lane.point, lane.lr, lane.steps, chunk,
+            lane.snapshot_steps,
         )  # fmt: skip
 
     def grid(self, rows: int) -> Grid:
@@ -80,49 +81,14 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
             node.points(base)
         except ValueError as error:
             raise ValueError(f"edits.{label}: {error}") from error
-    return Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
+    study = Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
+    for lane in recipe.lanes:
+        if isinstance(lane.how, Reused) and not loop.is_finished(study.leg(lane)):
+            source(study, lane)
+    return study
 
 
-def points(group: Sequence[Lane]) -> HParams:
-    """Returns the traced scalars ``[h]`` of the lanes of one program."""
-
-    def column(values: Iterable[float]) -> Array:
-        return jnp.asarray(list(values), jnp.float32)
-
-    scalars = [lane.training.scalars for lane in group]
-    parts = {
-        part: {name: column(one[part][name] for one in scalars) for name in scalars[0][part]} for part in scalars[0]
-    }
-    return HParams(peak_lr=column(lane.training.lr for lane in group), **parts)
-
-
-def _start(study: Study, group: Sequence[Lane], parents: Trained | None) -> TrainState:
-    """The stacked states ``[h, s]`` before training, from the lanes' ``parents``, or fresh.
-
-    A seed that diverged in a parent stays frozen: what is trained from it is no result.
-    """
-    training, grid = group[0].training, study.grid(len(group))
-
-    def init(before: Trained | Array, key: Array, point: HParams) -> TrainState:
-        if parents is None:
-            params = lanes.init_params(study.recipe, study.world, key=key)
-            return lanes.init_state(training, params, key=key, point=point)
-        state = lanes.init_state(training, before.params, key=key, point=point)
-        return state.replace(finite=before.finite)
-
-    return programs.program(init, grid=grid)(grid.zeros() if parents is None else parents, study.roots, points(group))
-
-
-def shapes(study: Study, group: Sequence[Lane]) -> TrainState:
-    """Returns the shapes ``[h, s, ...]`` of what the training of a group holds, without computing it."""
-    size = (len(group), len(study.recipe.seeds))
-    parents = None
-    if group[0].parent is not None:
-        parents = Trained(_param_shapes(study, *size), jax.ShapeDtypeStruct(size, bool))
-    return jax.eval_shape(lambda parents: _start(study, group, parents), parents)
-
-
-def _param_shapes(study: Study, *lanes_: int) -> Params:
+def param_shapes(study: Study, *lanes_: int) -> Params:
     one = jax.eval_shape(lambda: lanes.init_params(study.recipe, study.world, key=keys.root(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lanes_, *leaf.shape), leaf.dtype), one)
 
@@ -149,56 +115,13 @@ def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, la
     return programs.at_once(lambda found: tree.lane(found, 0), drawn)
 
 
-def _readout(study: Study) -> loop.Readout:
-    def read(params: Params, trials: Any, _: Any) -> Metrics:
-        return lanes.readout(study.recipe, study.world, params, trials)
-
-    return read, per_seed(study, lambda key: lanes.readout_prompts(study.recipe, study.world, key=key))
-
-
-def train(study: Study, stage: str) -> None:
-    """Trains the lanes of ``pretrain`` or ``tune`` that are not finished, group by group.
-
-    Raises:
-        ValueError: the stage before is not finished; a corrupt or missing checkpoint.
-        FloatingPointError: every lane of a model has diverged.
-        Stopped: a signal has asked to stop; what was done is saved.
-    """
-    if stage == "tune":
-        check_trained(study, "pretrain")
-    for group in graph.groups(study.stage_lanes(stage)):
-        by_leg = {study.leg(lane): lane for lane in group}
-        for part in loop.in_step(list(by_leg)):
-            _train(study, [by_leg[leg] for leg in part])
-        loop.forget_optimizers(list(by_leg))
-    load_living(study, study.stage_lanes(stage))
-
-
-def _train(study: Study, group: Sequence[Lane]) -> None:
-    """Trains lanes of one group, which have a step in common, as one program."""
-    parents = load(study, [lane.parent for lane in group]) if group[0].parent is not None else None
-    references = [lane.reference for lane in group]
-    same = references == [lane.parent for lane in group]
-    given = {} if references[0] is None else (parents if same else load(study, references)).params
-    loop.train(
-        lanes.train_chunk(study.recipe, study.world, group[0]),
-        partial(_start, study, group, parents),
-        readout=_readout(study),
-        given=given,
-        per_seed=study.roots,
-        points=points(group),
-        grid=study.grid(len(group)),
-        legs=[study.leg(lane) for lane in group],
-    )
-
-
 def load(study: Study, wanted: Sequence[Lane], *, step: int | None = None) -> Trained:
     """Returns finished lanes ``[h, s, ...]``, one row each, or what they were after a ``step`` with a snapshot.
 
     A corrupt or missing checkpoint, or snapshot, is a ValueError.
     """
     grid = study.grid(1)
-    like = _param_shapes(study, len(grid.seeds))
+    like = param_shapes(study, len(grid.seeds))
     by_name = {lane.name: lane for lane in wanted}
     rows = {name: Trained(**loop.load(study.leg(lane), like, grid=grid, step=step)) for name, lane in by_name.items()}
     places = [list(rows).index(lane.name) for lane in wanted]
@@ -239,7 +162,7 @@ def check_ready(study: Study, stage: str) -> None:
 
 def steps(recipe: Recipe) -> dict[str, dict[str, int]]:
     """Returns the steps of every lane by model and name, for :mod:`jaxsafety.rundir.status`."""
-    return {label: {lane.name: lane.training.steps for lane in recipe.lanes_of(label)} for label in recipe.models}
+    return {label: {lane.name: lane.steps for lane in recipe.lanes_of(label)} for label in recipe.models}
 
 
 def own_grammars(recipe: Recipe) -> dict[str, str]:
@@ -255,10 +178,25 @@ def check_trained(study: Study, *stages: str) -> None:
                 raise ValueError(f"no finished {lane.name} in {study.directory}: run `jaxsafety {stage}` on it first")
 
 
-def adopt(study: Study, adopted: Sequence[Lane], params: Params) -> None:
-    """Records models ``[h, s, ...]`` that were trained elsewhere as those that lanes end with.
+def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
+    """The run that a lane is reused from, and the lane there.
 
-    They have a single chunk and no snapshots.
+    Raises:
+        ValueError: no such run or lane, one of another world or model, a seed that it has not, or not finished.
     """
-    legs, grid = [study.leg(lane) for lane in adopted], study.grid(len(adopted))
-    loop.adopt(params, _readout(study), grid=grid, legs=legs)
+    where, directory = f"models.{lane.label}.from", Path(lane.how.run)
+    recipe = yaml_file.recorded(directory) if (directory / "config.yaml").is_file() else None
+    if recipe is None:
+        raise ValueError(f"{where}: no run of a study in {directory}: expected a directory that `jaxsafety run` made")
+    by_name = {one.name: one for one in recipe.lanes}
+    check_name(f"model in {where}", lane.how.model, by_name)
+    own = {"world": study.recipe.world, "grammars": own_grammars(study.recipe), "model": study.recipe.model}
+    for name, there in (("world", recipe.world), ("grammars", own_grammars(recipe)), ("model", recipe.model)):
+        if own[name] != there:
+            raise ValueError(f"{where}: {name} of {directory} is {there}, expected that of this study, {own[name]}")
+    if missing := sorted(set(study.recipe.seeds) - set(recipe.seeds)):
+        raise ValueError(f"{where}: {directory} has the seeds {list(recipe.seeds)}, expected {missing[0]} among them")
+    other, found = Study(recipe, study.world, study.strategy, directory), by_name[lane.how.model]
+    if not loop.is_finished(other.leg(found)):
+        raise ValueError(f"{where}: {found.name} is not finished in {directory}: run `jaxsafety {found.stage}` there")
+    return other, found

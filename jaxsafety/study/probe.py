@@ -167,7 +167,7 @@ def to_frame(
     labelled = []
     for place in picked:
         lane, label = models.lanes[rows[place]], models.labels[rows[place]]
-        last = 0 if lane.parent is None else lane.training.steps
+        last = 0 if lane.parent is None else lane.steps
         labelled.append((*label, last if step is None else step))
     labels = evaluate.run_labels(subjects.run) | {"analysis": name} | columns
     own = {key: values[picked] for key, values in found.items()}

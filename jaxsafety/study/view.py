@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety import keys, world
 from jaxsafety.linalg import clusters
 from jaxsafety.models import gpt
-from jaxsafety.recipe.nodes import Training
+from jaxsafety.recipe.models import Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.subjects import judge
 from jaxsafety.training import objective, stepping

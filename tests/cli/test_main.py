@@ -21,7 +21,7 @@ from jaxsafety.claims.jain2024 import CLAIMS
 from jaxsafety.cli import main
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import checkpoint, manifest_file, opening
-from jaxsafety.study import pipeline
+from jaxsafety.study import pipeline, train
 from tests.disturbed import die_before_saving
 
 STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
@@ -314,7 +314,7 @@ def test_an_interrupt_says_how_to_continue(main, mini_yaml, tmp_path, capsys, mo
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "train", interrupted)
+    monkeypatch.setattr(train, "train", interrupted)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err == "jaxsafety: interrupted; the same command continues from the last checkpoint\n"
 
@@ -329,7 +329,7 @@ def test_a_signal_ends_a_run_between_stages_with_the_conventional_code(
         stages.append(stage)
         signal.raise_signal(number)
 
-    monkeypatch.setattr(pipeline, "train", asked)
+    monkeypatch.setattr(train, "train", asked)
     assert main("run", mini_yaml, "--out", tmp_path / "out") == code
     assert stages == ["pretrain"]
     *_, last = capsys.readouterr().err.splitlines()

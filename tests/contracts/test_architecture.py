@@ -22,6 +22,7 @@ ORDER = (
     ("world",),
     ("pools",),
     ("models",),
+    ("parametrisations",),
     ("training",),
     ("methods",),
     ("edits",),
@@ -41,7 +42,7 @@ LAYER_OF = {folder: layer for layer, folders in enumerate(ORDER) for folder in f
 PURE_FOLDERS = [folder for folder, layer in LAYER_OF.items() if layer <= LAYER_OF["recipe"]]
 KERNELS = ("losses", "linalg", "world", "models")
 # A folder of theirs holds one file a method, an edit, an attack or an analysis: what they share lies in a layer below.
-ONE_EACH = ("pools", "methods", "edits", "attacks", "analysis")
+ONE_EACH = ("pools", "parametrisations", "methods", "edits", "attacks", "analysis")
 # Lifted out by people who have a model, a world and a trainer of their own.
 # An attack may bring a condition of the world's own kind.
 LIFTED = {"linalg": (), "edits": ("linalg",), "analysis": ("linalg",), "attacks": ("losses", "world")}

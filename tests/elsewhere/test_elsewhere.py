@@ -16,7 +16,8 @@ from jaxsafety import keys
 from jaxsafety.config import fields
 from jaxsafety.models.adapter import adapted
 from jaxsafety.recipe import graph, yaml_file
-from jaxsafety.recipe.nodes import Training, made, node
+from jaxsafety.recipe.models import trained
+from jaxsafety.recipe.nodes import node
 from jaxsafety.report import claims_table
 from jaxsafety.rundir import checkpoint, metrics_file, results
 from jaxsafety.study import pipeline
@@ -236,9 +237,9 @@ def test_its_fields_are_read_from_it_alone(recipe):
     assert (options.pull, options.keep, options.layer) == (0.25, 0.75, 0)
     assert yaml_file.parse(yaml_file.as_dict(read), where="again") == read
     with pytest.raises(ValueError, match=r"models.mine has no field 'pul': it has pull, layer, keep; did you"):
-        made(Training, {"method": NAME, "pul": 1.0}, owner="models.mine")
+        trained({"method": NAME, "pul": 1.0}, owner="models.mine")
     with pytest.raises(ValueError, match=r"models.mine: layer must be >= 0 and finite, got -1"):
-        made(Training, {"method": NAME, "layer": -1}, owner="models.mine")
+        trained({"method": NAME, "layer": -1}, owner="models.mine")
 
 
 def test_a_grid_of_its_traced_fields_is_one_program_and_of_its_static_ones_several(recipe):

@@ -12,7 +12,7 @@ import pytest
 from jaxsafety import keys, tree
 from jaxsafety.engine import sweep
 from jaxsafety.models import gpt
-from jaxsafety.study import lanes, pipeline
+from jaxsafety.study import lanes, pipeline, train
 from jaxsafety.training import answers, optim, stepping
 from jaxsafety.types import Batch
 
@@ -155,7 +155,7 @@ def test_a_sharded_pretraining_chunk_has_no_collectives(mini_recipe, tmp_path):
     root = mini_recipe.lanes[:1]
     chunk = lanes.train_chunk(mini_recipe, ready.world, root[0])
     program = sweep.over_lanes(chunk, ready.strategy, seeds=len(mini_recipe.seeds), per_lane=2)
-    states, points = pipeline.shapes(ready, root), pipeline.points(root)
+    states, points = train.shapes(ready, root), train.points(root)
     compiled = jax.jit(program, donate_argnums=0).lower(states, {}, ready.roots, points, jnp.int32(2)).compile()
     assert not re.search(COLLECTIVES, compiled.as_text())
     # The search can find one.

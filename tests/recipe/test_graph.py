@@ -122,6 +122,45 @@ def test_twins_differ_in_nothing_but_their_method():
             "unknown ancestor of a 'b': expected one of p, parent, root",
         ),
         ({"p": PRETRAINED | {"reference": "root"}}, "models.p.reference is 'root', and it has no `from`"),
+        ({"a": {"edit": "scaled"}}, "models.a has no `from`: expected the model that is edited"),
+        ({"p": PRETRAINED, "a": {"from": "p", "edit": "scled"}}, "models.a: unknown edit 'scled'"),
+        (
+            {"p": PRETRAINED, "a": sft("p"), "b": {"from": "a", "edit": "transferred"}},
+            "models.b.other is not given: expected the name of a model",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p"), "b": {"from": "a", "edit": "scaled", "base": "q"}},
+            "unknown model in models.b.base 'q': expected one of p, a, root, parent",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p"), "c": sft("p", lr=[1, 2]),
+             "b": {"from": "a", "edit": "transferred", "other": "c", "alpha": 1}},
+            "models.b.other: c is no ancestor of a and has 2 lanes, of which none has its parent and its point: exp",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p", parametrisation={"kind": "mask"})},
+            "models.a.parametrisation: p, which it is from, has no update from itself: expected another ancestor",
+        ),
+        (
+            {"p": PRETRAINED | {"parametrisation": {"kind": "lora"}}},
+            "models.p has no `from`: expected a model of which a part is trained",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p", parametrisation={"kind": "lora", "rnk": 3})},
+            "models.a.parametrisation has no field 'rnk': it has rank, alpha, targets; did you mean 'rank'?",
+        ),
+        ({"p": PRETRAINED, "a": {"select": "b"}}, "unknown model in models.a.select 'b': expected one of p, a"),
+        ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a: p and p have no ancestor in common"),
+        (
+            {"p": PRETRAINED, "a": sft("p"), "b": {"select": "a", "per": ["lr"]}},
+            "unknown field in models.b.per 'lr': expected one of from",
+        ),
+        (
+            {"p": PRETRAINED, "b": {"select": "p", "from": "p"}},
+            "models.b has no field 'from': it has select, per, by, largest, utility_drop, role",
+        ),
+        ({"p": {"from": {"run": "runs/x"}}}, "models.p has no model, which has no default: give it one"),
+        ({"p": {"from": {"run": "x", "model": "y"}, "method": "sft"}}, "models.p has no field 'method': it has run, "),
         ({"p": PRETRAINED | {"lr": []}}, "models.p.lr must have at least one value, got none"),
         ({"p": PRETRAINED | {"lr": [1e-3, 1e-3]}}, "models.p.lr must have distinct values, got [0.001, 0.001]"),
         ({"p": PRETRAINED | {"lr": {"a/b": 1}}}, "models.p.lr: a value's name must be letters, digits and any of _ ."),

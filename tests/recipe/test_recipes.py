@@ -9,7 +9,7 @@ import jaxsafety
 from jaxsafety import world
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import metrics_file
-from jaxsafety.study import pipeline
+from jaxsafety.study import pipeline, train
 
 RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.yaml"))
 # Those that reproduce the paper's table.
@@ -53,7 +53,7 @@ EACH = [path if names(path) == "quick" else pytest.param(path, marks=pytest.mark
 @pytest.mark.parametrize("path", EACH, ids=names)
 def test_the_first_steps_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
-    pipeline.train(ready, "pretrain")
+    train.train(ready, "pretrain")
     assert np.asarray(pipeline.load(ready, ready.recipe.lanes[:1]).finite).all()
     (row,) = metrics_file.read_metrics(tmp_path)
     assert row["step"] == 2 and np.isfinite(row["loss"])
@@ -63,6 +63,6 @@ def test_the_first_steps_of_a_recipe_run(path, tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=names)
 def test_the_first_tuning_steps_of_every_method_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
-    pipeline.train(ready, "pretrain")
-    pipeline.train(ready, "tune")
+    train.train(ready, "pretrain")
+    train.train(ready, "tune")
     assert np.asarray(pipeline.load(ready, ready.recipe.tuned).finite).all()

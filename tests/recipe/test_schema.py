@@ -11,7 +11,7 @@ from jaxsafety import world
 from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import gpt
 from jaxsafety.pools import explicit, safety
-from jaxsafety.recipe.nodes import Data, Training
+from jaxsafety.recipe.models import Data, Training
 from jaxsafety.recipe.schema import EvaluateConfig, ModelConfig, Recipe, as_dict
 
 pytestmark = pytest.mark.usefixtures("unchecked")

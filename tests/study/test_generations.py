@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
-from jaxsafety.study import lanes, pipeline
+from jaxsafety.study import lanes, pipeline, train
 
 # Two programs of other sizes may sum in another order.
 RTOL = 1e-5
@@ -55,7 +55,7 @@ def run(recipe, traces, tmp_path_factory):
         patch.setattr(lanes, "train_chunk", counted)
         ready.directory.mkdir()
         for stage in ("pretrain", "tune"):
-            pipeline.train(ready, stage)
+            train.train(ready, stage)
     return ready
 
 
@@ -93,9 +93,9 @@ def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
     ten = {f"m{i}": tuned | {"lr": 1e-4 * (i + 1), "data": {"p_unsafe": i / 10}} for i in range(10)}
     ready = pipeline.prepare(replace(recipe, models={"pretrained": recipe.models["pretrained"]} | ten, attacks={},
                                      analyses={}), tmp_path)  # fmt: skip
-    pipeline.train(ready, "pretrain")
+    train.train(ready, "pretrain")
     with jax.log_compiles(), pytest.MonkeyPatch.context():
-        pipeline.train(ready, "tune")
+        train.train(ready, "tune")
     assert traced == ["pretrained", "m0"]
     found = np.asarray(pipeline.load(ready, ready.recipe.tuned).params["embed"])
     assert len({lane.tobytes() for lane in found}) == 10
@@ -108,7 +108,7 @@ def test_a_lane_is_the_run_of_its_values_alone(run, recipe, tmp_path):
     alone["attacked"] |= {"from": "dpo", "data": {"pool": "explicit", "prompts": 3}}
     ready = pipeline.prepare(replace(recipe, models=alone, attacks={}, analyses={}), tmp_path)
     for stage in ("pretrain", "tune"):
-        pipeline.train(ready, stage)
+        train.train(ready, stage)
     one = pipeline.load(ready, ready.recipe.lanes_of("attacked"))
     (lane,) = [lane for lane in recipe.lanes if lane.name == "attacked.from=dpo.eta_S.prompts=3"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, pipeline.load(run, [lane]))

@@ -11,7 +11,7 @@ import yaml
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import as_dict
 from jaxsafety.rundir import checkpoint, manifest_file, opening, status
-from jaxsafety.study import pipeline
+from jaxsafety.study import pipeline, train
 
 # Whose program is the smallest.
 METHOD = "sft"
@@ -35,16 +35,16 @@ def tuned(grid_yaml, tmp_path_factory):
     """The grid after pretraining and tuning, one cell of which diverges, and the exit codes."""
     from jaxsafety.cli import main
 
-    directory, train = tmp_path_factory.mktemp("tuned") / "out", pipeline.train
+    directory, trained = tmp_path_factory.mktemp("tuned") / "out", train.train
 
     def diverging(study, stage):
-        train(study, stage)
+        trained(study, stage)
         if stage == "tune" and study.directory.name == BAD:
             raise FloatingPointError(f"every lane of tune {METHOD} diverged: lower its learning rate")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "_configure_jax", lambda *_, **__: None)
-        patch.setattr(pipeline, "train", diverging)
+        patch.setattr(train, "train", diverging)
         codes = [main.main([verb, str(grid_yaml), "--out", str(directory)]) for verb in ("pretrain", "tune")]
     return directory, codes
 
@@ -178,7 +178,7 @@ def test_a_dry_run_touches_no_disk_and_knows_only_what_was_measured(main, grid_y
 
 def test_the_memory_of_a_dry_run_is_that_of_the_states(main, mini_yaml, mini_recipe, tmp_path, capsys):
     assert main("run", mini_yaml, "--dry_run", "--out", tmp_path / "nowhere") == 0
-    state = pipeline.shapes(pipeline.prepare(mini_recipe, tmp_path), mini_recipe.lanes_of("dpo"))
+    state = train.shapes(pipeline.prepare(mini_recipe, tmp_path), mini_recipe.lanes_of("dpo"))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2**20
     assert f"has 2 lanes x 2 seeds of parameters and optimiser state, {size:.1f} MiB in all" in capsys.readouterr().out
 

@@ -13,9 +13,10 @@ import pytest
 
 from jaxsafety import keys, methods, world
 from jaxsafety.config import fields as fields_
-from jaxsafety.recipe.nodes import Data, OptimConfig
+from jaxsafety.recipe.models import Data
 from jaxsafety.study import lanes, view
 from jaxsafety.subjects import judge
+from jaxsafety.training.optim import OptimConfig
 from jaxsafety.types import HParams
 from tests.methods.bound import bound
 
@@ -40,7 +41,7 @@ def point_of(**options):
 def lane_of(recipe, stage, **training):
     """A lane of a stage that is trained like the recipe's, but for some fields."""
     first = next(lane for lane in recipe.lanes if lane.stage == stage)
-    return replace(first, training=replace(first.training, **training))
+    return replace(first, how=replace(first.training, **training))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_training_draws_from_the_stream_of_its_stage_and_generation(
     monkeypatch.setattr(type(lane.training.data), "load", lambda self: SimpleNamespace(draw=draw))
     chunk = lanes.train_chunk(mini_recipe, tiny_world, lane)
     with pytest.raises(Drawn) as drawn:
-        chunk(lanes.init_state(lane.training, params, key=key, point=point), params, key, point, jnp.int32(2))
+        chunk(lanes.init_state(lane.training, {"parent": params}, key=key, point=point), {}, key, point, jnp.int32(2))
     stream = keys.stream(key, stage)
     expected = stream if generation < 2 else keys.named(stream, f"generation {generation}")
     assert drawn.value.args[1:] == (bits(expected), 6, 4)
@@ -124,9 +125,9 @@ def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
     scalars = {field: getattr(options, field) for field in fields_.traced_names(options)}
     point = point_of(**scalars | ({"weight_chosen": 0.7} if weights else {}))
     reference = init(keys.root(9))
-    state = lanes.init_state(lane.training, params, key=key, point=point)
+    state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
     chunk = jax.jit(lanes.train_chunk(mini_recipe, tiny_world, lane))
-    _, metrics = chunk(state, reference, key, point, jnp.int32(1))
+    _, metrics = chunk(state, {"reference": reference}, key, point, jnp.int32(1))
     options = weights | ({"weight_chosen": 0.7} if weights else {})
     options |= {"ascent_bound": 10.0} if name == "unlearn" else {}
     loss = bound(
@@ -155,8 +156,9 @@ def traced(half_recipe, mini_recipe, tiny_world, params):
         options = methods.load(name).Config()
         lane = lane_of(recipe, stage, method=name, options=options, optim=optim)
         point = point_of(**{field: getattr(options, field) for field in fields_.traced_names(options)})
-        state = lanes.init_state(lane.training, params, key=key, point=point)
-        return jax.jit(lanes.train_chunk(recipe, tiny_world, lane)).trace(state, params, key, point, jnp.int32(2))
+        state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
+        given = {"reference": params}
+        return jax.jit(lanes.train_chunk(recipe, tiny_world, lane)).trace(state, given, key, point, jnp.int32(2))
 
     return trace
 

@@ -12,7 +12,7 @@ import pytest
 
 from jaxsafety.report import study_report
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
-from jaxsafety.study import evaluate, pipeline
+from jaxsafety.study import evaluate, pipeline, train
 from tests.disturbed import die_before_saving
 
 LEGS = ("pretrained", "sft.eta_M", "sft.eta_S", "dpo.eta_M", "dpo.eta_S")
@@ -118,7 +118,7 @@ def test_a_run_resumed_from_an_earlier_chunk_ends_as_the_uninterrupted_one(
 def test_a_lane_of_the_grid_is_the_single_run_of_its_seed(finished_run, mini_recipe, tmp_path):
     """The same pipeline with one seed and no sharding: its own initialisation, data and prompts."""
     single = prepare(replace(mini_recipe, seeds=(5,), strategy="map"), tmp_path)
-    pipeline.train(single, "pretrain")
+    train.train(single, "pretrain")
     root = mini_recipe.lanes[:1]
     alone, both = (pipeline.load(ready, root) for ready in (single, prepare(mini_recipe, finished_run)))
     second = jax.tree.map(lambda leaf: leaf[:, 1:], both)
@@ -132,7 +132,7 @@ def test_a_lane_of_the_grid_is_the_single_run_of_its_seed(finished_run, mini_rec
     [
         (
             "checkpoints/pretrained",
-            partial(pipeline.train, stage="tune"),
+            partial(train.train, stage="tune"),
             "no finished pretrained in .*: run `jaxsafety pretrain` on it first",
         ),
         ("checkpoints/pretrained", evaluate.write, "no finished pretrained in .*: run `jaxsafety pretrain`"),

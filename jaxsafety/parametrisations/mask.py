@@ -1,0 +1,86 @@
+"""A gate over an update: which parts of what training has changed are kept, learned by any method's loss."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsafety import tree
+from jaxsafety.config.fields import check, static, traced
+from jaxsafety.types import Key, Parametrisation, Params
+
+Per = Literal["entry", "row", "leaf"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The update is that of the model that training begins with from ``base``; its gates begin half open.
+
+    Attributes:
+        base: the ancestor that the update is taken from: ``root``, or the nearest one of a name.
+        per: one gate for every ``entry``, every ``row`` of a matrix (its inputs), or every ``leaf`` and layer.
+        scale: multiples of the gated update, lambda.
+        temperature: of the relaxed gates while they are trained, T.
+        noise: whether gates are drawn at every step (the concrete distribution); what is kept is the expected one.
+        rescale: whether the gated update is divided by the gates' mean, which keeps its size.
+
+    References:
+        Yi et al. 2024 (arXiv 2405.09055), SOMF: ``m = sigmoid((logit + logistic noise) / T)``, ``m * delta / mean(m)``.
+        Fidelity: one update instead of several; the mask is the expected one, ``sigmoid(logit)``, where the paper draws
+        one and cuts it at one half; gates per row and leaf are ours.
+    """
+
+    base: str = "root"
+    per: Per = "entry"
+    scale: float = traced(1.0, above=0)
+    temperature: float = static(0.5, above=0)
+    noise: bool = True
+    rescale: bool = True
+    __post_init__ = check
+
+
+def gated(delta: Params, gates: Params, *, scale: float | Array, rescale: bool = True) -> Params:
+    """Returns ``scale * gates * delta``, divided by the mean of all gates over all entries with ``rescale``.
+
+    ``gates`` are in [0, 1], of the structure of ``delta`` and of shapes that broadcast to its own.
+    """
+    whole = jax.tree.map(lambda gate, leaf: jnp.broadcast_to(gate, leaf.shape), gates, delta)
+    if rescale:
+        sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(whole)]
+        scale = scale * sum(leaf.size for leaf in jax.tree.leaves(whole)) / sum(sums)
+    return jax.tree.map(lambda gate, leaf: scale * gate * leaf, whole, delta)
+
+
+def _gates(path: str, leaf: Array, per: Per) -> Array:
+    if per == "entry":
+        shape = leaf.shape
+    else:
+        first = leaf.shape[:1] if path.startswith("blocks/") else ()
+        rows = leaf.shape[len(first) : -1] if per == "row" else (1,) * (leaf.ndim - len(first) - 1)
+        shape = (*first, *rows, 1)
+    return jnp.zeros(shape, jnp.float32)
+
+
+def init(trees: dict[str, Params], *, config: Config, key: Key) -> Params:
+    """See :class:`jaxsafety.types.Parametrisation`."""
+    return tree.label(trees["parent"], lambda path, leaf: _gates(path, leaf, config.per))
+
+
+def join(trees: dict[str, Params], trained: Any, *, config: Config, key: Key | None = None) -> Params:
+    """See :class:`jaxsafety.types.Parametrisation`."""
+    if key is None:
+        gates = jax.tree.map(jax.nn.sigmoid, trained)
+    else:
+        leaves, structure = jax.tree.flatten(trained)
+        if config.noise:
+            keys = jax.random.split(key, len(leaves))
+            leaves = [leaf + jax.random.logistic(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+        gates = jax.tree.unflatten(structure, [jax.nn.sigmoid(leaf / config.temperature) for leaf in leaves])
+    delta = tree.difference(trees["parent"], trees["base"])
+    kept = gated(delta, gates, scale=config.scale, rescale=config.rescale)
+    return jax.tree.map(jnp.add, trees["base"], kept)
+
+
+PARAMETRISATION = Parametrisation(Config, init, join, roles=("base",))

@@ -1,0 +1,231 @@
+"""How a model of a study comes about: trained, edited, selected among others, or reused from another run."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxsafety import edits, methods, parametrisations, pools
+from jaxsafety.config import fields as fields_
+from jaxsafety.config.names import check_name
+from jaxsafety.recipe.nodes import Node, made
+from jaxsafety.training.optim import OptimConfig
+from jaxsafety.types import HParams, Needs
+from jaxsafety.world import CONDITIONS
+
+Role = Literal["model", "defence", "attack"]
+
+# Of what a method may learn from, the pool unless a recipe says otherwise.
+_POOLS = {"preferences": "safety", "text": "text"}
+# What a selection may go by.
+_RATES = ("complied", "refused", "other", "exact_match")
+
+
+@dataclass(frozen=True)
+class Data(Node):
+    """The examples of a training: of a pool's, ``prompts`` different ones in turn, or new ones at every step.
+
+    ``prompts`` is traced where there is a number of them: every number is the same program.
+    """
+
+    FOLDER = pools
+    pool: str = "safety"
+    # Positions in the stream are products of two of them, in int32.
+    prompts: int | None = fields_.static(None, at_least=1, at_most=2**15)
+    options: Any = None
+
+    def at_point(self, point: HParams) -> Any:
+        """Returns the pool's fields with the scalars of one lane."""
+        own = fields_.traced_names(self.options)
+        return fields_.at_point(self.options, {name: point.data[name] for name in own})
+
+
+@dataclass(frozen=True)
+class Parametrised(Node):
+    """What of a model is trained: ``kind`` is a name of :data:`jaxsafety.parametrisations.TABLE`, or somebody's own."""
+
+    FOLDER = parametrisations
+    kind: str = "full"
+    options: Any = None
+
+    def at_point(self, point: HParams) -> Any:
+        """Returns its fields with the scalars of one lane."""
+        return fields_.at_point(self.options, point.parts)
+
+
+@dataclass(frozen=True)
+class Training(Node):
+    """How one model is trained.
+
+    Attributes:
+        method: a name of :data:`jaxsafety.methods.TABLE`, or somebody else's as ``package.module:NAME``.
+        steps: optimiser steps.
+        batch_size: examples a step, per seed.
+        lr: peak learning rate.
+        chunk_steps: steps per dispatch; metrics are averaged and a checkpoint written at each chunk's end.
+        snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
+            analyses along training; fewer where the run is too short to tell them apart.
+        reference: whose likelihoods a method asks that compares with a reference: the model that training begins with
+            (``parent``), the first of its ancestors (``root``), or the nearest one of that name.
+        role: what it is in the study: a ``defence``, an ``attack``, or a ``model`` like any.
+        parametrisation: see :class:`Parametrised`.
+        data: see :class:`Data`.
+        optim: optimiser and schedule.
+        options: the method's own fields.
+    """
+
+    FOLDER = methods
+    method: str = "sft"
+    steps: int = fields_.static(200, above=0)
+    batch_size: int = fields_.static(64, above=0)
+    lr: float = fields_.traced(1e-3, above=0)
+    chunk_steps: int = fields_.static(50, above=0)
+    snapshots: int = fields_.static(0, at_least=0)
+    reference: str = "parent"
+    role: Literal["model", "defence", "attack"] = "model"
+    parametrisation: Parametrised = field(default_factory=Parametrised)
+    data: Data = field(default_factory=Data)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    options: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        wanted, there = self.load().examples, self.data.load().examples
+        if wanted != there:
+            raise ValueError(
+                f"data.pool: got {self.data.pool!r}, which has {there}, expected a pool of {wanted}, which method "
+                f"{self.method!r} learns from"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """What its method asks for."""
+        return self.load().needs(self.options)
+
+    def at_point(self, point: HParams) -> Any:
+        """Returns the method's fields with the scalars of one lane."""
+        return fields_.at_point(self.options, point.options)
+
+    @property
+    def scalars(self) -> dict[str, dict[str, float | int]]:
+        """What is traced of it: a lane's own scalars of the method and of its examples, by name."""
+        data = {name: getattr(self.data.options, name) for name in fields_.traced_names(self.data.options)}
+        if self.data.prompts is not None:
+            data["prompts"] = self.data.prompts
+        own, parts = (
+            {name: getattr(one, name) for name in fields_.traced_names(one)}
+            for one in (self.options, self.parametrisation.options)
+        )
+        return {"options": own, "parts": parts, "data": data}
+
+    @property
+    def program(self) -> Hashable:
+        """What two trainings must have in common for one compiled program to do both: all but the traced scalars."""
+        sizes = (self.steps, self.batch_size, self.chunk_steps, self.snapshots)
+        parts = (self.parametrisation.kind, fields_.program(self.parametrisation.options))
+        own = (self.method, fields_.program(self.options), *parts, self.optim)
+        data = (self.data.pool, fields_.program(self.data.options), self.data.prompts is None)
+        return (*sizes, *own, *data)
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Steps of the snapshots: ``steps ** (i / (snapshots + 1))``, rounded, distinct and before the last step."""
+        exponents = (i / (self.snapshots + 1) for i in range(1, self.snapshots + 1))
+        return tuple(sorted({round(self.steps**exponent) for exponent in exponents} - {self.steps}))
+
+
+@dataclass(frozen=True)
+class Edited(Node):
+    """The weights of another model, edited: the edit's target is what the model is ``from``.
+
+    Whose weights an edit takes beside, fields of the names of its roles say: those of an ancestor (``base`` is the
+    ``root`` unless a recipe says otherwise), of another model's twin of the target, or of its only lane.
+    """
+
+    FOLDER = edits
+    edit: str = "scaled"
+    role: Role = "model"
+    options: Any = None
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """The strength of the edit, by swept field: of each its only value."""
+        return {name: getattr(self.options, name)[0] for name in fields_.swept_names(self.options)}
+
+    @property
+    def program(self) -> Hashable:
+        """What two edits must have in common for one compiled program to make both."""
+        swept = fields_.swept_names(self.options)
+        return self.edit, tuple((name, value) for name, value in fields_.program(self.options) if name not in swept)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The lane of another model that has the most of something, on prompts that nothing else looks at.
+
+    Attributes:
+        select: the name of the model whose lanes are the candidates.
+        per: what candidates of one selection have in common: ``from``, or fields that list values; none is one for all.
+        by: ``CONDITION/RATE``, the mean over the seeds that live.
+        largest: the most of it is selected, or the least.
+        utility_drop: the most that the exact match of safe prompts may lie below that of a candidate's own parent, in
+            [0, 1]; where none keeps to it the smallest drop is selected.
+        role: as of :class:`Training`.
+    """
+
+    select: str
+    per: tuple[str, ...] = ("from",)
+    by: str = "unsafe/complied"
+    largest: bool = True
+    utility_drop: float | None = fields_.static(None, at_least=0, at_most=1)
+    role: Role = "model"
+
+    def __post_init__(self):
+        fields_.check(self)
+        condition, _, rate = self.by.partition("/")
+        check_name("condition in by", condition, CONDITIONS)
+        check_name("rate in by", rate, _RATES)
+
+
+@dataclass(frozen=True)
+class Reused:
+    """A finished lane of another run of the same world and model.
+
+    Attributes:
+        run: its directory.
+        model: the lane's name there.
+        role: as of :class:`Training`.
+    """
+
+    run: str
+    model: str
+    role: Role = "model"
+    __post_init__ = fields_.check
+
+
+How = Training | Edited | Selected | Reused
+
+
+def kind_of(given: Mapping[str, Any]) -> type[How]:
+    """Returns how a model comes about, told by its fields as a recipe writes them."""
+    if "edit" in given:
+        return Edited
+    if "select" in given:
+        return Selected
+    return Reused if isinstance(given.get("from"), Mapping) else Training
+
+
+def default_pool(method: str) -> str:
+    """Returns the pool that a method's examples come from unless a recipe says otherwise."""
+    return _POOLS[methods.load(method).examples]
+
+
+def trained(given: dict[str, Any], *, owner: str) -> Training:
+    """Returns a training from its fields as a recipe writes them; see :func:`jaxsafety.recipe.nodes.made`."""
+    data, method = given.get("data", {}), given.get("method")
+    if isinstance(data, dict) and isinstance(method, str):
+        try:
+            data = {"pool": default_pool(method)} | data
+        except ValueError as error:
+            raise ValueError(f"{owner}: {error}") from error
+    below = [f"data.{name}" for name in ("p_unsafe", "mix", "prompts", "pool")]
+    return made(Training, given | {"data": data}, owner=owner, below=below)

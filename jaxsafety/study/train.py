@@ -1,0 +1,214 @@
+"""Makes the models of a study, group by group of lanes: trained, edited, selected, or reused from another run.
+
+Everything can be killed and started again; a finished lane is not made again. Lanes that agree in all but traced
+scalars and all seeds of them are one program, whatever models they begin with.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsafety import world
+from jaxsafety.engine import hosts, loop, programs
+from jaxsafety.recipe import graph
+from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.models import Edited, Reused, Selected
+from jaxsafety.rundir import manifest_file
+from jaxsafety.study import lanes, pipeline
+from jaxsafety.study.pipeline import Study, Trained
+from jaxsafety.types import HParams, Metrics, Params, TrainState
+
+# Parameters ``[h, s, ...]`` of lanes by role.
+Trees = Mapping[str, Trained]
+
+
+def points(group: Sequence[Lane]) -> HParams:
+    """Returns the traced scalars ``[h]`` of the lanes of one program."""
+
+    def column(values: Iterable[float]) -> Array:
+        return jnp.asarray(list(values), jnp.float32)
+
+    scalars = [lane.training.scalars for lane in group]
+    parts = {
+        part: {name: column(one[part][name] for one in scalars) for name in scalars[0][part]} for part in scalars[0]
+    }
+    return HParams(peak_lr=column(lane.lr for lane in group), **parts)
+
+
+def _start(study: Study, group: Sequence[Lane], trees: Trees | None) -> TrainState:
+    """The stacked states ``[h, s]`` before training, from the lanes' ``parent`` among trees, or fresh.
+
+    A seed that diverged in a parent stays frozen: what is trained from it is no result.
+    """
+    training, grid = group[0].training, study.grid(len(group))
+
+    def init(before: Any, key: Array, point: HParams) -> TrainState:
+        if trees is None:
+            params = lanes.init_params(study.recipe, study.world, key=key)
+            return lanes.init_state(training, {"parent": params}, key=key, point=point)
+        given = {role: tree.params for role, tree in before.items()}
+        state = lanes.init_state(training, given, key=key, point=point)
+        return state.replace(finite=before["parent"].finite)
+
+    return programs.program(init, grid=grid)(grid.zeros() if trees is None else trees, study.roots, points(group))
+
+
+def shapes(study: Study, group: Sequence[Lane]) -> TrainState:
+    """Returns the shapes ``[h, s, ...]`` of what the training of a group holds, without computing it."""
+    size = (len(group), len(study.recipe.seeds))
+    trees = None
+    if group[0].parent is not None:
+        one = Trained(pipeline.param_shapes(study, *size), jax.ShapeDtypeStruct(size, bool))
+        trees = dict.fromkeys(["parent", *group[0].trees], one)
+    return jax.eval_shape(lambda trees: _start(study, group, trees), trees)
+
+
+def _readout(study: Study) -> loop.Readout:
+    def read(params: Params, trials: Any, _: Any) -> Metrics:
+        return lanes.readout(study.recipe, study.world, params, trials)
+
+    return read, pipeline.per_seed(study, lambda key: lanes.readout_prompts(study.recipe, study.world, key=key))
+
+
+def train(study: Study, stage: str) -> None:
+    """Makes the lanes of ``pretrain`` or ``tune`` that are not finished, group by group.
+
+    Raises:
+        ValueError: the stage before is not finished; a corrupt or missing checkpoint.
+        FloatingPointError: every lane of a model has diverged.
+        Stopped: a signal has asked to stop; what was done is saved.
+    """
+    if stage == "tune":
+        pipeline.check_trained(study, "pretrain")
+    for group in graph.groups(study.stage_lanes(stage)):
+        by_leg = {study.leg(lane): lane for lane in group}
+        if group[0].training is None:
+            if not all(map(loop.is_finished, by_leg)):
+                _MAKE[type(group[0].how)](study, group)
+            continue
+        for part in loop.in_step(list(by_leg)):
+            _train(study, [by_leg[leg] for leg in part])
+        loop.forget_optimizers(list(by_leg))
+    pipeline.load_living(study, study.stage_lanes(stage))
+
+
+def _train(study: Study, group: Sequence[Lane]) -> None:
+    """Trains lanes of one group, which have a step in common, as one program."""
+    first = group[0]
+    roles = {} if first.parent is None else {"parent": [lane.parent for lane in group]}
+    roles |= {role: [lane.trees[role] for lane in group] for role in first.trees}
+    trees = {role: pipeline.load(study, wanted) for role, wanted in roles.items()}
+    given = {role: trees[role].params for role in first.trees}
+    if first.reference is not None:
+        references = [lane.reference for lane in group]
+        same = references == roles["parent"]
+        given["reference"] = (trees["parent"] if same else pipeline.load(study, references)).params
+
+    def whole(trained: Any, given: dict[str, Params], _: Array, point: HParams) -> Params:
+        return lanes.whole(first.training, trained, given, point)
+
+    loop.train(
+        lanes.train_chunk(study.recipe, study.world, first),
+        partial(_start, study, group, trees or None),
+        readout=_readout(study),
+        whole=whole if first.trees else None,
+        given=given,
+        per_seed=study.roots,
+        points=points(group),
+        grid=study.grid(len(group)),
+        legs=[study.leg(lane) for lane in group],
+    )
+
+
+def _edit(study: Study, group: Sequence[Lane]) -> None:
+    """Edits the weights of the lanes' parents, by one program."""
+    node = group[0].how
+    trees = {"target": pipeline.load(study, [lane.parent for lane in group])}
+    trees |= {role: pipeline.load(study, [lane.others[role] for lane in group]) for role in group[0].others}
+    points = {name: jnp.asarray([lane.how.point[name] for lane in group]) for name in node.point}
+
+    def run(given: dict[str, Params], key: Array, point: Any) -> Params:
+        return lanes.edited(node, given, point=point, key=key)
+
+    edit = programs.program(run, grid=study.grid(len(group)))
+    params = edit({role: tree.params for role, tree in trees.items()}, study.roots, points)
+    finite = np.all([hosts.fetch(tree.finite) for tree in trees.values()], axis=0)
+    loop.keep([study.leg(lane) for lane in group], params, finite)
+
+
+def _select(study: Study, group: Sequence[Lane]) -> None:
+    """Keeps, as every lane, the candidate that has the most of what is selected by; the record says which."""
+    how, told = group[0].how, {}
+    candidates = list({lane.name: lane for one in group for lane in one.others.values()}.values())
+    judged = list({lane.name: lane for lane in (*candidates, *(lane.parent for lane in candidates))}.values())
+    found = pipeline.load(study, judged)
+    rates = {condition: _rates(study, found, condition) for condition in ("safe", how.by.partition("/")[0])}
+    names = [lane.name for lane in judged]
+    by = dict(zip(names, rates[how.by.partition("/")[0]][how.by.partition("/")[2]], strict=True))
+    utility = dict(zip(names, rates["safe"]["exact_match"], strict=True))
+    drops = {lane.name: utility[lane.parent.name] - utility[lane.name] for lane in candidates}
+    for lane in group:
+        chosen = select(how, {name: (by[name], drops[name]) for name in lane.others})
+        told[lane.name] = {"model": chosen, how.by: by[chosen], "utility_drop": drops[chosen]}
+    chosen = [lane.others[told[lane.name]["model"]] for lane in group]
+    kept = pipeline.load(study, chosen)
+    hosts.decide(lambda: manifest_file.write_manifest(study.directory, {"selected": told}))
+    loop.keep([study.leg(lane) for lane in group], kept.params, hosts.fetch(kept.finite))
+
+
+def select(how: Selected, measured: Mapping[str, tuple[float, float]]) -> str:
+    """Returns the name of the candidate that is selected, of (what it is selected by, drop of utility) by name.
+
+    A candidate without a number, all of whose seeds have diverged, comes last.
+    """
+    bound = math.inf if how.utility_drop is None else how.utility_drop
+    within = {name: pair for name, pair in measured.items() if pair[1] <= bound}
+    if not within:
+        return min(measured, key=lambda name: math.inf if math.isnan(measured[name][1]) else measured[name][1])
+    sign = 1 if how.largest else -1
+    return max(within, key=lambda name: -math.inf if math.isnan(within[name][0]) else sign * within[name][0])
+
+
+def _rates(study: Study, found: Trained, condition: str) -> dict[str, Float[np.ndarray, " h"]]:
+    """Mean verdict rates over the living seeds, on prompts of a condition that nothing else looks at."""
+    rows = found.finite.shape[0]
+    late = world.batches.LATE_IN_EVALUATION
+    trials = pipeline.draw_prompts(study, condition, stream="validate", late_probability=late)
+    judge = programs.program(
+        lambda params, trials, _: lanes.evaluate(study.recipe, study.world, params, trials), grid=study.grid(rows)
+    )
+    rates, alive = hosts.fetch(judge(found.params, trials, jnp.zeros(rows))), hosts.fetch(found.finite)
+    counts = alive.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return {name: np.where(alive, values, 0).sum(axis=1) / counts for name, values in rates.items()}
+
+
+def _reuse(study: Study, group: Sequence[Lane]) -> None:
+    """Copies finished lanes of other runs; the record says whence."""
+    for lane in group:
+        other, source = pipeline.source(study, lane)
+        found = pipeline.load(other, [source])
+        seeds = np.asarray([other.recipe.seeds.index(seed) for seed in study.recipe.seeds])
+        own = programs.at_once(lambda found, seeds=seeds: jax.tree.map(lambda leaf: leaf[:, seeds], found), found)
+        told = {"reused": {lane.name: {"run": lane.how.run, "model": lane.how.model, "steps": source.steps}}}
+        hosts.decide(partial(manifest_file.write_manifest, study.directory, told))
+        loop.keep([study.leg(lane)], own.params, hosts.fetch(own.finite))
+
+
+# What makes the lanes of a group that are not trained.
+_MAKE = {Edited: _edit, Selected: _select, Reused: _reuse}
+
+
+def adopt(study: Study, adopted: Sequence[Lane], params: Params) -> None:
+    """Records models ``[h, s, ...]`` that were trained elsewhere as those that lanes end with.
+
+    They have a single chunk and no snapshots.
+    """
+    legs, grid = [study.leg(lane) for lane in adopted], study.grid(len(adopted))
+    loop.adopt(params, _readout(study), grid=grid, legs=legs)

@@ -1,0 +1,238 @@
+"""Models that are not trained: edits of others, the best of others, and lanes of other runs."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe.models import Selected
+from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, status
+from jaxsafety.study import pipeline, train
+from jaxsafety.tree import flatten
+from tests.disturbed import die_before_saving
+
+RTOL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def recipe(mini_recipe):
+    """Two defences, an attack on both at two rates, the worse of these, edits, and a training from both kinds."""
+    how = {"steps": 2, "chunk_steps": 2, "batch_size": 4}
+    models = {
+        "half": {"from": "attacked", "edit": "scaled", "alpha": [0.5, 1.5], "base": "parent"},
+        "lent": {"from": "sft", "edit": "transferred", "alpha": 1.0, "other": "dpo"},
+        "worst": {"select": "attacked", "per": ["from"], "role": "attack"},
+        "pretrained": how | {"method": "pretrain"},
+        "sft": how | {"from": "pretrained", "method": "sft"},
+        "dpo": how | {"from": "pretrained", "method": "dpo"},
+        "attacked": how | {"from": ["sft", "dpo"], "method": "sft", "lr": [1e-2, 1e-4], "data": {"pool": "explicit"}},
+        "adapted": how
+        | {"from": "sft", "method": "dpo", "parametrisation": {"kind": "lora", "rank": 2, "alpha": [1, 8]}},
+        "masked": how
+        | {
+            "from": "attacked",
+            "method": "dpo",
+            "reference": "root",
+            "lr": 1.0,
+            "parametrisation": {"kind": "mask", "per": "row"},
+            "snapshots": 1,
+        },
+        "again": how | {"from": ["worst", "half"], "method": "sft"},
+    }
+    return replace(mini_recipe, models=models, strategy="map", edits={}, attacks={}, analyses={})
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    """The study with all its models, in a directory that names its recipe."""
+    from jaxsafety.cli import main
+
+    directory = tmp_path_factory.mktemp("derived")
+    (directory / "study.yaml").write_text(yaml_file.to_yaml(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "_configure_jax", lambda *_, **__: None)
+        for verb in ("pretrain", "tune"):
+            assert main.main([verb, str(directory / "study.yaml"), "--out", str(directory / "run")]) == 0
+    return pipeline.prepare(recipe, directory / "run")
+
+
+@pytest.fixture(scope="module")
+def params(run):
+    names = [lane.name for lane in run.recipe.lanes]
+    found = jax.device_get(pipeline.load(run, run.recipe.lanes).params)
+    return {name: jax.tree.map(lambda leaf, h=h: leaf[h], found) for h, name in enumerate(names)}
+
+
+def close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, other)
+
+
+def test_an_edited_model_is_the_edit_of_its_own_ancestors(params):
+    for alpha in (0.5, 1.5):
+        target, base = params["attacked.from=dpo.lr=0.01"], params["dpo"]
+        expected = jax.tree.map(lambda t, b, alpha=alpha: b + alpha * (t - b), target, base)
+        close(params[f"half.from=attacked.from=dpo.lr=0.01.alpha={alpha}"], expected)
+    lent = jax.tree.map(lambda s, d, b: s + (d - b), params["sft"], params["dpo"], params["pretrained"])
+    close(params["lent"], lent)
+
+
+def test_an_adapter_moves_its_matrices_by_a_low_rank_and_nothing_else(params):
+    for alpha in (1.0, 8.0):
+        moved = jax.tree.map(np.subtract, params[f"adapted.alpha={alpha}"], params["sft"])
+        for path, leaf in flatten(moved).items():
+            if path.endswith(("attn/q", "attn/k", "attn/v", "attn/o", "mlp/up", "mlp/down")):
+                ranks = np.linalg.matrix_rank(leaf, tol=1e-3 * np.abs(leaf).max())
+                assert np.abs(leaf).max() > 0 and (ranks <= 2).all(), path
+            else:
+                assert not np.abs(leaf).any(), path
+
+
+def test_a_mask_keeps_parts_of_an_update(params):
+    name = "attacked.from=sft.lr=0.01"
+    base, target, found = (flatten(params[one]) for one in ("pretrained", name, f"masked.from={name}"))
+    gates = []
+    for path in base:
+        delta = target[path] - base[path]
+        # Of a row of which hardly anything was changed the quotient says nothing.
+        told = np.abs(delta) > 1e-3
+        gates.append(((found[path] - base[path])[told] / delta[told]).ravel())
+    gates = np.concatenate(gates)
+    # Two steps of one each, over gates that began half open, and divided by their mean.
+    assert gates.min() > 0 and gates.max() < 3 and gates.std() > 0.1
+
+
+def test_a_masked_run_that_was_killed_ends_in_the_same_bits(run, main, tmp_path):
+    copy = shutil.copytree(run.directory, tmp_path / "run")
+    for folder in (copy / "checkpoints").glob("masked*"):
+        shutil.rmtree(folder)
+    name = "masked.from=attacked.from=sft.lr=0.01"
+    die_before_saving(lambda: main("tune", copy), name, 2)
+    record = json.loads((copy / "checkpoints" / name / "00000001" / "digests.json").read_text())
+    assert record["types"]["params/blocks/mlp/up"].startswith("float32[2,1,16,1]") and "step" in record["types"]
+    assert main("tune", copy) == 0
+    for place in ("checkpoints", "snapshots"):
+        kept = [where / place / name / ("00000002" if place == "checkpoints" else "00000001") / "digests.json"
+                for where in (copy, run.directory)]  # fmt: skip
+        assert len({json.dumps(json.loads(path.read_text())["leaves"]) for path in kept}) == 1
+
+
+def test_the_worst_is_one_of_the_candidates_and_on_record(params, run):
+    told = manifest_file.read_manifest(run.directory)["selected"]
+    assert set(told) == {"worst.from=sft", "worst.from=dpo"}
+    for name, chosen in told.items():
+        assert chosen["model"].startswith(name.replace("worst", "attacked")) and 0 <= chosen["unsafe/complied"] <= 1
+        jax.tree.map(np.testing.assert_array_equal, params[name], params[chosen["model"]])
+
+
+def test_what_is_not_trained_keeps_parameters_and_has_no_curve(run, recipe):
+    kept = [lane for lane in recipe.lanes if lane.training is None]
+    assert {lane.label for lane in kept} == {"half", "lent", "worst"}
+    assert all(checkpoint.steps(run.leg(lane).checkpoints) == [0] for lane in kept)
+    assert {row["method"] for row in metrics_file.read_metrics(run.directory)} == {
+        "pretrained", "sft", "dpo", "attacked", "adapted", "masked", "again"
+    }  # fmt: skip
+    (progress,) = status.read(run.directory)
+    assert progress.steps["half"] == (8, 8) and progress.steps["worst"] == (2, 2) and progress.steps["sft"] == (2, 2)
+
+
+def test_models_of_one_generation_see_the_same_examples(recipe):
+    generations = {lane.name: lane.generation for lane in recipe.lanes}
+    assert generations["sft"] == 1 and generations["attacked.from=sft.lr=0.01"] == 2
+    # The candidate that stands behind a selection is a training; an edit is none.
+    assert generations["again.from=worst.from=sft"] == 3
+    assert generations["again.from=half.from=attacked.from=sft.lr=0.01.alpha=0.5"] == 3
+
+
+def test_a_lost_model_is_made_again_bit_for_bit(run, main, tmp_path):
+    copy = shutil.copytree(run.directory, tmp_path / "run")
+    lost = [copy / "checkpoints" / name for name in ("lent", "worst.from=sft")]
+    before = [(path / "00000000" / "digests.json").read_text() for path in lost]
+    for path in lost:
+        shutil.rmtree(path)
+    assert main("tune", copy) == 0
+    digests = [json.loads(text)["leaves"] for text in before]
+    assert [json.loads((path / "00000000" / "digests.json").read_text())["leaves"] for path in lost] == digests
+
+
+def test_the_study_is_read_back_as_it_was_written(recipe, tmp_path):
+    (tmp_path / "mini.yaml").write_text(yaml_file.to_yaml(recipe))
+    again = yaml_file.read(tmp_path / "mini.yaml")
+    assert again == recipe and [lane.name for lane in again.lanes] == [lane.name for lane in recipe.lanes]
+
+
+@pytest.fixture
+def second(run, recipe, tmp_path):
+    """A recipe that reuses two lanes of the run, for one of its seeds."""
+    where = {"run": str(run.directory)}
+    models = {
+        "pretrained": {"from": where | {"model": "pretrained"}},
+        "defended": {"from": where | {"model": ["sft", "lent"]}, "role": "defence"},
+        "more": {"from": "pretrained", "method": "sft", "steps": 2, "batch_size": 4},
+    }
+    return replace(recipe, name="second", models=models, seeds=(5,))
+
+
+def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
+    path = tmp_path / "second.yaml"
+    path.write_text(yaml_file.to_yaml(second))
+    for verb in ("pretrain", "tune"):
+        assert main(verb, path, "--out", tmp_path / "out") == 0
+    ready = pipeline.prepare(second, tmp_path / "out")
+    found = jax.device_get(pipeline.load(ready, second.lanes[:3]).params)
+    for h, name in enumerate(("pretrained", "sft", "lent")):
+        own = jax.tree.map(lambda leaf, h=h: leaf[h, 0], found)
+        jax.tree.map(np.testing.assert_array_equal, own, jax.tree.map(lambda leaf: leaf[1], params[name]))
+    assert [lane.name for lane in second.lanes[1:3]] == ["defended.model=sft", "defended.model=lent"]
+    assert manifest_file.read_manifest(tmp_path / "out")["reused"]["pretrained"]["model"] == "pretrained"
+    # Once copied, the other run is not needed any more.
+    gone = yaml.safe_load(path.read_text())
+    assert main("evaluate", tmp_path / "out") == 0 and gone
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "sftt"}, "unknown model in models.pretrained.from 'sftt': expected one of pretrained, sft, dpo"),
+        ({"run": "nowhere"}, "models.pretrained.from: no run of a study in "),
+        ({"seeds": (5, 7)}, "has the seeds [3, 5], expected 7 among them"),
+        ({"world": "paper"}, "models.pretrained.from: world of "),
+        ({"width": 8}, "models.pretrained.from: model of "),
+    ],
+)
+def test_what_cannot_be_reused_is_one_sentence(second, change, message, tmp_path):
+    source = second.models["pretrained"]["from"] | {name: change[name] for name in ("run", "model") if name in change}
+    fields = {name: change[name] for name in ("seeds", "world") if name in change}
+    if "width" in change:
+        fields["model"] = replace(second.model, width=change["width"])
+    wrong = replace(second, models={"pretrained": {"from": source}}, **fields)
+    with pytest.raises(ValueError) as caught:
+        pipeline.prepare(wrong, tmp_path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({}, "b"),
+        ({"largest": False}, "d"),
+        ({"utility_drop": 0.05}, "c"),
+        ({"utility_drop": 0.0}, "d"),
+        ({"utility_drop": 0.0, "largest": False}, "d"),
+    ],
+)
+def test_a_selection_keeps_to_its_bound(how, expected):
+    measured = {"a": (math.nan, math.nan), "b": (0.9, 0.5), "c": (0.4, 0.05), "d": (0.2, 0.01)}
+    assert train.select(Selected("x", **how), measured) == expected
+
+
+def test_a_selection_is_by_something_there_is():
+    with pytest.raises(ValueError, match="unknown condition in by 'unsfe': expected one of safe, unsafe"):
+        Selected("x", by="unsfe/complied")
+    with pytest.raises(ValueError, match="unknown rate in by 'asr': expected one of complied, refused"):
+        Selected("x", by="unsafe/asr")
