@@ -72,14 +72,14 @@ class HParams:
     Attributes:
         peak_lr: peak of the learning-rate schedule, > 0.
         options: the traced fields of the method's ``Config``, by name.
-        parts: those of the parametrisation's ``Config``.
         data: those of the pool's ``Config``, and ``prompts``, how many different examples there are, where not endless.
+        parts: those of the parametrisation's ``Config``.
     """
 
     peak_lr: Leaf
     options: dict[str, Leaf] = flax.struct.field(default_factory=dict)
-    parts: dict[str, Leaf] = flax.struct.field(default_factory=dict)
     data: dict[str, Leaf] = flax.struct.field(default_factory=dict)
+    parts: dict[str, Leaf] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass

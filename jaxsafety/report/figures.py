@@ -66,7 +66,7 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
         grid[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(models) > 1:
             # Legends fill by column: one learning rate each.
-            by_rate = sorted(models, key=lambda model: (model_order(model)[1:], model_order(model)))
+            by_rate = sorted(models, key=lambda model: (model_order(model)[2:], model_order(model)))
             lines = [Line2D([], [], label=model_label(model), **styles[model]) for model in by_rate]
             figure.legend(handles=lines, loc="outside upper left", ncols=2, handlelength=2.2)
 

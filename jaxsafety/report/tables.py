@@ -137,7 +137,7 @@ def render_text(table: Sequence[StudyRow]) -> str:
     """The study table for a terminal of 80 columns or more: plain ASCII, means above their intervals, per cent."""
     # Two-line cells hold eight columns in 80 characters; ASCII because the output may be piped anywhere.
     grid = Table(box=ASCII_BOX, show_edge=False, padding=0)
-    grid.add_column("model", min_width=10)
+    grid.add_column("model", min_width=10, overflow="fold")
     for name in COLUMNS:
         grid.add_column(_two_lines(name), justify="right", no_wrap=True)
     for row in table:
@@ -213,9 +213,10 @@ def model_label(model: Model) -> str:
     return f"{method_label(model)} {lr_label(model)}".rstrip()
 
 
-def model_order(model: Model) -> tuple[int, int, float]:
-    """Sort key of models: pretrained, sft, dpo, unlearn; eta_M before eta_S; unknown names last."""
-    return _index(tuple(METHODS), model.method), _index(_LR_NAMES, model.lr_name), -model.lr
+def model_order(model: Model) -> tuple[int, str, int, float, str]:
+    """Sort key of models: pretrained, sft, dpo, unlearn, others by name; eta_M before eta_S, others by their rate."""
+    known = _index(tuple(METHODS), model.method), model.method
+    return *known, _index(_LR_NAMES, model.lr_name), -model.lr, model.lr_name
 
 
 def method_label(model: Model) -> str:
@@ -232,6 +233,8 @@ def lr_label(model: Model) -> str:
     """Name and value of a model's learning rate, such as ``eta_M 1e-3``; empty where none is known."""
     if model.method == "pretrained" or not model.lr:
         return ""
+    if "lr=" in model.lr_name:
+        return model.lr_name
     mantissa, exponent = f"{model.lr:.3e}".split("e")
     return f"{model.lr_name} {float(mantissa):g}e{int(exponent)}".lstrip()
 

@@ -116,3 +116,11 @@ def test_intervals_over_prompts_stand_in_the_place_of_those_over_seeds():
 def test_a_metric_that_only_ends_like_an_interval_is_a_metric():
     table = seed_tables.seed_table(frame(rows([1.0], metric="gap_low")))
     assert table["metric"].to_list() == ["gap_low"]
+
+
+def test_models_of_one_method_and_rate_have_one_order():
+    points = [f"from=sft.eta_{name}.prompts={n}" for name in "MS" for n in range(20)]
+    made = [rows([1.0], method="attacked", lr_name=point) for point in points]
+    tables = [seed_tables.seed_table(frame(*some)) for some in (made, reversed(made))]
+    assert tables[0].equals(tables[1])
+    assert [model.lr_name for model in seed_tables.models_of(tables[0])] == sorted(points)

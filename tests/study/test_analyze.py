@@ -15,7 +15,7 @@ from jaxsafety.linalg import clusters, update_spaces
 from jaxsafety.models import gpt
 from jaxsafety.recipe.nodes import default_edits
 from jaxsafety.rundir import results, signals
-from jaxsafety.study import analyze, judged, lanes, pipeline, probe, view
+from jaxsafety.study import analyze, lanes, pipeline, probe, view
 from jaxsafety.training import objective
 from jaxsafety.world.layout import last_prompt_index
 
@@ -158,7 +158,7 @@ def test_parts_of_the_update_add_up(one_seed):
     @jax.jit
     def build(trees, points):
         edits = default_edits()
-        return {label: judged.edited(edits[label], trees, point=p, key=keys.root(5)) for label, p in points.items()}
+        return {label: lanes.edited(edits[label], trees, point=p, key=keys.root(5)) for label, p in points.items()}
 
     edited = jax.device_get(build({"base": base, "target": tuned, "other": tuned}, points))
     built = {label: jax.tree.map(np.subtract, params, base) for label, params in edited.items()}
@@ -225,10 +225,8 @@ def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
 
 
 def test_an_edit_is_one_program_for_the_final_models_and_every_snapshot(ready, monkeypatch):
-    made, edited = [], judged.edited
-    monkeypatch.setattr(
-        judged, "edited", lambda node, trees, **given: made.append(node) or edited(node, trees, **given)
-    )
+    made, edited = [], lanes.edited
+    monkeypatch.setattr(lanes, "edited", lambda node, trees, **given: made.append(node) or edited(node, trees, **given))
     subjects = probe.gather(ready)
     for step, only in ((2, [1, 2]), (None, None)):
         frame = pl.concat(analyze._edit(subjects, subjects.models, "whole", step=step, only=only))

@@ -20,7 +20,7 @@ from jaxsafety.cli import main as command
 from jaxsafety.formats import official, official_file
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import manifest_file, metrics_file, results
-from jaxsafety.study import evaluate, imported, pipeline
+from jaxsafety.study import evaluate, imported, pipeline, train
 from jaxsafety.tree import flatten
 from tests.formats import official_reference as reference
 
@@ -195,7 +195,7 @@ def test_an_error_while_it_writes_leaves_nothing_at_all(main, folder, monkeypatc
     def full(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(pipeline, "adopt", full)
+    monkeypatch.setattr(train, "adopt", full)
     before = sorted(folder.iterdir())
     assert main(*words(folder)) == 2
     assert sorted(folder.iterdir()) == before

@@ -16,7 +16,8 @@ def bits(key):
 
 def test_stream_constants_are_frozen():
     """Another order would silently change every published number."""
-    assert get_args(keys.Stream) == ("init", "pretrain", "tune", "evaluate", "attack", "analysis", "method")
+    names = ("init", "pretrain", "tune", "evaluate", "attack", "analysis", "method", "validate")
+    assert get_args(keys.Stream) == names
     for i, name in enumerate(get_args(keys.Stream)):
         assert bits(keys.stream(keys.root(3), name)) == bits(jax.random.fold_in(jax.random.key(3), i))
 
