@@ -64,10 +64,18 @@ class Lane:
         """Its first ancestor, or itself."""
         return (self, *self.ancestors)[-1]
 
-    @property
+    @cached_property
     def generation(self) -> int:
-        """How many trainings came before its own: models of one generation see the same examples."""
-        return sum(not isinstance(lane.how, Edited) for lane in self.ancestors)
+        """How many trainings came before its own: models of one generation see the same examples.
+
+        An edit is none, and a selection is of the generation of its candidates.
+        """
+        if isinstance(self.how, Reused):
+            return self.how.generation
+        if isinstance(self.how, Selected):
+            return max(lane.generation for lane in self.others.values())
+        before = -1 if self.parent is None else self.parent.generation
+        return before if isinstance(self.how, Edited) else before + 1
 
     @cached_property
     def level(self) -> int:
@@ -151,7 +159,7 @@ def resolved(given: Mapping[str, Any], lanes: Sequence[Lane], as_dict: Callable[
     lane = lanes[0]
     found = as_dict(lane.how)
     if isinstance(lane.how, Reused):
-        found = {"from": {name: found.pop(name) for name in ("run", "model")}} | found
+        found = {"from": {name: found.pop(name) for name in ("run", "model", "generation")}} | found
     elif isinstance(lane.how, Edited):
         found |= {role: given.get(role, ROOT) for role in lane.others}
     for axis in products.axes(lane.label, given):
@@ -281,7 +289,7 @@ def _other(label: str, role: str, name: Any, target: Lane | None, before: Mappin
     if name is None or target is None:
         raise ValueError(f"{where} is not given: expected the name of a model")
     if name in (ROOT, PARENT):
-        # An edited model takes the place of its target, whose ancestors are its own.
+        # Of the target: its parent is what its own update is from.
         return target.root if name == ROOT else target.parent or target
     for lane in (target, *target.ancestors):
         if lane.label == name:
@@ -311,7 +319,8 @@ def _selected(label: str, given: Mapping[str, Any], candidates: Sequence[Lane]) 
     for key, some in sets.items():
         shared = [one for one in some[0].ancestors if all(one in lane.ancestors for lane in some)]
         if not shared:
-            raise ValueError(f"models.{label}: {some[0].name} and {some[-1].name} have no ancestor in common")
+            told = " and ".join(dict.fromkeys((some[0].name, some[-1].name)))
+            raise ValueError(f"models.{label}.select: {told} begin with no model in common: expected ones that do")
         others = {lane.name: lane for lane in some}
         found.append(Lane(label, dict(zip(how.per, key, strict=True)), shared[0], how, others))
         _check(found[-1])

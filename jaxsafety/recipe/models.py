@@ -81,7 +81,7 @@ class Training(Node):
     chunk_steps: int = fields_.static(50, above=0)
     snapshots: int = fields_.static(0, at_least=0)
     reference: str = "parent"
-    role: Literal["model", "defence", "attack"] = "model"
+    role: Role = "model"
     parametrisation: Parametrised = field(default_factory=Parametrised)
     data: Data = field(default_factory=Data)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -191,13 +191,15 @@ class Reused:
     """A finished lane of another run of the same world and model.
 
     Attributes:
-        run: its directory.
-        model: the lane's name there.
+        run: its directory, from the recipe's file on.
+        model: the lane's name there; its seeds must be among those of that run.
+        generation: how many trainings came before it there, so that what is trained from it sees other examples.
         role: as of :class:`Training`.
     """
 
     run: str
     model: str
+    generation: int = fields_.static(0, at_least=0)
     role: Role = "model"
     __post_init__ = fields_.check
 

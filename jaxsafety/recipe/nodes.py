@@ -35,7 +35,7 @@ class Node:
             raise ValueError(f"options of {owner} must be its Config, got {self.options!r}")
 
     def load(self) -> Any:
-        """Returns what it names: a :class:`jaxsafety.types.Method`, ``Edit``, ``Attack`` or ``Analysis``."""
+        """Returns what it names: one of the records of :mod:`jaxsafety.types`."""
         return self.FOLDER.load(getattr(self, fields(self)[0].name))
 
 

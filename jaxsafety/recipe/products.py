@@ -41,6 +41,8 @@ def axes(label: str, given: Mapping[str, Any]) -> Iterator[Axis]:
                 yield Axis(path, {"": typed(value, kind, ".".join(("models", label, *path)))}, named=True, swept=True)
             continue
         where = ".".join(("models", label, *path))
+        if value == () == default:
+            raise ValueError(f"{where} is not given: which values there are depends on the model's sizes")
         if not value:
             raise ValueError(f"{where} must have at least one value, got none")
         if named := isinstance(value, Mapping):
@@ -99,7 +101,7 @@ def _fields(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, An
 
 
 def loaded(of: type[Node], kind: Any) -> Any:
-    """Returns a method, a pool or an edit; None where there is none of that name, which is refused where it is made."""
+    """Returns a method, a pool, an edit and their like; None where there is none of that name, which is told later."""
     try:
         return of.FOLDER.load(kind) if isinstance(kind, str) else None
     except ValueError:

@@ -49,8 +49,8 @@ _KINDS = {
 }
 # Sections of earlier versions, and what they are now.
 _GONE = {
-    "pretrain": "a model without `from`, such as `models: {pretrained: {method: pretrain, steps: 700, lr: 0.02, "
-    "data: {pool: text}}}`; what was its `learning_rate` is `lr`, and its `mixture` is `data`",
+    "pretrain": "a model without `from`, such as `models: {pretrained: {method: pretrain, steps: 700, lr: 0.02}}`; "
+    "what was its `learning_rate` is `lr`, and its `mixture` is `data`",
     "tune": "a model for each of its methods, such as `models: {sft: {from: pretrained, method: sft, steps: 600, "
     "lr: {eta_M: 2.0e-3}}}`; what was `p_unsafe` and `mix` is below `data`",
 }

@@ -52,7 +52,8 @@ def _done(ready: Study, lane: Lane) -> int:
 
 def _models(ready: Study) -> Iterator[str]:
     """The graph: every model, what it begins with, its method, its lanes, and which program trains it."""
-    recipe, groups = ready.recipe, graph.groups(ready.recipe.lanes)
+    recipe = ready.recipe
+    groups = [group for group in graph.groups(recipe.lanes) if group[0].training]
     for label in recipe.models:
         lanes = recipe.lanes_of(label)
         parents = dict.fromkeys(lane.parent.label for lane in lanes if lane.parent is not None)
@@ -60,8 +61,8 @@ def _models(ready: Study) -> Iterator[str]:
         done = sum(checkpoint.latest(ready.leg(lane).checkpoints) == lane.steps for lane in lanes)
         yield (
             f"  {label}: {_made(lanes[0])}{' from ' if parents else ''}{', '.join(parents)}; "
-            f"{_counted(len(lanes), 'lane')} x {_counted(len(recipe.seeds), 'seed')}, "
-            f"{'programs' if len(programs) > 1 else 'program'} {', '.join(map(str, programs))}"
+            f"{_counted(len(lanes), 'lane')} x {_counted(len(recipe.seeds), 'seed')}"
+            + (f", program{'s' * (len(programs) > 1)} {', '.join(map(str, programs))}" if programs else "")
             + (f", {done} there already" if done else "")
         )
         if len(lanes) > 1:
@@ -71,9 +72,15 @@ def _models(ready: Study) -> Iterator[str]:
 def _made(lane: Lane) -> str:
     """How a lane comes about, in a few words, and its role."""
     how = lane.how
-    words = {Training: "method", Edited: "edit", Selected: "select", Reused: "run"}
-    made = getattr(how, words[type(how)])
-    told = made if isinstance(how, Training) else f"{words[type(how)]} {made}"
+    match how:
+        case Training():
+            told = how.method
+        case Edited():
+            told = f"edit {how.edit}"
+        case Selected():
+            told = f"selected of {how.select}"
+        case Reused():
+            told = f"{how.model} of {how.run}"
     return told if how.role == "model" else f"{told} ({how.role})"
 
 

@@ -196,6 +196,8 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
             raise ValueError(f"{where}: {name} of {directory} is {there}, expected that of this study, {own[name]}")
     if missing := sorted(set(study.recipe.seeds) - set(recipe.seeds)):
         raise ValueError(f"{where}: {directory} has the seeds {list(recipe.seeds)}, expected {missing[0]} among them")
+    if (there := by_name[lane.how.model].generation) != lane.how.generation:
+        raise ValueError(f"{where}.generation: got {lane.how.generation}, expected the {there} of {lane.how.model}")
     other, found = Study(recipe, study.world, study.strategy, directory), by_name[lane.how.model]
     if not loop.is_finished(other.leg(found)):
         raise ValueError(f"{where}: {found.name} is not finished in {directory}: run `jaxsafety {found.stage}` there")

@@ -148,11 +148,13 @@ def _select(study: Study, group: Sequence[Lane]) -> None:
     candidates = list({lane.name: lane for one in group for lane in one.others.values()}.values())
     judged = list({lane.name: lane for lane in (*candidates, *(lane.parent for lane in candidates))}.values())
     found = pipeline.load(study, judged)
-    rates = {condition: _rates(study, found, condition) for condition in ("safe", how.by.partition("/")[0])}
-    names = [lane.name for lane in judged]
-    by = dict(zip(names, rates[how.by.partition("/")[0]][how.by.partition("/")[2]], strict=True))
-    utility = dict(zip(names, rates["safe"]["exact_match"], strict=True))
-    drops = {lane.name: utility[lane.parent.name] - utility[lane.name] for lane in candidates}
+    condition, _, rate = how.by.partition("/")
+    rates = {name: _rates(study, found, name) for name in dict.fromkeys(("safe", condition))}
+    rows = {lane.name: row for row, lane in enumerate(judged)}
+    by = {lane.name: _mean(rates[condition][rate][rows[lane.name]]) for lane in candidates}
+    # Of the seeds that live in both.
+    utility = rates["safe"]["exact_match"]
+    drops = {lane.name: _mean(utility[rows[lane.parent.name]] - utility[rows[lane.name]]) for lane in candidates}
     for lane in group:
         chosen = select(how, {name: (by[name], drops[name]) for name in lane.others})
         told[lane.name] = {"model": chosen, how.by: by[chosen], "utility_drop": drops[chosen]}
@@ -175,8 +177,14 @@ def select(how: Selected, measured: Mapping[str, tuple[float, float]]) -> str:
     return max(within, key=lambda name: -math.inf if math.isnan(within[name][0]) else sign * within[name][0])
 
 
-def _rates(study: Study, found: Trained, condition: str) -> dict[str, Float[np.ndarray, " h"]]:
-    """Mean verdict rates over the living seeds, on prompts of a condition that nothing else looks at."""
+def _mean(values: Float[np.ndarray, " s"]) -> float:
+    """The mean over living seeds, NaN where there are none."""
+    living = values[np.isfinite(values)]
+    return float(living.mean()) if living.size else math.nan
+
+
+def _rates(study: Study, found: Trained, condition: str) -> dict[str, Float[np.ndarray, "h s"]]:
+    """Verdict rates on prompts of a condition that nothing else looks at, NaN for a seed that has diverged."""
     rows = found.finite.shape[0]
     late = world.batches.LATE_IN_EVALUATION
     trials = pipeline.draw_prompts(study, condition, stream="validate", late_probability=late)
@@ -184,9 +192,7 @@ def _rates(study: Study, found: Trained, condition: str) -> dict[str, Float[np.n
         lambda params, trials, _: lanes.evaluate(study.recipe, study.world, params, trials), grid=study.grid(rows)
     )
     rates, alive = hosts.fetch(judge(found.params, trials, jnp.zeros(rows))), hosts.fetch(found.finite)
-    counts = alive.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return {name: np.where(alive, values, 0).sum(axis=1) / counts for name, values in rates.items()}
+    return {name: np.where(alive, values, np.nan) for name, values in rates.items()}
 
 
 def _reuse(study: Study, group: Sequence[Lane]) -> None:

@@ -150,7 +150,7 @@ def test_twins_differ_in_nothing_but_their_method():
             "models.a.parametrisation has no field 'rnk': it has rank, alpha, targets; did you mean 'rank'?",
         ),
         ({"p": PRETRAINED, "a": {"select": "b"}}, "unknown model in models.a.select 'b': expected one of p, a"),
-        ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a: p and p have no ancestor in common"),
+        ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a.select: p begin with no model in common: exp"),
         (
             {"p": PRETRAINED, "a": sft("p"), "b": {"select": "a", "per": ["lr"]}},
             "unknown field in models.b.per 'lr': expected one of from",

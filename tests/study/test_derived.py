@@ -144,7 +144,8 @@ def test_what_is_not_trained_keeps_parameters_and_has_no_curve(run, recipe):
 def test_models_of_one_generation_see_the_same_examples(recipe):
     generations = {lane.name: lane.generation for lane in recipe.lanes}
     assert generations["sft"] == 1 and generations["attacked.from=sft.lr=0.01"] == 2
-    # The candidate that stands behind a selection is a training; an edit is none.
+    # A selection is of its candidates' generation, an edit of its target's.
+    assert generations["worst.from=sft"] == 2 and generations["half.from=attacked.from=sft.lr=0.01.alpha=0.5"] == 2
     assert generations["again.from=worst.from=sft"] == 3
     assert generations["again.from=half.from=attacked.from=sft.lr=0.01.alpha=0.5"] == 3
 
@@ -172,7 +173,7 @@ def second(run, recipe, tmp_path):
     where = {"run": str(run.directory)}
     models = {
         "pretrained": {"from": where | {"model": "pretrained"}},
-        "defended": {"from": where | {"model": ["sft", "lent"]}, "role": "defence"},
+        "defended": {"from": where | {"model": ["sft", "lent"], "generation": 1}, "role": "defence"},
         "more": {"from": "pretrained", "method": "sft", "steps": 2, "batch_size": 4},
     }
     return replace(recipe, name="second", models=models, seeds=(5,))
@@ -200,6 +201,7 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
     [
         ({"model": "sftt"}, "unknown model in models.pretrained.from 'sftt': expected one of pretrained, sft, dpo"),
         ({"run": "nowhere"}, "models.pretrained.from: no run of a study in "),
+        ({"model": "sft"}, "models.pretrained.from.generation: got 0, expected the 1 of sft"),
         ({"seeds": (5, 7)}, "has the seeds [3, 5], expected 7 among them"),
         ({"world": "paper"}, "models.pretrained.from: world of "),
         ({"width": 8}, "models.pretrained.from: model of "),
