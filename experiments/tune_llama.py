@@ -118,7 +118,7 @@ def run(out: Path, setting: Setting) -> int:
 def commands(out: Path, seed: int, setting: Setting) -> Iterator[list[str]]:
     """Yields the command lines of one seed, in order."""
     folder = out / f"seed{seed}"
-    common = ["--batch_size", "32", "--no_recompute", "--max_tokens", "192", "--seed", str(seed)]
+    common = ["--batch_size", "32", "--recompute", "false", "--max_tokens", "192", "--seed", str(seed)]
     given = ["--data", str(out / "base.jsonl"), "--epochs", str(setting.base_epochs), "--lr", str(setting.base_lr)]
     start = str(write_start(folder / "start", seed, setting))
     yield ["tune", start, "--method", "sft", "--full", *given, *common, "--out", str(folder / "base")]

@@ -14,7 +14,7 @@ _BUG = (
 )
 
 
-def guarded(work: Callable[[], int], *, again: str, shown: bool) -> tuple[int, bool]:
+def guarded(work: Callable[[], int], *, again: str = "", shown: bool) -> tuple[int, bool]:
     """Runs a verb; returns the exit code, and whether another process of the run is known to have died.
 
     1 for a run that failed and for a bug, 2 for what a user caused or the machine lacks, 128 and the signal's number.

@@ -33,6 +33,7 @@ _STAGES = {
 }
 _IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
 _TRACEBACK = "--traceback"
+_AGAIN = "; the same command continues from the last checkpoint"
 _OVERRIDES = (
     "Any field of the recipe can be overridden, e.g. --models.sft.steps 800 (of all models: '--models.*.steps') "
     "--seeds [0,1]; see --print_config."
@@ -51,18 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [word for word in given if word != _TRACEBACK]
     run = partial(_run, shown=_TRACEBACK in given)
     if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair.VERBS:
-        options = pair.parse(arguments[1:])
-        options.verb, options.handler = f"analyze {options.analysis}", _pair
-        return run(options, [])[0]
+        return errors.guarded(lambda: _pair(pair.parse(arguments[1:])), shown=_TRACEBACK in given)[0]
     if arguments[:1] == ["analyze"] and arguments[1:] and not Path(arguments[1]).exists():
         hint = nearest(arguments[1], pair.VERBS)
         if hint:
             print(f"jaxsafety: no recipe or analysis {arguments[1]!r}{hint}", file=sys.stderr)
             return 2
     if arguments[:1] == ["tune"] and tune.is_meant(arguments[1:]):
-        options = tune.parse(arguments[1:])
-        options.verb, options.handler = "tune", _tune
-        return run(options, [])[0]
+        return errors.guarded(lambda: _tune(tune.parse(arguments[1:])), again=_AGAIN, shown=_TRACEBACK in given)[0]
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb not in (*_STAGES, "import"):
@@ -76,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str], *, shown: bool) -> tuple[int, bool]:
-    again = "; the same command continues from the last checkpoint" if options.verb in _STAGES else ""
+    again = _AGAIN if options.verb in _STAGES else ""
     return errors.guarded(lambda: options.handler(options, rest), again=again, shown=shown)
 
 
@@ -203,12 +200,12 @@ def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _pair(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _pair(options: argparse.Namespace) -> int:
     _configure_jax(options.compilation_cache, seeds=1)
     return pair.run(options)
 
 
-def _tune(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _tune(options: argparse.Namespace) -> int:
     if options.devices < 1:
         raise ValueError(f"devices must be at least 1, got {options.devices}")
     _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=options.devices)

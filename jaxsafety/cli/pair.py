@@ -5,15 +5,20 @@ jax is imported only once the options are known to be good.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxsafety.cli import declared
+
 if TYPE_CHECKING:
+    from jaxsafety.study.pairs.activations import ActivationsConfig
+    from jaxsafety.study.pairs.merge import MergeConfig
     from jaxsafety.study.pairs.opened import Pair
+    from jaxsafety.study.pairs.weights import WeightsConfig
 
 VERBS = {
     "weights": "where the update of every matrix lies in the spaces of the base, its spectrum and rank",
@@ -33,51 +38,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("base", type=Path, metavar="BASE", help="Hugging Face directory before tuning")
         verb.add_argument("tuned", type=Path, metavar="TUNED", help="the one after")
         verb.add_argument("--out", type=Path, required=True, metavar="DIR", help=_OUT[name])
-        _ADD[name](verb)
-        verb.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
-                          help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-    return parser.parse_args(arguments)
+        if name == "activations":
+            verb.add_argument("--prompts", type=Path, required=True, metavar="FILE",
+                              help="labelled JSONL, such as `jaxsafety prompts --out FILE` writes")  # fmt: skip
+        declared.add(verb, f"jaxsafety.study.pairs.{name}", f"{name.capitalize()}Config")
+        declared.add_shared(verb)
+    return parser.parse_args([*arguments[:1], *declared.words(arguments), *arguments[1:]])
 
 
 _OUT = {
     "weights": "run directory; may be that of `analyze activations` of the same checkpoints",
     "activations": "run directory; may be that of `analyze weights` of the same checkpoints",
     "merge": "directory of the merged checkpoint, which must not exist yet",
-}
-
-
-def _add_weights(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--attention", action="store_true", help="measure the attention's matrices, too")
-    verb.add_argument("--energy", type=float, default=0.9, help="share that leading directions hold (default: 0.9)")
-    verb.add_argument("--method", default="gram", help="gram (default), full, or randomized for updates of low rank")
-    verb.add_argument("--rank", type=int, default=256, help="triplets of --method randomized (default: 256)")
-
-
-def _add_activations(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--prompts", type=Path, required=True, metavar="FILE",
-                      help="labelled JSONL, such as `jaxsafety prompts --out FILE` writes")  # fmt: skip
-    verb.add_argument("--template", default="chat", help="chat (default): TUNED's own, for both; or raw")
-    verb.add_argument("--answers", type=int, default=0, metavar="TOKENS",
-                      help="write answers of so many tokens; takes the whole models (default: 0, none)")  # fmt: skip
-    verb.add_argument("--max_tokens", type=int, default=512, help="of a prompt; what is beyond is cut (default: 512)")
-    verb.add_argument("--batch_tokens", type=int, default=4096, help="places of a batch (default: 4096)")
-    verb.add_argument("--dtype", default="float32", help="of products and weights: float32 (default) or bfloat16")
-    verb.add_argument("--directions", type=int, default=16, help="of the update to project inputs on (default: 16)")
-
-
-def _add_merge(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--alpha", type=float, required=True, help="0 is the base, 1 the tuned model, 1.5 beyond it")
-    verb.add_argument("--part", default="whole", help="whole (default), mlp, mlp_matrices, up, down, attention, or "
-                      "null_space of the MLPs' matrices")  # fmt: skip
-    verb.add_argument("--rank", type=int, help="leading directions of every matrix of that part (default: all)")
-    verb.add_argument("--energy", type=float, default=0.9, help="that the base's range holds (default: 0.9)")
-    verb.add_argument("--dtype", help="float32, bfloat16 or float16 (default: that of TUNED)")
-
-
-_ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "weights": _add_weights,
-    "activations": _add_activations,
-    "merge": _add_merge,
 }
 
 
@@ -95,30 +67,43 @@ def run(options: argparse.Namespace) -> int:
     from jaxsafety.rundir import signals
     from jaxsafety.study.pairs import opened
 
+    config = _config(options)
+    if options.print_config:
+        own = {"prompts": str(options.prompts)} if options.analysis == "activations" else {}
+        return declared.print_config(asdict(config) | own | {"out": str(options.out)})
     pair = opened.open_pair(options.base, options.tuned)
     with signals.deferred(launch.say_stopping):
-        {"weights": _weights, "activations": _activations, "merge": _merge}[options.analysis](options, pair)
+        {"weights": _weights, "activations": _activations, "merge": _merge}[options.analysis](options, pair, config)
     return 0
 
 
-def _weights(options: argparse.Namespace, pair: "Pair") -> None:
+def _config(options: argparse.Namespace) -> Any:
+    """The record of an analysis' options, checked."""
+    from jaxsafety.config import fields
+    from jaxsafety.study.pairs import activations, merge, weights
+
+    records = {
+        "weights": weights.WeightsConfig,
+        "activations": activations.ActivationsConfig,
+        "merge": merge.MergeConfig,
+    }
+    config = records[options.analysis]
+    return fields.build(config, declared.given(options, config), owner=f"analyze {options.analysis}")
+
+
+def _weights(options: argparse.Namespace, pair: "Pair", config: "WeightsConfig") -> None:
     from jaxsafety.study.pairs import opened, weights
 
-    config = weights.WeightsConfig(options.attention, options.energy, options.method, options.rank)
     with opened.enter(options.out, pair, "weights"), _recorded(options.out, "weights", asdict(config)):
         weights.write(pair, options.out, config)
         report(options.out)
 
 
-def _activations(options: argparse.Namespace, pair: "Pair") -> None:
+def _activations(options: argparse.Namespace, pair: "Pair", config: "ActivationsConfig") -> None:
     from jaxsafety.formats import hf_tokenizer, prompts
     from jaxsafety.rundir import manifest_file
     from jaxsafety.study.pairs import activations, opened
 
-    config = activations.ActivationsConfig(
-        template=options.template, answers=options.answers, max_tokens=options.max_tokens,
-        batch_tokens=options.batch_tokens, compute_dtype=options.dtype, directions=options.directions,
-    )  # fmt: skip
     given = prompts.read(options.prompts)
     tokenizer = hf_tokenizer.open_tokenizer(options.tuned, raw=config.template == "raw")
     if config.template == "chat" and tokenizer.template is None:
@@ -131,17 +116,10 @@ def _activations(options: argparse.Namespace, pair: "Pair") -> None:
         report(options.out)
 
 
-def _merge(options: argparse.Namespace, pair: "Pair") -> None:
-    from typing import get_args
-
-    from jaxsafety.config.names import check_name
-    from jaxsafety.formats import hf
+def _merge(options: argparse.Namespace, pair: "Pair", config: "MergeConfig") -> None:
     from jaxsafety.study.pairs import merge
 
-    config = merge.MergeConfig(options.alpha, options.part, options.energy, options.rank)
-    if options.dtype is not None:
-        check_name("dtype", options.dtype, get_args(hf.ParamsDtype))
-    merge.write(pair, options.out, config, dtype=options.dtype)
+    merge.write(pair, options.out, config)
     print(options.out)
 
 

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxsafety import methods
-from jaxsafety.cli import listing
+from jaxsafety.cli import declared, listing
 
 if TYPE_CHECKING:
     from jaxsafety.study.tuning.options import TuningConfig
     from jaxsafety.study.tuning.run import Plan
 
-# Options that are fields of the TuningConfig as they are.
-_AS_GIVEN = (
-    *("method", "batch_size", "accumulate", "lora_alpha", "warmup", "weight_decay", "max_tokens", "chunk_steps"),
-    *("template", "dtype", "seed"),
-)
+_OPTIONS = "jaxsafety.study.tuning.options"
 
 
 def is_meant(arguments: Sequence[str]) -> bool:
@@ -49,27 +45,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="RUN", help="run directory; the tuned model will be in RUN/model")
     add("--steps", type=int, help="optimiser steps (default: those of --epochs)")
     add("--epochs", type=float, default=1.0, help="passes over the examples (default: 1)")
-    add("--batch_size", type=int, default=8, help="examples of a step (default: 8)")
-    add("--accumulate", type=int, default=1, help="parts that a batch is taken in (default: 1)")
-    add("--full", action="store_true", help="tune all parameters, not an adapter")
-    add("--lora_rank", type=int, default=16, help="of the adapter (default: 16)")
-    add("--lora_alpha", type=float, default=32.0, help="the adapter counts alpha / rank times (default: 32)")
-    add("--lora_targets", default="q,k,v,o,gate,up,down", help="matrices that have an adapter (default: all seven)")
-    add("--lr", type=float, help="peak learning rate (default: 1e-4, with --full 1e-5)")
-    add("--warmup", type=float, default=0.1, help="share of the steps over which it rises (default: 0.1)")
-    add("--weight_decay", type=float, default=0.0, help="of the layers' matrices, with --full (default: 0)")
-    add("--max_tokens", type=int, default=1024, help="of a prompt with its answer; more is cut (default: 1024)")
-    add("--chunk_steps", type=int, default=10, metavar="STEPS",
-        help="between rows of metrics, and between the points where it can be stopped (default: 10)")  # fmt: skip
-    add("--template", default="chat", help="chat (default): the checkpoint's own; or raw")
-    add("--dtype", default="float32", help="of products and weights: float32 (default) or bfloat16")
-    add("--no_recompute", action="store_true", help="keep all activations for the gradient: faster, more memory")
-    add("--seed", type=int, default=0, help="of the adapter and the order of examples (default: 0)")
+    add("--full", action="store_true", help="tune all parameters, not an adapter; --lr is 1e-5 then")
+    declared.add(parser, _OPTIONS, "TuningConfig", leave=("method", "steps", "options"))
     add("--devices", type=int, default=1, help="CPU devices to share the model; accelerators are all used (default: 1)")
     add("--dry_run", action="store_true", help="say what it needs of memory, load and write nothing")
-    add("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
-        help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-    options, rest = parser.parse_known_args(arguments)
+    declared.add_shared(parser)
+    options, rest = parser.parse_known_args([*declared.words(arguments), *arguments])
     options.of_method = _pairs(parser, rest)
     return options
 
@@ -121,12 +102,13 @@ def run(options: argparse.Namespace) -> int:
     encoded = examples.encode(given, tokenizer, max_tokens=longest, vocab_size=opened.config.vocab_size)
     if encoded.truncated:
         progress.say(f"{encoded.truncated} of {len(given)} examples have more than {longest} tokens and are cut")
+    if options.print_config:
+        return declared.print_config(_recorded(config) | {"data": str(options.data), "out": str(options.out)})
     placed = places.local()
     if options.dry_run:
         sys.stdout.write(_told(run.plan(opened.config, encoded, config, places=placed)))
         return 0
-    recorded = {**asdict(config), **asdict(config.options), "lora_targets": ",".join(config.lora_targets)}
-    del recorded["options"]
+    recorded = _recorded(config)
     recorded |= {"start": str(options.start.resolve()), "fingerprint": fingerprint(opened), "data": _digest(given)}
     counted = {"examples": len(given), "truncated_examples": encoded.truncated}
     begun = ("checkpoints", "references", run.MODEL)
@@ -142,6 +124,11 @@ def run(options: argparse.Namespace) -> int:
     ):
         print(run.write(opened, encoded, options.out, config, places=placed))
     return 0
+
+
+def _recorded(config: "TuningConfig") -> dict[str, Any]:
+    own = {name: value for name, value in asdict(config).items() if name != "options"}
+    return own | asdict(config.options) | {"lora_targets": ",".join(config.lora_targets)}
 
 
 def _check_out(directory: Path) -> None:
@@ -170,15 +157,11 @@ def _config(options: argparse.Namespace) -> "TuningConfig":
             raise ValueError(f"unknown option --{name}{hint}")
     given = {name: yaml_file.plain_value(f"--{name}", value) for name, value in options.of_method.items()}
     own = fields.build(config, given, owner=f"method {options.method}")
-    return TuningConfig(
-        options=own,
-        steps=1 if options.steps is None else options.steps,
-        lora_rank=None if options.full else options.lora_rank,
-        lora_targets=tuple(name.strip() for name in options.lora_targets.split(",") if name.strip()),
-        lr=options.lr if options.lr is not None else (1e-5 if options.full else 1e-4),
-        recompute=not options.no_recompute,
-        **{name: getattr(options, name) for name in _AS_GIVEN},
-    )
+    rank = {"lora_rank": None, "lr": getattr(options, "lr", "1e-5")} if options.full else {}
+    steps = 1 if options.steps is None else options.steps
+    values = declared.given(options, TuningConfig, steps=steps, **rank) | {"options": own}
+    del values["options"]
+    return fields.build(TuningConfig, values, owner="tune", options=own)
 
 
 def _told(plan: "Plan") -> str:

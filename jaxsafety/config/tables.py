@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxsafety.config.names import check_name
 
@@ -46,22 +46,40 @@ def load(name: str, table: Mapping[str, str], *, kind: str, record: type | None 
     return one
 
 
-def declared(module: str) -> list[str]:
-    """Returns the fields of a module's ``Config`` as its source declares them: nothing is imported for a help text.
+class Declared(NamedTuple):
+    """A field of a record as its source declares it: texts, ``default`` None where it has none."""
 
-    Each with its name, kind, default, and what the docstring says.
+    name: str
+    type: str
+    kind: str
+    default: str | None
+    doc: str
+
+
+def fields_of(module: str, record: str = "Config") -> list[Declared]:
+    """Returns the fields of a module's record as its source declares them: nothing is imported for a help text.
+
+    What the record's docstring says of each comes with it; ``kind`` is traced, swept or static.
     """
-    body = next(node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == "Config")
-    entry = r"^    (\w+): (.+?)(?=\n    \w+: |\n\n|\Z)"
-    docs = dict(re.findall(entry, ast.get_docstring(body) or "", re.DOTALL | re.MULTILINE))
-    found = []
-    for node in (node for node in body.body if isinstance(node, ast.AnnAssign)):
-        call = node.value if isinstance(node.value, ast.Call) else None
-        kind = ast.unparse(call.func) if call else "static"
-        default = [ast.unparse(word) for word in call.args] if call else [ast.unparse(node.value)]
-        name, shown = ast.unparse(node.target), f"[{', '.join(default)}]" if kind == "swept" else default[0]
-        found.append(f"{name} ({kind}, default {shown}): {' '.join(docs.get(name, '').split())}")
-    return found
+    body = next(node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == record)
+    entry = r"^    (\w+(?:, \w+)*): (.+?)(?=\n    \w+(?:, \w+)*: |\n\n|\Z)"
+    found = re.findall(entry, ast.get_docstring(body) or "", re.DOTALL | re.MULTILINE)
+    docs = {name: " ".join(doc.split()) for names, doc in found for name in names.split(", ")}
+    return [_declared(node, docs) for node in body.body if isinstance(node, ast.AnnAssign)]
+
+
+def _declared(node: ast.AnnAssign, docs: Mapping[str, str]) -> Declared:
+    name, kind, default = ast.unparse(node.target), "static", node.value and ast.unparse(node.value)
+    if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("traced", "static", "swept"):
+        words = [ast.unparse(word) for word in node.value.args]
+        kind = ast.unparse(node.value.func)
+        default = f"[{', '.join(words)}]" if kind == "swept" else next(iter(words), None)
+    return Declared(name, ast.unparse(node.annotation), kind, default, docs.get(name, ""))
+
+
+def declared(module: str) -> list[str]:
+    """Returns the fields of a module's ``Config``, each with its name, kind, default, and what the docstring says."""
+    return [f"{one.name} ({one.kind}, default {one.default}): {one.doc}" for one in fields_of(module)]
 
 
 def summary(module: str) -> str:

@@ -78,8 +78,8 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
     """
-    content = _yaml(path)
-    _check_sections(content, where=str(path))
+    written = content(path)
+    _check_sections(written, where=str(path))
     overrides, of_nodes = _split(overrides)
 
     def values(parser: ArgumentParser) -> Any:
@@ -103,7 +103,7 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
         name: tuple(_beside(path, str(value)) for value in values) if name.startswith("grammars.") else values
         for name, values in settings["grid"].items()
     }
-    if "name" not in content and settings["name"] == Recipe.name:
+    if "name" not in written and settings["name"] == Recipe.name:
         settings["name"] = path.stem
     return Recipe(**settings)
 
@@ -217,7 +217,7 @@ def recorded(directory: Path) -> Recipe | None:
         ValueError: it is none, or names something that is not there any more.
     """
     path = directory / "config.yaml"
-    return read(path) if path.exists() and "pair" not in _yaml(path) else None
+    return read(path) if path.exists() and "pair" not in content(path) else None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -225,9 +225,14 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def content(path: Path, *, what: str = "a recipe", such: str = "world: tiny") -> dict[str, Any]:
+    """Returns the fields that a YAML file holds, as plain values; ``what`` it is of, ``such`` as a field.
+
+    Raises:
+        ValueError: no file, not YAML, not fields, or a key twice.
+    """
     if not path.is_file():
-        raise ValueError(f"no recipe file at {path}")
+        raise ValueError(f"no {what.removeprefix('a ')} file at {path}")
     try:
         text = path.read_text()
         root = yaml.compose(text, Loader=_Loader)
@@ -235,14 +240,14 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _check_keys(root, where=str(path))
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none is a ValueError
+        found = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none is a ValueError
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        raise ValueError(f"{path} is empty: expected the fields of a recipe, such as `world: tiny`")
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold fields such as `world: tiny`, got a {type(content).__name__}")
-    return content
+    if found is None:
+        raise ValueError(f"{path} is empty: expected the fields of {what}, such as `{such}`")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold fields such as `{such}`, got a {type(found).__name__}")
+    return found
 
 
 def _check_keys(root: yaml.Node | None, *, where: str) -> None:

@@ -244,7 +244,7 @@ def test_tokenizers_that_are_not_there_or_do_not_belong(refuse, checkpoints, few
         (["weights", "--energy", "1.5"], "energy must be > 0 and <= 1 and finite, got 1.5"),
         (["weights", "--rank", "0"], "rank must be >= 1 and finite, got 0"),
         (["activations", "--template", "chatt"], "did you mean 'chat'"),
-        (["activations", "--dtype", "float8"], "unknown compute_dtype 'float8': expected one of float32, bfloat16"),
+        (["activations", "--dtype", "float8"], "unknown dtype 'float8': expected one of float32, bfloat16"),
         (["activations", "--max_tokens", "1"], "max_tokens must be >= 2 and finite, got 1"),
         (["merge", "--alpha", "nan"], "alpha must be finite"),
         (["merge", "--alpha", "1", "--part", "mpl"], "did you mean 'mlp'"),

@@ -47,7 +47,7 @@ class ActivationsConfig:
             mean activations are measured, too, and jailbreaks by whether they succeeded; the whole models are loaded.
         max_tokens: the longest prompt; of a longer one the first token and the end are kept.
         batch_tokens: places of a batch, padding included.
-        compute_dtype: what products are rounded to, and what the weights are held in.
+        dtype: what products are rounded to, and what the weights are held in.
         directions: of an update, the strongest, on which inputs are projected.
     """
 
@@ -55,7 +55,7 @@ class ActivationsConfig:
     answers: int = static(0, at_least=0)
     max_tokens: int = static(512, at_least=2)
     batch_tokens: int = static(4096, at_least=1)
-    compute_dtype: ComputeDtype = "float32"
+    dtype: ComputeDtype = "float32"
     directions: int = static(16, at_least=1)
     __post_init__ = check
 
@@ -110,18 +110,18 @@ def _subjects(
 ) -> _Subjects:
     asked = bucketed(encoded.ids, batch_tokens=config.batch_tokens)
     if not config.answers:
-        sides = (stream.Side(side, tuple(asked), config.compute_dtype) for side in (pair.base, pair.tuned))
+        sides = (stream.Side(side, tuple(asked), config.dtype) for side in (pair.base, pair.tuned))
         return _Subjects(encoded, None, tuple(sides))
     sides, complied, texts = [], {}, {}
     for name, side in ((BASE, pair.base), (TUNED, pair.tuned)):
         written = answers.write(
             side, asked, directory / "results" / f"answers-{name}.json", max_new=config.answers, stop=tokenizer.stop,
-            compute_dtype=config.compute_dtype, label=f"answers of {side.directory.name}",
+            compute_dtype=config.dtype, label=f"answers of {side.directory.name}",
         )  # fmt: skip
         texts[name] = [tokenizer.text(ids) for ids in written]
         complied[name] = np.array([not prompts.is_refusal(text) for text in texts[name]])
         batches = bucketed(encoded.ids, answers=written, batch_tokens=config.batch_tokens)
-        sides.append(stream.Side(side, tuple(batches), config.compute_dtype))
+        sides.append(stream.Side(side, tuple(batches), config.dtype))
     atomic.atomic_write(directory / "results" / "answers.jsonl", prompts.answers_to_jsonl(encoded.prompts, texts))
     return _Subjects(encoded, complied, tuple(sides))
 

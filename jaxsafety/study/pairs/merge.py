@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static
+from jaxsafety.config.names import check_name
 from jaxsafety.edits import rank_part, scaled, space_part
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
@@ -48,6 +49,7 @@ class MergeConfig:
         energy: for ``null_space``: share of a base matrix's energy that counts as its range, in (0, 1].
         rank: singular directions that are kept of the part in every matrix of a layer, the strongest; None for all.
             What is no such matrix is taken whole.
+        dtype: type to store the model in; None for that of the tuned model's embeddings.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.2 (``whole``; the other parts are ours).
@@ -57,14 +59,18 @@ class MergeConfig:
     part: Part = "whole"
     energy: float = static(0.9, above=0, at_most=1)
     rank: int | None = static(None, at_least=1)
-    __post_init__ = check
+    dtype: hf.ParamsDtype | None = None
+
+    def __post_init__(self):
+        check(self)
+        if self.dtype is not None:
+            check_name("dtype", self.dtype, get_args(hf.ParamsDtype))
 
 
-def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsDtype | None = None) -> None:
+def write(pair: Pair, directory: Path, config: MergeConfig) -> None:
     """Writes the merged model with the tuned one's configuration and tokenizer; nothing is there until all of it is.
 
-    ``directory`` must not exist or be empty; ``dtype`` is the type to store it in, None for that of the tuned model's
-    embeddings.
+    ``directory`` must not exist or be empty.
 
     Raises:
         ValueError: a value is not finite, ``directory`` holds something, or a matrix does not fit into memory.
@@ -74,7 +80,7 @@ def write(pair: Pair, directory: Path, config: MergeConfig, *, dtype: hf.ParamsD
     # ``.`` and ``/`` have no name of their own to be renamed to once all is written.
     if not directory.name:
         raise ValueError(f"{directory} cannot be made whole at once: choose a new directory to write to (--out)")
-    stored = dtype or pair.tuned.tensors["embed", None].dtype.name
+    stored = config.dtype or pair.tuned.tensors["embed", None].dtype.name
     parts = _parts(pair, directory, config, stored)
     merge, done = merger(pair, config, dtype=stored, parts=parts), itertools.count(1)
     with progress.track(len(pair.tuned.tensors), label="analyze merge") as update:

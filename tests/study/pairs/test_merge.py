@@ -22,7 +22,7 @@ def pair(checkpoints):
 @pytest.fixture
 def merged(pair, tmp_path):
     def run(*, dtype=None, **options):
-        merge.write(pair, tmp_path / "merged", MergeConfig(**options), dtype=dtype)
+        merge.write(pair, tmp_path / "merged", MergeConfig(**options, dtype=dtype))
         return tree.flatten(hf.load(tmp_path / "merged", dtype="float32")[1])
 
     return run
@@ -115,7 +115,7 @@ def test_nothing_is_left_of_a_merge_that_fails(pair, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"part": "null_space"}, {"rank": 2}])
 def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, options):
-    merge.write(pair, tmp_path / "whole", MergeConfig(1.5, **options), dtype="bfloat16")
+    merge.write(pair, tmp_path / "whole", MergeConfig(1.5, **options, dtype="bfloat16"))
     decomposed = []
     real = merge._part
 
@@ -139,11 +139,11 @@ def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, op
         decomposed.clear()
         if count < 1000:
             with pytest.raises(signals.Stopped):
-                merge.write(pair, tmp_path / "merged", MergeConfig(1.5, **options), dtype="bfloat16")
+                merge.write(pair, tmp_path / "merged", MergeConfig(1.5, **options, dtype="bfloat16"))
             assert not (tmp_path / "merged").exists()
             assert len([path for path in tmp_path.iterdir() if ".parts-" in path.name]) == 1
         else:
-            merge.write(pair, tmp_path / "merged", MergeConfig(1.5, **options), dtype="bfloat16")
+            merge.write(pair, tmp_path / "merged", MergeConfig(1.5, **options, dtype="bfloat16"))
         counts.append(len(decomposed))
     # The second try gets as far as the first without a decomposition.
     assert counts[1] < counts[0]
@@ -154,7 +154,7 @@ def test_a_killed_merge_decomposes_nothing_twice(pair, tmp_path, monkeypatch, op
 
 def test_what_overflows_is_named(pair, tmp_path):
     with pytest.raises(ValueError, match=r"^(\w+|[\w/]+, layer \d+,) is not finite as float16"):
-        merge.write(pair, tmp_path / "merged", MergeConfig(1e9), dtype="float16")
+        merge.write(pair, tmp_path / "merged", MergeConfig(1e9, dtype="float16"))
     assert not list(tmp_path.iterdir())
 
 
