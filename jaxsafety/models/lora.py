@@ -28,6 +28,9 @@ def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Para
     """
     flat, streams = {}, dict(zip(TARGETS, jax.random.split(key, len(TARGETS)), strict=True))
     for name in targets:
+        if name not in shapes["blocks"][TARGETS[name]]:
+            there = [own for own, block in TARGETS.items() if own in shapes["blocks"][block]]
+            raise ValueError(f"targets of an adapter: got {name!r}, expected of this model {', '.join(there)}")
         depth, m, n = shapes["blocks"][TARGETS[name]][name].shape
         path = f"blocks/{TARGETS[name]}/{name}_lora"
         flat[f"{path}_a"] = jax.random.uniform(streams[name], (depth, m, rank), minval=-1.0, maxval=1.0) / m**0.5

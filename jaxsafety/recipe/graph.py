@@ -22,7 +22,7 @@ from jaxsafety.recipe.nodes import made
 PARENT, ROOT = "parent", "root"
 # Every lane is read, checked and planned, and has a directory named after its values.
 _MOST_LANES = 4096
-_MOST_LETTERS = 200
+_MOST_BYTES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,18 +189,18 @@ def _ordered(models: Mapping[str, Any]) -> list[str]:
         if not re.fullmatch(r"[\w+-]{1,64}", label):
             raise ValueError(f"the name of a model must be at most 64 letters, digits and any of _ + -, got {label!r}")
         if label in (PARENT, ROOT, "tuned"):
-            raise ValueError(f"{label!r} is the name of another model already: choose another")
+            raise ValueError(f"{label!r} is no name for a model, as it stands for others: choose another")
         if not isinstance(given, Mapping):
             raise ValueError(f"models.{label} must hold fields such as `method: sft`, got {given!r}")
     needed = {label: _needed(label, given, models) for label, given in models.items()}
-    left, done = dict.fromkeys(models), []
+    left, done = dict.fromkeys(models), {}
     while left:
-        ready = [label for label in left if set(needed[label]) <= set(done)]
-        if not ready:
+        ready = next((label for label in left if all(one in done for one in needed[label])), None)
+        if ready is None:
             raise ValueError(f"models wait for each other: {' <- '.join(_circle(needed, next(iter(left)), left))}")
-        done.append(ready[0])
-        del left[ready[0]]
-    return done
+        done[ready] = None
+        del left[ready]
+    return list(done)
 
 
 def _circle(needed: Mapping[str, list[str]], label: str, left: Mapping[str, Any]) -> list[str]:
@@ -261,6 +261,9 @@ def _lanes(label: str, given: Mapping[str, Any], before: Mapping[str, tuple[Lane
             found.append(_lane(label, words, parent, content, before))
             if len(found) > _MOST_LANES:
                 raise ValueError(f"models.{label} must have at most {_MOST_LANES} lanes: give it fewer values")
+    names = [lane.name for lane in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"models.{label} has two lanes called {twice}: give its values other names")
     return tuple(found)
 
 
@@ -328,10 +331,15 @@ def _selected(label: str, given: Mapping[str, Any], candidates: Sequence[Lane]) 
 
 
 def _check(lane: Lane) -> None:
-    if len(lane.name) > _MOST_LETTERS:
+    if (size := len(lane.name.encode())) > _MOST_BYTES:
         raise ValueError(
-            f"a lane is a directory named after its values, of at most {_MOST_LETTERS} letters, got {len(lane.name)}: "
+            f"a lane is a directory named after its values, of at most {_MOST_BYTES} bytes, got {size}: "
             f"give values names, or make fewer lists ({lane.name[:40]}...)"
+        )
+    if lane.others.get("base") is lane.parent and lane.parent is not None:
+        raise ValueError(
+            f"models.{lane.label}.base: {lane.parent.name}, which is edited, has no update from itself: expected one "
+            "of its ancestors"
         )
     if lane.training is None:
         return

@@ -33,6 +33,15 @@ class Data(Node):
     prompts: int | None = fields_.static(None, at_least=1, at_most=2**15)
     options: Any = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts is not None and self.load().examples == "text":
+            raise ValueError(
+                f"prompts: got {self.prompts}, expected none of a pool of text, which changes with the steps"
+            )
+        if self.prompts is not None and getattr(self.options, "mix", "prompt") == "batch":
+            raise ValueError("mix: got 'batch', expected 'prompt' where there is a number of prompts")
+
     def at_point(self, point: HParams) -> Any:
         """Returns the pool's fields with the scalars of one lane."""
         own = fields_.traced_names(self.options)

@@ -15,6 +15,9 @@ from jaxsafety.config.names import check_name, nearest
 from jaxsafety.types import Params, Point
 from jaxsafety.world import Condition
 
+# Names of earlier versions.
+_GONE = {"learning_rate": "lr", "learning_rates": "lr", "mixture": "data", "objective": "method"}
+
 
 class Node:
     """What all of them share: the first field names what ``FOLDER`` has, or somebody else's as ``package.module:NAME``.
@@ -135,7 +138,8 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, bel
     rest = {name: one for name, one in value.items() if name not in own}
     known = [one.name for one in fields(config)] if is_dataclass(config) else []
     for name in rest:
-        if name not in known and (hint := nearest(name, [*own, *below])):
+        if name not in known and (name in _GONE or nearest(name, [*own, *below])):
+            hint = f": it is called {_GONE[name]!r}" if name in _GONE else nearest(name, [*own, *below])
             raise ValueError(f"{owner} has no field {name!r}{hint}")
     options = fields_.build(config, rest, owner=owner)
     inner = {name: _inner(hints[name], given.pop(name), f"{owner}.{name}") for name in own[1:]
@@ -143,12 +147,18 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, bel
     return fields_.build(of, given, owner=owner, options=options, **inner)
 
 
+def _first(of: type) -> str:
+    """A field of a section's as a recipe writes it."""
+    one = fields(of)[0]
+    return f"{one.name}: {one.default}"
+
+
 def _inner(of: type, value: Any, owner: str) -> Any:
     """A section of a node's: another node, or plain fields."""
     if isinstance(value, of):
         return value
     if not isinstance(value, dict):
-        raise ValueError(f"{owner} must hold fields, got {value!r}")
+        raise ValueError(f"{owner} must hold fields such as `{_first(of)}`, got {value!r}")
     return made(of, value, owner=owner) if issubclass(of, Node) else fields_.build(of, value, owner=owner)
 
 

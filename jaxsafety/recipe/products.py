@@ -48,7 +48,8 @@ def axes(label: str, given: Mapping[str, Any]) -> Iterator[Axis]:
         if named := isinstance(value, Mapping):
             values = {name: typed(one, kind, where) for name, one in value.items()}
         else:
-            values = {f"{path[-1]}={_shown(one)}": one for one in (typed(one, kind, where) for one in value)}
+            plain = [typed(one, kind, where) for one in value]
+            values = {f"{path[-1]}={word}": one for word, one in zip(_words(plain), plain, strict=True)}
         if len(values) < len(value) or len({repr(one) for one in values.values()}) < len(value):
             raise ValueError(f"{where} must have distinct values, got {value}")
         for name in values:
@@ -132,6 +133,13 @@ def _at(given: Mapping[str, Any], path: Sequence[str], default: Any) -> Any:
 def _with(given: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     first, *rest = path
     return {**given, first: _with(given[first], rest, value) if rest else value}
+
+
+def _words(values: Sequence[Any]) -> list[str]:
+    """What names call values; of paths the last part, with numbers where these are the same."""
+    words = [_shown(value) for value in values]
+    same = len(set(words)) < len(words) and len({repr(value) for value in values}) == len(values)
+    return [f"{number}-{word}" for number, word in enumerate(words, 1)] if same else words
 
 
 def _shown(value: Any) -> str:

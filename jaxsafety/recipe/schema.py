@@ -240,10 +240,24 @@ class Recipe:
 
     @property
     def compared(self) -> dict[str, Training]:
-        """The models that are tuned on preferences, by name, with the training of the first lane of each."""
-        first = {lane.label: lane.training for lane in reversed(self.tuned) if lane.training is not None}
-        learn = {label for label, training in first.items() if training.load().examples == "preferences"}
-        return {label: first[label] for label in self.models if label in learn}
+        """The trainings whose gradients are compared, by the name of the first model of each: of different methods or
+        fields, all on safe and unsafe prompts to be answered and refused."""
+        found: dict[str, Training] = {}
+        seen = set()
+        for lane in self.tuned:
+            how = lane.training
+            if how is None or how.data.pool != "safety" or (key := (how.method, repr(how.options))) in seen:
+                continue
+            seen.add(key)
+            found.setdefault(lane.label, how)
+        return found
+
+    @property
+    def defences(self) -> tuple[str, ...]:
+        """The models that claims are about: those whose role it is, or else all that are trained from a first one."""
+        told = [lane.label for lane in self.lanes if lane.how.role == "defence"]
+        first = [lane.label for lane in self.tuned if lane.training is not None and lane.parent is lane.root]
+        return tuple(dict.fromkeys(told or first))
 
     @property
     def conditions(self) -> dict[str, str | Condition]:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config.names import nearest
 from jaxsafety.recipe import graph
+from jaxsafety.recipe.models import Training, kind_of
 from jaxsafety.recipe.nodes import PLACES, nodes
 from jaxsafety.recipe.schema import Recipe, as_dict
 
@@ -140,8 +141,9 @@ def _check_label(place: str, label: str, known: Mapping[str, Any], given: set[st
 
 
 def _override(models: dict[str, Any], pattern: str, path: Sequence[str], value: Any) -> None:
-    """Sets a field of a model, or of all whose names match a pattern such as ``*``."""
-    chosen = fnmatch.filter(models, pattern)
+    """Sets a field of a model, or of all that are trained whose names match a pattern such as ``*``."""
+    exact = pattern in models
+    chosen = [label for label in fnmatch.filter(models, pattern) if exact or kind_of(models[label] or {}) is Training]
     if not chosen and not re.fullmatch(r"[\w+-]+", pattern):
         raise ValueError(f"--models.{pattern}: no model of this recipe matches: expected one of {', '.join(models)}")
     if not chosen and path != ["method"]:
@@ -174,8 +176,13 @@ def _reused_beside(path: Path, given: Any) -> Any:
     """A model whose runs to reuse lie beside the recipe's file."""
     if not isinstance(given, dict) or not isinstance(given.get("from"), dict):
         return given
-    runs = given["from"].get("run")
-    placed = [_beside(path, str(run)) for run in runs] if isinstance(runs, list) else runs and _beside(path, str(runs))
+    match given["from"].get("run"):
+        case dict() as named:
+            placed = {name: _beside(path, str(run)) for name, run in named.items()}
+        case list() as listed:
+            placed = [_beside(path, str(run)) for run in listed]
+        case one:
+            placed = one and _beside(path, str(one))
     return given | {"from": given["from"] | {"run": placed}}
 
 

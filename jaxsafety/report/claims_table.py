@@ -15,6 +15,7 @@ from jaxsafety import claims
 from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.judging import Judgement
 from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import dead_lanes
 from jaxsafety.report.tables import ASCII_BOX, dead_notes, plain_text
 from jaxsafety.rundir import printed, results
@@ -47,6 +48,8 @@ def read(directory: Path) -> list[Judgement]:
     if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
     recipe = yaml_file.recorded(directory)
+    if recipe is not None:
+        frames = [_of_defences(frame, recipe) for frame in frames]
     every = [claim for name in (recipe.claims if recipe else claims.TABLE) for claim in claims.load(name)]
     return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)), every)
 
@@ -130,6 +133,15 @@ def _analyses(directory: Path) -> pl.DataFrame:
     if not path.exists():
         raise ValueError(f"no analyses in {directory}: run `jaxsafety analyze` on it first")
     return results.read_results([path], schema=results.ANALYSIS_SCHEMA)
+
+
+def _of_defences(frame: pl.DataFrame, recipe: Recipe) -> pl.DataFrame:
+    """The rows of a study's defences, and of the model that they all begin with, under the name that claims have."""
+    roots = {lane.root.name: lane.root.label for lane in recipe.lanes if lane.label in recipe.defences}
+    own = frame.filter(pl.col("method").is_in([*recipe.defences, *roots.values()]))
+    # Of several first models none is what a claim compares with.
+    name = {label: evidence.PRETRAINED for label in roots.values()} if len(roots) == 1 else {}
+    return own.with_columns(pl.col("method").replace(name))
 
 
 def _as_analysis(table: pl.DataFrame) -> pl.DataFrame:

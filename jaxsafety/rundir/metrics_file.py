@@ -46,8 +46,13 @@ def truncate_metrics(directory: Path, *, of: Sequence[Mapping[str, Any]], after_
     if not path.exists():
         return
 
+    # By the names that they are labelled with: a run may have thousands.
+    wanted: dict[tuple[str, ...], set[tuple[Any, ...]]] = {}
+    for one in of:
+        wanted.setdefault(tuple(one), set()).add(tuple(one.values()))
+
     def is_kept(row: dict[str, Any]) -> bool:
-        is_of = any(all(row.get(name) == value for name, value in one.items()) for one in of)
+        is_of = any(tuple(map(row.get, names)) in values for names, values in wanted.items())
         return not is_of or row.get("step", after_step) <= after_step
 
     kept = [line for number, line in enumerate(_lines(path), 1) if is_kept(_row(path, number, line))]

@@ -104,7 +104,7 @@ def _measured(
     models = models or subjects.models
     for on, labels in probe.measured_together(subjects.run).items():
         rows = probe.chosen(models, on)
-        lanes = probe.with_bases(subjects.run, models, rows)
+        lanes = probe.with_bases(subjects, models, rows)
         (by_label,) = run_each(subjects, subjects.measure[labels], lanes, [()], label=label)
         for name in labels:
             node, found = subjects.run.recipe.analyses[name], by_label[name]
@@ -137,7 +137,8 @@ def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     if not rows:
         return
     left, right = (list(column) for column in zip(*rows, strict=True))
-    bases = [by_name[probe.base_of(run, models.lanes[row]).name] for row in left]
+    # Twins are compared from where they parted.
+    bases = [by_name[models.lanes[row].parent.name] for row in left]
 
     def lane(trees: tuple[Params, Params, Params], per_seed: PerSeed, _: Array) -> Any:
         with jax.default_matmul_precision("highest"):
@@ -175,7 +176,7 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
         return judged.attacked_measures(run.recipe, run.world, node, trees, per_seed, places=places, point=point)
 
     rows = probe.chosen(models, node.on)
-    attack, lanes = probe.program(run, lane, rows=len(rows)), probe.with_bases(run, models, rows)
+    attack, lanes = probe.program(run, lane, rows=len(rows)), probe.with_bases(subjects, models, rows)
     found = run_each(subjects, attack, lanes, [(_scalars(point),) for point in points], label=f"attack {label}")
     axes = {"attacked": Coordinate("condition", tuple(conditions))}
     for point, one in zip(points, found, strict=True):
@@ -192,16 +193,20 @@ def _edit(
     subjects: Subjects, models: Models, label: str, *, step: int | None = None, only: Sequence[int] | None = None
 ) -> Iterator[pl.DataFrame]:
     """An edit at all its strengths on tuned models; of a ``step`` of training the strongest alone, on ``only`` rows."""
-    run, node = subjects.run, subjects.run.recipe.edits[label]
+    node = subjects.run.recipe.edits[label]
     rows = probe.chosen(models, node.on, tuned=True)
     points = _edit_points(subjects, node, strongest=only is not None)
     if not points or not rows:
         return
-    params, base = probe.with_bases(run, models, rows)
+    params, base = probe.with_bases(subjects, models, rows)
     for others in _others(models, rows) if "other" in node.load().roles else [rows]:
         trees = {"target": params, "base": base}
         if others != rows:
+            # What another model has learned since the two parted.
+            names = [lane.name for lane in models.lanes]
+            parents = [names.index(models.lanes[row].parent.name) for row in rows]
             trees["other"] = programs.at_once(partial(probe.taken, rows=others), models.params)
+            trees["base"] = programs.at_once(partial(probe.taken, rows=parents), subjects.models.params)
 
         def judged_edit(trees: dict[str, Params], per_seed: PerSeed, zeros: Array, point: Point) -> Any:
             edited = subjects.edit[label](trees, per_seed, zeros, point)

@@ -6,6 +6,7 @@ and all seeds of them are one program, whatever models they begin with; see :mod
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ from jaxsafety.engine.programs import Grid
 from jaxsafety.keys import Stream
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.graph import Lane
-from jaxsafety.recipe.models import Reused
-from jaxsafety.recipe.schema import Recipe
+from jaxsafety.recipe.models import Edited, Reused
+from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import layout
 from jaxsafety.study import lanes
 from jaxsafety.types import Params, Strategy, Trial
@@ -81,6 +82,14 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
             node.points(base)
         except ValueError as error:
             raise ValueError(f"edits.{label}: {error}") from error
+    for lane in recipe.lanes:
+        if lane.training is not None and lane.parent is not None:
+            _check_part(lane, base)
+        if isinstance(lane.how, Edited) and (points := lane.how.load().points):
+            try:
+                points(lane.how.options, base)
+            except ValueError as error:
+                raise ValueError(f"models.{lane.label}: {error}") from error
     study = Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
     for lane in recipe.lanes:
         if isinstance(lane.how, Reused) and not loop.is_finished(study.leg(lane)):
@@ -178,6 +187,26 @@ def check_trained(study: Study, *stages: str) -> None:
                 raise ValueError(f"no finished {lane.name} in {study.directory}: run `jaxsafety {stage}` on it first")
 
 
+def _check_part(lane: Lane, base: Params) -> None:
+    """Checks that what is trained of a model is there."""
+    part = lane.training.parametrisation
+    try:
+        trees = dict.fromkeys(["parent", *lane.trees], base)
+        jax.eval_shape(lambda trees: part.load().init(trees, config=part.options, key=keys.root(0)), trees)
+    except ValueError as error:
+        raise ValueError(f"models.{lane.label}.parametrisation: {error}") from error
+
+
+def _world_and_model(recipe: Recipe, directory: Path | None) -> dict[str, Any]:
+    """What parameters of two runs must have in common; grammars as digests, those that a run's directory keeps."""
+    texts = own_grammars(recipe) if directory is None else {
+        f"{name}.pcfg": (directory / "grammars" / f"{name}.pcfg").read_text() for name in recipe.grammars
+    }  # fmt: skip
+    grammars = {f"grammar {name}": sha256(text.encode()).hexdigest()[:8] for name, text in texts.items()}
+    model = {f"model.{name}": value for name, value in as_dict(recipe.model).items()}
+    return {"world": recipe.world} | grammars | model
+
+
 def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
     """The run that a lane is reused from, and the lane there.
 
@@ -190,10 +219,12 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
         raise ValueError(f"{where}: no run of a study in {directory}: expected a directory that `jaxsafety run` made")
     by_name = {one.name: one for one in recipe.lanes}
     check_name(f"model in {where}", lane.how.model, by_name)
-    own = {"world": study.recipe.world, "grammars": own_grammars(study.recipe), "model": study.recipe.model}
-    for name, there in (("world", recipe.world), ("grammars", own_grammars(recipe)), ("model", recipe.model)):
-        if own[name] != there:
-            raise ValueError(f"{where}: {name} of {directory} is {there}, expected that of this study, {own[name]}")
+    own, there = (_world_and_model(one, kept) for one, kept in ((study.recipe, None), (recipe, directory)))
+    for name in own | there:
+        if own.get(name) != there.get(name):
+            raise ValueError(
+                f"{where}: {name} is {there.get(name)!r} in {directory}, expected {own.get(name)!r} as in this study"
+            )
     if missing := sorted(set(study.recipe.seeds) - set(recipe.seeds)):
         raise ValueError(f"{where}: {directory} has the seeds {list(recipe.seeds)}, expected {missing[0]} among them")
     if (there := by_name[lane.how.model].generation) != lane.how.generation:

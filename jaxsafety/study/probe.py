@@ -101,11 +101,15 @@ def chosen(models: Models, on: Sequence[str], *, tuned: bool = False) -> list[in
     ]
 
 
-def with_bases(run: Study, models: Models, rows: Sequence[int]) -> tuple[Params, Params]:
-    """Returns the parameters of some rows, and of what they are compared with, an ancestor or a root itself."""
-    names = [lane.name for lane in models.lanes]
-    bases = [names.index(base_of(run, models.lanes[row]).name) for row in rows]
-    return programs.at_once(lambda params: (taken(params, rows), taken(params, bases)), models.params)
+def with_bases(subjects: Subjects, models: Models, rows: Sequence[int]) -> tuple[Params, Params]:
+    """Returns the parameters of some rows, and of what they are compared with: a finished ancestor, or a root itself.
+
+    ``models`` are those of the run at any step of their training.
+    """
+    finished = subjects.models
+    names = [lane.name for lane in finished.lanes]
+    bases = [names.index(base_of(subjects.run, models.lanes[row]).name) for row in rows]
+    return programs.at_once(lambda now, end: (taken(now, rows), taken(end, bases)), models.params, finished.params)
 
 
 def base_of(run: Study, lane: Lane) -> Lane:

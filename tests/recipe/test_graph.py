@@ -109,7 +109,7 @@ def test_twins_differ_in_nothing_but_their_method():
         ({}, "models must name at least one model, got none"),
         ({"a/b": PRETRAINED}, "the name of a model must be at most 64 letters, digits and any of _ + -, got 'a/b'"),
         ({"a.b": PRETRAINED}, "the name of a model must be at most 64 letters, digits and any of _ + -, got 'a.b'"),
-        ({"root": PRETRAINED}, "'root' is the name of another model already: choose another"),
+        ({"root": PRETRAINED}, "'root' is no name for a model, as it stands for others: choose another"),
         ({"a": sft("b"), "b": sft("c"), "c": sft("a")}, "models wait for each other: a <- b <- c <- a"),
         ({"a": sft("a")}, "models wait for each other: a <- a"),
         ({"p": PRETRAINED, "a": sft("q")}, "unknown model in models.a.from 'q': expected one of p, a"),
@@ -149,6 +149,24 @@ def test_twins_differ_in_nothing_but_their_method():
             {"p": PRETRAINED, "a": sft("p", parametrisation={"kind": "lora", "rnk": 3})},
             "models.a.parametrisation has no field 'rnk': it has rank, alpha, targets; did you mean 'rank'?",
         ),
+        (
+            {"p": PRETRAINED, "a": sft("p", steps={"c": 2, "c.a": 4}, lr={"b": 1e-3, "a.b": 1e-4})},
+            "models.a has two lanes called a.c.a.b: give its values other names",
+        ),
+        (
+            {"p": PRETRAINED, "a": {"from": "p", "edit": "scaled", "alpha": 0.5}},
+            "models.a.base: p, which is edited, has no update from itself: expected one of its ancestors",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p", data={"prompts": 3, "mix": "batch"})},
+            "models.a.data: mix: got 'batch', expected 'prompt' where there is a number of prompts",
+        ),
+        (
+            {"p": PRETRAINED | {"data": {"prompts": 3}}},
+            "models.p.data: prompts: got 3, expected none of a pool of text, which changes with",
+        ),
+        ({"p": PRETRAINED | {"learning_rate": 1}}, "models.p has no field 'learning_rate': it is called 'lr'"),
+        ({"p": PRETRAINED, "a": sft("p", data="explicit")}, "models.a.data must hold fields such as `pool: safety`, g"),
         ({"p": PRETRAINED, "a": {"select": "b"}}, "unknown model in models.a.select 'b': expected one of p, a"),
         ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a.select: p begin with no model in common: exp"),
         (
@@ -176,7 +194,7 @@ def test_twins_differ_in_nothing_but_their_method():
         (
             {"p": PRETRAINED | {"lr": {"x" * 60: 1, "y": 2}, "steps": {"x" * 60: 1, "y": 2},
                                 "batch_size": {"x" * 60: 1, "y": 2}, "chunk_steps": {"x" * 60: 1, "y": 2}}},
-            "a lane is a directory named after its values, of at most 200 letters, got 245",
+            "a lane is a directory named after its values, of at most 200 bytes, got 245",
         ),
     ],
 )  # fmt: skip

@@ -69,6 +69,23 @@ def test_numbers_without_a_point_and_infinity_are_read_as_numbers(write):
     assert (u.name, u.training.lr, u.training.options.ascent_bound) == ("u.fast", 1.0, math.inf)
 
 
+def test_a_pattern_is_of_models_that_are_trained(write):
+    text = f"models: {{{PRETRAINED}, a: {{from: pretrained, method: sft}}, h: {{from: a, edit: scaled, alpha: 0.5}}}}"
+    lanes = yaml_file.read(write(text), overrides=["--models.*.steps", "7"]).lanes
+    assert [lane.steps for lane in lanes] == [7, 7, 0]
+
+
+def test_runs_to_reuse_lie_beside_the_recipe(write, tmp_path):
+    for runs, expected in (
+        ("[../a/out, ../b/out]", ["old.run=1-out", "old.run=2-out"]),
+        ("{x: a, y: b}", ["old.x", "old.y"]),
+    ):
+        read = yaml_file.read(write(f"models: {{old: {{from: {{run: {runs}, model: sft}}}}}}"))
+        assert [lane.name for lane in read.lanes] == expected
+        assert all(lane.how.run.startswith(str(tmp_path.parent)) for lane in read.lanes)
+        assert yaml_file.read(write(yaml_file.to_yaml(read))) == read
+
+
 def test_words_are_words_and_numbers_numbers(write):
     """YAML 1.1 takes ``on`` for true, and ``1e-3`` for text."""
     recipe = yaml_file.read(write("name: yes\nattacks: {prefill: {on: [sft], depth: [0]}}"))

@@ -203,8 +203,8 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
         ({"run": "nowhere"}, "models.pretrained.from: no run of a study in "),
         ({"model": "sft"}, "models.pretrained.from.generation: got 0, expected the 1 of sft"),
         ({"seeds": (5, 7)}, "has the seeds [3, 5], expected 7 among them"),
-        ({"world": "paper"}, "models.pretrained.from: world of "),
-        ({"width": 8}, "models.pretrained.from: model of "),
+        ({"world": "paper"}, "models.pretrained.from: world is 'tiny' in "),
+        ({"width": 8}, "models.pretrained.from: model.width is 16 in "),
     ],
 )
 def test_what_cannot_be_reused_is_one_sentence(second, change, message, tmp_path):
@@ -216,6 +216,37 @@ def test_what_cannot_be_reused_is_one_sentence(second, change, message, tmp_path
     with pytest.raises(ValueError) as caught:
         pipeline.prepare(wrong, tmp_path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"from": "sft", "edit": "layer_part", "layer": 7}, "models.bad: layer: got 7, expected from 0 to 0"),
+        (
+            {"from": "sft", "method": "sft", "parametrisation": {"kind": "lora", "targets": ["gate"]}},
+            "models.bad.parametrisation: targets of an adapter: got 'gate', expected of this model q, k, v, o",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_any_work(recipe, tmp_path, fields, message):
+    with pytest.raises(ValueError) as caught:
+        pipeline.prepare(replace(recipe, models=recipe.models | {"bad": fields}), tmp_path)
+    assert str(caught.value).startswith(message)
+
+
+def test_grammars_of_another_run_are_those_that_it_keeps(second, run, tmp_path):
+    """Not what lies now where they were read from."""
+    grammar = "\n".join(["S -> A A [1.0]", "A -> 'a' 'b' 'c' 'd' 'e' 'f' 'g' 'h' 'a' 'b' 'c' 'd' [1.0]"])
+    own, copy = tmp_path / "own.pcfg", shutil.copytree(run.directory, tmp_path / "run")
+    own.write_text(grammar)
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | {"grammars": {"safe": str(tmp_path / "gone.pcfg")}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "grammars").mkdir()
+    (copy / "grammars" / "safe.pcfg").write_text(grammar + "\n")
+    models = {"old": {"from": {"run": str(copy), "model": "pretrained"}}}
+    with pytest.raises(ValueError, match=r"models.old.from: grammar safe.pcfg is '\w{8}' in .*, expected '\w{8}'"):
+        pipeline.source(replace(run, recipe=replace(second, models=models, grammars={"safe": str(own)})),
+                        replace(second, models=models).lanes[0])  # fmt: skip
 
 
 @pytest.mark.parametrize(

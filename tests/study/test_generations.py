@@ -1,6 +1,7 @@
 """A graph of several generations: what each begins with, what compiles once, and values as lanes of one run."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
-from jaxsafety.study import lanes, pipeline, train
+from jaxsafety.study import evaluate, lanes, pipeline, probe, train
 
 # Two programs of other sizes may sum in another order.
 RTOL = 1e-5
@@ -112,6 +113,22 @@ def test_a_lane_is_the_run_of_its_values_alone(run, recipe, tmp_path):
     one = pipeline.load(ready, ready.recipe.lanes_of("attacked"))
     (lane,) = [lane for lane in recipe.lanes if lane.name == "attacked.from=dpo.eta_S.prompts=3"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, pipeline.load(run, [lane]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_update_is_taken_from_the_finished_parent_at_every_step(run, recipe):
+    """And not from where the parent was at that step of its own training."""
+    parents = replace(recipe, analyze=replace(recipe.analyze, base="parent"))
+    ready = replace(run, recipe=parents)
+    lanes_ = parents.lanes
+    models = evaluate.Models(lanes_, pipeline.load(run, lanes_).params, np.ones((len(lanes_), 2), bool))
+    subjects = SimpleNamespace(run=ready, models=models)
+    then = models._replace(params=jax.tree.map(lambda leaf: 0 * leaf, models.params))
+    rows = [lane.name for lane in lanes_].index("attacked.from=sft.eta_M.prompts=2"), 0
+    now, base = probe.with_bases(subjects, then, rows)
+    sft = [lane.name for lane in lanes_].index("sft.eta_M")
+    np.testing.assert_array_equal(base["embed"], models.params["embed"][np.asarray([sft, 0])])
+    assert not np.asarray(now["embed"]).any()
 
 
 def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, recipe, tmp_path):
