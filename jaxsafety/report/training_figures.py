@@ -50,9 +50,10 @@ def dynamics(table: pl.DataFrame) -> Picture:
     """
     features = features_of(pick(table, analysis="clusters"))
     found = [(panel, _panel_rows(table, panel, features)) for panel in _DYNAMICS]
-    rows = panels.needed(
-        pl.concat([rows for _, rows in found]).filter(pl.col("method") != "pretrained"), "the steps of training"
-    )
+    tuned = pl.concat([rows for _, rows in found]).filter(pl.col("method") != "pretrained")
+    # A model of the last step alone has no way there to show.
+    lane = ["method", "lr_name", "lr"]
+    rows = panels.needed(tuned.filter(pl.col("step").n_unique().over(lane) > 1), "the steps of training")
     models = models_of(rows)
     rates = panels.rates_of(models)
     shown = [(panel, rows) for panel, rows in found if (rows["n"] > 0).any()]

@@ -133,8 +133,15 @@ def load(study: Study, wanted: Sequence[Lane], *, step: int | None = None) -> Tr
     like = param_shapes(study, len(grid.seeds))
     by_name = {lane.name: lane for lane in wanted}
     rows = {name: Trained(**loop.load(study.leg(lane), like, grid=grid, step=step)) for name, lane in by_name.items()}
-    places = [list(rows).index(lane.name) for lane in wanted]
-    return programs.at_once(lambda *found: tree.stack([found[place] for place in places]), *rows.values())
+    return _stacked([rows[lane.name] for lane in wanted], grid)
+
+
+def _stacked(rows: Sequence[Trained], grid: Grid) -> Trained:
+    """Rows ``[s, ...]`` as ``[h, s, ...]``, on the host where it can be: a program of many rows compiles for long."""
+    if jax.process_count() > 1:
+        return programs.at_once(lambda *found: tree.stack(found), *rows)
+    whole = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
+    return jax.device_put(whole, sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=1))
 
 
 def load_living(study: Study, wanted: Sequence[Lane]) -> Trained:
