@@ -4,4 +4,4 @@ Submodules are imported by name (``from jaxsafety import analysis, losses, metho
 device and reads no environment.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""The sentences that misspelt, missing and extra names get."""
+"""The sentences that misspelt, missing and extra names get, and those of another version."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -38,3 +38,8 @@ def check_all(where: str, found: Collection[str], expected: Collection[str], *, 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def other_version(directory: object) -> str:
+    """Returns what is told of a run directory of an earlier version, whose recipes had other sections."""
+    return f"{directory} is a run of jaxsafety 0.1, which reads it: install that version, or run its recipe anew"

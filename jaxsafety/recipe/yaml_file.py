@@ -14,7 +14,7 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from jaxsafety.config.names import nearest
+from jaxsafety.config.names import nearest, other_version
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.models import Training, kind_of
 from jaxsafety.recipe.nodes import PLACES, nodes
@@ -283,6 +283,8 @@ def _check_keys(root: yaml.Node | None, *, where: str) -> None:
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
     """Refuses a section that is no mapping, which jsonargparse would ignore."""
     for name, now in _GONE.items():
+        if name in content and Path(where).name == "config.yaml":
+            raise ValueError(other_version(Path(where).parent))
         if name in content:
             raise ValueError(f"{where}: `{name}` is now {now}")
     for name, kind in get_type_hints(Recipe).items():

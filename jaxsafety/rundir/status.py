@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from jaxsafety.config.names import other_version
 from jaxsafety.rundir import layout, locks, manifest_file, printed
 from jaxsafety.rundir.printed import Form
 
@@ -84,11 +85,14 @@ def _cells(row: Progress) -> Iterator[str]:
 
 def _begun(directory: Path) -> dict[str, Any]:
     """The models of a run whose manifest has none: nothing has begun, or it is no study of this version."""
-    path = directory / "config.yaml"
+    path, content = directory / "config.yaml", None
     try:
-        return {label: {} for label in yaml.safe_load(path.read_text())["models"]}
+        content = yaml.safe_load(path.read_text())
+        return {label: {} for label in content["models"]}
     # Bytes that are no text are a ValueError.
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        if isinstance(content, dict) and {"pretrain", "tune"} <= content.keys():
+            raise ValueError(other_version(directory)) from error
         raise ValueError(
             f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made, not one of a "
             "checkpoint, whose command says itself how far it is"

@@ -355,6 +355,15 @@ def test_the_recorded_configuration_continues_its_own_run(main, run, capsys):
     assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "mini"
 
 
+@pytest.mark.parametrize("verb", ["run", "status", "report", "claims", "evaluate"])
+def test_a_run_of_an_earlier_version_is_told_with_the_version_that_reads_it(refuse, run, verb):
+    (run / "manifest.json").unlink()
+    (run / "config.yaml").write_text("world: tiny\npretrain: {steps: 6}\ntune: {steps: 6}\n")
+    assert refuse(verb, run) == (
+        f"jaxsafety: {run} is a run of jaxsafety 0.1, which reads it: install that version, or run its recipe anew"
+    )
+
+
 def test_a_relative_output_directory_works(main, torn, mini_yaml, monkeypatch):
     """Checkpoints are read and written by a library that takes absolute paths only."""
     monkeypatch.chdir(torn.parent)
