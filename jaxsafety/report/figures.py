@@ -21,6 +21,8 @@ _CURVES = {
     ("unsafe", "refused"): "Null: unsafe prompts refused",
     ("train", "loss"): "training loss",
 }
+# Letters of a label that leave room for a second column of the legend.
+_SHORT = 20
 _MOST_POINTS = 100
 
 
@@ -68,9 +70,10 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
             # Legends fill by column: one learning rate each.
             by_rate = sorted(models, key=lambda model: (model_order(model)[2:], model_order(model)))
             lines = [Line2D([], [], label=model_label(model), **styles[model]) for model in by_rate]
-            figure.legend(handles=lines, loc="outside upper left", ncols=2, handlelength=2.2)
+            figure.legend(handles=lines, loc="outside upper left", ncols=columns, handlelength=2.2)
 
-    legend_height = 18 * ((len(models) + 1) // 2) if len(models) > 1 else 0
+    columns = 2 if max(len(model_label(model)) for model in models) <= _SHORT else 1
+    legend_height = 18 * -(-len(models) // columns) if len(models) > 1 else 0
     picture = Picture(draw, 40 + 150 * len(panels) + legend_height, f"learning curves: {stage}")
     return svg(with_dead(picture, dead_lanes.count_dead(of_stage)))
 
