@@ -1,9 +1,11 @@
 """``jaxsafety list``: what a recipe can name, read from the sources of the literal tables; none of it is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from jaxsafety import analysis, attacks, claims, edits, methods, parametrisations, pools
 from jaxsafety.config import tables
+from jaxsafety.rundir import printed
+from jaxsafety.rundir.printed import Form
 
 _KINDS = (
     ("methods", "method", methods.TABLE),
@@ -28,8 +30,23 @@ def _written(kind: str, name: str) -> str:
     return f"`parametrisation: {{kind: {name}}}`" if kind == "parametrisation" else f"`{kind}: {name}`"
 
 
-def text() -> str:
-    """Returns what ``jaxsafety list`` prints."""
+def render(form: Form = "table") -> str:
+    """Returns what ``jaxsafety list`` prints; records have a row for every field, and for what has none."""
+    return _text() if form == "table" else printed.records(list(_records()), form)
+
+
+def _records() -> Iterator[dict[str, str]]:
+    claimed = ("claims", "claims", claims.TABLE)
+    for kinds, _, table in (*_KINDS, claimed):
+        for name, module in table.items():
+            row = {"folder": kinds, "name": name, "summary": tables.summary(module)}
+            own = [] if table is claims.TABLE else tables.fields_of(module)
+            for one in own or [tables.Declared("", "", "", None, "")]:
+                told = {"field": one.name, "type": one.type, "kind": one.kind, "default": one.default or ""}
+                yield row | told | {"meaning": one.doc}
+
+
+def _text() -> str:
     parts = [
         f"{kinds}, {_written(kind, 'NAME')} in a recipe, or one of your own as "
         f"{_written(kind, f'package.module:{kind.upper()}')}\n"

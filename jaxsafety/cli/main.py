@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from jaxsafety.cli import errors, listing, pair, sample, tune
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
+from jaxsafety.rundir import printed
 from jaxsafety.rundir.printed import Form
 
 if TYPE_CHECKING:
@@ -131,8 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
     prompts = add("prompts", sample.prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    add("list", _list, "list methods, edits, attacks, analyses and claims, with their fields")
-    add("env", _env, "print versions and devices, for bug reports")
+    named = add(
+        "list", _list, "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
+    )
+    about = add("env", _env, "print versions and devices, for bug reports")
+    for verb in (named, about):
+        verb.add_argument("--format", choices=get_args(Form), help="of what is printed (default: table)")
     return parser
 
 
@@ -281,12 +286,17 @@ def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
 
 
 def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
-    sys.stdout.write(listing.text())
+    sys.stdout.write(listing.render(options.format))
     return 0
 
 
 def _env(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from jaxsafety.rundir import machine
+    from jaxsafety.rundir import machine, opening
 
-    print(json.dumps(machine.environment(), indent=2))
+    about = machine.environment()
+    if options.format in ("table", "json"):
+        print(json.dumps(about, indent=2))
+    else:
+        rows = [{"name": name, "value": value} for name, value in opening.flat(about).items()]
+        sys.stdout.write(printed.records(rows, options.format))
     return 0

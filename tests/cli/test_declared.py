@@ -1,5 +1,9 @@
 """Options that are the fields of records: from the command line, from a file, printed, and refused."""
 
+import csv
+import io
+import json
+
 import pytest
 import yaml
 
@@ -87,3 +91,26 @@ def test_every_analysis_of_two_checkpoints_has_its_options():
         extra = {"activations": ["--prompts", "p"], "merge": ["--alpha", "1"]}.get(name, [])
         options = pair.parse([name, "A", "B", "--out", "run", *extra])
         assert pair._config(options)
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "markdown"])
+def test_what_a_recipe_can_name_is_printed_for_programs(main, capsys, form):
+    assert main("list", "--format", form) == 0
+    out = capsys.readouterr().out
+    if form == "json":
+        rows = json.loads(out)
+    elif form == "csv":
+        rows = list(csv.DictReader(io.StringIO(out)))
+    else:
+        assert out.startswith("| folder | name | summary | field |")
+        return
+    found = {(row["folder"], row["name"], row["field"]): row for row in rows}
+    assert found["methods", "dpo", "weight_chosen"]["kind"] == "traced"
+    assert found["pools", "text", "ramp_start"]["default"] == "0.1" and found["pools", "text", "ramp_start"]["meaning"]
+    assert ("methods", "sft", "") in found and ("claims", "jain2024", "") in found
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "markdown", "table"])
+def test_the_environment_is_printed_in_any_form(main, capsys, form):
+    assert main("env", "--format", form) == 0
+    assert "jax" in capsys.readouterr().out
