@@ -10,9 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import yaml
-
-from jaxsafety.config import tables
+from jaxsafety.config import tables, yaml12
 
 _CONFIG = "--config"
 
@@ -81,5 +79,5 @@ def given(options: argparse.Namespace, config: type, **more: Any) -> dict[str, A
 def print_config(values: Mapping[str, Any]) -> int:
     """Prints options as ``--config`` reads them; returns the exit code."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    sys.stdout.write(yaml12.dump(plain))
     return 0

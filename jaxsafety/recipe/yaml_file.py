@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from jaxsafety.config import yaml12
 from jaxsafety.config.names import nearest, other_version
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.models import Training, kind_of
@@ -21,24 +22,7 @@ from jaxsafety.recipe.nodes import PLACES, nodes
 from jaxsafety.recipe.schema import Recipe, as_dict
 
 _MAX_NODES = 10_000
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: ``on`` and ``off`` are text, 1e-3 is a number."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":float", ":timestamp"))]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-    list("-+0123456789."),
-)
-jsonargparse.set_loader("yaml 1.2", lambda text: yaml.load(text, Loader=_Loader), exceptions=(yaml.YAMLError,))
+jsonargparse.set_loader("yaml 1.2", yaml12.load, exceptions=(yaml.YAMLError,))
 _KINDS = {
     "int": "an integer",
     "float": "a number",
@@ -163,7 +147,7 @@ def plain_value(name: str, text: str) -> Any:
         ValueError: it is not YAML; the option is named.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml12.load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {text!r} is no value: {' '.join(str(error).split())}") from error
 
@@ -229,7 +213,7 @@ def recorded(directory: Path) -> Recipe | None:
 
 def to_yaml(recipe: Recipe) -> str:
     """Returns the fully resolved recipe as YAML; reading it gives an equal recipe."""
-    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+    return yaml12.dump(as_dict(recipe))
 
 
 def content(path: Path, *, what: str = "a recipe", such: str = "world: tiny") -> dict[str, Any]:
@@ -242,12 +226,12 @@ def content(path: Path, *, what: str = "a recipe", such: str = "world: tiny") ->
         raise ValueError(f"no {what.removeprefix('a ')} file at {path}")
     try:
         text = path.read_text()
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=yaml12.Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _check_keys(root, where=str(path))
     try:
-        found = yaml.load(text, Loader=_Loader)
+        found = yaml12.load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none is a ValueError
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if found is None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
+from jaxsafety.config import yaml12
 from jaxsafety.formats import prompts
 from jaxsafety.report import html, study_report, tables
 from jaxsafety.report.plot import ATTENTION, MLP
@@ -39,7 +39,7 @@ def write(directory: Path) -> str:
     """
     frame = results.read_results([directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     config = (directory / "config.yaml").read_text()
-    sides = yaml.safe_load(config)["pair"]
+    sides = yaml12.load(config)["pair"]
     options = [directory / f"{name}.yaml" for name in ("weights", "activations")]
     recorded = [f"{path.stem}:\n{path.read_text()}" for path in options if path.exists()]
     report = directory / "report.html"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from jaxsafety.config import yaml12
 from jaxsafety.rundir.atomic import atomic_write, plain
 from jaxsafety.rundir.locks import RunInUseError, hold
 
@@ -79,10 +80,10 @@ def record_config(path: Path, config: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     if not path.exists():
-        atomic_write(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        atomic_write(path, yaml12.dump(dict(config)))
         return
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml12.load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from jaxsafety.config import yaml12
 from jaxsafety.config.names import other_version
 from jaxsafety.rundir import layout, locks, manifest_file, printed
 from jaxsafety.rundir.printed import Form
@@ -87,7 +88,7 @@ def _begun(directory: Path) -> dict[str, Any]:
     """The models of a run whose manifest has none: nothing has begun, or it is no study of this version."""
     path, content = directory / "config.yaml", None
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml12.load(path.read_text())
         return {label: {} for label in content["models"]}
     # Bytes that are no text are a ValueError.
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:

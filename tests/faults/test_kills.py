@@ -25,7 +25,7 @@ from tests.disturbed import (
     wait_until,
 )
 
-LEGS = ("pretrained", "sft", "dpo")
+LEGS = ("pretrained", "sft.eta_M", "sft.eta_S", "dpo.eta_M", "dpo.eta_S")
 STEPS, KILLS = 180, 23
 
 

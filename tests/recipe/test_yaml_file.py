@@ -91,6 +91,10 @@ def test_words_are_words_and_numbers_numbers(write):
     recipe = yaml_file.read(write("name: yes\nattacks: {prefill: {on: [sft], depth: [0]}}"))
     assert recipe.name == "yes" and recipe.attacks["prefill"].on == ("sft",)
     assert yaml_file.read(write(yaml_file.to_yaml(recipe))) == recipe
+    # Text that looks like a number, or like half of one, stays text on the way to a file and back.
+    for name in ("1e3", "26ec3ff0dff17146", "true", "1.5", "on", ".inf", "2001-01-01", "1_000"):
+        named = replace(recipe, name=name)
+        assert yaml_file.read(write(yaml_file.to_yaml(named))) == named
     words = ["--models.sft.lr", "[1e-3, 2.E-4, +1e-05]"]
     lanes = yaml_file.read(write("world: tiny"), overrides=words).lanes_of("sft")
     assert [lane.name for lane in lanes] == ["sft.lr=0.001", "sft.lr=0.0002", "sft.lr=1e-05"]

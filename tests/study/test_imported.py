@@ -172,7 +172,7 @@ def test_the_same_command_again_changes_nothing_and_needs_no_torch(main, made, m
 def test_killed_while_it_writes_it_leaves_nothing_there_and_goes_again(main, folder, made, monkeypatch):
     """What a kill leaves beside is deleted by the next one, which makes the same run."""
     undisturbed = contents(made[0] / "run")
-    adopt, calls = pipeline.adopt, []
+    adopt, calls = train.adopt, []
 
     def killed(*arguments):
         calls.append(arguments)
@@ -181,7 +181,7 @@ def test_killed_while_it_writes_it_leaves_nothing_there_and_goes_again(main, fol
         adopt(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "adopt", killed)
+        patch.setattr(train, "adopt", killed)
         patch.setattr(imported.shutil, "rmtree", lambda *_, **__: None)  # no kill -9 tidies up
         assert main(*words(folder)) == 130
     assert not (folder / "run").exists() and (folder / ".run.importing" / "checkpoints" / "pretrained").exists()
