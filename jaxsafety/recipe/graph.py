@@ -274,7 +274,8 @@ def _lane(
     """One lane, of single values."""
     owner, others = f"models.{label}", {}
     if kind_of(content) is Reused:
-        how: How = fields_.build(Reused, content.pop("from") | content, owner=owner)
+        plain = content.pop("from") | content
+        how: How = fields_.build(Reused, plain, owner=owner if content else f"{owner}.from")
     else:
         roles = _roles(content)
         plain = {name: value for name, value in content.items() if name != "from" and name not in roles}

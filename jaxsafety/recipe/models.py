@@ -190,7 +190,9 @@ class Selected:
 
     def __post_init__(self):
         fields_.check(self)
-        condition, _, rate = self.by.partition("/")
+        condition, slash, rate = self.by.partition("/")
+        if not slash:
+            raise ValueError(f"by: got {self.by!r}, expected CONDITION/RATE such as unsafe/complied")
         check_name("condition in by", condition, CONDITIONS)
         check_name("rate in by", rate, _RATES)
 

@@ -177,7 +177,7 @@ def test_twins_differ_in_nothing_but_their_method():
             {"p": PRETRAINED, "b": {"select": "p", "from": "p"}},
             "models.b has no field 'from': it has select, per, by, largest, utility_drop, role",
         ),
-        ({"p": {"from": {"run": "runs/x"}}}, "models.p has no model, which has no default: give it one"),
+        ({"p": {"from": {"run": "runs/x"}}}, "models.p.from has no model, which has no default: give it one"),
         ({"p": {"from": {"run": "x", "model": "y"}, "method": "sft"}}, "models.p has no field 'method': it has run, "),
         ({"p": PRETRAINED | {"lr": []}}, "models.p.lr must have at least one value, got none"),
         ({"p": PRETRAINED | {"lr": [1e-3, 1e-3]}}, "models.p.lr must have distinct values, got [0.001, 0.001]"),

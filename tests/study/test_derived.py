@@ -267,5 +267,7 @@ def test_a_selection_keeps_to_its_bound(how, expected):
 def test_a_selection_is_by_something_there_is():
     with pytest.raises(ValueError, match="unknown condition in by 'unsfe': expected one of safe, unsafe"):
         Selected("x", by="unsfe/complied")
+    with pytest.raises(ValueError, match="by: got 'unsafe', expected CONDITION/RATE such as unsafe/complied"):
+        Selected("x", by="unsafe")
     with pytest.raises(ValueError, match="unknown rate in by 'asr': expected one of complied, refused"):
         Selected("x", by="unsafe/asr")
