@@ -82,6 +82,7 @@ def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(traces,
     assert len({(row["method"], row["lr_name"]) for row in rows}) == 21
 
 
+@pytest.mark.slow
 def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
     build, traced = lanes.train_chunk, []
 
