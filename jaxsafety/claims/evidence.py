@@ -26,7 +26,7 @@ class Unmeasured(Exception):
 
 
 class Model(NamedTuple):
-    """A method at one learning rate, or the pretrained model (``lr_name`` "")."""
+    """A lane of a study: its model's name, what tells it from the others of that model, its learning rate."""
 
     method: str
     lr_name: str

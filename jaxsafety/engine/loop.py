@@ -34,7 +34,8 @@ class Leg:
         directory: the run directory.
         stage: ``pretrain`` or ``tune``.
         name: a plain file name, its own in the directory.
-        label, point, lr: what the rows of ``metrics.jsonl`` are labelled with: method, name and value of its rate.
+        label, point, lr: what the rows of ``metrics.jsonl`` are labelled with: the model, what tells it from the other
+            lanes of that model, and its learning rate.
         steps: optimiser steps in all.
         chunk_steps: steps per dispatch.
         snapshots: steps after which the parameters are kept for good, ascending; a chunk ends at each.

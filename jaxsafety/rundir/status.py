@@ -53,7 +53,7 @@ def read(directory: Path) -> list[Progress]:
 
 
 def render(rows: list[Progress], form: Form = "table") -> str:
-    """Returns steps done of total per method, stages and state; a table has a summary where there are several rows."""
+    """Returns steps done of total per model, stages and state; a table has a summary where there are several rows."""
     if form in ("json", "csv"):
         return printed.records([_record(row) for row in rows], form)
     head = ["run" if len(rows) == 1 else "cell", *rows[0].steps, *_FILE_STAGES, "state"]
