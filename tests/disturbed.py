@@ -163,6 +163,24 @@ def kill_when(process, moment):
     return running
 
 
+def kill_after_every_piece(words, directory, rng, fault, *, longest, what):
+    """Kills a command after each new checkpoint, snapshot and file, until one ends; returns how often.
+
+    A kill comes at a random moment, at most ``longest`` seconds later; nothing that was finished may be lost.
+    """
+    kills = 0
+    while True:
+        before, process = progress(directory), launch(MAIN, *words)
+        wait_until(lambda before=before: sum(progress(directory).values()) > sum(before.values()), process)
+        time.sleep(rng.uniform(0, longest))
+        before = progress(directory)
+        if not kill_when(process, lambda _: None):
+            return kills
+        fault(what)
+        kills += 1
+        assert not behind(before, progress(directory))
+
+
 def wait_until(condition, process, poll_s=0.001):
     """Waits until the condition holds or the process has ended."""
     while process.poll() is None and not condition():

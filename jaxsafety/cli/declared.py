@@ -42,11 +42,11 @@ def words(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: no file, or not YAML of options.
     """
-    from jaxsafety.recipe import yaml_file
-
     named = [place for place, word in enumerate(arguments) if word == _CONFIG or word.startswith(f"{_CONFIG}=")]
     if not named:
         return []
+    from jaxsafety.recipe import yaml_file  # starts jax, which a help text should not
+
     word = arguments[named[-1]]
     path = word.removeprefix(f"{_CONFIG}=") if "=" in word else next(iter(arguments[named[-1] + 1 :]), "")
     found = []

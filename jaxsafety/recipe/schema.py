@@ -16,7 +16,7 @@ from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.recipe import graph
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Training
 from jaxsafety.recipe.nodes import AnalysisConfig, Node, default_attacks, default_edits, nodes
 from jaxsafety.types import Strategy

@@ -16,7 +16,7 @@ from jaxsafety.claims.evidence import Model as Label
 from jaxsafety.engine import hosts, loop, programs
 from jaxsafety.engine.programs import Grid
 from jaxsafety.models import generation
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.rundir import atomic, machine, progress, results
 from jaxsafety.rundir.layout import RESULT_FILES
 from jaxsafety.study import lanes, pipeline

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxsafety.engine import memory
 from jaxsafety.recipe import graph
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited, Reused, Selected, Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import checkpoint, manifest_file

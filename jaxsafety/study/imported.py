@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxsafety import tree
 from jaxsafety.config.names import check_name, nearest
 from jaxsafety.formats import official
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
 from jaxsafety.study import pipeline, train

@@ -1,6 +1,6 @@
 """One run of a recipe as pure functions of a single lane: initialise, a chunk of training, evaluate.
 
-A single lane is one seed of a :class:`jaxsafety.recipe.graph.Lane`. Nothing here knows of the grid, jit, devices or
+A single lane is one seed of a :class:`jaxsafety.recipe.lane.Lane`. Nothing here knows of the grid, jit, devices or
 disk; the outer layer maps these over ``[h, s]``.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxsafety import keys, tree, world
 from jaxsafety.models import gpt
 from jaxsafety.models.through import through
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited, Training
 from jaxsafety.recipe.nodes import EditConfig
 from jaxsafety.recipe.schema import Recipe

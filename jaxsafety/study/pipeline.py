@@ -22,7 +22,7 @@ from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.keys import Stream
 from jaxsafety.recipe import yaml_file
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited, Reused
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import layout
@@ -98,6 +98,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
 
 
 def param_shapes(study: Study, *lanes_: int) -> Params:
+    """Returns the shapes of the parameters of a model, behind axes of these sizes."""
     one = jax.eval_shape(lambda: lanes.init_params(study.recipe, study.world, key=keys.root(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lanes_, *leaf.shape), leaf.dtype), one)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from jaxsafety import keys
 from jaxsafety.engine import hosts, programs
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.nodes import AnalysisConfig
 from jaxsafety.rundir import progress
 from jaxsafety.rundir.results import SUBSETS

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxsafety import world
 from jaxsafety.engine import hosts, loop, programs
 from jaxsafety.recipe import graph
-from jaxsafety.recipe.graph import Lane
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited, Reused, Selected
 from jaxsafety.rundir import manifest_file
 from jaxsafety.study import lanes, pipeline
@@ -149,7 +149,7 @@ def _select(study: Study, group: Sequence[Lane]) -> None:
     judged = list({lane.name: lane for lane in (*candidates, *(lane.parent for lane in candidates))}.values())
     found = pipeline.load(study, judged)
     condition, _, rate = how.by.partition("/")
-    rates = {name: _rates(study, found, name) for name in dict.fromkeys(("safe", condition))}
+    rates = _rates(study, found, dict.fromkeys(("safe", condition)))
     rows = {lane.name: row for row, lane in enumerate(judged)}
     by = {lane.name: _mean(rates[condition][rate][rows[lane.name]]) for lane in candidates}
     # Of the seeds that live in both.
@@ -183,16 +183,19 @@ def _mean(values: Float[np.ndarray, " s"]) -> float:
     return float(living.mean()) if living.size else math.nan
 
 
-def _rates(study: Study, found: Trained, condition: str) -> dict[str, Float[np.ndarray, "h s"]]:
-    """Verdict rates on prompts of a condition that nothing else looks at, NaN for a seed that has diverged."""
-    rows = found.finite.shape[0]
+def _rates(study: Study, found: Trained, conditions: Iterable[str]) -> dict[str, dict[str, Float[np.ndarray, "h s"]]]:
+    """By condition, verdict rates on prompts that nothing else looks at, NaN for a seed that has diverged."""
+    rows, alive = found.finite.shape[0], hosts.fetch(found.finite)
     late = world.batches.LATE_IN_EVALUATION
-    trials = pipeline.draw_prompts(study, condition, stream="validate", late_probability=late)
     judge = programs.program(
         lambda params, trials, _: lanes.evaluate(study.recipe, study.world, params, trials), grid=study.grid(rows)
     )
-    rates, alive = hosts.fetch(judge(found.params, trials, jnp.zeros(rows))), hosts.fetch(found.finite)
-    return {name: np.where(alive, values, np.nan) for name, values in rates.items()}
+    rates = {}
+    for condition in conditions:
+        trials = pipeline.draw_prompts(study, condition, stream="validate", late_probability=late)
+        measured = hosts.fetch(judge(found.params, trials, jnp.zeros(rows)))
+        rates[condition] = {name: np.where(alive, values, np.nan) for name, values in measured.items()}
+    return rates
 
 
 def _reuse(study: Study, group: Sequence[Lane]) -> None:

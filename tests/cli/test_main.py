@@ -454,7 +454,14 @@ def test_the_environment_is_json_with_versions_and_devices(main, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([verb, "--help"] for verb in (*STAGES, "sample", "env", "list")), ["list"]]
+    "words",
+    [
+        ["--help"],
+        *([verb, "--help"] for verb in (*STAGES, "sample", "env", "list")),
+        ["list"],
+        ["analyze", "merge", "--help"],
+        ["tune", "--data=x", "--help"],
+    ],
 )
 def test_help_is_shown_without_starting_jax(words):
     script = """

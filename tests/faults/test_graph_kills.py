@@ -1,13 +1,12 @@
 """A graph of three generations with products, killed fifty times at random moments: the bits of an undisturbed run."""
 
 import random
-import time
 from dataclasses import replace
 
 import pytest
 
 from jaxsafety.recipe import yaml_file
-from tests.disturbed import MAIN, assert_same_run, behind, finish, kill_when, launch, progress, wait_until
+from tests.disturbed import MAIN, assert_same_run, finish, kill_after_every_piece
 
 KILLS = 50
 
@@ -36,17 +35,9 @@ def test_a_graph_killed_fifty_times_ends_as_an_undisturbed_one(recipe, cache_dir
         return ["run", tmp_path / "graph.yaml", "--out", tmp_path / directory, *cache]
 
     finish(MAIN, *words("whole"))
-    torn, rng, kills = tmp_path / "torn", random.Random(0), 0
-    while True:
-        before, process = progress(torn), launch(MAIN, *words("torn"))
-        # Starting takes longer than a chunk: a kill is somewhere in the first few that this process adds.
-        wait_until(lambda before=before: sum(progress(torn).values()) > sum(before.values()), process)
-        time.sleep(rng.uniform(0, 0.2))
-        before = progress(torn)
-        if not kill_when(process, lambda _: None):
-            break
-        fault("SIGKILL of a graph")
-        kills += 1
-        assert not behind(before, progress(torn))
+    # Starting takes longer than a chunk: a kill is somewhere in the first few that a process adds.
+    kills = kill_after_every_piece(
+        words("torn"), tmp_path / "torn", random.Random(0), fault, longest=0.2, what="SIGKILL of a graph"
+    )
     assert kills >= KILLS
-    assert_same_run(torn, tmp_path / "whole", [lane.name for lane in recipe.lanes])
+    assert_same_run(tmp_path / "torn", tmp_path / "whole", [lane.name for lane in recipe.lanes])

@@ -17,12 +17,12 @@ from tests.disturbed import (
     end_toy,
     finish,
     is_prefix,
+    kill_after_every_piece,
     kill_when,
     launch,
     progress,
     start_toy,
     toys,
-    wait_until,
 )
 
 LEGS = ("pretrained", "sft.eta_M", "sft.eta_S", "dpo.eta_M", "dpo.eta_S")
@@ -114,16 +114,8 @@ def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(whole_run, 
 def test_a_study_killed_after_every_piece_ends_as_an_undisturbed_one(whole_run, tmp_path, fault, seed):
     """A kill at a random moment after each new checkpoint, snapshot and file: in every stage, the report's too."""
     whole, words, _ = whole_run
-    rng, kills = random.Random(seed), 0
-    while True:
-        before, process = progress(tmp_path), launch(MAIN, *words(tmp_path))
-        wait_until(lambda before=before: sum(progress(tmp_path).values()) > sum(before.values()), process)
-        time.sleep(rng.uniform(0, 1))
-        before = progress(tmp_path)
-        if not kill_when(process, lambda _: None):
-            break
-        fault("SIGKILL of a study")
-        kills += 1
-        assert not behind(before, progress(tmp_path))
+    kills = kill_after_every_piece(
+        words(tmp_path), tmp_path, random.Random(seed), fault, longest=1, what="SIGKILL of a study"
+    )
     assert kills >= 10
     assert_same_run(tmp_path, whole, LEGS)
