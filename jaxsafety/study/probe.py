@@ -38,7 +38,7 @@ class Subjects:
         prompts: ``[s, ...]`` what they are measured on.
         measure: by labels of analyses, the program that measures a stack of models, the final ones and every snapshot;
             compiled once.
-        judge: the program that judges a stack of edited models; compiled once.
+        judge: by number of rows, the program that judges a stack of edited models; compiled once.
         edit: by label, the program that makes one edit of a stack of tuned models; compiled once for all of them.
     """
 

@@ -13,6 +13,8 @@ from jaxsafety.study import evaluate, lanes, pipeline, probe, train
 
 # Two programs of other sizes may sum in another order.
 RTOL = 1e-5
+# Products of another batch size add up in another order, and steps of an optimiser pass it on.
+BATCHED_RTOL = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,26 @@ def test_a_lane_is_the_run_of_its_values_alone(run, recipe, tmp_path):
     one = pipeline.load(ready, ready.recipe.lanes_of("attacked"))
     (lane,) = [lane for lane in recipe.lanes if lane.name == "attacked.from=dpo.eta_S.prompts=3"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, pipeline.load(run, [lane]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["vmap", "sharded"])
+def test_lanes_in_batches_or_on_devices_agree_with_those_one_by_one(run, recipe, tmp_path, strategy):
+    models = {label: recipe.models[label] for label in ("pretrained", "sft", "dpo", "attacked")}
+    ready = pipeline.prepare(replace(recipe, models=models, strategy=strategy, attacks={}, analyses={}), tmp_path)
+    assert ready.strategy == strategy
+    for stage in ("pretrain", "tune"):
+        train.train(ready, stage)
+    losses = [
+        {
+            (row["method"], row["lr_name"], row["seed"], row["step"]): row["loss"]
+            for row in metrics_file.read_metrics(where)
+        }
+        for where in (ready.directory, run.directory)
+    ]
+    assert len(losses[0]) == 2 * 13 and losses[0].keys() <= losses[1].keys()
+    for lane, loss in losses[0].items():
+        np.testing.assert_allclose(loss, losses[1][lane], rtol=BATCHED_RTOL, err_msg=str(lane))
 
 
 @pytest.mark.usefixtures("unchecked")
