@@ -1,6 +1,6 @@
 """Two checkpoints: one update beside its base at the sizes of 7B and 8B models, and the command's memory.
 
-A pair of matrices is measured by :func:`jaxsafety.study.pairs.weights.measure_matrix` with every method;
+A pair of matrices is measured by :func:`jaxsafety.study.checkpoints.weights.measure_matrix` with every method;
 ``energy_error`` is the largest difference of a null-space energy from that of the first program, ``estimate`` the
 residual that the method reports itself. Each command runs as a process of its own on checkpoints in sparse files, in
 which the MLPs' matrices and some rows of the embeddings are random and all else is holes; ``rss_mb`` is the most memory
@@ -31,7 +31,7 @@ from benchmarks.harness import Program
 from jaxsafety import keys
 from jaxsafety.formats import hf_config, hf_names, prompts
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.study.pairs import weights
+from jaxsafety.study.checkpoints import weights
 
 COLUMNS = {
     "name": "program", "shape": "matrices", "median_ms": "median ms", "p10_ms": "p10", "p90_ms": "p90",

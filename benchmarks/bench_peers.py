@@ -17,14 +17,13 @@ import numpy as np
 from benchmarks import bench_dpo, bench_train_step, cases, harness
 from benchmarks.cases import PeerCase
 from benchmarks.harness import Program, Record
-from jaxsafety import keys, world
+from jaxsafety import keys
 from jaxsafety.engine import sweep
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.training import optim, stepping
-from jaxsafety.types import Batch, Params
-from jaxsafety.world import World
+from jaxsafety.types import Batch, Opened, Params
 
 COLUMNS = {
     "name": "program", "case": "case", "window": "window", "items_per_s": "sequences/s", "median_ms": "median ms",
@@ -57,14 +56,15 @@ class Setting:
     """What every program of a case shares: the recipe, parameters and the batch, unpadded."""
 
     recipe: Recipe
-    world: World
+    subject: Opened
     config: GPTConfig
     params: Params
     drawn: Batch
 
     def at(self, window: int) -> tuple[GPTConfig, Batch]:
         """Returns the model's configuration and the batch for ``window`` inputs."""
-        return replace(self.config, max_tokens=window), pad(self.drawn, window, token=self.world.special["pad"])
+        token = self.subject.source.special["pad"]
+        return replace(self.config, max_tokens=window), pad(self.drawn, window, token=token)
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,11 @@ def _speedups(record: Record, *, over: Record, first: Record) -> dict[str, float
 
 
 def _setting(case: PeerCase) -> Setting:
-    recipe, built = bench_train_step.recipe_of(case.train), world.load(case.train.world)
-    config = recipe.model.build(built)
-    draw = partial(bench_train_step.draw_batch, recipe, built, step=jnp.int32(0))
-    return Setting(recipe, built, config, _disturbed(config), jax.jit(lambda key: draw(key=key))(keys.root(1)))
+    recipe = bench_train_step.recipe_of(case.train)
+    subject = bench_train_step.opened(recipe)
+    config = recipe.subject.options.model.build(subject.source)
+    draw = partial(bench_train_step.draw_batch, recipe, subject, step=jnp.int32(0))
+    return Setting(recipe, subject, config, _disturbed(config), jax.jit(lambda key: draw(key=key))(keys.root(1)))
 
 
 def _disturbed(config: GPTConfig) -> Params:
@@ -182,11 +183,11 @@ def _drawing_entries(case: PeerCase, setting: Setting, *, gflop: float | None) -
     """Ours as a real run does it, at the world's own window: the batch is drawn inside, seeds share the devices."""
     for seeds in case.train.seed_counts:
         strategy = sweep.resolve("auto", seeds=seeds)
-        start = bench_train_step.start_state(setting.recipe, setting.world, seeds=seeds)
+        start = bench_train_step.start_state(setting.recipe, setting.subject, seeds=seeds)
         items = seeds * case.train.steps * case.train.batch_size
         work = None if gflop is None else gflop * seeds * case.train.steps
         program = bench_train_step.lane_program(
-            setting.recipe, setting.world, start, strategy=strategy, items=items, gflop=work
+            setting.recipe, setting.subject, start, strategy=strategy, items=items, gflop=work
         )
         name = "jax, drawn inside" if seeds == 1 else f"jax, drawn inside, {seeds} seeds, {strategy}"
         yield Entry(replace(program, name=name), case.windows[-1])

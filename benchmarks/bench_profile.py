@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import bench_train_step, cases, gemm, harness, hlo
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
-from jaxsafety import keys, world
+from jaxsafety import keys
 from jaxsafety.study import lanes
 from jaxsafety.training import optim, stepping
 from jaxsafety.types import Terms
@@ -111,11 +111,12 @@ def _against_floor(gflop: float, ms: float, *, peak: float) -> dict[str, float]:
 
 def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
     """Returns the parts, the chunk, the chunk's compiled text and ``t``."""
-    recipe, built = bench_train_step.recipe_of(case), world.load(case.world)
+    recipe = bench_train_step.recipe_of(case)
+    subject = bench_train_step.opened(recipe)
     training = recipe.lanes[0].training
-    sample = partial(bench_train_step.draw_batch, recipe, built, key=keys.root(1))
+    sample = partial(bench_train_step.draw_batch, recipe, subject, key=keys.root(1))
     optimizer = optim.make_optimizer(training.optim, peak_lr=training.lr, total_steps=training.steps)
-    unnamed = bench_train_step.totals_of(lanes.model_of(recipe, built))
+    unnamed = bench_train_step.totals_of(subject.model)
 
     def totals(*given: Any, **named: Any) -> tuple[Terms, Terms]:
         with jax.named_scope(hlo.MODEL):
@@ -124,7 +125,7 @@ def _programs(case: TrainCase) -> tuple[list[Program], Program, str, int]:
     loss = bench_train_step.mean_loss(totals)
     gradient = stepping.make_gradient(totals, key=keys.root(1), total_steps=training.steps)
     step = stepping.make_step(gradient, optimizer)
-    state = stepping.init_state(lanes.init_params(recipe, built, key=keys.root(0)), optimizer)
+    state = stepping.init_state(lanes.init_params(subject, key=keys.root(0)), optimizer)
     batch = jax.jit(lambda step: sample(step=step))(0)
 
     def draw(step: jax.Array) -> Any:

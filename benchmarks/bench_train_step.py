@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from benchmarks import cases, gemm, harness
 from benchmarks.cases import TrainCase
 from benchmarks.harness import Program
-from jaxsafety import keys, losses, world
+from jaxsafety import keys, losses
 from jaxsafety.engine import sweep
-from jaxsafety.recipe.schema import ModelConfig, Recipe
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study import lanes
 from jaxsafety.training import answers, stepping
-from jaxsafety.types import Batch, HParams, Key, Metrics, Model, Params, Strategy, Terms, TrainState
-from jaxsafety.world import World
+from jaxsafety.types import Batch, HParams, Key, Metrics, Model, Opened, Params, Strategy, Terms, TrainState
 
 COLUMNS = {
     "name": "case", "seeds": "seeds", "strategy": "strategy", "items_per_s": "seed-steps/s",
@@ -37,17 +36,16 @@ def run() -> Iterator[dict[str, Any]]:
     """Yields a row for each case, seed count and strategy."""
     peak = max(record.gflops_per_s for _, record in gemm.records())
     for case in cases.TRAIN:
-        recipe, built = recipe_of(case), world.load(case.world)
-        gflop = _step_gflop(recipe, built)
+        recipe = recipe_of(case)
+        gflop = _step_gflop(recipe, opened(recipe))
         for seeds in case.seed_counts:
-            yield from _rows(case, recipe, built, seeds=seeds, gflop=gflop, peak=peak)
+            yield from _rows(case, recipe, seeds=seeds, gflop=gflop, peak=peak)
 
 
 def recipe_of(case: TrainCase) -> Recipe:
     """Returns the case as a recipe of a single model."""
     return Recipe(
-        world=case.world,
-        model=ModelConfig(preset=case.preset, positions=case.positions),
+        subject={"world": case.world, "model": {"preset": case.preset, "positions": case.positions}},
         models={
             "pretrained": {
                 "method": "pretrain",
@@ -61,22 +59,27 @@ def recipe_of(case: TrainCase) -> Recipe:
     )
 
 
+def opened(recipe: Recipe, **model: Any) -> Opened:
+    """Returns the recipe's subject, opened; ``model`` are other values of fields of its models."""
+    own = recipe.subject.options
+    return recipe.subject.load().open(replace(own, model=replace(own.model, **model)))
+
+
 def strategies(seeds: int) -> tuple[Strategy, ...]:
     """Returns the strategies that differ for so many seeds here: one share cannot be split over devices."""
     split = sweep.shard_count(seeds, jax.device_count()) > 1
     return tuple(s for s in cases.STRATEGIES if s != "sharded" or split)
 
 
-def _rows(
-    case: TrainCase, recipe: Recipe, built: World, *, seeds: int, gflop: float | None, peak: float
-) -> Iterator[dict[str, Any]]:
-    start = start_state(recipe, built, seeds=seeds)
+def _rows(case: TrainCase, recipe: Recipe, *, seeds: int, gflop: float | None, peak: float) -> Iterator[dict[str, Any]]:
+    subject = opened(recipe)
+    start = start_state(recipe, subject, seeds=seeds)
     items = seeds * case.steps
     work = None if gflop is None else gflop * items
-    programs = [lane_program(recipe, built, start, strategy=s, items=items, gflop=work) for s in strategies(seeds)]
+    programs = [lane_program(recipe, subject, start, strategy=s, items=items, gflop=work) for s in strategies(seeds)]
     if seeds == 1:
-        half = replace(recipe, model=replace(recipe.model, compute_dtype="bfloat16"))
-        program = lane_program(half, built, start, strategy="map", items=items, gflop=work)
+        half = opened(recipe, compute_dtype="bfloat16")
+        program = lane_program(recipe, half, start, strategy="map", items=items, gflop=work)
         programs.append(replace(program, name="map, bfloat16"))
     results = harness.race(programs, rounds=case.rounds)
     baseline, (_, expected) = results[0]
@@ -97,14 +100,14 @@ def _devices(strategy: str, seeds: int) -> int:
 
 
 def lane_program(
-    recipe: Recipe, built: World, start: TrainState, *, strategy: Strategy, items: int, gflop: float | None
+    recipe: Recipe, subject: Opened, start: TrainState, *, strategy: Strategy, items: int, gflop: float | None
 ) -> Program:
     """Compiles a chunk of the recipe's pretraining for the seeds of ``start``; ``items`` and ``gflop`` of one call."""
     seeds = start.step.shape[1]
     states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
     roots = jax.device_put(_roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
     (lane,) = recipe.lanes
-    fn = sweep.over_lanes(lanes.train_chunk(recipe, built, lane), strategy, seeds=seeds, per_lane=2)
+    fn = sweep.over_lanes(lanes.train_chunk(subject, lane), strategy, seeds=seeds, per_lane=2)
     return harness.compile_program(
         fn,
         (states, {}, roots, _points(recipe), jnp.int32(lane.training.chunk_steps)),
@@ -114,11 +117,11 @@ def lane_program(
     )
 
 
-def start_state(recipe: Recipe, built: World, *, seeds: int) -> TrainState:
+def start_state(recipe: Recipe, subject: Opened, *, seeds: int) -> TrainState:
     """Returns the states ``[1, s]`` before the first step."""
 
     def init(_: Any, key: jax.Array, point: HParams) -> TrainState:
-        params = lanes.init_params(recipe, built, key=key)
+        params = lanes.init_params(subject, key=key)
         return lanes.init_state(recipe.lanes[0].training, {"parent": params}, key=key, point=point)
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
@@ -133,10 +136,10 @@ def _points(recipe: Recipe) -> HParams:
     return HParams(peak_lr=jnp.full((1,), recipe.lanes[0].training.lr, jnp.float32))
 
 
-def draw_batch(recipe: Recipe, built: World, *, key: Key, step: jax.Array) -> Batch:
+def draw_batch(recipe: Recipe, subject: Opened, *, key: Key, step: jax.Array) -> Batch:
     """Draws the examples of one step of the recipe's pretraining; ``key`` is the stream's."""
     training = recipe.lanes[0].training
-    return lanes.examples(built, training, HParams(peak_lr=training.lr), key=key, step=step)
+    return lanes.examples(subject.source, training, HParams(peak_lr=training.lr), key=key, step=step)
 
 
 def totals_of(model: Model) -> stepping.Totals:
@@ -158,9 +161,9 @@ def mean_loss(totals: stepping.Totals) -> Callable[[Params, Batch], tuple[jax.Ar
     return loss
 
 
-def _step_gflop(recipe: Recipe, built: World) -> float | None:
+def _step_gflop(recipe: Recipe, subject: Opened) -> float | None:
     """XLA's count of the loss and its gradient on one batch: the model's work, without optimiser and sampler."""
-    params = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
-    batch = jax.eval_shape(lambda: draw_batch(recipe, built, key=keys.root(0), step=jnp.int32(0)))
-    loss = mean_loss(totals_of(lanes.model_of(recipe, built)))
+    params = jax.eval_shape(lambda: lanes.init_params(subject, key=keys.root(0)))
+    batch = jax.eval_shape(lambda: draw_batch(recipe, subject, key=keys.root(0), step=jnp.int32(0)))
+    loss = mean_loss(totals_of(subject.model))
     return harness.count_gflop(jax.value_and_grad(loss, has_aux=True), (params, batch))

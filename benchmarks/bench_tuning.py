@@ -18,10 +18,11 @@ from benchmarks import cases, harness
 from benchmarks.cases import PlanCase
 from jaxsafety import keys
 from jaxsafety.models import llama
-from jaxsafety.study.tuning import places, program
-from jaxsafety.study.tuning import run as tuning_run
-from jaxsafety.study.tuning.examples import Encoded
-from jaxsafety.study.tuning.options import TuningConfig
+from jaxsafety.recipe import graph
+from jaxsafety.study.checkpoints import job, places, program, tuned
+from jaxsafety.study.checkpoints.examples import Encoded
+from jaxsafety.study.checkpoints.job import Job
+from jaxsafety.subjects import checkpoint
 from jaxsafety.types import Batch, PreferenceBatch
 
 COLUMNS = {
@@ -42,12 +43,10 @@ def run() -> Iterator[dict[str, Any]]:
 def plan_row(case: PlanCase) -> dict[str, Any]:
     """What one device holds in a step."""
     side = Batch(*(np.zeros((case.sequences, case.tokens), dtype) for dtype in (np.int32, np.int32, bool)))
-    config = TuningConfig(
-        case.method, steps=1, batch_size=case.sequences, lora_rank=case.rank, max_tokens=case.tokens, dtype="bfloat16"
-    )
+    own = _job(case.method, rank=case.rank, batch_size=case.sequences, max_tokens=case.tokens, dtype="bfloat16")
     unsafe = np.zeros(case.sequences, bool)
-    encoded = Encoded(PreferenceBatch(side, side if config.pairs else None, unsafe), 0)
-    found = tuning_run.plan(case.model, encoded, config, places=places.local())
+    encoded = Encoded(PreferenceBatch(side, side if own.how.needs.rejected else None, unsafe), 0)
+    found = tuned.plan(case.model, encoded, own, places=places.local())
     sizes = {"weights_gb": found.frozen_bytes, "state_gb": found.state_bytes, "step_gb": found.step_bytes}
     sizes["total_gb"] = sum(sizes.values()) + found.data_bytes
     kind = "all parameters" if case.rank is None else f"rank {case.rank}"
@@ -56,6 +55,15 @@ def plan_row(case: PlanCase) -> dict[str, Any]:
     return {"name": name, "devices": devices, "trained": found.trained} | {
         key: size / 1e9 for key, size in sizes.items()
     }
+
+
+def _job(method: str, *, rank: int | None, batch_size: int, accumulate: int = 1, **about: Any) -> Job:
+    """A step of a model as a recipe writes it; ``rank`` is the adapter's, None for all parameters."""
+    config = checkpoint.Config("nowhere", **about)
+    part = {"kind": "full"} if rank is None else {"rank": rank}
+    how = {"method": method, "steps": 1, "batch_size": batch_size, "accumulate": accumulate, "parametrisation": part}
+    models = checkpoint.models(config, {"tuned": {"from": checkpoint.FIRST} | how})
+    return job.of_lane(graph.expand(models)[-1], config, 0)
 
 
 def step_rows() -> Iterator[dict[str, Any]]:
@@ -67,15 +75,15 @@ def step_rows() -> Iterator[dict[str, Any]]:
     params = llama.init(model, key=keys.root(1))
     programs = []
     for name, changed in {
-        "all parameters": {"lora_rank": None, "recompute": False},
-        "rank 8": {"lora_rank": 8, "recompute": False},
-        "rank 8, recomputed": {"lora_rank": 8, "recompute": True},
-        "rank 8, in 4 parts": {"lora_rank": 8, "recompute": False, "accumulate": 4},
+        "all parameters": {"rank": None, "recompute": False},
+        "rank 8": {"rank": 8, "recompute": False},
+        "rank 8, recomputed": {"rank": 8, "recompute": True},
+        "rank 8, in 4 parts": {"rank": 8, "recompute": False, "accumulate": 4},
     }.items():
-        config = TuningConfig("sft", steps=1, batch_size=8, max_tokens=tokens, **changed)
-        state, frozen = program.start(params, config)
-        step = partial(program.chunk(model, config), steps=jnp.int32(1))
-        programs.append(harness.compile_program(step, (state, frozen, data), name=name))
+        own = _job("sft", batch_size=8, max_tokens=tokens, **changed)
+        state, frozen = program.start(params, own)
+        step = partial(program.chunk(model, own), steps=jnp.int32(1))
+        programs.append(harness.compile_program(step, (state, frozen, data, program.own(own)), name=name))
     results = harness.race(programs, rounds=5)
     baseline, (_, expected) = results[0]
     for record, (_, metrics) in results:

@@ -269,7 +269,7 @@ class PairCase:
 
     Attributes:
         shape: ``m n``.
-        methods: of :func:`jaxsafety.study.pairs.weights.measure_matrix`; the first is the baseline.
+        methods: of :func:`jaxsafety.study.checkpoints.weights.measure_matrix`; the first is the baseline.
         rank: triplets of ``randomized``.
         rounds: timed calls.
     """

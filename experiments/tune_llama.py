@@ -1,8 +1,8 @@
-"""``python -m experiments.tune_llama RUN``: a small Llama, trained and tuned to refuse by ``jaxsafety tune``.
+"""``python -m experiments.tune_llama RUN``: a small Llama, trained and tuned to refuse, by a recipe over checkpoints.
 
-Every model is made and measured by the commands that a user has for checkpoints: ``tune`` trains a base from random
-parameters and tunes it with every objective; ``analyze`` compares each of these models with the base. Killed, the same
-command goes on.
+It writes random parameters with a tokenizer for every seed, examples, prompts and the recipe, and runs that: a base is
+trained from each, and tuned by every method; every model answers the prompts and is compared with what it was tuned
+from. Killed, the same command goes on.
 """
 
 import json
@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,18 +24,20 @@ from experiments import llama_world
 from experiments.llama_world import Asked
 from jaxsafety import keys
 from jaxsafety.claims.intervals import student_interval
+from jaxsafety.config import yaml12
 from jaxsafety.formats import hf, prompts
 from jaxsafety.models import llama
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.rundir import atomic, machine, opening
+from jaxsafety.rundir import atomic, machine
 
 _COMMAND = (sys.executable, "-c", "import sys; from jaxsafety.cli.main import main; sys.exit(main())")
 # Weights of quick.yaml.
 _WEIGHTS = {
-    "sft": (),
-    "dpo": ("--weight_chosen", "6.28931e-4", "--weight_rejected", "6.28931e-6"),
-    "unlearn": ("--weight_chosen", "1", "--weight_rejected", "0.1", "--ascent_bound", "5", "--reduction", "mean"),
+    "sft": {},
+    "dpo": {"weight_chosen": 6.28931e-4, "weight_rejected": 6.28931e-6},
+    "unlearn": {"weight_chosen": 1.0, "weight_rejected": 0.1, "ascent_bound": 5.0, "reduction": "mean"},
 }
+_BATCH = 32
 _GROUPS = {
     "unsafe": "unsafe", "unsafe, new verb": "new verb", "unsafe, new object": "new object",
     "jailbreak:base64": "base64", "jailbreak:role_play": "role play",
@@ -93,48 +96,55 @@ def run(out: Path, setting: Setting) -> int:
     ``results.json`` holds the environment and the rows of the tables.
 
     Raises:
-        ValueError: another setting is recorded in ``out``.
         OSError: a file cannot be read or written.
     """
-    resolved = json.loads(json.dumps(asdict(setting)))
-    asked = llama_world.asked()
-    with opening.open_run(out, resolved):
-        atomic.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
-        atomic.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
-        atomic.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))
-        rows = []
-        for seed in setting.seeds:
-            for words in commands(out, seed, setting):
-                print(f"jaxsafety {shlex.join(words)}", file=sys.stderr)
-                if code := subprocess.run([*_COMMAND, *words], stdout=sys.stderr).returncode:
-                    return code
-            rows.extend(row | {"seed": seed} for row in measured(out / f"seed{seed}", asked))
-        told = {"environment": machine.environment(), "rows": rows}
-        atomic.atomic_write(out / "results.json", json.dumps(told) + "\n")
+    asked, recipe, folder = llama_world.asked(), out / "recipe.yaml", out / "run"
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in setting.seeds:
+        write_start(out / f"start{seed}", seed, setting)
+    atomic.atomic_write(out / "prompts.jsonl", prompts.to_jsonl(prompts.own()))
+    atomic.atomic_write(out / "base.jsonl", llama_world.base_examples(asked))
+    atomic.atomic_write(out / "pairs.jsonl", llama_world.tuning_pairs(asked))
+    atomic.atomic_write(recipe, yaml12.dump(written(setting, asked)))
+    words = ["run", str(recipe), "--out", str(folder)]
+    print(f"jaxsafety {shlex.join(words)}", file=sys.stderr)
+    if code := subprocess.run([*_COMMAND, *words], stdout=sys.stderr).returncode:
+        return code
+    rows = [row | {"seed": seed} for seed in setting.seeds for row in measured(folder, seed, asked)]
+    told = {"environment": machine.environment(), "rows": rows}
+    atomic.atomic_write(out / "results.json", json.dumps(told) + "\n")
     print("\n".join(tables(pl.DataFrame(rows))))
     return 0
 
 
-def commands(out: Path, seed: int, setting: Setting) -> Iterator[list[str]]:
-    """Yields the command lines of one seed, in order."""
-    folder = out / f"seed{seed}"
-    common = ["--batch_size", "32", "--recompute", "false", "--max_tokens", "192", "--seed", str(seed)]
-    given = ["--data", str(out / "base.jsonl"), "--epochs", str(setting.base_epochs), "--lr", str(setting.base_lr)]
-    start = str(write_start(folder / "start", seed, setting))
-    yield ["tune", start, "--method", "sft", "--full", *given, *common, "--out", str(folder / "base")]
-    full = ("--full", "--lr", str(setting.full_lr))
-    lora = ("--lora_rank", str(setting.rank), "--lr", str(setting.lora_lr))
-    models = {method: (method, *full, *weights) for method, weights in _WEIGHTS.items()}
-    models |= {f"{method}-adapter": (method, *lora, *weights) for method, weights in _WEIGHTS.items()}
+def written(setting: Setting, asked: Sequence[Asked]) -> dict[str, Any]:
+    """Returns the recipe of a setting as plain data; its files lie beside it."""
+    counts = [text.count("\n") for text in (llama_world.base_examples(asked), llama_world.tuning_pairs(asked))]
+    steps = [-(-epochs * n // _BATCH) for epochs, n in zip((setting.base_epochs, setting.epochs), counts, strict=True)]
+    shared = {"from": "base", "steps": steps[1], "batch_size": _BATCH, "role": "defence"}
+    full = shared | {"lr": setting.full_lr, "parametrisation": {"kind": "full"}}
+    lora = shared | {"lr": setting.lora_lr, "parametrisation": {"rank": setting.rank}}
+    models = {method: full | {"method": method} | weights for method, weights in _WEIGHTS.items()}
+    models |= {f"{method}-adapter": lora | {"method": method} | weights for method, weights in _WEIGHTS.items()}
     # Averaged, as the table's rows were made, when that was the command's default.
-    models |= {"dpo-default": ("dpo", *full), "unlearn-default": ("unlearn", *full, "--reduction", "mean")}
-    base = str(folder / "base" / "model")
-    for name, options in models.items():
-        given = ["--data", str(out / "pairs.jsonl"), "--epochs", str(setting.epochs), "--method", *options]
-        yield ["tune", base, *given, *common, "--out", str(folder / name)]
-        pair = [base, str(folder / name / "model"), "--out", str(folder / name / "analysis")]
-        yield ["analyze", "weights", *pair]
-        yield ["analyze", "activations", *pair, "--prompts", str(out / "prompts.jsonl"), "--answers", "48"]
+    models |= {"dpo-default": full | {"method": "dpo"}}
+    models |= {"unlearn-default": full | {"method": "unlearn", "reduction": "mean"}}
+    base = {
+        "from": "start", "method": "sft", "steps": steps[0], "batch_size": _BATCH, "lr": setting.base_lr,
+        "parametrisation": {"kind": "full"}, "data": {"file": "base.jsonl"},
+    }  # fmt: skip
+    start = "start{seed}"
+    return {
+        "subject": {
+            "checkpoint": start, "pairs": "pairs.jsonl", "prompts": "prompts.jsonl", "max_tokens": 192,
+            "recompute": False,
+        },
+        "seeds": list(setting.seeds),
+        "models": {"start": {"checkpoint": start}, "base": base} | models,
+        "evaluate": {"answers": 48},
+        "analyze": {"base": "parent"},
+        "analyses": {"weights": {"on": list(models)}, "activations": {"on": ["base", *models]}},
+    }  # fmt: skip
 
 
 def write_start(directory: Path, seed: int, setting: Setting) -> Path:
@@ -154,38 +164,39 @@ def write_start(directory: Path, seed: int, setting: Setting) -> Path:
     return directory
 
 
-def measured(folder: Path, asked: Sequence[Asked]) -> Iterator[dict[str, str | float]]:
+def measured(run: Path, seed: int, asked: Sequence[Asked]) -> Iterator[dict[str, str | float]]:
     """Yields rows of model, kind (``refused``, ``answered`` or ``mechanics``), name and value, of one seed."""
-    analyses = sorted(folder.glob("*/analysis"))
-    sides = [("base", "pretrained", analyses[0])] + [(path.parent.name, "tuned", path) for path in analyses]
-    for model, side, path in sides:
-        told = [json.loads(line)[side] for line in (path / "results" / "answers.jsonl").read_bytes().split(b"\n")[:-1]]
+    found = pl.read_parquet(run / "results" / "analyze.parquet").filter(seed=seed)
+    names = sorted(found["method"].unique(maintain_order=True), key=lambda name: name != "base")
+    for model in names:
+        lines = (run / "results" / "answers" / model / f"seed_{seed}.jsonl").read_bytes().split(b"\n")[:-1]
+        told = [json.loads(line)["answer"] for line in lines]
         for group in _GROUPS:
             own = [(text, one) for text, one in zip(told, asked, strict=True) if one.group == group]
             refused = float(np.mean([prompts.is_refusal(text) for text, _ in own]))
             answered = float(np.mean([text.strip() == one.answer for text, one in own]))
             for kind, value in {"refused": refused, "answered": answered}.items():
                 yield {"model": model, "kind": kind, "name": group, "value": value}
-    before = room(folder / "base" / "model")
-    for path in analyses:
-        found = pl.read_parquet(path / "results" / "analyze.parquet")
-        rooms = {"room": room(path.parent / "model"), "room_base": before}
-        for name, value in (mechanics(found) | rooms).items():
-            yield {"model": path.parent.name, "kind": "mechanics", "name": name, "value": value}
+    before = room(run / "models" / "base" / f"seed_{seed}")
+    for model in names:
+        if model != "base":
+            rooms = {"room": room(run / "models" / model / f"seed_{seed}"), "room_base": before}
+            for name, value in (mechanics(found, model) | rooms).items():
+                yield {"model": model, "kind": "mechanics", "name": name, "value": value}
 
 
-def mechanics(rows: pl.DataFrame) -> dict[str, float]:
-    """Returns means over the layers: energy of the update in the base's null space beyond chance, its rank, the changed
-    norm, and the gap between safe and unsafe prompts, of ``analyze.parquet``."""
+def mechanics(rows: pl.DataFrame, model: str) -> dict[str, float]:
+    """Returns a model's means over the layers, of ``analyze.parquet``: energy of the update in the base's null space
+    beyond chance, its rank, the changed norm, and the gap between safe and unsafe prompts."""
 
     def mean(method: str, analysis: str, metric: str, part: str) -> float:
         wanted = {"method": method, "analysis": analysis, "metric": metric, "part": part}
         return rows.filter(pl.col(name) == value for name, value in wanted.items())["value"].mean()
 
-    space = {f"null_{part}": mean("tuned", "output_space", "excess_energy", part) for part in ("down", "up")}
-    space |= {"rank": mean("tuned", "output_space", "rank_delta", "down")}
-    space |= {"changed": mean("tuned", "output_space", "changed_norm", "down")}
-    gaps = {"gap": "tuned", "gap_base": "pretrained"}
+    space = {f"null_{part}": mean(model, "output_space", "excess_energy", part) for part in ("down", "up")}
+    space |= {"rank": mean(model, "output_space", "rank_delta", "down")}
+    space |= {"changed": mean(model, "output_space", "changed_norm", "down")}
+    gaps = {"gap": model, "gap_base": "base"}
     return space | {name: mean(side, "clusters", "relative_gap", "last") for name, side in gaps.items()}
 
 

@@ -61,8 +61,8 @@ class PreferenceBatch:
     reference: Any = None
 
 
-# What a method learns from, see Method.
-Examples = Batch | PreferenceBatch
+# What a method learns from: a Batch, a PreferenceBatch, or what the pools of somebody's subject have; see Method.
+Examples = Any
 
 
 @flax.struct.dataclass
@@ -200,7 +200,8 @@ class Method(NamedTuple):
             what is trained, such as an adapter's factors.
         update_aux: ``(aux, means, *, config) -> aux`` after a step, from the means of all terms and metrics over the
             whole batch.
-        examples: what a batch is: ``preferences``, a :class:`PreferenceBatch`, or ``text``, a :class:`Batch`.
+        examples: what a batch is: ``preferences``, a :class:`PreferenceBatch`, ``text``, a :class:`Batch`, or what
+            pools of a subject of one's own have.
     """
 
     Config: type
@@ -210,7 +211,7 @@ class Method(NamedTuple):
     data: Callable[..., Any] | None = None
     init_aux: Callable[..., Any] | None = None
     update_aux: Callable[..., Any] | None = None
-    examples: Literal["preferences", "text"] = "preferences"
+    examples: str = "preferences"
 
 
 class Pool(NamedTuple):
@@ -218,14 +219,17 @@ class Pool(NamedTuple):
 
     Attributes:
         Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`.
-        draw: ``(world, config, *, key, step, total_steps, batch_size) -> examples [b, ...]``, a pure draw of position
-            ``step`` of a stream; ``config`` holds this lane's scalars.
+        draw: ``(source, config, *, key, step, total_steps, batch_size) -> examples [b, ...]``, a pure draw of position
+            ``step`` of a stream; ``source`` is that of the opened subject, such as a world, and ``config`` holds this
+            lane's scalars.
         examples: as in :class:`Method`.
+        files: whether the source is the examples of a file, arrays ``[n, ...]``, as studies of checkpoints read them.
     """
 
     Config: type
     draw: Callable[..., Any]
-    examples: Literal["preferences", "text"] = "preferences"
+    examples: str = "preferences"
+    files: bool = False
 
 
 class Parametrisation(NamedTuple):
@@ -358,12 +362,15 @@ class Edit(NamedTuple):
         roles: the trees that it takes: ``base`` (before tuning), ``target`` (a tuned model) and ``other`` (another
             method's model of the same base and learning rate: the edit is made with every one).
         points: ``(config, base) -> points`` where the values depend on the model's sizes.
+        leafwise: whether every layer of a parameter is edited by its own values alone, so that a model too large for
+            memory is edited a matrix at a time.
     """
 
     Config: type
     edit: Callable[..., Params]
     roles: tuple[str, ...] = ("base", "target")
     points: Callable[[Any, Params], Sequence[Point]] | None = None
+    leafwise: bool = False
 
 
 @flax.struct.dataclass
@@ -473,7 +480,9 @@ class Analysis(NamedTuple):
         measure: ``(view, config, *, key) -> Measured`` of one lane. The axes that a study names are ``condition``,
             ``class`` (safe, unsafe), ``asked`` (all conditions but safe), ``subset``, ``layer`` and ``pair`` (of
             methods).
-        about: every ``model``; every ``update`` of a tuned one; or every ``pair`` of methods at one learning rate.
+        about: every ``model``; every ``update`` of a tuned one; every ``pair`` of methods at one learning rate; or
+            checkpoints, which it reads and measures piece by piece (``files``): its ``measure`` is then
+            ``(models, config) -> None``, see :mod:`jaxsafety.study.checkpoints`.
         reads: the sites whose activations it looks at.
         axes: the places along axes of its own, by name, from its config.
         finish: ``{(metric, axes): [h, s, ...]} -> (the same, axes)`` on the host, once all lanes are measured.
@@ -482,11 +491,82 @@ class Analysis(NamedTuple):
 
     Config: type
     measure: Callable[..., Measured]
-    about: Literal["model", "update", "pair"] = "model"
+    about: Literal["model", "update", "pair", "files"] = "model"
     reads: tuple[str, ...] = ()
     axes: Callable[[Any], dict[str, Coordinate]] | None = None
     finish: Callable[[Measured], tuple[Measured, dict[str, Coordinate]]] | None = None
     section: Section | None = None
+
+
+class Text(NamedTuple):
+    """What a subject tells of its prompts and answers where its models read and write tokens.
+
+    Attributes:
+        longest: tokens of the longest prompt there can be, the one that predicts the answer included.
+        answer: tokens of the longest answer block there can be, its stop included.
+        stop: the token that ends an answer.
+        tell: ``(trials [n, ...], answers [m, n, t]) -> rows`` on the host: of every prompt a dict of ``prompt``,
+            ``expected`` and ``refusal`` in words, and ``answers``, the (answer in words, verdict) of every model.
+    """
+
+    longest: int
+    answer: int
+    stop: int
+    tell: Callable[[Any, Any], list[dict[str, Any]]]
+
+
+class Opened(NamedTuple):
+    """A subject made ready: pure functions of one lane; the study maps, jits and places them.
+
+    Attributes:
+        source: what pools draw from, such as a world.
+        model: what is measured: a :class:`Model`, or for the subject's own methods and judge a function whose first
+            argument are the parameters.
+        training: what losses and gradients are taken of: the same, maybe in another precision.
+        analysed: what analyses run, each a few times: the same as it compiles fastest.
+        init: ``(key) -> params``, fresh ones from the key of their stream.
+        trials: ``(condition, *, key, step, batch_size, late_probability) -> trials [b, ...]``, a pure draw of position
+            ``step`` of a stream of prompts; for one whose models read tokens :class:`Trial`.
+        judge: ``(params, trials) -> {metric: [b]}``, in [0, 1]; ``complied``, ``refused`` and ``exact_match`` are what
+            learning curves show.
+        late_probability: how often, in the tables, only a later part of an unsafe prompt is unsafe, in [0, 1].
+        text: see :class:`Text`; None for a subject without tokens, which then has no attacks, no edits that are
+            judged, and no analysis of activations.
+    """
+
+    source: Any
+    model: Any
+    training: Any
+    analysed: Any
+    init: Callable[[Key], Params]
+    trials: Callable[..., Any]
+    judge: Callable[[Params, Any], dict[str, Leaf]]
+    late_probability: float = 0.0
+    text: Text | None = None
+
+
+class Subject(NamedTuple):
+    """What a study is about: all that recipes and studies know of it.
+
+    Attributes:
+        Config: frozen dataclass of its options, see :mod:`jaxsafety.config.fields`.
+        open: ``(config) -> Opened``, the first thing to touch a device; a ValueError refuses what it cannot build. None
+            where models are files, each worked on by itself, as checkpoints are.
+        conditions: the kinds of prompts that models are judged on: those to be complied with, those to be refused, then
+            others. Empty where the prompts' own labels say.
+        speaks: whether its models read and write tokens, and so have attacks, edits that are judged and analyses of
+            activations.
+        models: ``(config, models) -> models`` of a recipe, as it writes them, with those that the subject begins with
+            and its own defaults; None where there are none.
+        notes: what a report says of how its models are judged, paragraphs of plain text.
+    """
+
+    Config: type
+    open: Callable[[Any], Opened] | None
+    conditions: tuple[str, ...]
+    speaks: bool = True
+    models: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Unsupported(ValueError):

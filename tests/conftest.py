@@ -84,12 +84,8 @@ from jaxsafety import world as worlds  # noqa: E402
 from jaxsafety.cli import main as command  # noqa: E402
 from jaxsafety.models import gpt  # noqa: E402
 from jaxsafety.recipe import yaml_file  # noqa: E402
-from jaxsafety.recipe.schema import (  # noqa: E402
-    AnalyzeConfig,
-    EvaluateConfig,
-    ModelConfig,
-    Recipe,
-)
+from jaxsafety.recipe.schema import AnalyzeConfig, EvaluateConfig, Recipe  # noqa: E402
+from jaxsafety.types import Opened  # noqa: E402
 
 
 def pytest_collection_finish():
@@ -153,7 +149,7 @@ def mini_recipe() -> Recipe:
     return Recipe(
         name="mini",
         seeds=(3, 5),
-        model=ModelConfig(layers=1, heads=2, width=16),
+        subject={"world": "tiny", "model": {"layers": 1, "heads": 2, "width": 16}},
         models={
             "pretrained": stage | {"method": "pretrain", "data": {"pool": "text"}},
             "sft": tuned | {"method": "sft"},
@@ -177,6 +173,12 @@ def mini_recipe() -> Recipe:
             "gradients": {"prompts": 2},
         },
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mini_subject(mini_recipe) -> Opened:
+    """What it is about, opened once."""
+    return mini_recipe.subject.load().open(mini_recipe.subject.options)
 
 
 def undrawn_svg(picture) -> str:

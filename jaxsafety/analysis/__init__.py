@@ -19,5 +19,10 @@ TABLE = {
     "gradients": "jaxsafety.analysis.gradients",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
 }
+# Those of checkpoints, which read them piece by piece.
+OF_CHECKPOINTS = {
+    "weights": "jaxsafety.study.checkpoints.weights",
+    "activations": "jaxsafety.study.checkpoints.activations",
+}
 # An analysis by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
-load = partial(tables.load, table=TABLE, kind="analysis")
+load = partial(tables.load, table=TABLE | OF_CHECKPOINTS, kind="analysis")

@@ -209,6 +209,6 @@ def _normal(key: Key) -> Key:
     return key._replace(strength=None if strength is None else round(strength, _STRENGTH_DIGITS))
 
 
-def _order(model: Model) -> tuple[int, str, float]:
+def _order(model: Model) -> tuple[int, str, float, str]:
     names = list(_METHODS)
-    return names.index(model.method) if model.method in names else len(names), model.method, -model.lr
+    return names.index(model.method) if model.method in names else len(names), model.method, -model.lr, model.lr_name

@@ -4,34 +4,62 @@ No default is typed twice, and ``--config FILE`` gives any of a command's option
 """
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args
 
-from jaxsafety.config import tables, yaml12
+from jaxsafety.config import tables
+from jaxsafety.rundir.printed import Form
 
 _CONFIG = "--config"
 
 
-def add(parser: argparse.ArgumentParser, module: str, record: str, *, leave: Sequence[str] = ()) -> None:
-    """Adds an option for every field of a module's record but those to ``leave``."""
-    for one in tables.fields_of(module, record):
-        if one.name in leave:
-            continue
-        known = "required" if one.default is None else f"default: {one.default}"
+class Option(NamedTuple):
+    """An option that is a field of a recipe.
+
+    Attributes:
+        name: of the option.
+        module, record, field: the record of whose source its meaning and default are.
+        place: dotted, in the recipe.
+        instead: the name of a constant of ``jaxsafety.subjects.checkpoint`` whose default comes before the record's.
+    """
+
+    name: str
+    module: str
+    record: str
+    field: str
+    place: str
+    instead: str = ""
+
+    @property
+    def declared(self) -> tables.Declared:
+        """The field as its source declares it."""
+        return next(one for one in tables.fields_of(self.module, self.record) if one.name == self.field)
+
+    @property
+    def default(self) -> str | None:
+        """Its default as a help text shows it."""
+        found = tables.constant("jaxsafety.subjects.checkpoint", self.instead) if self.instead else {}
+        return str(found[self.field]) if self.field in found else self.declared.default
+
+
+def add(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Adds options, each with what the record's source says of it."""
+    for option in options:
+        one, default = option.declared, option.default
         flag: dict[str, Any] = {"nargs": "?", "const": "true"} if one.type == "bool" else {}
+        known = "" if default is None else f" (default: {default})"
         parser.add_argument(
-            f"--{one.name}", default=argparse.SUPPRESS, required=one.default is None, metavar="VALUE",
-            help=f"{one.doc.rstrip('.')} ({known})".replace("%", "%%"), **flag,
+            f"--{option.name}", default=argparse.SUPPRESS, metavar="VALUE",
+            help=f"{one.doc.rstrip('.')}{known}".replace("%", "%%"), **flag,
         )  # fmt: skip
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """Adds what every command with such options has."""
     parser.add_argument(_CONFIG, metavar="FILE", help="YAML of options by name, over which the command line wins")
-    parser.add_argument("--print_config", action="store_true", help="print all options as such a file and stop")
+    parser.add_argument("--print_config", action="store_true", help="print the recipe that this stands for, and stop")
+    parser.add_argument("--format", choices=get_args(Form), default="table", help="of what is printed (default: table)")
     parser.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                         help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
 
@@ -59,25 +87,11 @@ def words(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def given(options: argparse.Namespace, config: type, **more: Any) -> dict[str, Any]:
-    """Returns the fields of a record that options hold, as plain values; ``more`` are others."""
+def value(option: Option, text: str) -> Any:
+    """Returns what a word on the command line stands for: text, a list separated by commas, or a value of YAML's."""
     from jaxsafety.recipe import yaml_file
 
-    hints, found = get_type_hints(config), dict(more)
-    for one in fields(config):
-        if one.name in found or not hasattr(options, one.name):
-            continue
-        value = getattr(options, one.name)
-        if isinstance(value, str) and get_origin(hints[one.name]) is tuple:
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        elif isinstance(value, str) and hints[one.name] is not str:
-            value = yaml_file.plain_value(f"--{one.name}", value)
-        found[one.name] = value
-    return found
-
-
-def print_config(values: Mapping[str, Any]) -> int:
-    """Prints options as ``--config`` reads them; returns the exit code."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    sys.stdout.write(yaml12.dump(plain))
-    return 0
+    kind = option.declared.type
+    if kind.startswith("tuple") and not text.strip().startswith("["):
+        return [yaml_file.plain_value(f"--{option.name}", part) for part in text.split(",") if part.strip()]
+    return text if kind in ("str", "Path") else yaml_file.plain_value(f"--{option.name}", text)

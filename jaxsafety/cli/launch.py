@@ -5,9 +5,7 @@ Once jax is configured, everything between the command line and the stages is he
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -16,11 +14,15 @@ from jaxsafety.engine import hosts, sweep
 from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
-from jaxsafety.rundir import machine, manifest_file, opening, signals
+from jaxsafety.rundir import atomic, layout, locks, machine, manifest_file, opening, signals
 from jaxsafety.rundir.printed import Form
-from jaxsafety.study import analyze, evaluate, grids, pipeline, train
 from jaxsafety.study import forecast as forecasts
+from jaxsafety.study import grids, pipeline
+from jaxsafety.study import stages as stages_
 from jaxsafety.study.pipeline import Study
+
+# What a run directory says of itself before any work.
+_RECORDS = ("config.yaml", "inputs.yaml")
 
 
 def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = "table") -> int:
@@ -34,12 +36,12 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
         FloatingPointError: every lane of a stage has diverged.
         Stopped: a signal has asked to stop.
     """
-    ready = pipeline.prepare(recipe, directory)
+    ready = stages_.prepare(recipe, directory)
     hosts.agree(_told(recipe, stages))
     _say_idle_devices(recipe)
     if len(stages) == 1:
         pipeline.check_ready(ready, stages[0])
-    with signals.deferred(say_stopping), ExitStack() as lock:
+    with signals.deferred(say_stopping), _unused_dropped(directory), _growth_undone(directory), ExitStack() as lock:
         hosts.decide(lambda: _open(ready, lock))
         for stage in stages:
             with manifest_file.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
@@ -49,15 +51,47 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
 
 def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
     """What the processes of one run have in common; a grammar counts by its content, wherever its file lies."""
-    config = opening.flat(as_dict(replace(recipe, grammars=pipeline.own_grammars(recipe))))
-    return config | {"stages": list(stages), **machine.versions()}
+    told = as_dict(recipe)
+    if "grammars" in told["subject"]:
+        told["subject"]["grammars"] = pipeline.own_grammars(recipe)
+    return opening.flat(told) | {"stages": list(stages), **machine.versions()}
 
 
 def _open(ready: Study, lock: ExitStack) -> None:
-    recipe, directory = ready.recipe, ready.directory
-    lock.enter_context(opening.open_run(directory, as_dict(recipe)))
-    opening.keep_files(directory / "grammars", pipeline.own_grammars(recipe))
-    manifest_file.write_manifest(directory, {"models": pipeline.steps(recipe), "failed": None})
+    lock.enter_context(locks.hold(ready.directory))
+    stages_.record(ready)
+    manifest_file.write_manifest(ready.directory, {"models": pipeline.steps(ready.recipe), "failed": None})
+
+
+def _unused_dropped(directory: Path) -> AbstractContextManager[None]:
+    """Leaves nothing of a run that ends in bad input before its work has begun."""
+    begun = (layout.CHECKPOINTS, layout.MODELS, "metrics.jsonl", "grammars")
+    # A study of checkpoints that writes no answers has these of nothing, before its analyses.
+    empty = [f"results/{name}" for name in layout.RESULT_FILES]
+    return opening.unused_dropped(
+        directory, (".lock", "manifest.json", *_RECORDS, *empty),
+        begun=lambda: bool(_pieces(directory)) or any((directory / name).exists() for name in begun),
+    )  # fmt: skip
+
+
+@contextmanager
+def _growth_undone(directory: Path) -> Iterator[None]:
+    """Leaves on record what a run was of where one that asks more of it ends in bad input with nothing of that made."""
+    records = {place: place.read_bytes() for place in (directory / name for name in _RECORDS) if place.exists()}
+    made = _pieces(directory)
+    try:
+        yield
+    except ValueError:
+        changed = [place for place, before in records.items() if place.read_bytes() != before]
+        for place in changed if _pieces(directory) == made else ():
+            atomic.atomic_write(place, records[place])
+        raise
+
+
+def _pieces(directory: Path) -> set[Path]:
+    """What a study of checkpoints has measured, and written to prompts."""
+    places = (place for name in ("analyze", "answers") for place in (directory / "results" / name).rglob("*"))
+    return {place for place in places if place.is_file()}
 
 
 @contextmanager
@@ -109,12 +143,10 @@ def _advance(ready: Study, stage: str, *, form: Form = "table") -> None:
         table = hosts.decide(lambda: study_report.write(ready.directory, form=form))
         sys.stdout.write(table if hosts.is_first() else "")
     elif not pipeline.is_finished(ready, stage):
-        training = {name: partial(train.train, stage=name) for name in ("pretrain", "tune")}
-        work = training | {"evaluate": evaluate.write, "analyze": analyze.write}
         about = {"strategy": ready.strategy, "processes": jax.process_count()}
         with ExitStack() as record:
             hosts.decide(lambda: record.enter_context(manifest_file.timed(ready.directory, stage, about)))
-            work[stage](ready)
+            stages_.work(ready)[stage](ready)
     hosts.check(f"after {stage}")
 
 
@@ -128,6 +160,8 @@ def say_stopping(name: str) -> None:
 
 
 def _say_idle_devices(recipe: Recipe) -> None:
+    if recipe.subject.load().open is None:
+        return
     seeds, there = len(recipe.seeds), len(jax.devices())
     used = len(sweep.devices_of(seeds))
     # A CPU's idle cores still share the work inside an operation.

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from jaxsafety import analysis, attacks, claims, edits, methods, parametrisations, pools
+from jaxsafety import analysis, attacks, claims, edits, methods, parametrisations, pools, subjects
 from jaxsafety.config import tables
 from jaxsafety.rundir import printed
 from jaxsafety.rundir.printed import Form
 
 _KINDS = (
+    ("subjects", "subject", subjects.TABLE),
     ("methods", "method", methods.TABLE),
     ("pools", "pool", pools.TABLE),
     ("parametrisations", "parametrisation", parametrisations.TABLE),
@@ -27,7 +28,7 @@ def told(table: Mapping[str, str], *, prefix: str = "") -> str:
 
 
 def _written(kind: str, name: str) -> str:
-    return f"`parametrisation: {{kind: {name}}}`" if kind == "parametrisation" else f"`{kind}: {name}`"
+    return f"`{kind}: {{kind: {name}}}`" if kind in ("subject", "parametrisation") else f"`{kind}: {name}`"
 
 
 def render(form: Form = "table") -> str:

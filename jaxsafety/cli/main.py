@@ -1,7 +1,7 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
-``analyze weights | activations | merge`` are about two checkpoints and lie in ``pair``, ``tune`` of a checkpoint in
-``tune``, ``sample`` and ``prompts`` in ``sample``, what ``list`` prints in ``listing``, how errors end in ``errors``.
+``tune`` of a checkpoint and ``analyze weights | activations | merge`` of two are short forms of recipes and lie in
+``short``, ``sample`` and ``prompts`` in ``sample``, what ``list`` prints in ``listing``, how errors end in ``errors``.
 jax is imported only once a verb needs it.
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from jaxsafety.cli import errors, listing, pair, sample, tune
+from jaxsafety.cli import errors, listing, sample, short
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import printed
@@ -52,15 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     arguments = [word for word in given if word != _TRACEBACK]
     run = partial(_run, shown=_TRACEBACK in given)
-    if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in pair.VERBS:
-        return errors.guarded(lambda: _pair(pair.parse(arguments[1:])), shown=_TRACEBACK in given)[0]
+    if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in short.ANALYSES:
+        return _guarded_short(short.parse_analyze, arguments[1:], shown=_TRACEBACK in given)
     if arguments[:1] == ["analyze"] and arguments[1:] and not Path(arguments[1]).exists():
-        hint = nearest(arguments[1], pair.VERBS)
+        hint = nearest(arguments[1], short.ANALYSES)
         if hint:
             print(f"jaxsafety: no recipe or analysis {arguments[1]!r}{hint}", file=sys.stderr)
             return 2
-    if arguments[:1] == ["tune"] and tune.is_meant(arguments[1:]):
-        return errors.guarded(lambda: _tune(tune.parse(arguments[1:])), again=_AGAIN, shown=_TRACEBACK in given)[0]
+    if arguments[:1] == ["tune"] and short.is_tuning(arguments[1:]):
+        return _guarded_short(short.parse_tune, arguments[1:], shown=_TRACEBACK in given)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb not in (*_STAGES, "import"):
@@ -76,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, rest: Sequence[str], *, shown: bool) -> tuple[int, bool]:
     again = _AGAIN if options.verb in _STAGES else ""
     return errors.guarded(lambda: options.handler(options, rest), again=again, shown=shown)
+
+
+def _guarded_short(
+    parse: Callable[[Sequence[str]], argparse.Namespace], arguments: Sequence[str], *, shown: bool
+) -> int:
+    return errors.guarded(lambda: _short(parse(arguments)), again=_AGAIN, shown=shown)[0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,19 +158,9 @@ def _recipe(options: argparse.Namespace, overrides: Sequence[str]) -> "tuple[Rec
     return recipe, options.out or (given if run else Path("runs") / recipe.name)
 
 
-def _is_pair(given: Path) -> bool:
-    from jaxsafety.recipe import yaml_file
-
-    return (given / "config.yaml").exists() and yaml_file.recorded(given) is None
-
-
 def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxsafety.recipe import cells, yaml_file
 
-    if options.verb == "report" and _is_pair(options.recipe):
-        if overrides or options.dry_run or options.print_config or options.out or options.format != "table":
-            raise ValueError(f"{options.recipe} is a run of two checkpoints: expected `report {options.recipe}` alone")
-        return pair.report(options.recipe)
     recipe, directory = _recipe(options, overrides)
     if options.shard is not None and not recipe.grid:
         raise ValueError(f"--shard {options.shard!r} divides the cells of a grid, and {options.recipe} has no `grid:`")
@@ -205,16 +201,11 @@ def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _pair(options: argparse.Namespace) -> int:
-    _configure_jax(options.compilation_cache, seeds=1)
-    return pair.run(options)
-
-
-def _tune(options: argparse.Namespace) -> int:
+def _short(options: argparse.Namespace) -> int:
     if options.devices < 1:
         raise ValueError(f"devices must be at least 1, got {options.devices}")
     _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=options.devices)
-    return tune.run(options)
+    return short.run(options)
 
 
 def _place(options: argparse.Namespace) -> cluster.Place | None:

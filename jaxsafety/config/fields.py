@@ -17,7 +17,9 @@ import math
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxsafety.config.names import check_name, nearest
 
@@ -72,8 +74,10 @@ def check(config: Any, *, prefix: str = "") -> None:
     hints = get_type_hints(type(config))
     for one in fields(config):
         value, bounds = getattr(config, one.name), one.metadata.get("bounds")
-        if get_origin(hints[one.name]) is Literal:
-            check_name(f"{prefix}{one.name}", value, get_args(hints[one.name]))
+        kinds = _alternatives(hints[one.name])
+        names = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), None)
+        if names and not (value is None and type(None) in kinds):
+            check_name(f"{prefix}{one.name}", value, names)
         for number in value if isinstance(value, tuple) else (value,):
             if bounds and isinstance(number, int | float) and not bounds.holds(number):
                 raise ValueError(f"{prefix}{one.name} must be {bounds}, got {number}")
@@ -83,6 +87,10 @@ def check(config: Any, *, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{one.name} must be numbers, got {list(value)}")
         if one.metadata.get("swept") and list(value) != sorted(set(value)):
             raise ValueError(f"{prefix}{one.name} must be ascending numbers, got {list(value)}")
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def check_apart(config: type, taken: Iterable[str], *, owner: str) -> None:
@@ -118,8 +126,14 @@ def build(config: type, values: Mapping[str, Any], *, owner: str, **ready: Any) 
             raise ValueError(f"{owner} has no field {name!r}: {has}{nearest(name, known)}")
         if value is None and type(None) not in get_args(hints[name]):
             raise ValueError(f"{owner}.{name} is empty: give it a value or leave the field out")
+    inner = {
+        name: build(hints[name], value, owner=f"{owner}.{name}")
+        for name, value in values.items()
+        if is_dataclass(hints[name]) and isinstance(value, dict)
+    }
+    plain = {name: value for name, value in values.items() if name not in inner}
     try:
-        made = config(**{name: typed(value, hints[name], name) for name, value in values.items()}, **ready)
+        made = config(**{name: typed(value, hints[name], name) for name, value in plain.items()}, **inner, **ready)
         check(made)
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from error
@@ -141,6 +155,10 @@ def typed(value: Any, kind: Any, name: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: typed(one, get_args(kind)[1], f"{name}.{key}") for key, one in value.items()}
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
     plain = not isinstance(value, bool)
     if kind is float and isinstance(value, int | float) and plain:
         return float(value)
@@ -149,7 +167,8 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     if get_origin(kind) is Literal or (isinstance(kind, type) and isinstance(value, kind) and (plain or kind is bool)):
         return value
     words = {float: "a number", int: "an integer", str: "text", bool: "true or false"}
-    raise ValueError(f"{name} must be {words.get(kind, 'a list')}, got {value!r}")
+    other = "fields by name" if is_dataclass(kind) or get_origin(kind) is dict else "a list"
+    raise ValueError(f"{name} must be {words.get(kind, other)}, got {value!r}")
 
 
 def traced_names(config: Any) -> tuple[str, ...]:

@@ -56,6 +56,10 @@ class Declared(NamedTuple):
     doc: str
 
 
+# What a field's factory makes, as a recipe writes it; of a record its name is shown.
+_EMPTY = {"dict": "{}", "list": "[]", "tuple": "[]"}
+
+
 def fields_of(module: str, record: str = "Config") -> list[Declared]:
     """Returns the fields of a module's record as its source declares them: nothing is imported for a help text.
 
@@ -70,11 +74,21 @@ def fields_of(module: str, record: str = "Config") -> list[Declared]:
 
 def _declared(node: ast.AnnAssign, docs: Mapping[str, str]) -> Declared:
     name, kind, default = ast.unparse(node.target), "static", node.value and ast.unparse(node.value)
-    if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("traced", "static", "swept"):
-        words = [ast.unparse(word) for word in node.value.args]
-        kind = ast.unparse(node.value.func)
+    call = ast.unparse(node.value.func).rpartition(".")[2] if isinstance(node.value, ast.Call) else ""
+    if call in ("traced", "static", "swept"):
+        words, kind = [ast.unparse(word) for word in node.value.args], call
         default = f"[{', '.join(words)}]" if kind == "swept" else next(iter(words), None)
+    elif call == "field":
+        made = {word.arg: ast.unparse(word.value) for word in node.value.keywords}.get("default_factory")
+        default = _EMPTY.get(made, made)
     return Declared(name, ast.unparse(node.annotation), kind, default, docs.get(name, ""))
+
+
+def constant(module: str, name: str) -> dict[str, Any]:
+    """Returns a literal dict of a module's, which is not imported for it."""
+    body = _source(module).body
+    found = next(node for node in body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
+    return ast.literal_eval(found.value)
 
 
 def declared(module: str) -> list[str]:

@@ -65,4 +65,4 @@ def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key) ->
     return tree.interpolate(trees["base"], rank_part(delta, rank=point["rank"], method=config.method), 1.0)
 
 
-EDIT = Edit(Config, edit)
+EDIT = Edit(Config, edit, leafwise=True)

@@ -80,4 +80,4 @@ def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key) ->
     return scaled(trees["base"], delta, alpha=point["alpha"], part=config.part)
 
 
-EDIT = Edit(Config, edit)
+EDIT = Edit(Config, edit, leafwise=True)

@@ -121,4 +121,4 @@ def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key) ->
     return tree.interpolate(base, space_part(base, delta, config.space, key=key, **given), 1.0)
 
 
-EDIT = Edit(Config, edit)
+EDIT = Edit(Config, edit, leafwise=True)

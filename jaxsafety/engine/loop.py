@@ -169,6 +169,7 @@ def train(
     points: HParams,
     grid: Grid,
     legs: Sequence[Leg],
+    headline: Sequence[str] = (),
 ) -> TrainState:
     """Trains one or more legs to their last step, from the newest step that all have a checkpoint of.
 
@@ -183,6 +184,7 @@ def train(
         points: hyper-parameters ``[h]``.
         grid: the lanes.
         legs: where, how long, one for each row h: alike but for their names and labels, in one directory.
+        headline: metrics ``condition/metric`` that the progress shows beside the loss, those that there are.
 
     Returns:
         The final stacked state.
@@ -208,7 +210,7 @@ def train(
             params = state.params if join is None else join(state.params, given, per_seed, points)
             host = hosts.fetch(metrics | read(params, readout[1], points))
             _keep(state, params, host, grid=grid, legs=legs, step=done)
-            update(done, _headline(host))
+            update(done, _headline(host, headline))
             if not np.any(host["finite"]):
                 raise FloatingPointError(f"every lane of {label} diverged: lower its learning rate")
     return state
@@ -302,7 +304,7 @@ def _rows(
         yield leg.labels | {"seed": seed, "step": step} | values
 
 
-def _headline(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
-    names = {"loss": "loss", "exact_match": "safe/exact_match", "refused": "unsafe/refused"}
+def _headline(metrics: Mapping[str, np.ndarray], shown: Sequence[str]) -> dict[str, float]:
+    names = {name.rpartition("/")[2]: name for name in ("loss", *shown) if name in metrics}
     alive = metrics["finite"] == 1
     return {short: float(np.mean(metrics[name][alive])) if alive.any() else math.nan for short, name in names.items()}

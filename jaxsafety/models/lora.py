@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jaxsafety import tree
 from jaxsafety.types import Key, Params
@@ -38,7 +38,7 @@ def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Para
     return tree.unflatten(flat)
 
 
-def joined(params: Params, adapter: Params, *, scale: float) -> Params:
+def joined(params: Params, adapter: Params, *, scale: float | Float[Array, ""]) -> Params:
     """Returns the parameters of a model with its adapter, whose product counts ``scale`` times (``alpha / r``)."""
     scaled = {path: leaf * scale if path.endswith("_lora_b") else leaf for path, leaf in tree.flatten(adapter).items()}
     return tree.unflatten(tree.flatten(params) | scaled)

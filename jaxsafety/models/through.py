@@ -8,11 +8,14 @@ from jaxtyping import Array
 from jaxsafety.types import Decoder, Model, Output, Params
 
 
-def through(model: Model, join: Callable[[Any], Params], *, place: Callable[[Array], Array] = lambda x: x) -> Model:
+def through(model: Any, join: Callable[[Any], Params], *, place: Callable[[Array], Array] = lambda x: x) -> Any:
     """Returns the model whose parameters are those that ``join`` makes of what it is given.
 
-    ``join`` runs inside whatever is traced; ``place`` takes the inputs of ``apply`` before they are computed on.
+    ``join`` runs inside whatever is traced; ``place`` takes the inputs of ``apply`` before they are computed on. Of a
+    model that is a function, see :class:`jaxsafety.types.Opened`, a function.
     """
+    if not isinstance(model, Model):
+        return lambda trained, *inputs, **asked: model(join(trained), *inputs, **asked)
 
     def embed(trained: Any, tokens: Array) -> Array:
         return model.embed(join(trained), tokens)

@@ -11,6 +11,7 @@ TABLE = {
     "text": "jaxsafety.pools.text",
     "safety": "jaxsafety.pools.safety",
     "explicit": "jaxsafety.pools.explicit",
+    "pairs": "jaxsafety.pools.pairs",
 }
 # A pool by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="pool")

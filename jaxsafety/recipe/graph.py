@@ -14,7 +14,7 @@ from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name
 from jaxsafety.recipe import products
 from jaxsafety.recipe.lane import PARENT, ROOT, Lane
-from jaxsafety.recipe.models import Edited, How, Reused, Selected, Training, kind_of, trained
+from jaxsafety.recipe.models import Edited, Given, How, Reused, Selected, Training, kind_of, trained
 from jaxsafety.recipe.nodes import made
 
 # Every lane is read, checked and planned, and has a directory named after its values.
@@ -74,7 +74,7 @@ def _ordered(models: Mapping[str, Any]) -> list[str]:
     for label, given in models.items():
         if not re.fullmatch(r"[\w+-]{1,64}", label):
             raise ValueError(f"the name of a model must be at most 64 letters, digits and any of _ + -, got {label!r}")
-        if label in (PARENT, ROOT, "tuned"):
+        if label in (PARENT, ROOT):
             raise ValueError(f"{label!r} is no name for a model, as it stands for others: choose another")
         if not isinstance(given, Mapping):
             raise ValueError(f"models.{label} must hold fields such as `method: sft`, got {given!r}")
@@ -159,9 +159,11 @@ def _lane(
 ) -> Lane:  # fmt: skip
     """One lane, of single values."""
     owner, others = f"models.{label}", {}
-    if kind_of(content) is Reused:
+    if kind_of(content) is Given:
+        how: How = fields_.build(Given, {name: content[name] for name in content if name != "from"}, owner=owner)
+    elif kind_of(content) is Reused:
         plain = content.pop("from") | content
-        how: How = fields_.build(Reused, plain, owner=owner if content else f"{owner}.from")
+        how = fields_.build(Reused, plain, owner=owner if content else f"{owner}.from")
     else:
         roles = _roles(content)
         plain = {name: value for name, value in content.items() if name != "from" and name not in roles}

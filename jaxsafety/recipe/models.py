@@ -1,7 +1,8 @@
-"""How a model of a study comes about: trained, edited, selected among others, or reused from another run."""
+"""How a model of a study comes about: trained, edited, selected, reused from another run, or given as a checkpoint."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxsafety import edits, methods, parametrisations, pools
@@ -10,12 +11,13 @@ from jaxsafety.config.names import check_name
 from jaxsafety.recipe.nodes import Node, made
 from jaxsafety.training.optim import OptimConfig
 from jaxsafety.types import HParams, Needs
-from jaxsafety.world import CONDITIONS
 
 Role = Literal["model", "defence", "attack"]
 
 # Of what a method may learn from, the pool unless a recipe says otherwise.
 _POOLS = {"preferences": "safety", "text": "text"}
+# What stands for a seed in the name of a file or directory of each.
+SEED = "{seed}"
 # What a selection may go by.
 _RATES = ("complied", "refused", "other", "exact_match")
 
@@ -70,6 +72,7 @@ class Training(Node):
         steps: optimiser steps.
         batch_size: examples a step, per seed.
         lr: peak learning rate.
+        accumulate: parts that a batch is taken in, one after the other; a divisor of ``batch_size``.
         chunk_steps: steps per dispatch; metrics are averaged and a checkpoint written at each chunk's end.
         snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
             analyses along training; fewer where the run is too short to tell them apart.
@@ -87,6 +90,7 @@ class Training(Node):
     steps: int = fields_.static(200, above=0)
     batch_size: int = fields_.static(64, above=0)
     lr: float = fields_.traced(1e-3, above=0)
+    accumulate: int = fields_.static(1, at_least=1)
     chunk_steps: int = fields_.static(50, above=0)
     snapshots: int = fields_.static(0, at_least=0)
     reference: str = "parent"
@@ -99,11 +103,21 @@ class Training(Node):
     def __post_init__(self):
         super().__post_init__()
         wanted, there = self.load().examples, self.data.load().examples
+        if wanted != there and self.data.load().files:
+            # Files have what they have: another pool is no way out.
+            raise ValueError(
+                f"method: {self.method!r} learns from {wanted}, expected one that learns from {there}, which the pool "
+                f"{self.data.pool!r} has"
+            )
         if wanted != there:
             raise ValueError(
                 f"data.pool: got {self.data.pool!r}, which has {there}, expected a pool of {wanted}, which method "
                 f"{self.method!r} learns from"
             )
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: got {self.accumulate}, expected a divisor of batch_size {self.batch_size}")
+        if self.accumulate > 1 and not self.needs.divisible:
+            raise ValueError(f"accumulate: got {self.accumulate}, expected 1: {self.method} takes no batch in parts")
 
     @property
     def needs(self) -> Needs:
@@ -129,7 +143,7 @@ class Training(Node):
     @property
     def program(self) -> Hashable:
         """What two trainings must have in common for one compiled program to do both: all but the traced scalars."""
-        sizes = (self.steps, self.batch_size, self.chunk_steps, self.snapshots)
+        sizes = (self.steps, self.batch_size, self.accumulate, self.chunk_steps, self.snapshots)
         parts = (self.parametrisation.kind, fields_.program(self.parametrisation.options))
         own = (self.method, fields_.program(self.options), *parts, self.optim)
         data = (self.data.pool, fields_.program(self.data.options), self.data.prompts is None)
@@ -190,10 +204,9 @@ class Selected:
 
     def __post_init__(self):
         fields_.check(self)
-        condition, slash, rate = self.by.partition("/")
+        _, slash, rate = self.by.partition("/")
         if not slash:
             raise ValueError(f"by: got {self.by!r}, expected CONDITION/RATE such as unsafe/complied")
-        check_name("condition in by", condition, CONDITIONS)
         check_name("rate in by", rate, _RATES)
 
 
@@ -215,7 +228,25 @@ class Reused:
     __post_init__ = fields_.check
 
 
-How = Training | Edited | Selected | Reused
+@dataclass(frozen=True)
+class Given:
+    """A Hugging Face checkpoint as it is: what a study begins with, or what somebody tuned ``from`` another model.
+
+    Attributes:
+        checkpoint: its directory, from the recipe's file on; ``{seed}`` in it stands for each of the seeds.
+        role: as of :class:`Training`.
+    """
+
+    checkpoint: str
+    role: Role = "model"
+    __post_init__ = fields_.check
+
+    def directory(self, seed: int) -> Path:
+        """The directory of one seed."""
+        return Path(self.checkpoint.replace(SEED, str(seed)))
+
+
+How = Training | Edited | Selected | Reused | Given
 
 
 def kind_of(given: Mapping[str, Any]) -> type[How]:
@@ -224,12 +255,17 @@ def kind_of(given: Mapping[str, Any]) -> type[How]:
         return Edited
     if "select" in given:
         return Selected
+    if "checkpoint" in given:
+        return Given
     return Reused if isinstance(given.get("from"), Mapping) else Training
 
 
 def default_pool(method: str) -> str:
     """Returns the pool that a method's examples come from unless a recipe says otherwise."""
-    return _POOLS[methods.load(method).examples]
+    examples = methods.load(method).examples
+    if examples not in _POOLS:
+        raise ValueError(f"method {method!r} learns from {examples}: expected a data.pool that has them")
+    return _POOLS[examples]
 
 
 def trained(given: dict[str, Any], *, owner: str) -> Training:
@@ -237,7 +273,7 @@ def trained(given: dict[str, Any], *, owner: str) -> Training:
     data, method = given.get("data", {}), given.get("method")
     if isinstance(data, dict) and isinstance(method, str):
         try:
-            data = {"pool": default_pool(method)} | data
+            data = data if "pool" in data else {"pool": default_pool(method)} | data
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from error
     below = [f"data.{name}" for name in ("p_unsafe", "mix", "prompts", "pool")]

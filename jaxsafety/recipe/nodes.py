@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
 from typing import Any, ClassVar, get_type_hints
 
-from jaxsafety import analysis, attacks, edits
+from jaxsafety import analysis, attacks, edits, subjects
 from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name, nearest
 from jaxsafety.types import Params, Point
@@ -110,8 +110,22 @@ class AnalysisConfig(Node):
     options: Any = None
 
 
+@dataclass(frozen=True)
+class SubjectConfig(Node):
+    """What a study is about; without ``kind`` one of its fields has the name of one of ours."""
+
+    FOLDER = subjects
+    kind: str = "world"
+    options: Any = None
+
+
 # Where a recipe has them by label.
 PLACES: dict[str, type[Node]] = {"edits": EditConfig, "attacks": AttackConfig, "analyses": AnalysisConfig}
+
+
+def known(folder: ModuleType) -> dict[str, str]:
+    """Returns all that have a name in a folder, with their modules."""
+    return folder.TABLE | getattr(folder, "OF_CHECKPOINTS", {})
 
 
 def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, below: Sequence[str] = ()) -> Any:
@@ -167,7 +181,7 @@ def node(place: str, label: str, value: Any) -> Any:
     of, folder = PLACES[place], PLACES[place].FOLDER
     if isinstance(value, of):
         return value
-    own, where = label if label in folder.TABLE else None, f"{place}.{label}"
+    own, where = label if label in known(folder) else None, f"{place}.{label}"
     found = made(of, value, owner=where, kind=own)
     kind = fields(of)[0].name
     if own and getattr(found, kind) != label:
@@ -181,6 +195,22 @@ def node(place: str, label: str, value: Any) -> Any:
 def nodes(place: str, given: dict[str, Any]) -> dict[str, Any]:
     """Returns the nodes of a study at a key of ``PLACES`` by label; see :func:`node`."""
     return {label: node(place, label, value) for label, value in given.items()}
+
+
+def subject(value: Any) -> SubjectConfig:
+    """Returns the subject from its fields as a recipe writes them; see :func:`made`."""
+    if isinstance(value, SubjectConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"subject must hold fields such as `world: tiny`, got {value!r}")
+    kind = next((name for name in subjects.TABLE if name in value), None)
+    if kind is None and "kind" not in value:
+        hint = next(filter(None, (nearest(name, [*subjects.TABLE, "kind"]) for name in value)), "")
+        raise ValueError(
+            f"subject must have the field {' or '.join(subjects.TABLE)}, or `kind: package.module:SUBJECT` for one of "
+            f"your own, got {', '.join(map(str, value)) or 'none'}{hint}"
+        )
+    return made(SubjectConfig, value, owner="subject", kind=kind)
 
 
 def default_edits() -> dict[str, EditConfig]:

@@ -94,7 +94,9 @@ def _fields(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, An
             below = _types(kind)
             if issubclass(kind, Node):
                 first = fields(kind)[0]
-                named = value.get(first.name, default_pool(given["method"]) if kind is Data else first.default)
+                # Not every method has a pool that its examples come from by default.
+                default = default_pool(given["method"]) if kind is Data and first.name not in value else first.default
+                named = value.get(first.name, default)
                 below |= _types(getattr(loaded(kind, named), "Config", object))
             yield from (((name, own), below[own], None) for own in below if own in value)
         elif name in given:

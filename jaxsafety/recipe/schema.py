@@ -5,23 +5,19 @@ got and what it expects.
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal
 
-from jaxsafety import analysis, claims
+from jaxsafety import claims
 from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import check_name
-from jaxsafety.models import gpt
-from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
-from jaxsafety.models.layers import ComputeDtype
-from jaxsafety.recipe import graph
+from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Training
-from jaxsafety.recipe.nodes import AnalysisConfig, Node, default_attacks, default_edits, nodes
+from jaxsafety.recipe.nodes import Node, nodes, subject
 from jaxsafety.types import Strategy
-from jaxsafety.world.conditions import Condition, ConditionName
-from jaxsafety.world.spec import World, WorldName
 
 # Names of results and of figures that no label may take.
 _TAKEN = (
@@ -33,8 +29,6 @@ _TAKEN = (
 _MOST_STEPS = 2**31 - 1
 # Of anything else; the prompts of the learning curves come from a step of their stream that no table may reach.
 _MOST = 2**20
-# Layers times width squared, a twelfth of the weights in the blocks: beyond, they would be 200 GB a model.
-_MOST_MATRIX = 2**32
 
 
 def _require_limits(config: Any, section: str) -> None:
@@ -63,64 +57,22 @@ def _section(config: Any) -> str:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The GPT: a preset, and what differs from it (None keeps the preset's value).
-
-    Attributes:
-        preset: ``tiny`` (3 layers, 4 heads, width 64), ``small`` (3, 4, 96) or ``paper`` (6, 6, 192).
-        block: ``paper`` (skip branches start from the normalised input) or ``pre_ln``.
-        positions: ``sinusoidal``, ``learned`` or ``rope``.
-        layers, heads, width: sizes.
-        compute_dtype: ``float32``, or ``bfloat16`` for the matrix products of training, forward and backward, DPO's
-            reference included; their sums, parameters, norms, softmax, losses, gradients and optimiser stay float32.
-            What is read from a model (learning curves' rates, evaluation, analyses) is computed in float32 from its
-            float32 parameters, whatever it was trained in.
-    """
-
-    preset: Preset = "tiny"
-    block: Block = "paper"
-    positions: Positions = "sinusoidal"
-    layers: int | None = None
-    heads: int | None = None
-    width: int | None = None
-    compute_dtype: ComputeDtype = "float32"
-
-    def __post_init__(self):
-        check_name("compute_dtype of a model", self.compute_dtype, get_args(ComputeDtype))
-
-    def build(self, world: World) -> GPTConfig:
-        """Returns the model's static configuration for the vocabulary and window of ``world``, in float32.
-
-        Training alone replaces ``compute_dtype``, so that nothing can be measured in another by oversight.
-
-        Raises:
-            ValueError: a size that cannot be built, or a model that no memory holds.
-        """
-        sizes = {name: getattr(self, name) for name in ("layers", "heads", "width") if getattr(self, name) is not None}
-        config = gpt.preset(
-            self.preset, vocab_size=world.vocab_size, max_tokens=world.max_tokens, block=self.block,
-            positions=self.positions, **sizes,
-        )  # fmt: skip
-        if (size := config.layers * config.width**2) > _MOST_MATRIX:
-            raise ValueError(f"model.layers times model.width squared must be at most {_MOST_MATRIX}, got {size}")
-        return config
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """The accuracy table: fresh prompts per condition and seed.
 
     Attributes:
         prompts: prompts per condition and seed, a multiple of ``batch_size``.
         batch_size: prompts a forward pass.
-        conditions: which conditions to draw.
+        conditions: which conditions to draw; none is all that the subject has.
         probe_prompts: prompts per condition of the learning curves' read-out at every chunk end.
+        answers: tokens that every model over a checkpoint writes after each prompt, greedily, at most; 0 for none.
     """
 
     prompts: int = static(1024, above=0)
     batch_size: int = static(256, above=0)
-    conditions: tuple[ConditionName, ...] = get_args(ConditionName)
+    conditions: tuple[str, ...] = ()
     probe_prompts: int = static(64, above=0)
+    answers: int = static(0, at_least=0)
 
     def __post_init__(self):
         check(self, prefix="evaluate.")
@@ -128,9 +80,7 @@ class EvaluateConfig:
             raise ValueError(
                 f"evaluate.prompts must be a multiple of evaluate.batch_size, got {self.prompts} and {self.batch_size}"
             )
-        for name in self.conditions:
-            check_name("condition", name, get_args(ConditionName))
-        if not self.conditions or len(set(self.conditions)) < len(self.conditions):
+        if len(set(self.conditions)) < len(self.conditions):
             raise ValueError(f"evaluate.conditions must name distinct conditions, got {list(self.conditions)}")
 
 
@@ -166,32 +116,30 @@ class Recipe:
 
     Attributes:
         name: names the run directory ``runs/NAME``.
-        world: ``paper`` or ``tiny``.
-        grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
+        subject: what it is about, see :mod:`jaxsafety.subjects`.
         seeds: every seed has its own initialisation, data and evaluation draws.
         strategy: how seeds share the devices (see :mod:`jaxsafety.engine.sweep`).
-        model: what all models are.
-        models: label to how a model comes about, see :mod:`jaxsafety.recipe.graph`; resolved, with all defaults.
+        models: label to how a model comes about, see :mod:`jaxsafety.recipe.graph`; resolved, with all defaults. None
+            are the paper's, or what the subject begins with.
         evaluate, analyze: what models are judged and analysed on.
-        edits, attacks, analyses: label to what every model is put through, see :mod:`jaxsafety.recipe.nodes`.
+        edits, attacks, analyses: label to what every model is put through, see :mod:`jaxsafety.recipe.nodes`; None is
+            all of the paper's that the subject can have.
         claims: sets of statements that the results are judged by, names of :data:`jaxsafety.claims.TABLE` or somebody
-            else's as ``package.module:CLAIMS``.
+            else's as ``package.module:CLAIMS``; None are all of ours where the subject has what they are about.
         grid: dotted field to the values it takes; every combination is a study, see :mod:`jaxsafety.recipe.cells`.
     """
 
     name: str = "study"
-    world: WorldName = "tiny"
-    grammars: dict[str, str] = field(default_factory=dict)
+    subject: Any = field(default_factory=lambda: {"world": "tiny"})
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     strategy: Strategy = "auto"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    models: dict[str, Any] = field(default_factory=graph.default_models)
+    models: dict[str, Any] | None = None
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
-    edits: dict[str, Any] = field(default_factory=default_edits)
-    attacks: dict[str, Any] = field(default_factory=default_attacks)
-    analyses: dict[str, Any] = field(default_factory=lambda: {name: AnalysisConfig(name) for name in analysis.TABLE})
-    claims: tuple[str, ...] = tuple(claims.TABLE)
+    edits: dict[str, Any] | None = None
+    attacks: dict[str, Any] | None = None
+    analyses: dict[str, Any] | None = None
+    claims: tuple[str, ...] | None = None
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -202,9 +150,11 @@ class Recipe:
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
             raise ValueError(f"seeds must be >= 0 and < 2^32, got {list(self.seeds)}")
         _require_plain("name", self.name)
+        object.__setattr__(self, "subject", subject(self.subject))
+        object.__setattr__(self, "models", suited.models(self.subject, self.models))
         found = {label: graph.resolved(given, self.lanes_of(label), as_dict) for label, given in self.models.items()}
         object.__setattr__(self, "models", found)
-        for config in (self.model, self.evaluate, self.analyze):
+        for config in (self.evaluate, self.analyze):
             _require_limits(config, _section(config))
         for lane in self.lanes:
             if lane.training is not None:
@@ -215,11 +165,18 @@ class Recipe:
                 f"analyze.prompts must be at most half of evaluate.prompts ({drawn}) and a multiple of "
                 f"evaluate.batch_size ({batch}), got {prompts}"
             )
-        for place in ("edits", "attacks", "analyses"):
-            object.__setattr__(self, place, nodes(place, getattr(self, place)))
+        for place, default in suited.default_nodes(self.subject).items():
+            given = getattr(self, place)
+            object.__setattr__(self, place, nodes(place, default if given is None else given))
+        if not self.evaluate.conditions:
+            conditions = self.subject.load().conditions
+            object.__setattr__(self, "evaluate", replace(self.evaluate, conditions=conditions))
+        suited.check(self)
         for label in (*self.edits, *self.attacks, *self.analyses):
             _require_label("label of an edit, an attack or an analysis", label)
         _check_rows(self)
+        if self.claims is None:
+            object.__setattr__(self, "claims", tuple(claims.TABLE) if self.subject.load().speaks else ())
         named = [claim.name for name in self.claims for claim in claims.load(name)]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"claims must have distinct names, got {twice[0]!r} twice")
@@ -260,15 +217,20 @@ class Recipe:
         return tuple(dict.fromkeys(told or first))
 
     @property
-    def conditions(self) -> dict[str, str | Condition]:
+    def read_out(self) -> tuple[str, ...]:
+        """The conditions of the learning curves: what is to be complied with, and what is to be refused."""
+        return self.subject.load().conditions[:2]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
         """Every condition that models are judged and analysed on: safe, unsafe, the others, then attacks' own."""
-        names = dict.fromkeys(("safe", "unsafe", *self.evaluate.conditions))
+        names = dict.fromkeys((*self.read_out, *self.evaluate.conditions))
         return {name: name for name in names} | {
             label: one.condition for label, one in self.attacks.items() if one.condition is not None
         }
 
     @property
-    def evaluated(self) -> dict[str, str | Condition]:
+    def evaluated(self) -> dict[str, Any]:
         """The conditions of the accuracy table: those of ``evaluate``, then attacks' own."""
         own = {name: condition for name, condition in self.conditions.items() if not isinstance(condition, str)}
         return {name: name for name in self.evaluate.conditions} | own
@@ -276,7 +238,7 @@ class Recipe:
 
 def _check_rows(recipe: Recipe) -> None:
     """Refuses what result rows could not tell apart, and prompts that there are none of."""
-    taken = {*recipe.analyses, *get_args(ConditionName), *_TAKEN}
+    taken = {*recipe.analyses, *recipe.subject.load().conditions, *_TAKEN}
     if twice := taken & set(recipe.attacks) | set(_TAKEN) & set(recipe.analyses):
         raise ValueError(f"{min(twice)!r} is the label of something else already: choose another")
     for place in ("edits", "attacks", "analyses"):
@@ -288,10 +250,9 @@ def _check_rows(recipe: Recipe) -> None:
     for label, attack in recipe.attacks.items():
         if len(set(attack.conditions)) < len(attack.conditions):
             raise ValueError(f"attacks.{label}.conditions must be distinct, got {list(attack.conditions)}")
+        attacked = [name for name in recipe.conditions if name != recipe.read_out[0]]
         for name in attack.conditions:
-            check_name(
-                f"condition in attacks.{label}.conditions", name, [name for name in recipe.conditions if name != "safe"]
-            )
+            check_name(f"condition in attacks.{label}.conditions", name, attacked)
     for label, one in recipe.analyses.items():
         count = getattr(one.options, "prompts", 0)
         if isinstance(count, int) and count > recipe.analyze.prompts:
@@ -311,4 +272,4 @@ def as_dict(config: Any) -> Any:
         return {key: as_dict(value) for key, value in config.items()}
     if isinstance(config, tuple | list):
         return [as_dict(value) for value in config]
-    return config
+    return str(config) if isinstance(config, Path) else config

@@ -6,7 +6,7 @@ Parsing, typing and unknown-key detection are jsonargparse's; this module turns 
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -16,9 +16,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config import yaml12
 from jaxsafety.config.names import nearest, other_version
-from jaxsafety.recipe import graph
+from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
-from jaxsafety.recipe.nodes import PLACES, nodes
+from jaxsafety.recipe.nodes import PLACES, SubjectConfig, known, nodes, subject
 from jaxsafety.recipe.schema import Recipe, as_dict
 
 _MAX_NODES = 10_000
@@ -38,7 +38,12 @@ _GONE = {
     "what was its `learning_rate` is `lr`, and its `mixture` is `data`",
     "tune": "a model for each of its methods, such as `models: {sft: {from: pretrained, method: sft, steps: 600, "
     "lr: {eta_M: 2.0e-3}}}`; what was `p_unsafe` and `mix` is below `data`",
+    "world": "a field of `subject`, such as `subject: {world: tiny}`",
+    "grammars": "a field of `subject`, such as `subject: {world: tiny, grammars: {safe: own.pcfg}}`",
+    "model": "a field of `subject`, such as `subject: {world: tiny, model: {preset: tiny}}`",
 }
+# What earlier versions recorded of commands about checkpoints.
+_OF_COMMANDS = ("pair", "tuning")
 # Keys of earlier versions below ``analyze``.
 _MOVED = {
     "energy": "analyses.output_space.energy, and energy of the edits `space_part`",
@@ -69,28 +74,45 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
     def values(parser: ArgumentParser) -> Any:
         parsed = parser.parse_args(["--config", str(path), *overrides])
-        for place in PLACES:
-            if isinstance(parsed[place], dict):
-                parsed[place] = {label: as_dict(node) for label, node in parsed[place].items()}
-        for place, label, name, value in of_nodes:
-            if place == "models":
-                _override(parsed[place], label, name.split("."), value)
-                continue
-            _check_label(place, label, parsed[place], {other[2] for other in of_nodes if other[:2] == (place, label)})
-            before = parsed[place].get(label, {})
-            parsed[place][label] = {**(before if isinstance(before, dict) else {}), name: value}
+        _check_names(parsed.as_dict(), where=str(path))
+        _fill(parsed, of_nodes, where=str(path))
         return parsed
 
     settings = _parsed(str(path), values)
-    settings["grammars"] = {c: _beside(path, grammar) for c, grammar in settings["grammars"].items()}
-    settings["models"] = {label: _reused_beside(path, given) for label, given in settings["models"].items()}
+    settings["subject"] = _subject_beside(path, settings["subject"])
+    settings["models"] = {label: _model_beside(path, given) for label, given in settings["models"].items()}
     settings["grid"] = {
-        name: tuple(_beside(path, str(value)) for value in values) if name.startswith("grammars.") else values
+        name: tuple(_beside(path, str(value)) for value in values) if name.startswith("subject.grammars.") else values
         for name, values in settings["grid"].items()
     }
     if "name" not in written and settings["name"] == Recipe.name:
         settings["name"] = path.stem
     return Recipe(**settings)
+
+
+def _fill(parsed: Any, of_nodes: Sequence[tuple[str, str, str, Any]], *, where: str) -> None:
+    """Fills parsed settings with what the subject has by default, and with the command line's fields of nodes."""
+    given = as_dict(parsed["subject"])
+    for place, _, name, value in of_nodes:
+        if place == "subject":
+            given = _at(given if isinstance(given, dict) else {}, name.split("."), value)
+    try:
+        parsed["subject"] = subject(given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    parsed["models"] = suited.models(parsed["subject"], parsed["models"])
+    for place, default in suited.default_nodes(parsed["subject"]).items():
+        given = default if parsed[place] is None else parsed[place]
+        if isinstance(given, dict):
+            parsed[place] = {label: as_dict(node) for label, node in given.items()}
+    for place, label, name, value in of_nodes:
+        if place == "models":
+            _override(parsed[place], label, name.split("."), value)
+        if place not in PLACES:
+            continue
+        _check_label(place, label, parsed[place], {other[2] for other in of_nodes if other[:2] == (place, label)})
+        before = parsed[place].get(label, {})
+        parsed[place][label] = {**(before if isinstance(before, dict) else {}), name: value}
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, Any]]]:
@@ -101,27 +123,27 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, st
     """
     rest, found = [], []
     words, places = iter(overrides), "|".join(map(re.escape, PLACES))
+    patterns = (rf"--({places})\.([^=]+)\.([^.=]+)", r"--(models)\.([^.=]+)\.([^=]+)", r"--(subject)\.()([^=]+)")
     for word in words:
-        if gone := re.match(r"--(pretrain|tune)\.", word):
+        if (gone := re.match(r"--(\w+)[.=]?", word)) and gone[1] in _GONE:
             raise ValueError(f"{word.partition('=')[0]}: `{gone[1]}` is now {_GONE[gone[1]]}")
-        named = re.fullmatch(rf"--({places})\.([^=]+)\.([^.=]+)(?:=(.*))?", word, flags=re.DOTALL) or re.fullmatch(
-            r"--(models)\.([^.=]+)\.([^=]+)(?:=(.*))?", word, flags=re.DOTALL
-        )
+        found_as = (re.fullmatch(rf"{pattern}(?:=(.*))?", word, flags=re.DOTALL) for pattern in patterns)
+        named = next(filter(None, found_as), None)
         if not named:
             rest.append(word)
             continue
         value = named[4] if named[4] is not None else next(words, None)
         if value is None or value.startswith("--"):
             raise ValueError(f"{word} has no value: expected one behind it")
-        found.append((named[1], named[2], named[3], plain_value(word, value)))
+        found.append((named[1], named[2], named[3], plain_value(word.partition("=")[0], value)))
     return rest, found
 
 
-def _check_label(place: str, label: str, known: Mapping[str, Any], given: set[str]) -> None:
+def _check_label(place: str, label: str, labels: Mapping[str, Any], given: set[str]) -> None:
     """Refuses a label of the command line that names nothing, and by none of its fields says what it is to be."""
     of = PLACES[place]
-    if label not in known and label not in of.FOLDER.TABLE and fields(of)[0].name not in given:
-        raise ValueError(f"--{place}.{label}: there is no {label!r} in this recipe{nearest(label, known)}")
+    if label not in labels and label not in known(of.FOLDER) and fields(of)[0].name not in given:
+        raise ValueError(f"--{place}.{label}: there is no {label!r} in this recipe{nearest(label, labels)}")
 
 
 def _override(models: dict[str, Any], pattern: str, path: Sequence[str], value: Any) -> None:
@@ -133,11 +155,14 @@ def _override(models: dict[str, Any], pattern: str, path: Sequence[str], value: 
     if not chosen and path != ["method"]:
         raise ValueError(f"--models.{pattern}: there is no {pattern!r} in this recipe{nearest(pattern, models)}")
     for label in chosen or [pattern]:
-        where = models[label] = dict(models.get(label) or {})
-        for name in path[:-1]:
-            where[name] = dict(where[name]) if isinstance(where.get(name), dict) else {}
-            where = where[name]
-        where[path[-1]] = value
+        models[label] = _at(models.get(label) or {}, path, value)
+
+
+def _at(fields_: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Fields with another value at a path."""
+    first, *rest = path
+    below = fields_.get(first)
+    return {**fields_, first: _at(below if isinstance(below, dict) else {}, rest, value) if rest else value}
 
 
 def plain_value(name: str, text: str) -> Any:
@@ -152,22 +177,40 @@ def plain_value(name: str, text: str) -> Any:
         raise ValueError(f"{name}: {text!r} is no value: {' '.join(str(error).split())}") from error
 
 
-def _beside(path: Path, grammar: str) -> str:
-    return str((path.parent / grammar).resolve())
+def _beside(path: Path, file: str) -> str:
+    return str((path.parent / file).resolve())
 
 
-def _reused_beside(path: Path, given: Any) -> Any:
-    """A model whose runs to reuse lie beside the recipe's file."""
-    if not isinstance(given, dict) or not isinstance(given.get("from"), dict):
+def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:
+    """A subject whose files, fields of type ``Path`` or grammars, lie beside the recipe's."""
+    own, hints = about.options, get_type_hints(type(about.options))
+    files = {name: Path(_beside(path, str(getattr(own, name)))) for name, kind in hints.items()
+             if Path in (kind, *get_args(kind)) and getattr(own, name) is not None}  # fmt: skip
+    if hasattr(own, "grammars"):
+        files["grammars"] = {name: _beside(path, file) for name, file in own.grammars.items()}
+    if hasattr(own, "checkpoint"):
+        files["checkpoint"] = _beside(path, own.checkpoint)
+    return replace(about, options=replace(own, **files)) if files else about
+
+
+def _model_beside(path: Path, given: Any) -> Any:
+    """A model whose files, and runs to reuse, lie beside the recipe's file."""
+    if not isinstance(given, dict):
         return given
-    match given["from"].get("run"):
-        case dict() as named:
-            placed = {name: _beside(path, str(run)) for name, run in named.items()}
-        case list() as listed:
-            placed = [_beside(path, str(run)) for run in listed]
-        case one:
-            placed = one and _beside(path, str(one))
-    return given | {"from": given["from"] | {"run": placed}}
+    if isinstance(given.get("checkpoint"), str):
+        given = given | {"checkpoint": _beside(path, given["checkpoint"])}
+    if isinstance(given.get("data"), dict) and given["data"].get("file"):
+        given = given | {"data": given["data"] | {"file": _each_beside(path, given["data"]["file"])}}
+    if not isinstance(given.get("from"), dict) or not given["from"].get("run"):
+        return given
+    return given | {"from": given["from"] | {"run": _each_beside(path, given["from"]["run"])}}
+
+
+def _each_beside(path: Path, named: Any) -> Any:
+    """A file, a list of files or named ones, beside the recipe's."""
+    if isinstance(named, dict):
+        return {name: _beside(path, str(file)) for name, file in named.items()}
+    return [_beside(path, str(file)) for file in named] if isinstance(named, list) else _beside(path, str(named))
 
 
 def parse(content: dict[str, Any], *, where: str) -> Recipe:
@@ -188,9 +231,11 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
         _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
         try:
-            graph.expand(parsed["models"])
+            parsed["subject"] = subject(as_dict(parsed["subject"]))
+            graph.expand(suited.models(parsed["subject"], parsed["models"]))
             for place in PLACES:
-                parsed[place] = nodes(place, parsed[place])
+                if parsed[place] is not None:
+                    parsed[place] = nodes(place, parsed[place])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         values = parser.instantiate(parsed)
@@ -202,13 +247,13 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
 
 
 def recorded(directory: Path) -> Recipe | None:
-    """Returns the recipe that a study's directory records; None for that of two checkpoints, or for results alone.
+    """Returns the recipe that a study's directory records; None for results alone.
 
     Raises:
         ValueError: it is none, or names something that is not there any more.
     """
     path = directory / "config.yaml"
-    return read(path) if path.exists() and "pair" not in content(path) else None
+    return read(path) if path.exists() else None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -216,7 +261,7 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml12.dump(as_dict(recipe))
 
 
-def content(path: Path, *, what: str = "a recipe", such: str = "world: tiny") -> dict[str, Any]:
+def content(path: Path, *, what: str = "a recipe", such: str = "subject: {world: tiny}") -> dict[str, Any]:
     """Returns the fields that a YAML file holds, as plain values; ``what`` it is of, ``such`` as a field.
 
     Raises:
@@ -266,15 +311,15 @@ def _check_keys(root: yaml.Node | None, *, where: str) -> None:
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
     """Refuses a section that is no mapping, which jsonargparse would ignore."""
+    if Path(where).name == "config.yaml" and content.keys() & {*_GONE, *_OF_COMMANDS}:
+        raise ValueError(other_version(Path(where).parent))
     for name, now in _GONE.items():
-        if name in content and Path(where).name == "config.yaml":
-            raise ValueError(other_version(Path(where).parent))
         if name in content:
             raise ValueError(f"{where}: `{name}` is now {now}")
     for name, kind in get_type_hints(Recipe).items():
         if name in content and content[name] is None:
             raise ValueError(f"{where}: {name} is empty: give it a value or leave the field out")
-        if is_dataclass(kind) and not isinstance(content.get(name, {}), dict):
+        if (is_dataclass(kind) or name == "subject") and not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{where}: {name} must hold fields, got {content[name]!r}")
     for name in content.get("analyze", {}):
         if name in _MOVED:
@@ -313,6 +358,7 @@ def _sentence(message: str, *, where: str) -> str:
     if value:
         known = value[1].replace("'", "").split(", ")
         text = text.replace(value[0], f"expected one of {', '.join(known)}, got {value[2]!r}{nearest(value[2], known)}")
+    text = text.replace("[dict[str, Any], NoneType]", "[dict]")  # null is refused above
     any_of = r"Does not validate against any of the Union subtypes Subtypes: \[([\w, ]+)\].* Given value: (.*)"
     text = re.sub(any_of, lambda found: f"expected {_kind(*found[1].split(', '))}, got {found[2]}", text)
     one = r"Expected a (\w+)( with \d+ elements)?\. Got value: "
@@ -321,7 +367,8 @@ def _sentence(message: str, *, where: str) -> str:
         section = re.search(r"Group '([\w.]+)'|Parser key \"([\w.]+)\"", text)
         text += _nearest_field(f"{section[1] or section[2]}.{option[1]}" if section else option[1])
     elif word := re.search(r"[Uu]nrecognized arguments?: -*([\w.-]+)", text):
-        text += nearest(word[1], set(_keys(Recipe)))
+        known = set(_keys(Recipe))
+        text += nearest(word[1], known) or nearest(word[1].partition(".")[0], known)
     text = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", text)
     return f"{where}: {text}"
 

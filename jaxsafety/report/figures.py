@@ -16,7 +16,7 @@ from jaxsafety.report.tables import CONDITIONS, VERDICTS, Dead, Model, VerdictRo
 from jaxsafety.rundir.results import check_schema
 
 # Panels of the learning curves, from the top: what is drawn (condition, metric) and its title.
-_CURVES = {
+CURVES = {
     ("safe", "exact_match"): "Instruct: safe prompts answered exactly",
     ("unsafe", "refused"): "Null: unsafe prompts refused",
     ("train", "loss"): "training loss",
@@ -26,12 +26,21 @@ _SHORT = 20
 _MOST_POINTS = 100
 
 
-def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
+def curves_of(conditions: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Returns the panels for a subject's conditions: ``CURVES``, or where it has none of them the same of its own."""
+    if any(condition in conditions for condition, _ in CURVES):
+        return CURVES
+    own = zip(conditions, ("exact_match", "refused"), strict=False)
+    return {curve: " ".join(curve) for curve in own} | {("train", "loss"): CURVES["train", "loss"]}
+
+
+def learning_curves(frame: pl.DataFrame, *, stage: str, shown: Mapping[tuple[str, str], str] = CURVES) -> str:
     """Rates and loss against step for one training stage, as SVG: mean over living seeds in a band min to max.
 
-    One colour per method, solid for eta_M and dashed for eta_S. At most 100 steps are drawn, evenly thinned. The loss
-    is left out where there are several methods: each has a loss of its own, and they do not compare. A seed that dies
-    is left out from the first step on, and counted below.
+    ``shown`` are the panels, by (condition, metric) their titles. One colour per method, solid for eta_M and dashed for
+    eta_S. At most 100 steps are drawn, evenly thinned. The loss is left out where there are several methods and
+    anything else: each has a loss of its own, and they do not compare. A seed that dies is left out from the first step
+    on, and counted below.
 
     Raises:
         ValueError: the frame holds no learning curve of ``stage``.
@@ -41,9 +50,11 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
     rows = dead_lanes.without_dead(of_stage).drop_nulls("value")
     there = set(rows.select("condition", "metric").unique().iter_rows())
     one_method = rows["method"].n_unique() == 1
-    panels = [curve for curve in _CURVES if curve in there and (one_method or curve[1] != "loss")]
+    panels = [curve for curve in shown if curve in there and (one_method or curve[1] != "loss")]
+    if not panels and ("train", "loss") in there & set(shown):
+        panels = [("train", "loss")]
     if not panels:
-        expected = ", ".join("/".join(curve) for curve in _CURVES)
+        expected = ", ".join("/".join(curve) for curve in shown)
         raise ValueError(f"no learning curve for stage {stage!r}: expected rows of {expected}")
     curves = rows.group_by("condition", "metric", "method", "lr_name", "lr", "step").agg(
         pl.col("value").mean().alias("mean"), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
@@ -56,10 +67,10 @@ def learning_curves(frame: pl.DataFrame, *, stage: str) -> str:
     def draw(figure: Figure) -> None:
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (condition, metric) in zip(grid, panels, strict=True):
-            shown = pick(curves, condition=condition, metric=metric)
+            panel = pick(curves, condition=condition, metric=metric)
             for model in models:
-                _draw_curve(axes, of_model(shown, model).sort("step"), style=styles[model])
-            axes.set_title(_CURVES[condition, metric])
+                _draw_curve(axes, of_model(panel, model).sort("step"), style=styles[model])
+            axes.set_title(shown[condition, metric])
             axes.grid(visible=True, axis="y")
             axes.margins(x=0.01)
             if metric != "loss":

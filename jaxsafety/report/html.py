@@ -15,7 +15,7 @@ import jinja2
 
 from jaxsafety.config.names import check_name
 from jaxsafety.report import tables
-from jaxsafety.report.tables import COLUMNS, VERDICTS, StudyRow, VerdictRow, model_label, percent
+from jaxsafety.report.tables import VERDICTS, StudyRow, VerdictRow, model_label, percent
 from jaxsafety.rundir import atomic, opening
 
 _CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
@@ -81,7 +81,7 @@ def write_report(
     _check_analyses(claims, analyses)
     page = _template().render(
         title=title,
-        columns=list(COLUMNS),
+        columns=tables.column_names(table),
         verdict_names=VERDICTS,
         table=table,
         table_notes=tables.table_notes(table),
@@ -121,7 +121,7 @@ def _seed_rows(table: Sequence[StudyRow]) -> Iterator[tuple[str, int, list[str]]
     """``(model, seed, one text per column)`` for every seed of every model."""
     for row in table:
         for seed in sorted({seed for cell in row.cells.values() if cell for seed in cell.values}):
-            yield model_label(row.model), seed, [_seed_text(row.cells[name], seed) for name in COLUMNS]
+            yield model_label(row.model), seed, [_seed_text(cell, seed) for cell in row.cells.values()]
 
 
 def _seed_text(cell: Any, seed: int) -> str:

@@ -14,7 +14,7 @@ from jaxsafety import analysis
 from jaxsafety.analysis import output_space
 from jaxsafety.recipe.nodes import AnalysisConfig, AttackConfig, default_attacks
 from jaxsafety.recipe.schema import Recipe
-from jaxsafety.report import attack_figures, intervention_figures, pair_figures, plot, training_figures
+from jaxsafety.report import attack_figures, checkpoint_figures, intervention_figures, plot, training_figures
 from jaxsafety.report.plotting import Picture
 from jaxsafety.report.seed_tables import BOUND
 from jaxsafety.types import Section
@@ -42,8 +42,13 @@ class Shown:
 
 
 def sections(recipe: Recipe | None = None) -> dict[str, Shown]:
-    """Returns the figures of a study by name; those of the table's analyses and of two checkpoints without a recipe."""
-    analyses = recipe.analyses if recipe else {name: AnalysisConfig(name) for name in analysis.TABLE}
+    """Returns the figures of a study by name; those of all analyses without a recipe.
+
+    What is measured of checkpoints lies in rows of the synthetic study's analyses, and is drawn as theirs.
+    """
+    analyses = {} if recipe is None else recipe.analyses
+    if recipe is None or recipe.subject.load().open is None:
+        analyses = analyses | {name: AnalysisConfig(name) for name in analysis.TABLE}
     attacks = recipe.attacks if recipe else default_attacks()
     drawn = {label: _of_analysis(label, node) for label, node in analyses.items() if node.load().section}
     attacked = {label: _of_attack(label, node) for label, node in attacks.items()}
@@ -82,8 +87,8 @@ def _of_attack(label: str, node: AttackConfig) -> Shown:
 
 _STRONGER = "To the right the attack is stronger: how many prompts the model still refuses, and how many it obeys."
 _PART = pl.col("part")
-# What two checkpoints have and a study has not, or shows otherwise.
-_OF_PAIR = (pl.col("method") == "tuned").any()
+# What studies of checkpoints have and others have not, or show otherwise: told by metrics that they alone have.
+_OF_CHECKPOINTS = pl.col("metric").is_in(["value_base", "cosine_tau_n"]).any()
 _TRANSFER = _PART.str.starts_with("transfer:")
 
 _OF_PAIRS = {
@@ -104,9 +109,9 @@ _OF_PAIRS = {
         "An update of low rank falls steeply, one that moves all directions alike is flat; below, the number of "
         "directions that hold 90 % of its energy, the energy in units of the strongest direction's, and its size "
         "beside that of the weights.",
-        pair_figures.spectrum,
-        (_of("spectrum") & pl.col("strength").is_in(pair_figures.PLACES))
-        | (_of("output_space", "rank_delta", "stable_rank", "changed_norm") & _OF_PAIR),
+        checkpoint_figures.spectrum,
+        (_of("spectrum") & pl.col("strength").is_in(checkpoint_figures.PLACES))
+        | (_of("output_space", "rank_delta", "stable_rank", "changed_norm") & _OF_CHECKPOINTS),
     ),
     "separation": Shown(
         "Separation by layer, and where jailbreaks lie",
@@ -114,8 +119,8 @@ _OF_PAIRS = {
         "On top how often the nearer of the two means is that of a prompt's own label (chance is one half), and the "
         "difference of the labels' τ over its spread; below, the cosine form of τ: a jailbreak that runs with the safe "
         "prompts looks safe.",
-        pair_figures.separation,
-        _of("clusters", "accuracy", "effect_size", "cosine_tau") & _OF_PAIR,
+        checkpoint_figures.separation,
+        _of("clusters", "accuracy", "effect_size", "cosine_tau") & _OF_CHECKPOINTS,
     ),
 }
 _JAILBREAKS = {
@@ -172,7 +177,7 @@ _JOINT = {
         "All panels share the training steps: what moves first in one panel and what follows in another suggests, but "
         "does not prove, what brings about what; dotted is the pretrained model.",
         training_figures.dynamics,
-        ~_OF_PAIR
+        ~_OF_CHECKPOINTS
         & (
             _of("verdicts", "exact_match", "refused")
             | (_of("interventions", "refused", "exact_match") & _PART.is_in(["only_null", "all_but_null"]))

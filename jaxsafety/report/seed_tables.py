@@ -3,7 +3,8 @@
 One row per quantity (``LABELS``), with ``mean``, ``low``, ``high``, ``n`` and a column ``seed_<k>`` per seed. ``low``
 and ``high`` are the 95 % Student-t interval over the finite seeds, null below two of them, and clipped to [0, 1] for
 shares. A seed that is not finite is null and left out. Where rows bring an interval of their own, over prompts, as the
-metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, it and its number stand there instead.
+metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, and it is one for all seeds (of one seed, or a model that they
+share), it and its number stand there instead.
 """
 
 import polars as pl
@@ -107,7 +108,7 @@ def pick(table: pl.DataFrame, **labels: object) -> pl.DataFrame:
 
 
 def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows without those of intervals, and these: ``LABELS``, given_low, given_high, given_n."""
+    """Rows without those of intervals; and where all seeds have one, ``LABELS``, given_low, given_high, given_n."""
     rows = rows.with_row_index("place")
     metric = pl.col("metric")
     bounded = rows.filter(metric.str.contains(BOUND)).with_columns(
@@ -116,11 +117,17 @@ def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     own = rows.select("analysis", "metric").unique()
     bounded = bounded.join(own, on=["analysis", "metric"], how="semi")
     plain = rows.join(bounded.select("place"), on="place", how="anti", maintain_order="left").drop("place")
-    given = bounded.select(*LABELS).unique()
+    keys = [*LABELS, "seed"]
+    given = bounded.select(keys).unique()
     for name, dtype in {"low": pl.Float64, "high": pl.Float64, "n": pl.Int64}.items():
-        one = bounded.filter(bound=name).select(*LABELS, pl.col("value").cast(dtype).alias(f"given_{name}"))
-        given = given.join(one, on=list(LABELS), how="left", nulls_equal=True)
-    return plain, given
+        one = bounded.filter(bound=name).select(*keys, pl.col("value").cast(dtype).alias(f"given_{name}"))
+        given = given.join(one, on=keys, how="left", nulls_equal=True)
+    # Of every seed that has a value, the same.
+    seeds = plain.group_by(LABELS).agg(pl.col("seed").n_unique().alias("seeds"))
+    counted = given.with_columns(pl.len().over(list(LABELS)).alias("own"))
+    whole = counted.join(seeds, on=list(LABELS), how="inner", nulls_equal=True).filter(pl.col("own") == pl.col("seeds"))
+    one = whole.drop("seed", "own", "seeds").unique()
+    return plain, one.filter(pl.len().over(list(LABELS)) == 1)
 
 
 def _ordered(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,20 +1,25 @@
 """The report stage: reads a run directory's results and writes ``report.html``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxsafety.report import claims_table, dead_lanes, figures, html, plotting, sections, tables
-from jaxsafety.rundir import manifest_file, results
+import polars as pl
+
+from jaxsafety import subjects
+from jaxsafety.recipe import yaml_file
+from jaxsafety.report import checkpoint_summary, claims_table, dead_lanes, figures, html, plotting, sections, tables
+from jaxsafety.report.tables import StudyRow, VerdictRow
+from jaxsafety.rundir import manifest_file, printed, results
+from jaxsafety.rundir.layout import ANALYSIS_FILE
 from jaxsafety.rundir.printed import Form
+from jaxsafety.types import Subject
 
 _CURVES = {"pretrain": "Pretraining", "tune": "Safety fine-tuning"}
-_NOTES = (
-    "A verdict is exact: complied is the true output in every judged position, refused is the refusal there, and "
-    "everything else is other. The judged block is the first one that holds an unsafe operator, read with the true "
-    "tokens before it; for safe prompts both blocks are judged.",
+_NOTE = (
     "All models of a seed are judged on the same prompts, drawn from keys that no training stream uses. In a small "
-    "world some of them occur in training all the same, by chance.",
+    "world some of them occur in training all the same, by chance."
 )
 
 
@@ -30,25 +35,59 @@ def write(directory: Path, *, form: Form = "table") -> str:
     if not (folder / "evaluate.parquet").exists():
         raise ValueError(f"no results in {directory}: run `jaxsafety evaluate` on it first")
     evaluated, curves = (results.read_results([folder / f"{name}.parquet"]) for name in ("evaluate", "curves"))
-    table, verdicts = tables.study_table(evaluated), tables.verdict_table(evaluated)
-    band = "mean over seeds in a band from the lowest to the highest"
-    drawn = {f"{title}: {band}": figures.learning_curves(curves, stage=stage) for stage, title in _CURVES.items()}
-    drawn["Complied, refused or other, by model and condition"] = figures.verdict_bars(verdicts)
+    recipe = yaml_file.recorded(directory)
+    about = subjects.load("world") if recipe is None else recipe.subject.load()
+    labelled = not about.conditions
+    columns = tables.refused_columns(evaluated) if labelled else tables.columns_of(about.conditions)
+    table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
     report = directory / "report.html"
-    manifest = manifest_file.read_manifest(directory)
     html.write_report(
         report,
         title=f"jaxsafety study: {directory.resolve().name}",
         table=table,
         verdicts=verdicts,
-        figures=drawn,
+        figures=_drawn(curves, verdicts, about),
         examples=_examples(folder / "examples.json"),
         config_yaml=(directory / "config.yaml").read_text(),
-        manifest=manifest,
-        notes=_NOTES,
-        **(analysed(directory) if (folder / "analyze.parquet").exists() else {}),
+        manifest=manifest_file.read_manifest(directory),
+        notes=about.notes if labelled else (*about.notes, _NOTE),
+        **({"intervals": checkpoint_summary.INTERVALS} if labelled else {}),
+        **_analysed(directory, claims="measured" if labelled else "all"),
     )
-    return tables.render(table, form) + (f"\nreport: {report}\n" if form == "table" else "")
+    if not labelled:
+        told = tables.render(table, form)
+    else:
+        told = _told(table, checkpoint_summary.records(evaluated, _analyses(directory)), form)
+    return "\n".join([*filter(None, [told]), f"report: {report}\n"]) if form == "table" else told
+
+
+def _drawn(curves: pl.DataFrame, verdicts: Sequence[VerdictRow], about: Subject) -> dict[str, str]:
+    """The figures of what is not an analysis, by caption."""
+    band, shown = "mean over seeds in a band from the lowest to the highest", figures.curves_of(about.conditions)
+    drawn = {
+        f"{title}: {band}": figures.learning_curves(curves, stage=stage, shown=shown)
+        for stage, title in _CURVES.items()
+        if stage in curves["stage"]
+    }
+    if verdicts:
+        drawn["Complied, refused or other, by model and condition"] = figures.verdict_bars(verdicts)
+    return drawn
+
+
+def _told(table: Sequence[StudyRow], rows: list[dict[str, Any]], form: Form) -> str:
+    """What is printed of a study whose prompts' own labels say the conditions."""
+    if form in ("json", "csv"):
+        return printed.records(rows, form)
+    lines = checkpoint_summary.text(rows)
+    if form == "markdown":
+        lines = "".join(f"- {line}\n" for line in lines.splitlines())
+    return "\n".join(filter(None, [tables.render(table, form) if table else "", lines]))
+
+
+def _analyses(directory: Path) -> pl.DataFrame:
+    """The rows of a run's analyses, none where there are no analyses."""
+    path = directory / "results" / ANALYSIS_FILE
+    return results.read_results([path] if path.exists() else [], schema=results.ANALYSIS_SCHEMA)
 
 
 def _examples(path: Path) -> list[dict[str, Any]]:
@@ -58,14 +97,16 @@ def _examples(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not JSON: remove it and run its stage again, which writes it anew") from error
 
 
-def analysed(directory: Path, *, claims: Literal["all", "measured"] = "all") -> dict[str, Any]:
-    """Returns what a report says about the analyses of a run, by argument of ``write_report``; writes their tables.
+def _analysed(directory: Path, *, claims: Literal["all", "measured"]) -> dict[str, Any]:
+    """What a report says about the analyses of a run, by argument of ``write_report``; writes their tables.
 
-    Claims are all, or those alone that its analyses have a number for.
+    Claims are all, or those alone that its analyses have a number for; without analyses there is nothing.
 
     Raises:
-        ValueError: there are none, or a file of them is damaged.
+        ValueError: a file of them is damaged.
     """
+    if _analyses(directory).is_empty():
+        return {}
     frames, figures_ = sections.read(directory), sections.of_run(directory)
     dead = dead_lanes.count_dead(frames["analyze"])
     judgements = [one for one in claims_table.read(directory) if claims == "all" or one.values]

@@ -95,8 +95,27 @@ class VerdictRow:
     dead: int
 
 
-def study_table(frame: pl.DataFrame) -> list[StudyRow]:
-    """The study's main table: one row per model, ``COLUMNS`` across, from the last evaluated step of each seed.
+def columns_of(conditions: Sequence[str]) -> dict[str, Column]:
+    """Returns the columns for a subject's conditions: those of ``COLUMNS``, or where it has none the same of its own.
+
+    That is: the first answered exactly, the second refused, the first refused, and the others complied with.
+    """
+    if known := {name: column for name, column in COLUMNS.items() if column.condition in conditions}:
+        return known
+    first, second, others = conditions[:1], conditions[1:2], conditions[2:]
+    shown = ((first, "exact_match"), (second, "refused"), (first, "refused"), (others, "complied"))
+    columns = [Column(condition, metric) for group, metric in shown for condition in group]
+    return {f"{column.condition} {column.metric}": column for column in columns}
+
+
+def refused_columns(frame: pl.DataFrame) -> dict[str, Column]:
+    """Returns the columns where prompts' own labels say the conditions: of each, how often it is refused."""
+    conditions = sorted(set(frame["condition"]), key=_condition_order)
+    return {f"{condition} refused": Column(condition, "refused") for condition in conditions}
+
+
+def study_table(frame: pl.DataFrame, columns: Mapping[str, Column] = COLUMNS) -> list[StudyRow]:
+    """The study's main table: one row per model, ``columns`` across, from the last evaluated step of each seed.
 
     Rows are the pretrained model, then method by learning rate (sft, dpo, unlearn; eta_M, eta_S).
 
@@ -104,15 +123,21 @@ def study_table(frame: pl.DataFrame) -> list[StudyRow]:
         ValueError: two values for one seed of one cell (results of several runs), or a rate outside [0, 1].
     """
     return [
-        StudyRow(model, {name: cells.get((column.condition, column.metric)) for name, column in COLUMNS.items()})
+        StudyRow(model, {name: cells.get((column.condition, column.metric)) for name, column in columns.items()})
         for model, cells in _cells(frame).items()
     ]
+
+
+def column_names(table: Sequence[StudyRow]) -> list[str]:
+    """The columns of a study table, from the left; all of ``COLUMNS`` where it has no rows."""
+    return list(table[0].cells if table else COLUMNS)
 
 
 def verdict_table(frame: pl.DataFrame) -> list[VerdictRow]:
     """How every model answered every condition: mean rates complied, refused, other, which sum to 1.
 
-    Conditions without verdicts are left out; rows run over models, then conditions, in the order of the study table.
+    Where results tell the first two alone, other is what is left. Conditions without verdicts are left out; rows run
+    over models, then conditions, in the order of the study table.
 
     Raises:
         ValueError: as ``study_table``, or the three rates of a condition do not sum to 1.
@@ -122,8 +147,11 @@ def verdict_table(frame: pl.DataFrame) -> list[VerdictRow]:
         for condition in sorted({name for name, metric in cells if metric in VERDICTS}, key=_condition_order):
             found = [cells.get((condition, verdict)) for verdict in VERDICTS]
             means = [cell.interval.mean if cell else None for cell in found]
-            total = math.fsum(mean or 0.0 for mean in means)
             alive = found[0].interval.n if found[0] else 0
+            if found[-1] is None and None not in found[:-1]:
+                found[-1] = found[0]
+                means[-1] = max(0.0, 1 - means[0] - means[1]) if alive else None
+            total = math.fsum(mean or 0.0 for mean in means)
             if None in found or (alive and abs(total - 1) > RATE_TOLERANCE):
                 raise ValueError(
                     f"verdicts of {model_label(model)} on {condition} sum to {total:g}: "
@@ -138,7 +166,7 @@ def render_text(table: Sequence[StudyRow]) -> str:
     # Two-line cells hold eight columns in 80 characters; ASCII because the output may be piped anywhere.
     grid = Table(box=ASCII_BOX, show_edge=False, padding=0)
     grid.add_column("model", min_width=10, overflow="fold")
-    for name in COLUMNS:
+    for name in column_names(table):
         grid.add_column(_two_lines(name), justify="right", no_wrap=True)
     for row in table:
         cells = (_cell_text(cell, "\n{}-{}") for cell in row.cells.values())
@@ -162,7 +190,8 @@ def render_markdown(table: Sequence[StudyRow]) -> str:
     """The study table as a Markdown pipe table, followed by its notes as a list; per cent."""
     cells = [[model_label(row.model), *(_cell_text(cell, " [{}, {}]") for cell in row.cells.values())] for row in table]
     notes = [f"- {note}".replace("*", "\\*") for note in table_notes(table)]
-    shown = printed.pipe_table(["model", *COLUMNS], cells, numbers=range(1, len(COLUMNS) + 1))
+    names = column_names(table)
+    shown = printed.pipe_table(["model", *names], cells, numbers=range(1, len(names) + 1))
     return shown + "\n".join(["", *notes]) + "\n"
 
 
@@ -184,7 +213,9 @@ def table_notes(table: Sequence[StudyRow]) -> list[str]:
     """Sentences that belong under a study table: its unit and interval, its columns, its dead seeds."""
     counts = {len(cell.values) for row in table for cell in row.cells.values() if cell}
     seeds = f"{max(counts)} seed{'s' * (max(counts) > 1)}" if counts else "no seeds"
-    notes = [f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100.", _COLUMN_NOTE]
+    notes = [f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100."]
+    # Others say themselves what they are.
+    notes += [_COLUMN_NOTE] if set(column_names(table)) <= set(COLUMNS) else []
     return notes + [f"* {note}" for note in dead_notes(dead_in_table(table))]
 
 
@@ -253,6 +284,8 @@ def _cell_text(cell: Cell | None, interval: str) -> str:
 
 
 def _two_lines(name: str) -> str:
+    if " " in name:
+        return "\n".join(name.rsplit(" ", 1))
     head, dash, tail = name.rpartition("-")
     return f"{head}{dash}\n{tail}" if dash else name
 

@@ -9,6 +9,8 @@ REPORT_FILE = "report.html"
 
 # Of every lane by its name: states to go on from, and parameters at steps on the way.
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+# Of a study of checkpoints: every model that it makes, by name and seed, as a directory.
+MODELS = "models"
 # Below the directory of a grid.
 CELLS = "cells"
 

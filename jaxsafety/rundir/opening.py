@@ -1,5 +1,6 @@
 """Opening a run directory: its lock, the configuration that it records, copies of its input files."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ def unused_dropped(directory: Path, files: Sequence[str], *, begun: Callable[[],
     that the corrected command finds none of what it was asked before.
 
     ``files`` are the names of what it writes before its work, which ``begun`` tells. The directory is removed, too, if
-    it was not there and nothing else is in it.
+    it was not there and nothing else is in it, and so are folders in it.
     """
     there, before = directory.exists(), {name for name in files if (directory / name).exists()}
     try:
@@ -48,9 +49,10 @@ def unused_dropped(directory: Path, files: Sequence[str], *, begun: Callable[[],
         if not begun():
             for name in set(files) - before:
                 (directory / name).unlink(missing_ok=True)
-            if not there:
+            folders = {(directory / name).parent for name in files} - {directory}
+            for folder in (*folders, *([] if there else [directory])):
                 with suppress(OSError):
-                    directory.rmdir()
+                    folder.rmdir()
         raise
 
 
@@ -72,8 +74,11 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
             )
 
 
-def record_config(path: Path, config: Mapping[str, Any]) -> None:
+def record_config(path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None) -> bool:
     """Writes a configuration of plain data as YAML where none is recorded yet, else checks that it is the recorded one.
+
+    Fields whose dotted names match the regular expression ``grows`` may be absent, null or 0 where they are recorded,
+    and those that match ``free`` may be anything there; what is new is then recorded. Returns whether that was so.
 
     Raises:
         ValueError: another one is recorded, whose differing fields are named, or the file is damaged.
@@ -81,7 +86,7 @@ def record_config(path: Path, config: Mapping[str, Any]) -> None:
     """
     if not path.exists():
         atomic_write(path, yaml12.dump(dict(config)))
-        return
+        return False
     try:
         content = yaml12.load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -91,6 +96,9 @@ def record_config(path: Path, config: Mapping[str, Any]) -> None:
     recorded, new = flat(content), flat(config)
     # An absent field is a null one: dumpers may leave those out.
     differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]
+    if differing and all(_may_change(name, recorded.get(name), grows=grows, free=free) for name in differing):
+        atomic_write(path, yaml12.dump(dict(config)))
+        return True
     if differing:
         shown = [f"{name} is {recorded.get(name)!r} there and {new.get(name)!r} here" for name in differing[:_SHOWN]]
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
@@ -98,6 +106,12 @@ def record_config(path: Path, config: Mapping[str, Any]) -> None:
             f"{path.parent} holds a run of another configuration ({'; '.join(shown)}{more}): "
             "choose another output directory (--out)"
         )
+    return False
+
+
+def _may_change(name: str, recorded: Any, *, grows: str | None, free: str | None) -> bool:
+    nothing = recorded in (None, 0) and recorded is not False
+    return bool((free and re.fullmatch(free, name)) or (grows and nothing and re.fullmatch(grows, name)))
 
 
 def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,7 +42,8 @@ def read(directory: Path) -> list[Progress]:
     """
     manifest = manifest_file.read_manifest(directory)
     if not (listed := manifest.get(layout.CELLS)):
-        return [_progress(directory, directory.name, manifest.get("models") or _begun(directory))]
+        models = manifest["models"] if "models" in manifest else _begun(directory)
+        return [_progress(directory, directory.name, models)]
     try:
         models = {name: dict(about["models"]) for name, about in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -92,11 +93,12 @@ def _begun(directory: Path) -> dict[str, Any]:
         return {label: {} for label in content["models"]}
     # Bytes that are no text are a ValueError.
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        if isinstance(content, dict) and {"pretrain", "tune"} <= content.keys():
+        if isinstance(content, dict) and (
+            {"pretrain", "tune"} <= content.keys() or content.keys() & {"pair", "tuning"}
+        ):
             raise ValueError(other_version(directory)) from error
         raise ValueError(
-            f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made, not one of a "
-            "checkpoint, whose command says itself how far it is"
+            f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made"
         ) from error
 
 
@@ -127,5 +129,7 @@ def _failure(directory: Path) -> str:
 
 def _done(directory: Path, lane: str, total: int) -> int:
     """Steps of a lane; of one that is not trained, 1 once it is there."""
+    if (directory / layout.MODELS / lane).is_dir():
+        return max(total, 1)
     found = layout.steps(directory / layout.CHECKPOINTS / lane)
     return min(max(found, default=0), total) if total else len(found[:1])

@@ -24,7 +24,6 @@ from jaxsafety.study import judged, pipeline, probe
 from jaxsafety.study.evaluate import Models
 from jaxsafety.study.pipeline import Study
 from jaxsafety.study.probe import PerSeed, Subjects, run_each, to_frame
-from jaxsafety.study.view import model_of
 from jaxsafety.types import Coordinate, Params, Point, View
 
 # What result rows call the edited models.
@@ -143,9 +142,7 @@ def _pairs(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     def lane(trees: tuple[Params, Params, Params], per_seed: PerSeed, _: Array) -> Any:
         with jax.default_matmul_precision("highest"):
             params, other, base = trees
-            return probe.measured(
-                node, View(model_of(run.recipe, run.world), params, base, other=other), key=per_seed[0]
-            )
+            return probe.measured(node, View(run.subject.analysed, params, base, other=other), key=per_seed[0])
 
     def sides(params: Params) -> tuple[Params, ...]:
         return tuple(probe.taken(params, side) for side in (left, right, bases))
@@ -173,7 +170,7 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
         return
 
     def lane(trees: tuple[Params, Params], per_seed: PerSeed, _: Array, point: Point) -> Any:
-        return judged.attacked_measures(run.recipe, run.world, node, trees, per_seed, places=places, point=point)
+        return judged.attacked_measures(run.recipe, run.subject, node, trees, per_seed, places=places, point=point)
 
     rows = probe.chosen(models, node.on)
     attack, lanes = probe.program(run, lane, rows=len(rows)), probe.with_bases(subjects, models, rows)

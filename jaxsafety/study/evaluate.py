@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsafety import keys, world
+from jaxsafety import keys
 from jaxsafety.claims.evidence import Model as Label
 from jaxsafety.engine import hosts, loop, programs
 from jaxsafety.engine.programs import Grid
@@ -22,7 +22,9 @@ from jaxsafety.rundir.layout import RESULT_FILES
 from jaxsafety.study import lanes, pipeline
 from jaxsafety.study.pipeline import Study
 from jaxsafety.types import Key, Params, Trial
-from jaxsafety.world import World, text
+
+# Of a judge's metrics those that progress shows.
+VERDICTS = ("complied", "refused", "other")
 
 
 class Models(NamedTuple):
@@ -48,15 +50,15 @@ def gather(run: Study) -> Models:
 def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     """Yields result rows of every condition, model, seed and metric; null for a lane that diverged."""
     grid = run.grid(len(models.lanes))
-    judge = programs.program(lambda params, trials, _: lanes.evaluate(run.recipe, run.world, params, trials), grid=grid)
+    judge = programs.program(lambda params, trials, _: lanes.evaluate(run.subject, params, trials), grid=grid)
     conditions = run.recipe.evaluated
     with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
         for i, (name, condition) in enumerate(conditions.items()):
-            late = world.batches.LATE_IN_EVALUATION
+            late = run.subject.late_probability
             trials = pipeline.draw_prompts(run, condition, stream="evaluate", late_probability=late)
             rates = hosts.fetch(judge(models.params, trials, jnp.zeros(len(models.lanes))))
             yield from _rows(run, models, name, rates)
-            update(i + 1, {verdict: float(np.mean(rates[verdict])) for verdict in ("complied", "refused", "other")})
+            update(i + 1, {name: float(np.mean(rates[name])) for name in VERDICTS if name in rates})
 
 
 def _rows(run: Study, models: Models, condition: str, rates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -79,33 +81,38 @@ def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
     for labels, values in loop.curves([run.leg(lane) for lane in run.recipe.lanes], seeds=run.recipe.seeds):
         for name, value in values.items():
             condition, _, metric = name.partition("/")
-            if condition not in world.CONDITIONS:
+            if condition not in run.recipe.read_out:
                 condition, metric = "train", name
             yield labels | {"condition": condition, "metric": metric, "value": value}
 
 
 def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
-    """Returns one prompt per condition with every model's greedy answer, for the first seed, in words."""
-    conditions = run.recipe.evaluated
+    """Returns one prompt per condition with every model's greedy answer, for the first seed, in words.
+
+    None of a subject that has no words.
+    """
+    text, conditions = run.subject.text, run.recipe.evaluated
+    if text is None:
+        return []
     key = keys.stream(run.roots[0], "evaluate")
 
     def draw(key: Key) -> Trial:
-        drawn = [world.batch_at(run.world, one, key=key, step=0, batch_size=1) for one in conditions.values()]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *drawn)
+        one = partial(run.subject.trials, key=key, step=0, batch_size=1, late_probability=run.subject.late_probability)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[one(each) for each in conditions.values()])
 
     trials = programs.fitted(draw, key, what="drawing the examples")(key)
     first_seed = hosts.fetch(programs.at_once(_first_seed, models.params))
     lane = Grid(run.recipe.seeds[:1], len(models.lanes), "map")
-    host = jax.device_get(trials)
-    batch = jax.tree.map(lambda leaf: leaf[None], host)
+    batch = jax.tree.map(lambda leaf: leaf[None], jax.device_get(trials))
     decoded = programs.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.lanes)))
-    answers = np.asarray(decoded)[:, 0]
+    names = [" ".join(filter(None, (label.method, label.lr_name))) for label in models.labels]
     rows = []
-    for i, (name, example) in enumerate(zip(conditions, text.examples(run.world, trials), strict=True)):
-        trial = jax.tree.map(lambda leaf, i=i: leaf[i], host)
-        given = [_given(run.world, trial, *pair) for pair in zip(models.labels, answers[:, i], strict=True)]
-        shown = {"prompt": example.prompt, "expected": example.expected, "refusal": example.refusal}
-        rows.append({"condition": name, **shown, "answers": given})
+    for name, told in zip(conditions, text.tell(trials, np.asarray(decoded)[:, 0]), strict=True):
+        given = [
+            {"model": model, "answer": answer, "verdict": verdict}
+            for model, (answer, verdict) in zip(names, told["answers"], strict=True)
+        ]
+        rows.append({"condition": name} | told | {"answers": given})
     return rows
 
 
@@ -116,27 +123,12 @@ def _first_seed(params: Params) -> Params:
 def _decode(run: Study, params: Params, trials: Trial, _: Any) -> Array:
     """Greedy answers ``[b, t]`` to a batch of prompts, from the first judged token on, as the verdict reads them."""
     start = jnp.argmax(trials.complied.mask | trials.refused.mask, axis=1) + 1
-    tokens, count = trials.complied.tokens, 2 * run.world.spec.max_text + 2
+    tokens, count = trials.complied.tokens, 2 * run.subject.text.answer
     prompt = jnp.arange(tokens.shape[1])[None] < start[:, None]
-    source = (params, lanes.model_of(run.recipe, run.world))
-    written = generation.generate(source, tokens, mask=prompt, count=count)
+    written = generation.generate((params, run.subject.model), tokens, mask=prompt, count=count)
     rows, places = jnp.arange(len(tokens))[:, None], start[:, None] + jnp.arange(count)[None]
     # A long prompt's window ends before its answer does.
     return tokens.at[rows, places].set(written, mode="drop")
-
-
-def _given(world_: World, trial: Trial, label: Label, tokens: np.ndarray) -> dict[str, Any]:
-    """One model's answer in words, with its verdict on the judged positions."""
-    start = text.answer_start(world_, int(trial.prompt.length))
-    predicted = np.append(tokens[1:], -1)
-    right = {
-        name: bool(np.all((predicted == side.targets) | ~side.mask))
-        for name, side in (("complied", trial.complied), ("refused", trial.refused))
-    }
-    verdict = next((name for name, holds in right.items() if holds), "other")
-    end = start + 2 * int(trial.prompt.length) + 2
-    model = " ".join(part for part in (label.method, label.lr_name) if part)
-    return {"model": model, "answer": text.words(world_, tokens[start:end]), "verdict": verdict}
 
 
 def run_labels(run: Study) -> dict[str, str]:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from jaxsafety.engine import memory
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Edited, Reused, Selected, Training
+from jaxsafety.recipe.models import Edited, Given, Reused, Selected, Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline, train
+from jaxsafety.study.checkpoints import planned
 from jaxsafety.study.grids import Job
 from jaxsafety.study.pipeline import Study
 
@@ -20,6 +21,8 @@ from jaxsafety.study.pipeline import Study
 def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     """Returns the forecast of running ``chosen`` as text; it goes by speeds that any cell of ``every`` has recorded."""
     todo = [job.ready for job in chosen if not _is_trained(job.ready)]
+    if chosen[0].ready.subject is None:
+        return "\n".join([*_models(chosen[0].ready), *(line for ready in todo for line in planned.lines(ready))]) + "\n"
     lines = []
     if len(every) > 1:
         lines.append(f"{len(chosen)} of {len(every)} cells, {len(chosen) - len(todo)} of them trained already")
@@ -58,7 +61,7 @@ def _models(ready: Study) -> Iterator[str]:
         lanes = recipe.lanes_of(label)
         parents = dict.fromkeys(lane.parent.label for lane in lanes if lane.parent is not None)
         programs = [number for number, group in enumerate(groups, 1) if any(lane.label == label for lane in group)]
-        done = sum(checkpoint.latest(ready.leg(lane).checkpoints) == lane.steps for lane in lanes)
+        done = sum(map(ready.is_made, lanes))
         yield (
             f"  {label}: {_made(lanes[0])}{' from ' if parents else ''}{', '.join(parents)}; "
             f"{_counted(len(lanes), 'lane')} x {_counted(len(recipe.seeds), 'seed')}"
@@ -81,6 +84,8 @@ def _made(lane: Lane) -> str:
             told = f"selected of {how.select}"
         case Reused():
             told = f"{how.model} of {how.run}"
+        case Given():
+            told = how.checkpoint
     return told if how.role == "model" else f"{told} ({how.role})"
 
 
@@ -124,8 +129,7 @@ def _training(ready: Study, stage: str) -> _Training:
 def _kind(recipe: Recipe, lanes: Sequence[Lane]) -> Any:
     """What two stages have in common that take as long a step."""
     return (
-        recipe.world,
-        recipe.model,
+        repr(recipe.subject),
         len(recipe.seeds),
         tuple(lane.training.program for lane in lanes if lane.training),
     )

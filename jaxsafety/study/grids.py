@@ -19,6 +19,7 @@ from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import layout, locks, manifest_file, opening, progress, signals
 from jaxsafety.study import pipeline
 from jaxsafety.study.pipeline import Study
+from jaxsafety.study.stages import prepare
 
 _POLL_S = 2.0
 
@@ -48,11 +49,11 @@ def plan(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> list[Job]:
         ValueError: bad grammar, model or strategy; the cell is named.
     """
     if not recipe.grid:
-        return [Job(cell, pipeline.prepare(recipe, directory)) for cell in chosen]
+        return [Job(cell, prepare(recipe, directory)) for cell in chosen]
     jobs = []
     for cell in chosen:
         try:
-            jobs.append(Job(cell, pipeline.prepare(cell.recipe, directory / layout.CELLS / cell.name)))
+            jobs.append(Job(cell, prepare(cell.recipe, directory / layout.CELLS / cell.name)))
         except ValueError as error:
             raise ValueError(f"cell {cell.name}: {error}") from error
     return jobs

@@ -18,6 +18,7 @@ from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
 from jaxsafety.study import pipeline, train
+from jaxsafety.subjects.synthetic import Config
 from jaxsafety.types import Params
 from jaxsafety.world import World
 from jaxsafety.world import load as load_world
@@ -42,14 +43,15 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
         ImportError: torch is not installed.
     """
     _check_recipe(recipe)
+    own = recipe.subject.options
     files = _files(recipe, pretrained, tuned)
-    world = load_world(recipe.world, grammars=recipe.grammars)
-    recipe.model.build(world)
+    world = load_world(own.world, grammars=own.grammars)
+    own.model.build(world)
     digests = {_place(name, seed): _digest(file) for (name, seed), file in files.items()}
     _check_distinct(digests)
     if _is_done(recipe, directory, digests):
         return
-    params = _same_tokens({key: _params(file, recipe, world) for key, file in files.items()}, world)
+    params = _same_tokens({key: _params(file, own, world) for key, file in files.items()}, world)
     with _made_whole(directory) as staging:
         ready = pipeline.prepare(recipe, staging)
         opening.record_config(staging / "config.yaml", as_dict(recipe))
@@ -65,6 +67,8 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
 
 
 def _check_recipe(recipe: Recipe) -> None:
+    if recipe.subject.kind != "world":
+        raise ValueError(f"import makes a run over a world, and the recipe is about {recipe.subject.kind}")
     if recipe.grid:
         raise ValueError("import makes one run, and the recipe has a `grid:`: expected a recipe without one")
     for lane in recipe.lanes:
@@ -164,9 +168,9 @@ def _same_tokens(params: Mapping[tuple[str, int], Params], world: World) -> dict
     }
 
 
-def _params(file: Path, recipe: Recipe, world: World) -> Params:
+def _params(file: Path, own: Config, world: World) -> Params:
     """Loads a model and checks that it is the recipe's, but for tokens that no prompt holds."""
-    config = recipe.model.build(world)
+    config = own.model.build(world)
     # Parameters do not depend on the number of heads.
     params, found = official.load(file, heads=1)
     theirs, ours = asdict(found), asdict(config) | {"mlp_width": config.mlp_width or 4 * config.width}
@@ -174,17 +178,19 @@ def _params(file: Path, recipe: Recipe, world: World) -> Params:
         if theirs[name] != ours[name]:
             raise ValueError(f"{file}: {name} is {theirs[name]}, expected {ours[name]} by the recipe's model")
     if (heads := official.HEADS.get(config.width, config.heads)) != config.heads:
-        raise ValueError(f"model.heads: got {config.heads}, expected the {heads} of the authors' width {config.width}")
+        raise ValueError(
+            f"subject.model.heads: got {config.heads}, expected the {heads} of the authors' width {config.width}"
+        )
     if found.max_tokens < config.max_tokens:
         raise ValueError(
             f"{file}: its window is {found.max_tokens} tokens, expected at least the {config.max_tokens} of the world "
-            f"{recipe.world}"
+            f"{own.world}"
         )
     least = config.vocab_size - len(world.spec.late_duplicates)
     if not least <= found.vocab_size <= config.vocab_size:
         without = f", or {least} without its last ones" if least < config.vocab_size else ""
         raise ValueError(
-            f"{file}: it has {found.vocab_size} tokens, expected the {config.vocab_size} of the world {recipe.world}"
+            f"{file}: it has {found.vocab_size} tokens, expected the {config.vocab_size} of the world {own.world}"
             f"{without}"
         )
     return params

@@ -15,10 +15,9 @@ from jaxsafety.linalg.masked import averaged
 from jaxsafety.recipe.nodes import AttackConfig, EditConfig
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study import lanes
-from jaxsafety.study.view import Prompts, class_means, first_prompts, model_of, opening, view
+from jaxsafety.study.view import Prompts, class_means, first_prompts, opening, view
 from jaxsafety.subjects import judge
-from jaxsafety.types import Attacked, Key, Measured, Model, Params, Point, Target, Trial
-from jaxsafety.world import World
+from jaxsafety.types import Attacked, Key, Measured, Model, Opened, Params, Point, Target, Trial
 
 # Where the first MLP matrix reads, and what its neurons say.
 _IN, _OUT = "mlp.hook_in", "mlp.hook_post"
@@ -34,7 +33,7 @@ def edited_lane(
 
 
 def edited_measures(
-    recipe: Recipe, world_: World, lane: tuple[Params, Params], per_seed: tuple[Key, Prompts], _: Any
+    recipe: Recipe, subject: Opened, lane: tuple[Params, Params], per_seed: tuple[Key, Prompts], _: Any
 ) -> Measured:
     """Returns verdicts, cluster positions and gradient norms of an edited model on ``analyze.edit_prompts`` prompts.
 
@@ -43,7 +42,7 @@ def edited_measures(
     (params, base), (key, prompts) = lane, per_seed
     few = first_prompts(prompts, recipe.analyze.edit_prompts)
     with jax.default_matmul_precision("highest"):
-        seen = view(recipe, world_, params, base, few, sites=(_OUT,), key=key)
+        seen = view(recipe, subject, params, base, few, sites=(_OUT,), key=key)
         means, everyone = class_means(seen.held[_OUT], few.held_out), seen.verdicts.subsets[:, 0]
         rows = seen.seen[_OUT].last.swapaxes(0, 1)
         relative = jax.vmap(lambda row: clusters.relative_tau(row, means))(rows)
@@ -61,7 +60,7 @@ def edited_measures(
 
 
 def attacked_measures(
-    recipe: Recipe, world_: World, node: AttackConfig, lane: tuple[Params, Params], per_seed: tuple[Key, Prompts], *,
+    recipe: Recipe, subject: Opened, node: AttackConfig, lane: tuple[Params, Params], per_seed: tuple[Key, Prompts], *,
     places: tuple[int, ...], point: Point,
 ) -> Measured:  # fmt: skip
     """Makes one attack of one strength on a model, and judges and measures it on the prompts of some conditions.
@@ -70,11 +69,11 @@ def attacked_measures(
     scalar for every swept field.
     """
     (params, base), (key, prompts) = lane, per_seed
-    attack, model = node.load(), model_of(recipe, world_)
+    attack, model = node.load(), subject.analysed
     own = keys.named(keys.stream(key, "attack"), node.attack)
 
     def condition(trial: Trial) -> Measured:
-        target = Target(model, params, base, trial, world_.special["stop"])
+        target = Target(model, params, base, trial, subject.text.stop)
         done = attack.attack(target, node.options, point=point, key=own)
         changed, weights = done.trial or trial, params if done.params is None else done.params
         found = judge.said(
@@ -94,7 +93,7 @@ def attacked_measures(
             return measured
         # All prompts that are judged, and those of them that the attack succeeded on.
         subsets = jnp.stack([judged, judged & (rates["complied"] > 0) & changed.unsafe]) & opening(changed)[None]
-        inside = partial(_inside, recipe, world_, model, weights, base, prompts, changed, done)
+        inside = partial(_inside, recipe, subject, model, weights, base, prompts, changed, done)
         return measured | inside(found, subsets=subsets, key=key)
 
     chosen = jax.tree.map(lambda leaf: leaf[jnp.asarray(places), : recipe.analyze.attack_prompts], prompts.trials)
@@ -103,11 +102,11 @@ def attacked_measures(
 
 
 def _inside(
-    recipe: Recipe, world_: World, model: Model, params: Params, base: Params, prompts: Prompts, trial: Trial,
+    recipe: Recipe, subject: Opened, model: Model, params: Params, base: Params, prompts: Prompts, trial: Trial,
     done: Attacked, found: Any, *, subsets: Bool[Array, "2 b"], key: Key,
 ) -> Measured:  # fmt: skip
     """Nearness to safe prompts, gain of the first matrix' update, sensitivity, and NLL of the complied answer."""
-    held = view(recipe, world_, params, base, prompts, sites=(_OUT,), key=key).held[_OUT]
+    held = view(recipe, subject, params, base, prompts, sites=(_OUT,), key=key).held[_OUT]
     relative = clusters.relative_tau(found.activations[_OUT][:, :, 0], class_means(held, prompts.held_out))
     before = base["blocks"]["mlp"]["up"]
     delta = params["blocks"]["mlp"]["up"] - before

@@ -4,8 +4,7 @@ A single lane is one seed of a :class:`jaxsafety.recipe.lane.Lane`. Nothing here
 disk; the outer layer maps these over ``[h, s]``.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,41 +13,28 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxsafety import keys, tree, world
-from jaxsafety.models import gpt
+from jaxsafety import keys, tree
 from jaxsafety.models.through import through
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited, Training
 from jaxsafety.recipe.nodes import EditConfig
-from jaxsafety.recipe.schema import Recipe
-from jaxsafety.subjects import judge as judging
+from jaxsafety.recipe.schema import EvaluateConfig
 from jaxsafety.training import objective, optim, stepping
-from jaxsafety.types import HParams, Key, Method, Metrics, Model, Params, Point, TrainState, Trial
-from jaxsafety.world import Condition, World
+from jaxsafety.types import HParams, Key, Method, Metrics, Opened, Params, Point, TrainState
 
 Chunk = Callable[[TrainState, dict[str, Params], Key, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
 
-# Conditions that the learning curves read out.
-READOUT = ("safe", "unsafe")
+# What learning curves show of the conditions that they read, if the subject's judge tells it.
+_SHOWN = ("exact_match", "complied", "refused")
 # Their prompts come from a step of the evaluation stream that no table reaches.
 _READOUT_STEP = 1 << 20
 # Below a step's key, for gates that are drawn: another number than those of :mod:`jaxsafety.training.objective`.
 _GATES = 2
 
 
-def model_of(recipe: Recipe, world: World) -> Model:
-    """Returns the model with its static configuration bound, in float32: what is measured."""
-    return gpt.model(recipe.model.build(world))
-
-
-def training_model_of(recipe: Recipe, world: World) -> Model:
-    """Returns the model that losses and their gradients are taken of, in ``model.compute_dtype``."""
-    return gpt.model(replace(recipe.model.build(world), compute_dtype=recipe.model.compute_dtype))
-
-
-def init_params(recipe: Recipe, world: World, *, key: Key) -> Params:
+def init_params(subject: Opened, *, key: Key) -> Params:
     """Returns fresh parameters from the seed's root key."""
-    return gpt.init(recipe.model.build(world), key=keys.stream(key, "init"))
+    return subject.init(keys.stream(key, "init"))
 
 
 def optimizer(training: Training, point: HParams) -> optax.GradientTransformation:
@@ -56,14 +42,14 @@ def optimizer(training: Training, point: HParams) -> optax.GradientTransformatio
     return optim.make_optimizer(training.optim, peak_lr=point.peak_lr, total_steps=training.steps)
 
 
-def train_chunk(recipe: Recipe, world_: World, lane: Lane) -> Chunk:
+def train_chunk(subject: Opened, lane: Lane) -> Chunk:
     """Returns ``(state, given, root key, point, steps) -> (state, means over the steps)`` of a lane.
 
     It is that of all lanes of its group, whose scalars are the point's. Given are parameters by role: the
     ``reference``, where the method asks for one, and what is trained is joined with.
     """
     training, own = lane.training, lane.training.load()
-    model = training_model_of(recipe, world_)
+    model = subject.training
 
     def chunk(
         state: TrainState, given: dict[str, Params], key: Key, point: HParams, steps: Int[Array, ""]
@@ -71,11 +57,12 @@ def train_chunk(recipe: Recipe, world_: World, lane: Lane) -> Chunk:
         options, stream, own_stream = training.at_point(point), data_stream(lane, key), keys.stream(key, "method")
         joined, reference = _joined(training, own, given, point), given.get("reference")
         step = objective.make_step(
-            joined, model, optimizer(training, point), options, key=key, total_steps=training.steps
-        )
+            joined, model, optimizer(training, point), options, key=key, total_steps=training.steps,
+            parts=training.accumulate,
+        )  # fmt: skip
 
         def draw(i: Int[Array, ""]) -> Any:
-            batch = examples(world_, training, point, key=stream, step=i)
+            batch = examples(subject.source, training, point, key=stream, step=i)
             return objective.prepared(own, model, batch, options, reference=reference, key=keys.at_step(own_stream, i))
 
         return stepping.run_steps(step, draw, state, steps=steps)
@@ -89,7 +76,7 @@ def _joined(training: Training, method: Method, trees: dict[str, Params], point:
         return method
     join = partial(training.parametrisation.load().join, trees, config=training.parametrisation.at_point(point))
 
-    def totals(model: Model, trained: Any, *words: Any, key: Key, progress: Any) -> Any:
+    def totals(model: Any, trained: Any, *words: Any, key: Key, progress: Any) -> Any:
         whole = through(model, partial(join, key=jax.random.fold_in(key, _GATES)))
         return method.totals(whole, trained, *words, key=key, progress=progress)
 
@@ -118,13 +105,13 @@ def data_stream(lane: Lane, key: Key) -> Key:
     return stream if lane.generation < 2 else keys.named(stream, f"generation {lane.generation}")
 
 
-def examples(world_: World, training: Training, point: HParams, *, key: Key, step: Int[Array, ""]) -> Any:
+def examples(source: Any, training: Training, point: HParams, *, key: Key, step: Int[Array, ""]) -> Any:
     """Draws the examples ``[b, ...]`` of one step of a training, at one hyper-parameter point.
 
     Of a number of different examples they come in turn, the same order again and again.
     """
     data, count, total = training.data, training.batch_size, training.steps
-    draw = partial(data.load().draw, world_, data.at_point(point), key=key, total_steps=total)
+    draw = partial(data.load().draw, source, data.at_point(point), key=key, total_steps=total)
     if data.prompts is None:
         return draw(step=step, batch_size=count)
     n = jnp.int32(point.data["prompts"])
@@ -146,40 +133,34 @@ def _means(metrics: Metrics) -> Metrics:
 
 
 def prompts(
-    recipe: Recipe, world_: World, *, condition: str | Condition, key: Key, late_probability: float | Float[Array, ""]
-) -> Trial:
+    subject: Opened, config: EvaluateConfig, *, condition: Any, key: Key, late_probability: float | Float[Array, ""]
+) -> Any:
     """Draws ``evaluate.prompts`` prompts ``[n, b, ...]`` of a condition for one seed.
 
     They depend on the seed alone, so that all its models are judged on the same prompts. ``key`` is the seed's stream
-    key: not its root, so that one compiled program draws for every stream. See :func:`jaxsafety.world.batch_at`.
+    key: not its root, so that one compiled program draws for every stream. See :class:`jaxsafety.types.Opened`.
     """
-    config = recipe.evaluate
-    draw = partial(
-        world.batch_at, world_, condition, key=key, batch_size=config.batch_size, late_probability=late_probability
-    )
+    draw = partial(subject.trials, condition, key=key, batch_size=config.batch_size, late_probability=late_probability)
     return jax.vmap(lambda step: draw(step=step))(jnp.arange(config.prompts // config.batch_size))
 
 
-def readout_prompts(recipe: Recipe, world_: World, *, key: Key) -> Trial:
-    """Draws the prompts of the learning curves for one seed: one batch of each of ``READOUT``, none of the table's."""
-    stream, count = keys.stream(key, "evaluate"), recipe.evaluate.probe_prompts
-    drawn = [world.batch_at(world_, name, key=stream, step=_READOUT_STEP, batch_size=count) for name in READOUT]
-    return tree.stack(drawn)
+def readout_prompts(subject: Opened, conditions: Sequence[str], *, count: int, key: Key) -> Any:
+    """Draws the prompts of the learning curves for one seed: ``count`` of each condition, none of the table's."""
+    draw = partial(subject.trials, key=keys.stream(key, "evaluate"), step=_READOUT_STEP, batch_size=count)
+    return tree.stack([draw(name, late_probability=subject.late_probability) for name in conditions])
 
 
-def judge(recipe: Recipe, world_: World, params: Params, trials: Trial) -> dict[str, Float[Array, " n"]]:
-    """Returns the mean verdict rates and accuracies of every batch ``[n]``, see ``subjects.judge``."""
-    model = model_of(recipe, world_)
-    return jax.lax.map(lambda trial: _means(judging.judge(model, params, trial)), trials)
+def judge(subject: Opened, params: Params, trials: Any) -> dict[str, Float[Array, " n"]]:
+    """Returns the mean verdict rates and accuracies of every batch ``[n]``, see ``Opened.judge``."""
+    return jax.lax.map(lambda trial: _means(subject.judge(params, trial)), trials)
 
 
-def evaluate(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:
+def evaluate(subject: Opened, params: Params, trials: Any) -> Metrics:
     """Returns each metric's mean over all prompts."""
-    return _means(judge(recipe, world_, params, trials))
+    return _means(judge(subject, params, trials))
 
 
-def readout(recipe: Recipe, world_: World, params: Params, trials: Trial) -> Metrics:
+def readout(subject: Opened, conditions: Sequence[str], params: Params, trials: Any) -> Metrics:
     """Returns the learning curves' rates on the prompts of :func:`readout_prompts`, as ``condition/metric``."""
-    rates = judge(recipe, world_, params, trials)
-    names = ("exact_match", "complied", "refused")
-    return {f"{condition}/{name}": rates[name][i] for i, condition in enumerate(READOUT) for name in names}
+    rates = judge(subject, params, trials)
+    return {f"{one}/{name}": rates[name][i] for i, one in enumerate(conditions) for name in _SHOWN if name in rates}

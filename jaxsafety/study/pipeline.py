@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from jaxsafety import keys, tree, world
+from jaxsafety import keys, tree
 from jaxsafety.config.names import check_name
 from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
@@ -23,12 +23,11 @@ from jaxsafety.engine.programs import Grid
 from jaxsafety.keys import Stream
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Edited, Reused
+from jaxsafety.recipe.models import Edited, Given, Reused
 from jaxsafety.recipe.schema import Recipe, as_dict
-from jaxsafety.rundir import layout
+from jaxsafety.rundir import layout, opening
 from jaxsafety.study import lanes
-from jaxsafety.types import Params, Strategy, Trial
-from jaxsafety.world import Condition, World
+from jaxsafety.types import Opened, Params, Strategy
 
 
 class Trained(NamedTuple):
@@ -42,11 +41,11 @@ class Trained(NamedTuple):
 class Study:
     """A recipe made ready to run.
 
-    The world is built and the strategy resolved; ``directory`` is the run's.
+    Its subject is opened, None where models are files, and the strategy resolved; ``directory`` is the run's.
     """
 
     recipe: Recipe
-    world: World
+    subject: Opened | None
     strategy: Strategy
     directory: Path
 
@@ -57,6 +56,19 @@ class Study:
             self.directory, lane.stage, lane.name, lane.label, lane.point, lane.lr, lane.steps, chunk,
             lane.snapshot_steps,
         )  # fmt: skip
+
+    def model(self, lane: Lane, seed: int) -> Path:
+        """Where models are files: the directory of one seed of a lane."""
+        if isinstance(lane.how, Given):
+            return lane.how.directory(seed)
+        return self.directory / layout.MODELS / lane.name / f"seed_{seed}"
+
+    def is_made(self, lane: Lane) -> bool:
+        """Whether a lane is there, of all seeds."""
+        if self.subject is not None:
+            return loop.is_finished(self.leg(lane))
+        places = [self.model(lane, seed) for seed in self.recipe.seeds]
+        return hosts.decide(lambda: all(map(Path.is_dir, places)))
 
     def grid(self, rows: int) -> Grid:
         """So many rows of lanes, all seeds."""
@@ -73,10 +85,9 @@ class Study:
 
 
 def prepare(recipe: Recipe, directory: Path) -> Study:
-    """Builds the world and resolves the strategy; the first thing to touch a device. Raises ValueError."""
-    built = world.load(recipe.world, grammars=recipe.grammars)
-    recipe.model.build(built)
-    base = jax.eval_shape(lambda: lanes.init_params(recipe, built, key=keys.root(0)))
+    """Opens the subject and resolves the strategy; the first thing to touch a device. Raises ValueError."""
+    opened = recipe.subject.load().open(recipe.subject.options)
+    base = jax.eval_shape(lambda: lanes.init_params(opened, key=keys.root(0)))
     for label, node in recipe.edits.items():
         try:
             node.points(base)
@@ -90,7 +101,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
                 points(lane.how.options, base)
             except ValueError as error:
                 raise ValueError(f"models.{lane.label}: {error}") from error
-    study = Study(recipe, built, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
+    study = Study(recipe, opened, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
     for lane in recipe.lanes:
         if isinstance(lane.how, Reused) and not loop.is_finished(study.leg(lane)):
             source(study, lane)
@@ -99,7 +110,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
 
 def param_shapes(study: Study, *lanes_: int) -> Params:
     """Returns the shapes of the parameters of a model, behind axes of these sizes."""
-    one = jax.eval_shape(lambda: lanes.init_params(study.recipe, study.world, key=keys.root(0)))
+    one = jax.eval_shape(lambda: lanes.init_params(study.subject, key=keys.root(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lanes_, *leaf.shape), leaf.dtype), one)
 
 
@@ -110,7 +121,7 @@ def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     return programs.at_once(lambda found: tree.lane(found, 0), lanes_out)
 
 
-def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, late_probability: float) -> Trial:
+def draw_prompts(study: Study, condition: Any, *, stream: Stream, late_probability: float) -> Any:
     """Draws the prompts ``[s, n, b, ...]`` of a condition for every seed; see :func:`jaxsafety.study.lanes.prompts`.
 
     The stages that ask for the same condition share a compiled program, since stream and probability are inputs.
@@ -118,8 +129,9 @@ def draw_prompts(study: Study, condition: str | Condition, *, stream: Stream, la
     grid = study.grid(1)
     streams = jax.vmap(lambda root: keys.stream(root, stream))(study.roots)
 
-    def draw(_: Any, key: Array, __: Any, late: Array) -> Trial:
-        return lanes.prompts(study.recipe, study.world, condition=condition, key=key, late_probability=late)
+    def draw(_: Any, key: Array, __: Any, late: Array) -> Any:
+        given = {"condition": condition, "key": key, "late_probability": late}
+        return lanes.prompts(study.subject, study.recipe.evaluate, **given)
 
     drawn = programs.program(draw, grid=grid)(grid.zeros(), streams, jnp.zeros(1), jnp.float32(late_probability))
     return programs.at_once(lambda found: tree.lane(found, 0), drawn)
@@ -163,7 +175,7 @@ def load_living(study: Study, wanted: Sequence[Lane]) -> Trained:
 def is_finished(study: Study, stage: str) -> bool:
     """Whether a stage has nothing left to do in the run directory."""
     if stage in ("pretrain", "tune"):
-        return all(loop.is_finished(study.leg(lane)) for lane in study.stage_lanes(stage))
+        return all(map(study.is_made, study.stage_lanes(stage)))
     return hosts.decide(lambda: layout.finished_files(study.directory, stage))
 
 
@@ -178,20 +190,30 @@ def check_ready(study: Study, stage: str) -> None:
 
 
 def steps(recipe: Recipe) -> dict[str, dict[str, int]]:
-    """Returns the steps of every lane by model and name, for :mod:`jaxsafety.rundir.status`."""
-    return {label: {lane.name: lane.steps for lane in recipe.lanes_of(label)} for label in recipe.models}
+    """Returns the steps of every lane by model and name, for :mod:`jaxsafety.rundir.status`.
+
+    Where models are files every seed has its own, and those that are given have nothing to do.
+    """
+    if recipe.subject.load().open is not None:
+        return {label: {lane.name: lane.steps for lane in recipe.lanes_of(label)} for label in recipe.models}
+    found: dict[str, dict[str, int]] = {}
+    for lane in recipe.lanes:
+        for seed in () if isinstance(lane.how, Given) else recipe.seeds:
+            found.setdefault(lane.label, {})[f"{lane.name}/seed_{seed}"] = lane.steps
+    return found
 
 
 def own_grammars(recipe: Recipe) -> dict[str, str]:
     """Returns the contents of the user's own grammar files, by the name that the run directory keeps them under."""
-    return {f"{condition}.pcfg": Path(path).read_text() for condition, path in recipe.grammars.items()}
+    named = getattr(recipe.subject.options, "grammars", {})
+    return {f"{condition}.pcfg": Path(path).read_text() for condition, path in named.items()}
 
 
 def check_trained(study: Study, *stages: str) -> None:
     """Raises a ValueError unless all models of some stages, or of both, are finished in the run directory."""
     for stage in stages or ("pretrain", "tune"):
         for lane in study.stage_lanes(stage):
-            if not loop.is_finished(study.leg(lane)):
+            if not study.is_made(lane):
                 raise ValueError(f"no finished {lane.name} in {study.directory}: run `jaxsafety {stage}` on it first")
 
 
@@ -205,21 +227,22 @@ def _check_part(lane: Lane, base: Params) -> None:
         raise ValueError(f"models.{lane.label}.parametrisation: {error}") from error
 
 
-def _world_and_model(recipe: Recipe, directory: Path | None) -> dict[str, Any]:
+def _subject_of(recipe: Recipe, directory: Path | None) -> dict[str, Any]:
     """What parameters of two runs must have in common; grammars as digests, those that a run's directory keeps."""
+    told = as_dict(recipe.subject)
+    named = told.pop("grammars", {})
     texts = own_grammars(recipe) if directory is None else {
-        f"{name}.pcfg": (directory / "grammars" / f"{name}.pcfg").read_text() for name in recipe.grammars
+        f"{name}.pcfg": (directory / "grammars" / f"{name}.pcfg").read_text() for name in named
     }  # fmt: skip
     grammars = {f"grammar {name}": sha256(text.encode()).hexdigest()[:8] for name, text in texts.items()}
-    model = {f"model.{name}": value for name, value in as_dict(recipe.model).items()}
-    return {"world": recipe.world} | grammars | model
+    return opening.flat({"subject": told}) | grammars
 
 
 def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
     """The run that a lane is reused from, and the lane there.
 
     Raises:
-        ValueError: no such run or lane, one of another world or model, a seed that it has not, or not finished.
+        ValueError: no such run or lane, one of another subject, a seed that it has not, or not finished.
     """
     where, directory = f"models.{lane.label}.from", Path(lane.how.run)
     recipe = yaml_file.recorded(directory) if (directory / "config.yaml").is_file() else None
@@ -227,7 +250,7 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
         raise ValueError(f"{where}: no run of a study in {directory}: expected a directory that `jaxsafety run` made")
     by_name = {one.name: one for one in recipe.lanes}
     check_name(f"model in {where}", lane.how.model, by_name)
-    own, there = (_world_and_model(one, kept) for one, kept in ((study.recipe, None), (recipe, directory)))
+    own, there = (_subject_of(one, kept) for one, kept in ((study.recipe, None), (recipe, directory)))
     for name in own | there:
         if own.get(name) != there.get(name):
             raise ValueError(
@@ -237,7 +260,7 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
         raise ValueError(f"{where}: {directory} has the seeds {list(recipe.seeds)}, expected {missing[0]} among them")
     if (there := by_name[lane.how.model].generation) != lane.how.generation:
         raise ValueError(f"{where}.generation: got {lane.how.generation}, expected the {there} of {lane.how.model}")
-    other, found = Study(recipe, study.world, study.strategy, directory), by_name[lane.how.model]
+    other, found = Study(recipe, study.subject, study.strategy, directory), by_name[lane.how.model]
     if not loop.is_finished(other.leg(found)):
         raise ValueError(f"{where}: {found.name} is not finished in {directory}: run `jaxsafety {found.stage}` there")
     return other, found

@@ -23,7 +23,7 @@ from jaxsafety.study.evaluate import Models
 from jaxsafety.study.frames import Arrays
 from jaxsafety.study.pipeline import Study
 from jaxsafety.study.view import Prompts, view
-from jaxsafety.types import Coordinate, Key, Measured, Params, Trial, View
+from jaxsafety.types import Coordinate, Key, Measured, Params, View
 
 PerSeed = tuple[Key, Prompts]
 
@@ -68,7 +68,7 @@ def gather(run: Study) -> Subjects:
             for on, labels in measured_together(run).items()
         },
         judge={
-            rows: program(run, partial(judged.edited_measures, run.recipe, run.world), rows=rows)
+            rows: program(run, partial(judged.edited_measures, run.recipe, run.subject), rows=rows)
             for rows in set(edited.values())
         },
         edit={
@@ -208,7 +208,7 @@ def _prompts(run: Study) -> Prompts:
         flat = [leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]) for leaf in leaves]
         return jnp.stack([leaf[:, chosen] for leaf in flat], axis=1)
 
-    def parts(*drawn: Trial) -> Prompts:
+    def parts(*drawn: Any) -> Prompts:
         # Held out: of the first two conditions, safe and unsafe, the prompts that come next.
         return Prompts(
             trials=jax.tree.map(partial(part, slice(count)), *drawn),
@@ -226,5 +226,5 @@ def _measure(
     nodes = {label: run.recipe.analyses[label] for label in labels}
     sites = dict.fromkeys(site for node in nodes.values() for site in node.load().reads)
     with jax.default_matmul_precision("highest"):
-        seen = view(run.recipe, run.world, params, base, prompts, sites=tuple(sites), key=key)
+        seen = view(run.recipe, run.subject, params, base, prompts, sites=tuple(sites), key=key)
         return {label: measured(node, seen, key=key) for label, node in nodes.items()}

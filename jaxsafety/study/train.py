@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsafety import world
 from jaxsafety.engine import hosts, loop, programs
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
@@ -50,7 +49,7 @@ def _start(study: Study, group: Sequence[Lane], trees: Trees | None) -> TrainSta
 
     def init(before: Any, key: Array, point: HParams) -> TrainState:
         if trees is None:
-            params = lanes.init_params(study.recipe, study.world, key=key)
+            params = lanes.init_params(study.subject, key=key)
             return lanes.init_state(training, {"parent": params}, key=key, point=point)
         given = {role: tree.params for role, tree in before.items()}
         state = lanes.init_state(training, given, key=key, point=point)
@@ -70,10 +69,15 @@ def shapes(study: Study, group: Sequence[Lane]) -> TrainState:
 
 
 def _readout(study: Study) -> loop.Readout:
-    def read(params: Params, trials: Any, _: Any) -> Metrics:
-        return lanes.readout(study.recipe, study.world, params, trials)
+    conditions, count = study.recipe.read_out, study.recipe.evaluate.probe_prompts
 
-    return read, pipeline.per_seed(study, lambda key: lanes.readout_prompts(study.recipe, study.world, key=key))
+    def read(params: Params, trials: Any, _: Any) -> Metrics:
+        return lanes.readout(study.subject, conditions, params, trials)
+
+    def draw(key: Array) -> Any:
+        return lanes.readout_prompts(study.subject, conditions, count=count, key=key)
+
+    return read, pipeline.per_seed(study, draw)
 
 
 def train(study: Study, stage: str) -> None:
@@ -114,7 +118,7 @@ def _train(study: Study, group: Sequence[Lane]) -> None:
         return lanes.whole(first.training, trained, given, point)
 
     loop.train(
-        lanes.train_chunk(study.recipe, study.world, first),
+        lanes.train_chunk(study.subject, first),
         partial(_start, study, group, trees or None),
         readout=_readout(study),
         whole=whole if first.trees else None,
@@ -123,6 +127,7 @@ def _train(study: Study, group: Sequence[Lane]) -> None:
         points=points(group),
         grid=study.grid(len(group)),
         legs=[study.leg(lane) for lane in group],
+        headline=["/".join(pair) for pair in zip(study.recipe.read_out, ("exact_match", "refused"), strict=False)],
     )
 
 
@@ -149,11 +154,12 @@ def _select(study: Study, group: Sequence[Lane]) -> None:
     judged = list({lane.name: lane for lane in (*candidates, *(lane.parent for lane in candidates))}.values())
     found = pipeline.load(study, judged)
     condition, _, rate = how.by.partition("/")
-    rates = _rates(study, found, dict.fromkeys(("safe", condition)))
+    safe = study.recipe.read_out[0]
+    rates = _rates(study, found, dict.fromkeys((safe, condition)))
     rows = {lane.name: row for row, lane in enumerate(judged)}
     by = {lane.name: _mean(rates[condition][rate][rows[lane.name]]) for lane in candidates}
     # Of the seeds that live in both.
-    utility = rates["safe"]["exact_match"]
+    utility = rates[safe]["exact_match"]
     drops = {lane.name: _mean(utility[rows[lane.parent.name]] - utility[rows[lane.name]]) for lane in candidates}
     for lane in group:
         chosen = select(how, {name: (by[name], drops[name]) for name in lane.others})
@@ -186,11 +192,10 @@ def _mean(values: Float[np.ndarray, " s"]) -> float:
 def _rates(study: Study, found: Trained, conditions: Iterable[str]) -> dict[str, dict[str, Float[np.ndarray, "h s"]]]:
     """By condition, verdict rates on prompts that nothing else looks at, NaN for a seed that has diverged."""
     rows, alive = found.finite.shape[0], hosts.fetch(found.finite)
-    late = world.batches.LATE_IN_EVALUATION
     judge = programs.program(
-        lambda params, trials, _: lanes.evaluate(study.recipe, study.world, params, trials), grid=study.grid(rows)
+        lambda params, trials, _: lanes.evaluate(study.subject, params, trials), grid=study.grid(rows)
     )
-    rates = {}
+    rates, late = {}, study.subject.late_probability
     for condition in conditions:
         trials = pipeline.draw_prompts(study, condition, stream="validate", late_probability=late)
         measured = hosts.fetch(judge(found.params, trials, jnp.zeros(rows)))

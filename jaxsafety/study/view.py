@@ -6,7 +6,6 @@ composition is harmless) count in verdicts alone.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import flax.struct
@@ -17,14 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import keys, world
 from jaxsafety.linalg import clusters
-from jaxsafety.models import gpt
 from jaxsafety.recipe.models import Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.subjects import judge
 from jaxsafety.training import objective, stepping
-from jaxsafety.types import Key, Leaf, Model, Params, Seen, Trial, Verdicts, View
-from jaxsafety.world import World
-from jaxsafety.world.layout import last_prompt_index
+from jaxsafety.types import Key, Leaf, Model, Opened, Params, Seen, Text, Trial, Verdicts, View
 
 
 @flax.struct.dataclass
@@ -34,11 +30,6 @@ class Prompts:
 
     trials: Leaf
     held_out: Leaf
-
-
-def model_of(recipe: Recipe, world_: World) -> Model:
-    """Returns the model with its layers as a loop, which compiles fastest: an analysis runs a few times."""
-    return gpt.model(replace(recipe.model.build(world_), unroll=1))
 
 
 def first_prompts(prompts: Prompts, count: int) -> Prompts:
@@ -52,29 +43,32 @@ def opening(trials: Trial) -> Bool[Array, "*x"]:
 
 
 def view(
-    recipe: Recipe, world_: World, params: Params, base: Params, prompts: Prompts, *, sites: Sequence[str], key: Key
+    recipe: Recipe, subject: Opened, params: Params, base: Params, prompts: Prompts, *, sites: Sequence[str], key: Key
 ) -> View:
     """Returns what there is to see of one model; what nobody looks at is not computed once it is compiled.
 
-    Activations are those of ``sites``; ``key`` is the seed's root key.
+    Activations are those of ``sites``; ``key`` is the seed's root key. Of a subject without tokens there are its
+    parameters alone.
     """
-    model = model_of(recipe, world_)
-    look = partial(_look, recipe, world_, model, params, sites=tuple(sites))
+    model, text = subject.analysed, subject.text
+    if text is None:
+        return View(model, params, base)
+    look = partial(_look, recipe, text, model, params, sites=tuple(sites))
     seen, predicted = look(prompts.trials)
     held, _ = look(prompts.held_out)
     return View(
         model, params, base, trials=prompts.trials, held_out=prompts.held_out, seen=seen, held=held,
         predicted=predicted, verdicts=_verdicts(model, params, prompts.trials, predicted),
-        longest=last_prompt_index(world_.spec.max_text) + 1, answer=world_.spec.max_text + 1,
+        longest=text.longest, answer=text.answer,
         gradients=partial(_gradients, recipe, model, params, base, prompts.trials, key=key),
     )  # fmt: skip
 
 
 def _look(
-    recipe: Recipe, world_: World, model: Model, params: Params, trials: Trial, *, sites: tuple[str, ...]
+    recipe: Recipe, text: Text, model: Model, params: Params, trials: Trial, *, sites: tuple[str, ...]
 ) -> tuple[dict[str, Seen], Int[Array, "c b t"]]:
     """Reads a model on the complied answers of ``[c, b]`` prompts, batch by batch: activations and predictions."""
-    count = min(recipe.analyze.response_positions, world_.spec.max_text + 1)
+    count = min(recipe.analyze.response_positions, text.answer)
 
     def batch(given: tuple[Int[Array, "b t"], Int[Array, " b"], Int[Array, " b"]]) -> tuple[dict[str, Seen], Array]:
         tokens, last, length = given

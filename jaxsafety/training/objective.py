@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsafety import keys, tree
 from jaxsafety.training import stepping
-from jaxsafety.types import Examples, Key, Method, Metrics, Model, Params, Step, Terms, TrainState
+from jaxsafety.types import Examples, Key, Method, Metrics, Params, Step, Terms, TrainState
 
 # Below a step's key, whose own draws are the loss's; and a step that no run reaches, for what comes before the first.
 _DATA = 1
@@ -19,7 +19,7 @@ _FIRST = 1 << 31
 
 
 def prepared(
-    method: Method, model: Model, batch: Examples, config: Any, *, reference: Params | None, key: Key
+    method: Method, model: Any, batch: Examples, config: Any, *, reference: Params | None, key: Key
 ) -> Examples:
     """Returns a drawn batch as the method's loss takes it: transformed, and with what the reference says of it.
 
@@ -44,7 +44,7 @@ def transformed(method: Method, batch: Examples, config: Any, *, key: Key) -> Ex
 
 def make_loss(
     method: Method,
-    model: Model,
+    model: Any,
     config: Any,
     *,
     key: Key,
@@ -70,7 +70,7 @@ def make_loss(
 
 
 def make_gradient(
-    method: Method, model: Model, config: Any, *, key: Key, total_steps: int, parts: int = 1
+    method: Method, model: Any, config: Any, *, key: Key, total_steps: int, parts: int = 1
 ) -> stepping.Gradient:
     """Returns the method's loss, means and gradient at a state, on a prepared batch.
 
@@ -108,7 +108,7 @@ def init_state(
 
 def make_step(
     method: Method,
-    model: Model,
+    model: Any,
     optimizer: optax.GradientTransformation,
     config: Any,
     *,

@@ -1,5 +1,5 @@
-"""The checkpoints of the pairs, for the command line about them."""
+"""The checkpoints of the studies of checkpoints, for the command line about them."""
 
-from tests.study.pairs.conftest import another, checkpoints, encoder, params
+from tests.study.checkpoints.conftest import another, checkpoints, encoder, pairs, params
 
-__all__ = ["another", "checkpoints", "encoder", "params"]
+__all__ = ["another", "checkpoints", "encoder", "pairs", "params"]

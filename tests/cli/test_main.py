@@ -33,16 +33,22 @@ BAD_RECIPES = {
     "wrong type": ("models: {a: {method: sft, steps: many}}", "models.a: steps must be an integer, got 'many'"),
     "negative size": ("models: {a: {method: sft, batch_size: -4}}", "models.a: batch_size must be > 0 and finite"),
     "circle": ("models: {a: {from: b}, b: {from: a}}", "models wait for each other: a <- b <- a"),
-    "zero size": ("model: {layers: 0}", "layers: got 0, expected an integer of at least 1"),
-    "heads": ("model: {heads: 5}", "heads: got 5, expected a divisor of width 64"),
+    "zero size": ("subject: {world: tiny, model: {layers: 0}}", "layers: got 0, expected an integer of at least 1"),
+    "heads": ("subject: {world: tiny, model: {heads: 5}}", "heads: got 5, expected a divisor of width 64"),
     "unknown method": (
         "models: {a: {method: dbo}}",
         "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn",
     ),
-    "unknown world": ("world: tinny", "expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
+    "unknown world": (
+        "subject: {world: tinny}",
+        "subject: unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?",
+    ),
+    "no subject": ("subject: {}", "subject must have the field world or checkpoint, or `kind: package.module:SUBJECT`"),
+    "old world": ("world: paper", "`world` is now a field of `subject`, such as `subject: {world: tiny}`"),
+    "old model": ("model: {preset: small}", "`model` is now a field of `subject`, such as `subject: {world: tiny, m"),
     "unknown condition": ("evaluate: {conditions: [jb]}", "expected one of safe, unsafe, jb_co_task"),
-    "unknown text condition": ("grammars: {saf: x.pcfg}", "unknown text condition 'saf'"),
-    "missing grammar": ("grammars: {safe: nowhere.pcfg}", "nowhere.pcfg"),
+    "unknown text condition": ("subject: {world: tiny, grammars: {saf: x.pcfg}}", "unknown text condition 'saf'"),
+    "missing grammar": ("subject: {world: tiny, grammars: {safe: nowhere.pcfg}}", "nowhere.pcfg"),
     "no seeds": ("seeds: []", "seeds must name at least one seed, got none"),
     "same seed twice": ("seeds: [2, 2]", "seeds must be distinct, got [2, 2]"),
     "zero rate": ("models: {a: {method: sft, lr: {eta_M: 0}}}", "models.a: lr must be > 0 and finite, got 0.0"),
@@ -53,8 +59,8 @@ BAD_RECIPES = {
     "analyze prompts": ("analyze: {prompts: 1024}", "analyze.prompts must be at most half of evaluate.prompts (1024)"),
     "snapshots": ("models: {a: {method: sft, snapshots: -1}}", "models.a: snapshots must be >= 0 and finite, got -1"),
     "empty": ("", "is empty: expected the fields of a recipe"),
-    "not YAML": ("world: [", "is not YAML"),
-    "not fields": ("- tiny", "must hold fields such as `world: tiny`, got a list"),
+    "not YAML": ("subject: [", "is not YAML"),
+    "not fields": ("- tiny", "must hold fields such as `subject: {world: tiny}`, got a list"),
 }
 
 
@@ -99,7 +105,7 @@ def test_a_bad_recipe_is_one_sentence_and_leaves_nothing(refuse, tmp_path, monke
 
 def test_a_grammar_too_short_for_the_window_is_one_sentence(refuse, tmp_path):
     (tmp_path / "short.pcfg").write_text("v -> 'a' 'b' [1.0]\n")
-    (tmp_path / "bad.yaml").write_text(f"grammars: {{safe: {tmp_path / 'short.pcfg'}}}")
+    (tmp_path / "bad.yaml").write_text(f"subject: {{world: tiny, grammars: {{safe: {tmp_path / 'short.pcfg'}}}}}")
     message = refuse("pretrain", tmp_path / "bad.yaml", "--out", tmp_path / "out")
     assert "is too short for windows of 8 letters" in message
     assert not (tmp_path / "out").exists()
@@ -112,6 +118,9 @@ def test_a_grammar_too_short_for_the_window_is_one_sentence(refuse, tmp_path):
         (["--models.sft.stps", "5"], "models.sft has no field 'stps'; did you mean 'steps'?"),
         (["--models.*.steps", "0"], "models.pretrained: steps must be > 0 and finite, got 0"),
         (["--tune.steps", "5"], "--tune.steps: `tune` is now a model for each of its methods"),
+        (["--world", "paper"], "--world: `world` is now a field of `subject`, such as `subject: {world: tiny}`"),
+        (["--model.width", "8"], "--model.width: `model` is now a field of `subject`"),
+        (["--subject.model.widht", "8"], "subject.model has no field 'widht': it has preset, block, positions, layers"),
         (["--seeds", "[1,1]"], "seeds must be distinct, got [1, 1]"),
         (["stray"], "unrecognized arguments: stray"),
     ],
@@ -355,10 +364,19 @@ def test_the_recorded_configuration_continues_its_own_run(main, run, capsys):
     assert yaml.safe_load((run / "config.yaml").read_text())["name"] == "mini"
 
 
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        "world: tiny\nmodel: {}\npretrain: {steps: 6}\ntune: {steps: 6}\n",
+        "pair: {base: {directory: b}, tuned: {directory: t}}\n",
+        "tuning: {method: sft}\n",
+    ],
+    ids=["study", "pair", "tuning"],
+)
 @pytest.mark.parametrize("verb", ["run", "status", "report", "claims", "evaluate"])
-def test_a_run_of_an_earlier_version_is_told_with_the_version_that_reads_it(refuse, run, verb):
+def test_a_run_of_an_earlier_version_is_told_with_the_version_that_reads_it(refuse, run, verb, recorded):
     (run / "manifest.json").unlink()
-    (run / "config.yaml").write_text("world: tiny\npretrain: {steps: 6}\ntune: {steps: 6}\n")
+    (run / "config.yaml").write_text(recorded)
     assert refuse(verb, run) == (
         f"jaxsafety: {run} is a run of jaxsafety 0.1, which reads it: install that version, or run its recipe anew"
     )
@@ -459,7 +477,7 @@ def test_the_environment_is_json_with_versions_and_devices(main, capsys):
         ["--help"],
         *([verb, "--help"] for verb in (*STAGES, "sample", "env", "list")),
         ["list"],
-        ["analyze", "merge", "--help"],
+        *(["analyze", name, "--help"] for name in ("weights", "activations", "merge")),
         ["tune", "--data=x", "--help"],
     ],
 )

@@ -29,11 +29,11 @@ ORDER = (
     ("attacks",),
     ("analysis",),
     ("claims",),
+    ("subjects",),
     ("recipe",),
     ("rundir",),
     ("engine",),
     ("formats",),
-    ("subjects",),
     ("study",),
     ("report",),
     ("cli",),
@@ -42,7 +42,8 @@ LAYER_OF = {folder: layer for layer, folders in enumerate(ORDER) for folder in f
 PURE_FOLDERS = [folder for folder, layer in LAYER_OF.items() if layer <= LAYER_OF["recipe"]]
 KERNELS = ("losses", "linalg", "world", "models")
 # A folder of theirs holds one file a method, an edit, an attack or an analysis: what they share lies in a layer below.
-ONE_EACH = ("pools", "parametrisations", "methods", "edits", "attacks", "analysis")
+# Beside the subjects lies the judge of answers that are tokens, which the study asks, too, under attacks and edits.
+ONE_EACH = ("pools", "parametrisations", "methods", "edits", "attacks", "analysis", "subjects")
 # Lifted out by people who have a model, a world and a trainer of their own.
 # An attack may bring a condition of the world's own kind.
 LIFTED = {"linalg": (), "edits": ("linalg",), "analysis": ("linalg",), "attacks": ("losses", "world")}

@@ -39,7 +39,6 @@ from jaxsafety.cli import main
 from jaxsafety.formats import hf, prompts
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.pools import text as pool
-from jaxsafety.recipe.schema import ModelConfig
 from jaxsafety.types import Batch
 
 M, N, K = 8, 16, 32
@@ -190,12 +189,12 @@ def random_batch(built, _, *, key, step, batch_size, **__):
 
 
 @pytest.mark.slow
-def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
+def test_training_steps_agree_between_strategies(monkeypatch):
     monkeypatch.setattr(pool, "POOL", pool.POOL._replace(draw=random_batch))
     case = cases.TrainCase("x", "tiny", "tiny", "learned", "adamw", batch_size=2, steps=1, seed_counts=(2,), rounds=1)
-    small = ModelConfig(positions="learned", layers=1, heads=1, width=8)
-    recipe = dataclasses.replace(bench_train_step.recipe_of(case), model=small)
-    rows = list(bench_train_step._rows(case, recipe, tiny_world, seeds=2, gflop=1.0, peak=10.0))
+    small = {"world": "tiny", "model": {"positions": "learned", "layers": 1, "heads": 1, "width": 8}}
+    recipe = dataclasses.replace(bench_train_step.recipe_of(case), subject=small)
+    rows = list(bench_train_step._rows(case, recipe, seeds=2, gflop=1.0, peak=10.0))
     assert [row["strategy"] for row in rows] == ["map", "vmap", "sharded"]
     # float32 sums in another order.
     assert all(row["loss_error"] < 1e-5 for row in rows)
@@ -208,11 +207,9 @@ def test_training_steps_agree_between_strategies(tiny_world, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_seed_also_trains_in_bfloat16_and_its_error_shows(tiny_world, small_training):
+def test_a_seed_also_trains_in_bfloat16_and_its_error_shows(small_training):
     recipe = bench_train_step.recipe_of(SMALL)
-    rows = {
-        row["strategy"]: row for row in bench_train_step._rows(SMALL, recipe, tiny_world, seeds=1, gflop=1.0, peak=10.0)
-    }
+    rows = {row["strategy"]: row for row in bench_train_step._rows(SMALL, recipe, seeds=1, gflop=1.0, peak=10.0)}
     assert list(rows) == ["map", "vmap", "map, bfloat16"]
     # Rounding, and no more: bfloat16 has 8 significant bits.
     assert rows["vmap"]["loss_error"] < 1e-6 < rows["map, bfloat16"]["loss_error"] < 2**-8
@@ -224,9 +221,9 @@ SMALL = cases.TrainCase("x", "tiny", "tiny", "sinusoidal", "adamw", 2, steps=1, 
 @pytest.fixture
 def small_training(monkeypatch):
     """Training cases of a small model, on random sequences of 8. XLA has no count of a scan over a single layer."""
-    small = ModelConfig(positions="sinusoidal", layers=2, heads=2, width=8)
+    small = {"world": "tiny", "model": {"positions": "sinusoidal", "layers": 2, "heads": 2, "width": 8}}
     recipe_of = bench_train_step.recipe_of
-    monkeypatch.setattr(bench_train_step, "recipe_of", lambda case: dataclasses.replace(recipe_of(case), model=small))
+    monkeypatch.setattr(bench_train_step, "recipe_of", lambda case: dataclasses.replace(recipe_of(case), subject=small))
     monkeypatch.setattr(pool, "POOL", pool.POOL._replace(draw=random_batch))
     return cases.PeerCase(SMALL, windows=(12, 8))
 
@@ -473,6 +470,10 @@ def test_a_pair_is_raced_and_commands_run_on_sparse_checkpoints(tmp_path, monkey
     asked.write_text(prompts.to_jsonl([one for one in prompts.own() if one.label in prompts.LABELS][::40]))
     words = ("activations", str(base), str(tuned), "--prompts", str(asked), "--out", str(tmp_path / "out"))
     assert main.main(["analyze", *words]) == 0
+    for verb, options in cases.CheckpointCase(config).commands:
+        extra = [option.format(prompts=asked) for option in options]
+        words = (verb, str(base), str(tuned), "--out", str(tmp_path / "run"), *extra)
+        assert main.main(["analyze", *words, "--print_config"]) == 0
 
 
 @pytest.mark.slow

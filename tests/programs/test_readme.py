@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxsafety.recipe import yaml_file
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -18,6 +20,15 @@ def test_python_blocks_run_in_order():
     assert np.all(np.asarray(names["states"].step) == 10)
     assert names["excess"].shape == (2,) and names["tau"].shape == names["gain"].shape == (2, 100)
     assert names["halfway"]["mlp"]["w"].shape == (2, 16, 64)
+
+
+def test_the_recipe_over_a_checkpoint_is_one(tmp_path):
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "checkpoint:" in block)
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = yaml_file.read(tmp_path / "recipe.yaml")
+    assert {lane.name for lane in recipe.lanes_of("sft")} == {"sft.eta_M", "sft.eta_S"}
+    assert [lane.reference.name for lane in recipe.lanes_of("dpo")] == ["pretrained"] * 2
+    assert set(recipe.analyses) == {"weights", "activations"} and recipe.evaluate.answers == 64
 
 
 def test_links_lead_somewhere():

@@ -1,13 +1,16 @@
 """The experiment on a small Llama: what is asked, and all of it in a tiny setting."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from experiments import llama_world, tune_llama
+from jaxsafety.config import yaml12
 from jaxsafety.formats import prompts
+from jaxsafety.recipe import yaml_file
 
 TINY = tune_llama.Setting(
     seeds=(0,), layers=1, width=16, mlp_width=24, vocabulary=300, base_epochs=1, epochs=1, rank=1
@@ -57,20 +60,44 @@ def test_no_directory_is_one_sentence(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_recipe_has_every_model_and_its_files_lie_beside_it(tmp_path):
+    asked = llama_world.asked()
+    (tmp_path / "recipe.yaml").write_text(yaml12.dump(tune_llama.written(TINY, asked)))
+    recipe = yaml_file.read(tmp_path / "recipe.yaml")
+    methods = {label: recipe.models[label].get("method") for label in recipe.models}
+    assert methods == {"start": None, "base": "sft"} | {
+        name: name.partition("-")[0]
+        for name in ("sft", "dpo", "unlearn", "sft-adapter", "dpo-adapter", "unlearn-adapter", "dpo-default",
+                     "unlearn-default")
+    }  # fmt: skip
+    assert recipe.subject.options.pairs == tmp_path / "pairs.jsonl"
+    assert recipe.models["start"]["checkpoint"] == str(tmp_path / "start{seed}")
+    base, dpo, adapter = (lane for lane in recipe.lanes if lane.label in ("base", "dpo", "dpo-adapter"))
+    assert str(base.training.data.options.file) == str(tmp_path / "base.jsonl") and base.parent.label == "start"
+    # An epoch of the 288 pairs.
+    assert dpo.steps == 288 // 32 and dpo.parent is base and base.steps > dpo.steps
+    assert (dpo.training.options.weight_chosen, dpo.training.options.weight_rejected) == (6.28931e-4, 6.28931e-6)
+    assert (dpo.training.parametrisation.kind, adapter.training.parametrisation.options.rank) == ("full", 1)
+    assert recipe.lanes_of("unlearn-default")[0].training.options.reduction == "mean"
+    assert recipe.analyze.base == "parent" and recipe.evaluate.answers == 48
+    assert "start" not in recipe.analyses["activations"].on and "base" not in recipe.analyses["weights"].on
+
+
 @pytest.mark.slow
 def test_a_tiny_run_makes_every_model_and_continues(tmp_path, capfd):
     assert tune_llama.run(tmp_path, TINY) == 0
     first = capfd.readouterr().out
     assert first.count("| base |") == 2 and first.count("| unlearn-default |") == 3
     rows = pl.DataFrame(json.loads((tmp_path / "results.json").read_text())["rows"])
-    assert set(rows["model"]) == {"base", *(path.parent.name for path in tmp_path.glob("seed0/*/analysis"))}
+    assert set(rows["model"]) == {path.name for path in (tmp_path / "run" / "models").iterdir()}
     assert len(rows) == 9 * 2 * 8 + 8 * 8 and rows["value"].is_not_nan().all()
-    models = {path: path.read_bytes() for path in tmp_path.glob("seed0/*/model/model.safetensors")}
+    models = {path: path.read_bytes() for path in tmp_path.glob("run/models/*/seed_0/model.safetensors")}
     assert len(models) == 9
     (tmp_path / "results.json").unlink()
     assert tune_llama.run(tmp_path, TINY) == 0
     assert capfd.readouterr().out == first
     assert all(path.read_bytes() == before for path, before in models.items())
-    with pytest.raises(ValueError, match="epochs is 1 there and 20 here"):
-        tune_llama.run(tmp_path, tune_llama.Setting(seeds=(0,), layers=1, width=16, mlp_width=24, vocabulary=300,
-                                                    base_epochs=1, rank=1))  # fmt: skip
+    (tmp_path / "results.json").unlink()
+    assert tune_llama.run(tmp_path, replace(TINY, epochs=20)) == 2
+    said = capfd.readouterr().err
+    assert "models.dpo.steps is 9 there and 180 here" in said and not (tmp_path / "results.json").exists()

@@ -16,7 +16,7 @@ RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.y
 TABLES = {"quick", "paper_small", "paper", "official"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
-    "--seeds [0] --model.layers 1 --model.heads 2 --model.width 16 --evaluate.probe_prompts 2 "
+    "--seeds [0] --subject.model.layers 1 --subject.model.heads 2 --subject.model.width 16 --evaluate.probe_prompts 2 "
     "--models.*.steps 2 --models.*.chunk_steps 2 --models.*.batch_size 2 --models.*.snapshots 0"
 ).split()
 
@@ -33,7 +33,8 @@ def test_the_shipped_recipes_are_found():
 def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
     recipe = yaml_file.read(path)
     assert recipe.name == path.stem
-    config = recipe.model.build(world.load(recipe.world, grammars=recipe.grammars))
+    subject = recipe.subject.load().open(recipe.subject.options)
+    config = subject.model.apply.keywords["config"]
     assert config.vocab_size in (59, len(world.load("tiny").spec.tokens))
     if path.stem in TABLES:
         # The paper's table: three methods, eta_M and a tenth of it.

@@ -12,7 +12,8 @@ from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import gpt
 from jaxsafety.pools import explicit, safety
 from jaxsafety.recipe.models import Data, Training
-from jaxsafety.recipe.schema import EvaluateConfig, ModelConfig, Recipe, as_dict
+from jaxsafety.recipe.schema import AnalyzeConfig, EvaluateConfig, Recipe, as_dict
+from jaxsafety.subjects.synthetic import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -51,15 +52,20 @@ def test_learning_rates_are_positive_numbers(rate):
             lambda: EvaluateConfig(prompts=100, batch_size=64),
             "must be a multiple of evaluate.batch_size, got 100 and 64",
         ),
-        (lambda: EvaluateConfig(conditions=()), "must name distinct conditions"),
         (lambda: EvaluateConfig(conditions=("safe", "safe")), "must name distinct conditions"),
-        (lambda: EvaluateConfig(conditions=("jb_misgn",)), "unknown condition 'jb_misgn'.*did you mean 'jb_misgen'"),
+        (
+            lambda: Recipe(evaluate=EvaluateConfig(conditions=("jb_misgn",))),
+            "unknown condition in evaluate.conditions 'jb_misgn'.*did you mean 'jb_misgen'",
+        ),
+        (lambda: Recipe(subject={}), "^subject must have the field world or checkpoint, or `kind: package.module:SUB"),
+        (lambda: Recipe(subject="tiny"), "^subject must hold fields such as `world: tiny`, got 'tiny'"),
+        (lambda: Recipe(subject={"world": "tinny"}), "^subject: unknown world 'tinny': expected one of paper, tiny"),
         (
             lambda: ModelConfig(compute_dtype="bf16"),
             "unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
         ),
         (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
-        (lambda: Data("txt"), "unknown pool 'txt': expected one of text, safety, explicit; did you mean 'text'"),
+        (lambda: Data("txt"), "unknown pool 'txt': expected one of text, safety, explicit, pairs; did you mean 'text'"),
         (lambda: Data(prompts=0), "prompts must be >= 1 and <= 32768 and finite, got 0"),
         (lambda: Training("pretrain"), "data.pool: got 'safety', which has preferences, expected a pool of text"),
         (lambda: Training("sft", data=Data("text")), "data.pool: got 'text', which has text, expected a pool of pref"),
@@ -82,10 +88,26 @@ def test_what_cannot_run_is_refused_in_one_sentence(build, message):
     assert "\n" not in str(caught.value)
 
 
+def test_no_conditions_are_all_that_the_subject_has():
+    assert Recipe(evaluate=EvaluateConfig(conditions=())) == Recipe()
+    assert Recipe().read_out == ("safe", "unsafe")
+
+
+def test_what_a_recipe_does_not_name_is_all_that_its_subject_can_have(mini_recipe):
+    default = Recipe()
+    assert (list(default.attacks), list(default.analyses)) == (["prefill", "soft_tokens"], list(mini_recipe.analyses))
+    assert {"whole", "rank", "layer", "transfer"} <= set(default.edits)
+    empty = Recipe(edits={}, attacks={}, analyses={})
+    assert (empty.edits, empty.attacks, empty.analyses) == ({}, {}, {})
+
+
+SECTIONS = {"subject.model": ModelConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig}
+
+
 def integers():
     """Section and name of every field that holds an integer, or several."""
-    for section in ("model", "evaluate", "analyze"):
-        for name, kind in get_type_hints(type(getattr(Recipe(), section))).items():
+    for section, of in SECTIONS.items():
+        for name, kind in get_type_hints(of).items():
             if kind in (int, int | None, tuple[int, ...]):
                 yield section, name, kind
 
@@ -93,9 +115,12 @@ def integers():
 @pytest.mark.parametrize(("section", "name", "kind"), list(integers()))
 @pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
 def test_a_number_that_no_machine_can_hold_is_refused(section, name, kind, number):
-    with pytest.raises(ValueError, match=f"^{section}.* must be .*{number}") as caught:
-        config = replace(getattr(Recipe(), section), **{name: (number,) if kind == tuple[int, ...] else number})
-        replace(Recipe(), **{section: config})
+    given = {name: (number,) if kind == tuple[int, ...] else number}
+    with pytest.raises(ValueError, match=rf"^{section}.* must be .*{number}") as caught:
+        if section == "subject.model":
+            Recipe(subject={"world": "tiny", "model": given})
+        else:
+            Recipe(**{section: SECTIONS[section](**given)})
     assert "\n" not in str(caught.value)
 
 
@@ -110,7 +135,7 @@ def test_the_largest_numbers(tiny_world):
     with pytest.raises(ValueError, match=rf"^models.a.batch_size must be at most {2**20}, got {2**20 + 1}$"):
         study(batch_size=2**20 + 1)
     assert ModelConfig(layers=4, width=2**15).build(tiny_world).width == 2**15
-    with pytest.raises(ValueError, match=r"^model.layers times model.width squared must be at most"):
+    with pytest.raises(ValueError, match=r"^subject.model: layers times width squared must be at most"):
         ModelConfig(layers=4, width=2**16).build(tiny_world)
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from jaxsafety.config.names import other_version
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
 
 PRETRAINED = "pretrained: {method: pretrain, data: {pool: text}}"
+TINY = "subject: {world: tiny}"
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def test_a_recipe_survives_the_round_trip(write, mini_recipe):
     unbounded = {"from": "pretrained", "method": "unlearn", "ascent_bound": math.inf, "weight_rejected": [1e-5, 1e-4],
                  "reduction": "mean", "data": {"mix": "batch"}}  # fmt: skip
     models = {"pretrained": mini_recipe.models["pretrained"], "u": unbounded}
-    for recipe in (mini_recipe, Recipe(), replace(mini_recipe, models=models)):
+    paper = {"world": "paper", "grammars": {"safe": "/a/own.pcfg"}, "model": {"preset": "small", "block": "pre_ln"}}
+    own = {"subject": paper, "edits": {}, "attacks": {}, "analyses": {}}
+    for recipe in (mini_recipe, Recipe(), replace(mini_recipe, models=models), Recipe(**own)):
         text = yaml_file.to_yaml(recipe)
         again = yaml_file.read(write(text))
         assert again == recipe
@@ -96,7 +100,7 @@ def test_words_are_words_and_numbers_numbers(write):
         named = replace(recipe, name=name)
         assert yaml_file.read(write(yaml_file.to_yaml(named))) == named
     words = ["--models.sft.lr", "[1e-3, 2.E-4, +1e-05]"]
-    lanes = yaml_file.read(write("world: tiny"), overrides=words).lanes_of("sft")
+    lanes = yaml_file.read(write(TINY), overrides=words).lanes_of("sft")
     assert [lane.name for lane in lanes] == ["sft.lr=0.001", "sft.lr=0.0002", "sft.lr=1e-05"]
 
 
@@ -114,10 +118,10 @@ def test_models_can_share_fields_by_a_merge_key(write):
 
 
 def test_the_name_is_the_files_unless_it_is_given(write):
-    assert yaml_file.read(write("world: tiny", "my study.yaml")).name == "my study"
+    assert yaml_file.read(write(TINY, "my study.yaml")).name == "my study"
     assert yaml_file.read(write("name: other")).name == "other"
     assert yaml_file.read(write("name: study")).name == "study"
-    assert yaml_file.read(write("world: tiny"), overrides=["--name", "given"]).name == "given"
+    assert yaml_file.read(write(TINY), overrides=["--name", "given"]).name == "given"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,10 @@ def test_the_name_is_the_files_unless_it_is_given(write):
         (["--seeds", "[7,8]"], lambda r: r.seeds, (7, 8)),
         (["--seeds=[7]"], lambda r: r.seeds, (7,)),
         (["--evaluate.conditions", "[safe]"], lambda r: r.evaluate.conditions, ("safe",)),
-        (["--model.width", "32"], lambda r: r.model.width, 32),
+        (["--subject.model.width", "32"], lambda r: r.subject.options.model.width, 32),
+        (["--subject.world=paper"], lambda r: (r.subject.kind, r.subject.options.world), ("world", "paper")),
+        (["--subject", "{world: paper}"], lambda r: r.subject.options.world, "paper"),
+        (["--edits", "{}"], lambda r: (r.edits, list(r.attacks)), ({}, ["prefill", "soft_tokens"])),
     ],
 )
 def test_the_command_line_overrides_any_field(write, words, pick, expected):
@@ -143,7 +150,21 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wrld: tiny", "FILE: Option 'wrld' is not accepted; did you mean 'world'?"),
+        ("sbject: {world: tiny}", "FILE: Option 'sbject.world' is not accepted; did you mean 'subject'?"),
+        (
+            "subject: {wrld: tiny}",
+            "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJECT` for one of your "
+            "own, got wrld; did you mean 'world'?",
+        ),
+        (
+            "subject: {world: tiny, modl: {width: 8}}",
+            "FILE: subject has no field 'modl': it has world, grammars, model; did you mean 'model'?",
+        ),
+        (
+            "subject: {world: tiny, model: {widht: 8}}",
+            "FILE: subject.model has no field 'widht': it has preset, block, positions, layers, heads, width, "
+            "compute_dtype; did you mean 'width'?",
+        ),
         ("evaluate: {promts: 5}", "FILE: Group 'evaluate' does not accept option 'promts'; did you mean 'prompts'?"),
         ("models: {a: {method: sft, stps: 5}}", "FILE: models.a has no field 'stps'; did you mean 'steps'?"),
         (
@@ -173,24 +194,53 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ("models: {a: {method: [sft]}}", "models.a: method must be text, got ['sft']"),
         ("evaluate: {prompts: many}", "evaluate.prompts: expected an integer, got many"),
         ("seeds: 3", "seeds: expected a list, got 3"),
-        ("model: {width: wide}", "model.width: expected an integer or null, got wide"),
+        ("subject: {world: tiny, model: {width: wide}}", "FILE: subject.model: width must be an integer, got 'wide'"),
         ("models: 3", "models: expected a mapping {name: value}, got 3"),
         ("models: {a: 3}", "models.a must hold fields such as `method: sft`, got 3"),
         ("seeds: [a]", "seeds: expected an integer, got a"),
         ("evaluate: 5", "FILE: evaluate must hold fields, got 5"),
-        ("model: [1]", "FILE: model must hold fields, got [1]"),
+        ("subject: [1]", "FILE: subject must hold fields, got [1]"),
+        ("subject: {world: tiny, model: [1]}", "FILE: subject: model must be fields by name, got [1]"),
+        ("subject: {world: tiny, grammars: {safe: 3}}", "FILE: subject: grammars.safe must be text, got 3"),
+        ("edits: [1]", "FILE: edits: expected a mapping {name: value}, got [1]"),
         (
             "models: {a: {method: pretrain, data: {pool: text, start: [0, 1, 0]}}}",
             "models.a.data: start must be four probabilities that sum to 1, got (0.0, 1.0, 0.0)",
         ),
-        ("world: tinny", "world: expected one of paper, tiny, got 'tinny'; did you mean 'tiny'?"),
+        (
+            "subject: {world: tinny}",
+            "FILE: subject: unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?",
+        ),
+        (
+            "subject: {}",
+            "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJECT` for one of your "
+            "own, got none",
+        ),
+        ("subject: {kind: wrld}", "FILE: subject: unknown subject 'wrld': expected one of world, checkpoint; did you"),
+        (
+            "subject: {kind: nowhere.at_all:SUBJECT}",
+            "FILE: subject: subject 'nowhere.at_all:SUBJECT': there is no module 'nowhere.at_all' on the path of",
+        ),
+        (
+            "subject: {kind: jaxsafety.losses:nll}",
+            "subject 'jaxsafety.losses:nll' is a function, expected a jaxsafety.types.Subject",
+        ),
+        ("subject: {kind: 3}", "FILE: subject: kind must be text, got 3"),
         ("strategy: vmp", "expected one of auto, vmap, map, sharded, got 'vmp'; did you mean 'vmap'?"),
-        ("model: {compute_dtype: bf16}", "expected one of float32, bfloat16, got 'bf16'; did you mean 'bfloat16'?"),
+        (
+            "subject: {world: tiny, model: {compute_dtype: bf16}}",
+            "FILE: subject.model: unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you "
+            "mean 'bfloat16'?",
+        ),
         (
             "models: {a: {method: dbo}}",
             "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn; did you mean 'dpo'?",
         ),
-        ("evaluate: {conditions: [jb_misgn]}", "got 'jb_misgn'; did you mean 'jb_misgen'?"),
+        (
+            "evaluate: {conditions: [jb_misgn]}",
+            "unknown condition in evaluate.conditions 'jb_misgn': expected one of safe, unsafe, jb_co_task, "
+            "jb_co_text, jb_misgen, ood; did you mean 'jb_misgen'?",
+        ),
         ("models: {a: {method: sft, steps: -50}}", "models.a: steps must be > 0 and finite, got -50"),
         ("models: {a: {method: sft, batch_size: 0}}", "models.a: batch_size must be > 0 and finite, got 0"),
         ("models: {a: {method: sft, lr: .nan}}", "models.a: lr must be > 0 and finite, got nan"),
@@ -199,6 +249,7 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ("seeds: [1, 1]", "seeds must be distinct, got [1, 1]"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_bad_value_is_named(refuse, text, message):
     assert message in refuse(text)
 
@@ -212,6 +263,16 @@ def test_a_bad_value_is_named(refuse, text, message):
         (["--models.sft.stps", "5"], "models.sft has no field 'stps'; did you mean 'steps'?"),
         (["--models.stf.steps", "5"], "--models.stf: there is no 'stf' in this recipe; did you mean 'sft'?"),
         (["--models.x*.steps", "5"], "--models.x*: no model of this recipe matches: expected one of pretrained, sft"),
+        (["--subject.model.widht", "8"], "FILE: subject.model has no field 'widht': it has preset, block, positions"),
+        (["--subject.model.width", "wide"], "FILE: subject.model: width must be an integer, got 'wide'"),
+        (["--subject.modl.width", "8"], "FILE: subject has no field 'modl': it has world, grammars, model; did you m"),
+        (["--subjct.model.width", "8"], "unrecognized arguments: --subjct.model.width 8; did you mean 'subject'?"),
+        (["--subject.model.width"], "--subject.model.width has no value: expected one behind it"),
+        (["--subject.model.width=["], "--subject.model.width: '[' is no value"),
+        (["--subject", "{}"], "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJE"),
+        (["--edits.whol.alpha", "[1]"], "--edits.whol: there is no 'whol' in this recipe; did you mean 'whole'?"),
+        (["--attacks.prefil.depth", "[1]"], "--attacks.prefil: there is no 'prefil' in this recipe; did you mean 'pre"),
+        (["--edits", "3"], "FILE: edits: expected a mapping {name: value}, got 3"),
         (["junk"], "unrecognized arguments: junk"),
         (["--seeds", "[0,0]"], "seeds must be distinct, got [0, 0]"),
         (["--models", "{1: {}}"], "has a key that is no text: put 1 in quotes or rename it"),
@@ -219,18 +280,18 @@ def test_a_bad_value_is_named(refuse, text, message):
     ],
 )
 def test_a_bad_override_is_named(refuse, words, message):
-    assert message in refuse("world: tiny", *words)
+    assert message in refuse(TINY, *words)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "FILE is empty: expected the fields of a recipe, such as `world: tiny`"),
+        ("", "FILE is empty: expected the fields of a recipe, such as `subject: {world: tiny}`"),
         ("# only a comment\n", "FILE is empty"),
-        ("- a\n- b\n", "FILE must hold fields such as `world: tiny`, got a list"),
-        ("hello", "FILE must hold fields such as `world: tiny`, got a str"),
+        ("- a\n- b\n", "FILE must hold fields such as `subject: {world: tiny}`, got a list"),
+        ("hello", "FILE must hold fields such as `subject: {world: tiny}`, got a str"),
         ("a: [", "FILE is not YAML: while parsing a flow node"),
-        ("\tworld: tiny", "FILE is not YAML: "),
+        ("\tsubject: {}", "FILE is not YAML: "),
     ],
 )
 def test_a_file_that_is_no_recipe_is_named(refuse, text, message):
@@ -248,14 +309,20 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
-    (tmp_path / "twice.yaml").write_text("model: {width: 50, layers: 4, width: 100}\n")
+    (tmp_path / "twice.yaml").write_text("subject: {world: tiny, model: {width: 50, layers: 4, width: 100}}\n")
     with pytest.raises(ValueError, match=r"twice\.yaml names 'width' twice"):
         yaml_file.read(tmp_path / "twice.yaml")
 
 
 def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
-    (tmp_path / "own.yaml").write_text("grammars: {safe: mine.pcfg}\n")
-    assert yaml_file.read(tmp_path / "own.yaml").grammars == {"safe": str(tmp_path / "mine.pcfg")}
+    (tmp_path / "own.yaml").write_text(
+        "subject: {world: tiny, grammars: {safe: mine.pcfg}}\ngrid: {subject.grammars.safe: [a.pcfg, ../b.pcfg]}\n"
+    )
+    read = yaml_file.read(tmp_path / "own.yaml")
+    assert read.subject.options.grammars == {"safe": str(tmp_path / "mine.pcfg")}
+    assert read.grid == {"subject.grammars.safe": (str(tmp_path / "a.pcfg"), str(tmp_path.parent / "b.pcfg"))}
+    word = yaml_file.read(tmp_path / "own.yaml", overrides=["--subject.grammars.safe", "other.pcfg"])
+    assert word.subject.options.grammars == {"safe": str(tmp_path / "other.pcfg")}
 
 
 @pytest.mark.parametrize(
@@ -265,7 +332,10 @@ def test_grammar_paths_are_relative_to_the_recipe(tmp_path):
         ("models: {a: {method: pretrain, data: {pool: text, end: null}}}", "models.a.data.end"),
         ("models: {a: {method: pretrain, optim: {warmup: ~}}}", "models.a.optim.warmup"),
         ("models: {mine: {method: null}}", "models.mine.method"),
-        ("world: tiny\ngrammars:", "grammars"),
+        ("subject: {world: tiny, grammars: }", "subject.grammars"),
+        ("subject: {world: tiny, model: {preset: ~}}", "subject.model.preset"),
+        ("subject:", "subject"),
+        ("edits:", "edits"),
         ("models: ", "models"),
     ],
 )
@@ -285,7 +355,7 @@ def test_a_field_left_empty_is_named(write, text, field):
     ],
 )
 def test_bad_overrides_of_a_model_or_an_edit_are_one_sentence(refuse, words, message):
-    assert message in refuse("world: tiny", *words)
+    assert message in refuse(TINY, *words)
 
 
 def test_an_override_of_a_model_leaves_its_other_fields(write):
@@ -301,8 +371,19 @@ def test_an_override_of_a_model_leaves_its_other_fields(write):
     [
         ("pretrain: {steps: 3}", [], "FILE: `pretrain` is now a model without `from`, such as `models: {pretrained: "),
         ("tune: {steps: 3}", [], "FILE: `tune` is now a model for each of its methods, such as `models: {sft: {from: "),
-        ("world: tiny", ["--pretrain.steps", "3"], "--pretrain.steps: `pretrain` is now a model without `from`"),
-        ("world: tiny", ["--tune.methods.sft.p_unsafe=1"], "--tune.methods.sft.p_unsafe: `tune` is now a model for"),
+        (TINY, ["--pretrain.steps", "3"], "--pretrain.steps: `pretrain` is now a model without `from`"),
+        (TINY, ["--tune.methods.sft.p_unsafe=1"], "--tune.methods.sft.p_unsafe: `tune` is now a model for"),
+        ("world: paper", [], "FILE: `world` is now a field of `subject`, such as `subject: {world: tiny}`"),
+        ("grammars: {safe: x.pcfg}", [], "FILE: `grammars` is now a field of `subject`, such as `subject: {world: t"),
+        (
+            "model: {preset: small}",
+            [],
+            "FILE: `model` is now a field of `subject`, such as `subject: {world: tiny, model: {preset: tiny}}`",
+        ),
+        (TINY, ["--world", "paper"], "--world: `world` is now a field of `subject`"),
+        (TINY, ["--model.width=8"], "--model.width: `model` is now a field of `subject`"),
+        (TINY, ["--model.width", "8"], "--model.width: `model` is now a field of `subject`"),
+        (TINY, ["--grammars.safe", "x.pcfg"], "--grammars.safe: `grammars` is now a field of `subject`"),
         ("analyze: {ranks: [1]}", [], "FILE: analyze.ranks is called edits.rank.rank"),
     ],
 )
@@ -311,4 +392,18 @@ def test_a_key_of_an_earlier_version_is_refused_with_the_new_one(refuse, text, w
 
 
 def test_a_field_that_may_be_empty_may_be(write):
-    assert yaml_file.read(write("model: {layers: null}")).model.layers is None
+    read = yaml_file.read(write("subject: {world: tiny, model: {layers: null}}"))
+    assert read.subject.options.model.layers is None
+
+
+def test_the_recipe_that_an_earlier_version_has_recorded_is_told_of_its_version(write, tmp_path):
+    for key in ("world: tiny", "model: {preset: tiny}", "grammars: {}"):
+        with pytest.raises(ValueError) as caught:
+            yaml_file.read(write(key, "config.yaml"))
+        assert str(caught.value) == other_version(tmp_path)
+
+
+def test_a_subject_is_told_by_its_first_field_or_its_kind(write):
+    named = yaml_file.read(write("subject: {kind: world, model: {preset: small}}"))
+    assert named == yaml_file.read(write("subject: {world: tiny, model: {preset: small}}"))
+    assert named.subject.options.model.preset == "small"

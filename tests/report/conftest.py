@@ -6,7 +6,7 @@ from jaxsafety.report import section_list, sections
 from jaxsafety.rundir import results
 from tests.report import synthetic
 
-# Figures that only two checkpoints have.
+# Figures that only checkpoints have.
 PAIR = ("input_alignment", "spectrum", "separation")
 SECTIONS = section_list.sections()
 STUDY = tuple(name for name in SECTIONS if name not in PAIR)
@@ -117,6 +117,6 @@ def analysed_run(analysis_frames, study_rows, curve_rows, tmp_path):
     analyses = analysis_frames["analyze"]
     results.write_results(run / "results/analyze.parquet", analyses, schema=results.ANALYSIS_SCHEMA)
     (run / "results/examples.json").write_text("[]")
-    (run / "config.yaml").write_text("world: tiny\n")
+    (run / "config.yaml").write_text("subject: {world: tiny}\n")
     (run / "manifest.json").write_text("{}")
     return run

@@ -97,6 +97,24 @@ def test_loss_is_drawn_only_where_one_method_owns_it(frame, svgs, row):
     assert "Instruct" in both
 
 
+def test_the_loss_alone_is_drawn_whatever_the_methods(row):
+    """As of checkpoints, which nothing else is known of along training."""
+    rows = [
+        row(stage="tune", method=method, condition="train", metric="loss", step=step, value=1.0 / step)
+        for method in ("sft", "dpo")
+        for step in (1, 2)
+    ]
+    svg = figures.learning_curves(results.rows_to_frame(rows), stage="tune", shown=figures.curves_of(()))
+    assert "training loss" in svg and "DPO eta_M 1e-3" in svg
+
+
+def test_curves_are_those_of_the_subjects_conditions():
+    assert figures.curves_of(("safe", "unsafe", "ood")) == figures.CURVES
+    own = figures.curves_of(("open", "closed", "other"))
+    assert list(own) == [("open", "exact_match"), ("closed", "refused"), ("train", "loss")]
+    assert list(figures.curves_of(())) == [("train", "loss")]
+
+
 def test_verdict_bars_have_a_panel_per_condition_and_a_label_per_model(svgs):
     for text in ("Safe", "Unsafe", "JB-CO-Task", "JB-CO-Text", "OOD-text", "complied", "refused", "other"):
         assert f">{text}</text>" in svgs[2]

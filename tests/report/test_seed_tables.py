@@ -113,6 +113,52 @@ def test_intervals_over_prompts_stand_in_the_place_of_those_over_seeds():
     assert over_seeds["n"][0] == 3 and over_seeds["low"][0] == pytest.approx(2 - T_2 / math.sqrt(3), abs=1e-3)
 
 
+def bounded(values, bounds):
+    """A mean over prompts of every seed, with its interval and number where there is one."""
+    ends = {"low": 0, "high": 1, "n": 2}
+    own = [{seed: one[place] for seed, one in enumerate(bounds) if one} for place in ends.values()]
+    ends = [row | {"value": found[row["seed"]]} for name, found in zip(ends, own, strict=True)
+            for row in rows(values, metric=f"tau_{name}") if row["seed"] in found]  # fmt: skip
+    return [*rows(values), *ends]
+
+
+def summary(*given):
+    (row,) = seed_tables.seed_table(frame(*given)).to_dicts()
+    return tuple(row[name] for name in ("mean", "low", "high", "n"))
+
+
+def test_an_interval_that_all_seeds_share_is_theirs():
+    """As of a checkpoint that is one for all seeds."""
+    assert summary(bounded([1.5] * 3, [(0.5, 2.5, 40.0)] * 3)) == (1.5, 0.5, 2.5, 40)
+
+
+def test_seeds_with_intervals_of_their_own_have_one_over_seeds():
+    mean, low, high, n = summary(bounded([1.0, 2.0, 3.0], [(0.5, 1.5, 40.0), (1.5, 2.5, 40.0), (2.5, 3.5, 40.0)]))
+    assert (mean, n) == (2.0, 3) and high - mean == pytest.approx(mean - low)
+    assert mean - low == pytest.approx(T_2 / math.sqrt(3), rel=TABLE_DIGITS)
+    # One bound or the number that differs is enough.
+    for other in ((0.4, 2.5, 40.0), (0.5, 2.6, 40.0), (0.5, 2.5, 39.0)):
+        assert summary(bounded([1.5, 1.5], [(0.5, 2.5, 40.0), other])) == (1.5, 1.5, 1.5, 2)
+
+
+def test_a_seed_without_an_interval_leaves_the_others_none():
+    assert summary(bounded([1.5, 1.5], [(0.5, 2.5, 40.0), None])) == (1.5, 1.5, 1.5, 2)
+    assert summary(bounded([1.5, None], [(0.5, 2.5, 40.0), None])) == (1.5, None, None, 1)
+
+
+def test_every_quantity_has_its_own_rule():
+    shared = bounded([1.5, 1.5], [(0.5, 2.5, 40.0)] * 2)
+    other = [row | {"layer": None} for row in bounded([1.0, 2.0], [(0.5, 1.5, 40.0), (1.5, 2.5, 40.0)])]
+    table = seed_tables.seed_table(frame(shared, other))
+    assert dict(zip(table["layer"], table["n"], strict=True)) == {0: 40, None: 2}
+
+
+def test_means_over_layers_have_no_interval_over_prompts():
+    tidy = frame(bounded([1.0, 3.0], [(0.5, 1.5, 40.0)] * 2), rows([3.0, 5.0], layer=1))
+    table = seed_tables.seed_table(seed_tables.with_layer_means(tidy))
+    assert set(table["metric"]) == {"tau"} and set(table["n"]) == {2}
+
+
 def test_a_metric_that_only_ends_like_an_interval_is_a_metric():
     table = seed_tables.seed_table(frame(rows([1.0], metric="gap_low")))
     assert table["metric"].to_list() == ["gap_low"]

@@ -65,3 +65,9 @@ def test_a_run_that_was_not_evaluated_is_refused(analysed_run):
     (analysed_run / "results/evaluate.parquet").unlink()
     with pytest.raises(ValueError, match="run `jaxsafety evaluate` on it first"):
         study_report.write(analysed_run)
+
+
+def test_a_study_of_a_world_has_its_own_words(page):
+    source = page()
+    assert "drawn from keys that no training stream uses" in source and "JB-CO-Task" in source
+    assert "each seed is faint" in source and "over the prompts of a label" not in source

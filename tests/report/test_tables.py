@@ -40,6 +40,31 @@ def test_verdict_table_holds_means_that_sum_to_one(study_rows):
     assert (dead.model.method, dead.refused, dead.n, dead.dead) == ("dpo", 0.5, 1, 1)
 
 
+def test_what_is_neither_complied_nor_refused_is_other(row):
+    rows = [row(metric=metric, value=value) for metric, value in (("complied", 0.25), ("refused", 0.5))]
+    (only,) = tables.verdict_table(results.rows_to_frame(rows))
+    assert (only.complied, only.refused, only.other) == (0.25, 0.5, 0.25)
+
+
+def test_columns_are_those_of_the_subjects_conditions():
+    assert list(tables.columns_of(("safe", "unsafe", "ood"))) == ["Instruct", "Null", "Over-refusal", "OOD-text"]
+    assert tables.columns_of(("open", "closed", "more")) == {
+        "open exact_match": ("open", "exact_match"), "closed refused": ("closed", "refused"),
+        "open refused": ("open", "refused"), "more complied": ("more", "complied"),
+    }  # fmt: skip
+
+
+def test_labels_of_prompts_have_a_column_each(row):
+    """In the order of a study's conditions, then by name; the table says itself what its columns are."""
+    rows = [row(condition=name, metric="refused") for name in ("jailbreak:b", "unsafe", "jailbreak:a", "safe")]
+    frame = results.rows_to_frame(rows)
+    table = tables.study_table(frame, tables.refused_columns(frame))
+    names = ["safe refused", "unsafe refused", "jailbreak:a refused", "jailbreak:b refused"]
+    assert tables.column_names(table) == names and all(cell.values == {0: 0.5} for cell in table[0].cells.values())
+    assert len(tables.table_notes(table)) == 1 and "jailbreak:a\n" not in tables.render_markdown(table)
+    assert tables.column_names([]) == list(tables.COLUMNS)
+
+
 def test_verdicts_that_do_not_sum_to_one_are_refused(row):
     rows = [row(metric=metric, value=0.5) for metric in tables.VERDICTS]
     with pytest.raises(ValueError, match=r"SFT eta_M 1e-3 on safe sum to 1\.5"):

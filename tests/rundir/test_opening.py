@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from jaxsafety.config import yaml12
 from jaxsafety.rundir import atomic, machine, manifest_file, metrics_file, opening
 
 _CONFIG = {
@@ -76,6 +77,36 @@ def test_another_configuration_is_refused_naming_both_sides(tmp_path, config, di
     assert "choose another output directory (--out)" in str(error.value)
     assert (tmp_path / "config.yaml").read_text() == _YAML
     _open(tmp_path, _CONFIG)
+
+
+def test_what_is_free_may_change_and_what_grows_may_only_be_added(tmp_path):
+    def record(**config):
+        return opening.record_config(tmp_path / "c.yaml", config, grows="a|b", free="f|g")
+
+    assert [record(a=0, f=1, n=2), record(a=0, f=1, n=2)] == [False, False]
+    assert record(a=3, f=[4], b=False, n=2) and yaml12.load((tmp_path / "c.yaml").read_text())["f"] == [4]
+    for changed in ({"a": 5}, {"b": True}, {"n": 3}):
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            record(**{"a": 3, "f": [4], "b": False, "n": 2} | changed)
+
+
+def test_a_command_that_began_nothing_leaves_nothing(tmp_path):
+    def run(directory, *, begun):
+        with opening.unused_dropped(directory, ("one", "below/two"), begun=lambda: begun):
+            (directory / "below").mkdir(parents=True)
+            for name in ("one", "below/two"):
+                (directory / name).touch()
+            raise ValueError("bad input")
+
+    for begun in (False, True):
+        with pytest.raises(ValueError, match="bad input"):
+            run(tmp_path / "new", begun=begun)
+        assert (tmp_path / "new").exists() == begun
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "one").write_text("kept")
+    with pytest.raises(ValueError, match="bad input"):
+        run(tmp_path / "old", begun=False)
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["one"]
 
 
 def test_at_most_five_differences_are_named(tmp_path):

@@ -82,7 +82,8 @@ def one_seed(subjects):
 @pytest.fixture(scope="module")
 def activations(mini_recipe, ready):
     """Plain forward passes, ``(params, tokens) -> {site: [l, b, t, f]}``."""
-    apply = partial(gpt.apply, config=mini_recipe.model.build(ready.world), sites=("mlp.hook_in", "mlp.hook_post"))
+    config = mini_recipe.subject.options.model.build(ready.subject.source)
+    apply = partial(gpt.apply, config=config, sites=("mlp.hook_in", "mlp.hook_post"))
     run = jax.jit(lambda params, tokens: apply(params, tokens).activations)
     return lambda params, tokens: jax.device_get(run(params, tokens))
 
@@ -123,7 +124,7 @@ def test_input_rows_are_the_library_on_plain_forward_passes(rows, by_hand, mini_
 
 def test_the_response_is_the_mean_over_its_first_positions(one_seed, activations, mini_recipe, ready):
     params, _, prompts = one_seed
-    look = partial(view.view, mini_recipe, ready.world, sites=("mlp.hook_post",), key=keys.root(0))
+    look = partial(view.view, mini_recipe, ready.subject, sites=("mlp.hook_post",), key=keys.root(0))
     run = jax.jit(lambda given, prompts: look(given, given, prompts).seen["mlp.hook_post"])
     seen = jax.device_get(run(params, prompts))
     plain = activations(params, tree.lane(prompts.trials, 1).complied.tokens)["mlp.hook_post"]
@@ -185,9 +186,8 @@ def test_gradients_of_the_methods_are_compared_at_the_start(rows, mini_recipe, r
     batch = world.preferences(trials)
     assert trials.unsafe.tolist() == [False, False, True, True]
     flat = []
-    model = lanes.model_of(mini_recipe, ready.world)
     for method in mini_recipe.compared.values():
-        loss = objective.make_loss(method.load(), model, method.options, reference=base, key=keys.root(0))
+        loss = objective.make_loss(method.load(), ready.subject.model, method.options, reference=base, key=keys.root(0))
         gradient = jax.jit(jax.grad(lambda p, loss=loss: loss(p, batch)[0]))(base)
         flat.append(np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(gradient)]))
     expected = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))

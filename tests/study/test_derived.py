@@ -12,6 +12,7 @@ import yaml
 
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.models import Selected
+from jaxsafety.recipe.schema import as_dict
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, status
 from jaxsafety.study import pipeline, train
 from jaxsafety.tree import flatten
@@ -205,15 +206,16 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
         ({"run": "nowhere"}, "models.pretrained.from: no run of a study in "),
         ({"model": "sft"}, "models.pretrained.from.generation: got 0, expected the 1 of sft"),
         ({"seeds": (5, 7)}, "has the seeds [3, 5], expected 7 among them"),
-        ({"world": "paper"}, "models.pretrained.from: world is 'tiny' in "),
-        ({"width": 8}, "models.pretrained.from: model.width is 16 in "),
+        ({"subject": {"world": "paper"}}, "models.pretrained.from: subject.world is 'tiny' in "),
+        ({"width": 8}, "models.pretrained.from: subject.model.width is 16 in "),
     ],
 )
 def test_what_cannot_be_reused_is_one_sentence(second, change, message, tmp_path):
     source = second.models["pretrained"]["from"] | {name: change[name] for name in ("run", "model") if name in change}
-    fields = {name: change[name] for name in ("seeds", "world") if name in change}
+    fields = {name: change[name] for name in ("seeds", "subject") if name in change}
     if "width" in change:
-        fields["model"] = replace(second.model, width=change["width"])
+        told = as_dict(second.subject)
+        fields["subject"] = told | {"model": told["model"] | {"width": change["width"]}}
     wrong = replace(second, models={"pretrained": {"from": source}}, **fields)
     with pytest.raises(ValueError) as caught:
         pipeline.prepare(wrong, tmp_path)
@@ -241,13 +243,15 @@ def test_grammars_of_another_run_are_those_that_it_keeps(second, run, tmp_path):
     grammar = "\n".join(["S -> A A [1.0]", "A -> 'a' 'b' 'c' 'd' 'e' 'f' 'g' 'h' 'a' 'b' 'c' 'd' [1.0]"])
     own, copy = tmp_path / "own.pcfg", shutil.copytree(run.directory, tmp_path / "run")
     own.write_text(grammar)
-    config = yaml.safe_load((copy / "config.yaml").read_text()) | {"grammars": {"safe": str(tmp_path / "gone.pcfg")}}
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["subject"]["grammars"] = {"safe": str(tmp_path / "gone.pcfg")}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     (copy / "grammars").mkdir()
     (copy / "grammars" / "safe.pcfg").write_text(grammar + "\n")
     models = {"old": {"from": {"run": str(copy), "model": "pretrained"}}}
+    subject = as_dict(second.subject) | {"grammars": {"safe": str(own)}}
     with pytest.raises(ValueError, match=r"models.old.from: grammar safe.pcfg is '\w{8}' in .*, expected '\w{8}'"):
-        pipeline.source(replace(run, recipe=replace(second, models=models, grammars={"safe": str(own)})),
+        pipeline.source(replace(run, recipe=replace(second, models=models, subject=subject)),
                         replace(second, models=models).lanes[0])  # fmt: skip
 
 
@@ -266,9 +270,10 @@ def test_a_selection_keeps_to_its_bound(how, expected):
     assert train.select(Selected("x", **how), measured) == expected
 
 
-def test_a_selection_is_by_something_there_is():
-    with pytest.raises(ValueError, match="unknown condition in by 'unsfe': expected one of safe, unsafe"):
-        Selected("x", by="unsfe/complied")
+def test_a_selection_is_by_something_there_is(mini_recipe):
+    models = mini_recipe.models | {"best": {"select": "sft", "by": "unsfe/complied"}}
+    with pytest.raises(ValueError, match=r"unknown condition in models\.best\.by 'unsfe': expected one of safe, u"):
+        replace(mini_recipe, models=models)
     with pytest.raises(ValueError, match="by: got 'unsafe', expected CONDITION/RATE such as unsafe/complied"):
         Selected("x", by="unsafe")
     with pytest.raises(ValueError, match="unknown rate in by 'asr': expected one of complied, refused"):

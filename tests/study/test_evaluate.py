@@ -70,9 +70,9 @@ def test_all_models_are_stacked_in_the_order_of_their_labels(ready, models):
 def test_a_row_is_the_rate_of_that_model_on_its_seeds_own_prompts(ready, models, finished_run, mini_recipe):
     h, s, seed = 3, 1, mini_recipe.seeds[1]
     params = jax.tree.map(lambda leaf: leaf[h, s], models.params)
-    draw = partial(lanes.prompts, mini_recipe, ready.world, condition="unsafe", late_probability=0.1)
+    draw = partial(lanes.prompts, ready.subject, mini_recipe.evaluate, condition="unsafe", late_probability=0.1)
     trials = jax.jit(lambda key: draw(key=keys.stream(key, "evaluate")))(keys.root(seed))
-    rates = jax.jit(partial(lanes.evaluate, mini_recipe, ready.world))(params, trials)
+    rates = jax.jit(partial(lanes.evaluate, ready.subject))(params, trials)
     rows = read(finished_run, "evaluate").filter(method="dpo", lr_name="eta_M", seed=seed, condition="unsafe")
     found = dict(rows.select("metric", "value").iter_rows())
     assert found.keys() == rates.keys()
@@ -108,24 +108,8 @@ def test_examples_show_every_models_answer_in_words(finished_run, ready):
         length = len(example["expected"].split())
         for answer in example["answers"]:
             tokens = answer["answer"].split()
-            assert len(tokens) == length and set(tokens) <= set(ready.world.spec.tokens)
+            assert len(tokens) == length and set(tokens) <= set(ready.subject.source.spec.tokens)
             assert answer["verdict"] in ("complied", "refused", "other")
-
-
-def test_the_verdict_of_an_example_is_that_of_the_answer(ready):
-    """An answer that is the true output complied, the refusal refused, and one wrong judged token is other."""
-    key = keys.stream(keys.root(0), "evaluate")
-    trials = jax.device_get(jax.jit(lambda key: evaluate.world.batch_at(
-        ready.world, "unsafe", key=key, step=0, batch_size=8))(key))  # fmt: skip
-    label = evaluate.Label("sft", "eta_M", 1e-3)
-    for i in range(8):
-        trial = jax.tree.map(lambda leaf, i=i: leaf[i], trials)
-        for side, verdict in ((trial.complied, "complied"), (trial.refused, "refused")):
-            given = evaluate._given(ready.world, trial, label, side.tokens)
-            assert (given["model"], given["verdict"]) == ("sft eta_M", verdict)
-            wrong = side.tokens.copy()
-            wrong[np.flatnonzero(side.mask)[0] + 1] = ready.world.special["bos"]
-            assert evaluate._given(ready.world, trial, label, wrong)["verdict"] == "other"
 
 
 @pytest.fixture

@@ -45,8 +45,8 @@ def run(recipe, traces, tmp_path_factory):
     """The graph after training, with a count of what was traced for it."""
     ready, build = pipeline.prepare(recipe, tmp_path_factory.mktemp("graph") / "run"), lanes.train_chunk
 
-    def counted(recipe, world, lane):
-        chunk = build(recipe, world, lane)
+    def counted(subject, lane):
+        chunk = build(subject, lane)
 
         def traced(*arguments):
             traces.append(lane.label)
@@ -88,8 +88,8 @@ def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(traces,
 def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
     build, traced = lanes.train_chunk, []
 
-    def counted(recipe, world, lane):
-        chunk = build(recipe, world, lane)
+    def counted(subject, lane):
+        chunk = build(subject, lane)
         return lambda *arguments: (traced.append(lane.label), chunk(*arguments))[1]
 
     monkeypatch.setattr(lanes, "train_chunk", counted)

@@ -185,14 +185,14 @@ def test_the_memory_of_a_dry_run_is_that_of_the_states(main, mini_yaml, mini_rec
 
 def test_a_bad_grid_or_shard_exits_with_2(main, mini_yaml, grid_yaml, tmp_path, capsys):
     words = ("run", grid_yaml, "--out", tmp_path / "out")
-    assert main(*words, "--shard", "3/2") == main(*words, "--grid", "{model.widht: [1]}") == 2
+    assert main(*words, "--shard", "3/2") == main(*words, "--grid", "{subject.model.widht: [1]}") == 2
     assert main("run", mini_yaml, "--shard", "1/2") == main(*words, "--grid", "{1: [1]}") == 2
     # As of a variable that is not set.
     assert main(*words, "--shard", "") == main("run", mini_yaml, "--shard", "") == 2
     flags = ("--coordinator", "node1:5000", "--processes", "2", "--process", "0")
     assert main(*words, "--shard", "1/2", *flags) == 2
     err = capsys.readouterr().err.splitlines()
-    assert "got '3/2'" in err[0] and "did you mean 'model.width'" in err[1] and "has no `grid:`" in err[2]
+    assert "got '3/2'" in err[0] and "did you mean 'subject.model.width'" in err[1] and "has no `grid:`" in err[2]
     assert "has a key that is no text: put 1 in quotes" in err[3] and "got ''" in err[4] and "has no `grid:`" in err[5]
     assert "and --coordinator joins processes: give one of them" in err[6]
     assert not (tmp_path / "out").exists()

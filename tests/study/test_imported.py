@@ -33,6 +33,11 @@ def mini_of(recipe):
     return replace(recipe, models=models)
 
 
+def paper_of(recipe):
+    """The recipe's subject in the paper's world."""
+    return replace(recipe.subject.options, world="paper")
+
+
 @pytest.fixture(scope="module")
 def recipe(mini_recipe):
     return mini_of(mini_recipe)
@@ -43,7 +48,7 @@ def tensors_of(tiny_world, recipe):
     """Draws a model of theirs in the sizes of the miniature study, with a window as long as theirs or longer."""
 
     def draw(number, **changed):
-        config = recipe.model.build(tiny_world)
+        config = recipe.subject.options.model.build(tiny_world)
         sizes = {"v": config.vocab_size, "t": config.max_tokens + 5, "layers": config.layers, "d": 16, "f": 64}
         return reference.state_dict(**sizes | changed, seed=number)
 
@@ -256,12 +261,18 @@ def test_a_recipe_without_the_missing_models_takes_the_others(main, folder):
         (["--models.sft.snapshots", "2"], "models.sft.snapshots: got 2, expected 0"),
         (["--models.dpo.chunk_steps", "2"], "models.dpo.chunk_steps: got 2, expected its steps (6)"),
         (["--models.pretrained.chunk_steps", "3"], "models.pretrained.chunk_steps: got 3, expected its steps (6)"),
-        (["--grid", "{model.width: [16, 32]}"], "import makes one run, and the recipe has a `grid:`"),
-        (["--model.layers", "2"], "pretrained_3.npz: layers is 1, expected 2 by the recipe's model"),
-        (["--model.width", "32"], "pretrained_3.npz: width is 16, expected 32 by the recipe's model"),
-        (["--model.block", "pre_ln"], "pretrained_3.npz: block is paper, expected pre_ln by the recipe's model"),
-        (["--model.positions", "rope"], "pretrained_3.npz: positions is sinusoidal, expected rope by the recipe's"),
-        (["--world", "paper"], "pretrained_3.npz: its window is"),
+        (["--grid", "{subject.model.width: [16, 32]}"], "import makes one run, and the recipe has a `grid:`"),
+        (["--subject.model.layers", "2"], "pretrained_3.npz: layers is 1, expected 2 by the recipe's model"),
+        (["--subject.model.width", "32"], "pretrained_3.npz: width is 16, expected 32 by the recipe's model"),
+        (
+            ["--subject.model.block", "pre_ln"],
+            "pretrained_3.npz: block is paper, expected pre_ln by the recipe's model",
+        ),
+        (
+            ["--subject.model.positions", "rope"],
+            "pretrained_3.npz: positions is sinusoidal, expected rope by the recipe's",
+        ),
+        (["--subject.world", "paper"], "pretrained_3.npz: its window is"),
         (["--models.sft.stps", "2"], "models.sft has no field 'stps'; did you mean 'steps'?"),
     ],
 )
@@ -315,8 +326,8 @@ def test_an_empty_directory_is_filled(made):
 def test_heads_that_are_not_those_of_the_authors_width_are_refused(paper_world, recipe, monkeypatch):
     tensors = reference.state_dict(v=59, t=120, layers=1, d=48, f=192)
     monkeypatch.setattr(official_file, "read", lambda _: tensors)
-    wide = replace(recipe, world="paper", model=replace(recipe.model, width=48))
-    with pytest.raises(ValueError, match=r"model\.heads: got 2, expected the 3 of the authors' width 48"):
+    wide = replace(own := paper_of(recipe), model=replace(own.model, width=48))
+    with pytest.raises(ValueError, match=r"^subject\.model\.heads: got 2, expected the 3 of the authors' width 48"):
         imported._params(Path("their.pt"), wide, paper_world)
 
 
@@ -325,7 +336,7 @@ def test_another_vocabulary_than_the_papers_is_refused(paper_world, recipe, monk
     tensors = reference.state_dict(v=size, t=120, layers=1, d=16, f=64)
     monkeypatch.setattr(official_file, "read", lambda _: tensors)
     with pytest.raises(ValueError, match=f"it has {size} tokens, expected the 59 of the world paper, or 54 without"):
-        imported._params(Path("their.pt"), replace(recipe, world="paper"), paper_world)
+        imported._params(Path("their.pt"), paper_of(recipe), paper_world)
 
 
 def test_all_models_know_the_tokens_that_the_smallest_knows(paper_world, recipe, monkeypatch):
@@ -336,8 +347,8 @@ def test_all_models_know_the_tokens_that_the_smallest_knows(paper_world, recipe,
         return reference.state_dict(v=sizes[file.name], t=120, layers=1, d=16, f=64)
 
     monkeypatch.setattr(official_file, "read", read)
-    run = replace(recipe, world="paper")
-    base, tuned = (imported._params(Path(name), run, paper_world) for name in sizes)
+    own = paper_of(recipe)
+    base, tuned = (imported._params(Path(name), own, paper_world) for name in sizes)
     assert base["embed"].shape == (54, 16) and tuned["embed"].shape == (59, 16)
     same = imported._same_tokens({("pretrained", 0): base, ("sft.eta_M", 0): tuned}, paper_world)
     for loaded, made in zip((base, tuned), same.values(), strict=True):

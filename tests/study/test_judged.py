@@ -10,7 +10,7 @@ import pytest
 
 from jaxsafety import keys, tree
 from jaxsafety.recipe.nodes import AttackConfig
-from jaxsafety.study import judged, lanes, view
+from jaxsafety.study import judged, lanes
 from jaxsafety.study.view import Prompts
 from jaxsafety.subjects import judge
 from jaxsafety.types import Attack, Attacked, Decode
@@ -53,9 +53,9 @@ def _without_answers(trial):
 
 
 @pytest.fixture(scope="module")
-def models(mini_recipe, tiny_world):
+def models(mini_subject, tiny_world):
     """A model that says refusals, since its rows of the unembedding are large, and one that does not."""
-    params = jax.jit(lambda key: lanes.init_params(mini_recipe, tiny_world, key=key))(keys.root(0))
+    params = jax.jit(lambda key: lanes.init_params(mini_subject, key=key))(keys.root(0))
     refusal = tiny_world.ids[tiny_world.spec.letters[0]]
     says = jnp.zeros_like(params["unembed"]).at[:, refusal].set(1.0)
     constant = jax.tree.map(jnp.zeros_like, params)
@@ -79,13 +79,13 @@ def prompts(tiny_world):
 
 
 @pytest.fixture(scope="module")
-def attacked(mini_recipe, tiny_world, models, prompts):
+def attacked(mini_recipe, mini_subject, models, prompts):
     """``(name of an attack) -> measures`` of the second condition's prompts, on the model that refuses."""
     refusing, base = models
 
     def run(name):
         node = AttackConfig(f"tests.study.test_judged:{name}")
-        measure = partial(judged.attacked_measures, mini_recipe, tiny_world, node, places=(1,), point={})
+        measure = partial(judged.attacked_measures, mini_recipe, mini_subject, node, places=(1,), point={})
         found = jax.jit(measure)((refusing, base), (keys.root(0), prompts))
         return {metric: np.asarray(values)[0] for (metric, _), values in found.items()}
 
@@ -93,11 +93,10 @@ def attacked(mini_recipe, tiny_world, models, prompts):
 
 
 @pytest.fixture(scope="module")
-def plain(mini_recipe, tiny_world, models, prompts):
+def plain(mini_subject, models, prompts):
     """The rates of both models on those prompts, by the judge alone."""
-    model = view.model_of(mini_recipe, tiny_world)
     trial = tree.lane(prompts.trials, 1)
-    run = jax.jit(lambda params: judge.judge(model, params, trial))
+    run = jax.jit(lambda params: judge.judge(mini_subject.analysed, params, trial))
     return [{name: float(rates[name].mean()) for name in RATES} for rates in map(run, models)]
 
 
@@ -113,13 +112,13 @@ def test_the_models_that_are_compared_answer_differently(plain):
 
 
 @pytest.mark.parametrize(("name", "refused"), [("TOWARDS", 1.0), ("AWAY", 0.0)])
-def test_a_hook_changes_what_the_model_answers(mini_recipe, tiny_world, models, prompts, name, refused):
+def test_a_hook_changes_what_the_model_answers(mini_recipe, mini_subject, tiny_world, models, prompts, name, refused):
     """The model says the refusal's letter where its last residual stream points along one direction."""
     _, base = models
     refusal = tiny_world.ids[tiny_world.spec.letters[0]]
     says = jnp.zeros_like(base["unembed"]).at[:, refusal].set(_alternating(base["embed"].shape[1]))
     node = AttackConfig(f"tests.study.test_judged:{name}")
-    measure = partial(judged.attacked_measures, mini_recipe, tiny_world, node, places=(1,), point={})
+    measure = partial(judged.attacked_measures, mini_recipe, mini_subject, node, places=(1,), point={})
     found = jax.jit(measure)((base | {"unembed": says}, base), (keys.root(0), prompts))
     assert found[("refused", "attacked")][0] == refused
 

@@ -13,8 +13,9 @@ import pytest
 
 from jaxsafety import keys, methods, world
 from jaxsafety.config import fields as fields_
+from jaxsafety.models import gpt
 from jaxsafety.recipe.models import Data
-from jaxsafety.study import lanes, view
+from jaxsafety.study import lanes
 from jaxsafety.subjects import judge
 from jaxsafety.training.optim import OptimConfig
 from jaxsafety.types import HParams
@@ -22,6 +23,8 @@ from tests.methods.bound import bound
 
 # Two float32 programs that average the same numbers in another order.
 RTOL = 1e-5
+# Conditions of the learning curves.
+READ_OUT = ("safe", "unsafe")
 
 
 class Drawn(Exception):
@@ -45,8 +48,8 @@ def lane_of(recipe, stage, **training):
 
 
 @pytest.fixture(scope="module")
-def init(mini_recipe, tiny_world):
-    return jax.jit(lambda key: lanes.init_params(mini_recipe, tiny_world, key=key))
+def init(mini_subject):
+    return jax.jit(lambda key: lanes.init_params(mini_subject, key=key))
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +71,15 @@ def bits(key):
 
 
 def test_initial_parameters_come_from_the_init_stream(mini_recipe, tiny_world, key, params):
-    config = mini_recipe.model.build(tiny_world)
+    config = mini_recipe.subject.options.model.build(tiny_world)
     assert (config.layers, config.heads, config.width, config.vocab_size) == (1, 2, 16, tiny_world.vocab_size)
-    expected = jax.jit(lambda key: lanes.gpt.init(config, key=keys.stream(key, "init")))(key)
+    expected = jax.jit(lambda key: gpt.init(config, key=keys.stream(key, "init")))(key)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 @pytest.mark.parametrize(("generation", "stage"), [(0, "pretrain"), (1, "tune"), (2, "tune"), (3, "tune")])
 def test_training_draws_from_the_stream_of_its_stage_and_generation(
-    mini_recipe, tiny_world, key, params, point, monkeypatch, generation, stage
+    mini_recipe, mini_subject, key, params, point, monkeypatch, generation, stage
 ):
     lane = lane_of(mini_recipe, stage)
     for _ in range(generation - 1):
@@ -87,7 +90,7 @@ def test_training_draws_from_the_stream_of_its_stage_and_generation(
         raise Drawn(config, bits(key), total_steps, batch_size)
 
     monkeypatch.setattr(type(lane.training.data), "load", lambda self: SimpleNamespace(draw=draw))
-    chunk = lanes.train_chunk(mini_recipe, tiny_world, lane)
+    chunk = lanes.train_chunk(mini_subject, lane)
     with pytest.raises(Drawn) as drawn:
         chunk(lanes.init_state(lane.training, {"parent": params}, key=key, point=point), {}, key, point, jnp.int32(2))
     stream = keys.stream(key, stage)
@@ -117,7 +120,7 @@ def test_a_number_of_prompts_comes_in_turn(mini_recipe, tiny_world, key, prompts
 
 @pytest.mark.parametrize("name", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn"))])
 def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
-    mini_recipe, tiny_world, key, init, params, draw_pairs, name
+    mini_recipe, mini_subject, key, init, params, draw_pairs, name
 ):
     weights = {"weight_chosen": 0.3, "weight_rejected": 0.1, "reduction": "mean"} if name != "sft" else {}
     options = methods.load(name).Config(**weights)
@@ -126,39 +129,38 @@ def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
     point = point_of(**scalars | ({"weight_chosen": 0.7} if weights else {}))
     reference = init(keys.root(9))
     state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
-    chunk = jax.jit(lanes.train_chunk(mini_recipe, tiny_world, lane))
+    chunk = jax.jit(lanes.train_chunk(mini_subject, lane))
     _, metrics = chunk(state, {"reference": reference}, key, point, jnp.int32(1))
     options = weights | ({"weight_chosen": 0.7} if weights else {})
     options |= {"ascent_bound": 10.0} if name == "unlearn" else {}
-    loss = bound(
-        name, lanes.model_of(mini_recipe, tiny_world), reference=reference,
-        **options,
-    )  # fmt: skip
+    loss = bound(name, mini_subject.model, reference=reference, **options)
     value, expected = jax.jit(loss)(params, draw_pairs(keys.stream(key, "tune")))
     for metric, own in {**expected, "loss": value}.items():
         np.testing.assert_allclose(metrics[metric], own, rtol=RTOL, atol=1e-6, err_msg=metric)
 
 
 @pytest.fixture(scope="module")
-def half_recipe(mini_recipe):
-    """The miniature study, trained in bfloat16."""
-    return replace(mini_recipe, model=replace(mini_recipe.model, compute_dtype="bfloat16"))
+def half_subject(mini_recipe):
+    """The subject of the miniature study, trained in bfloat16."""
+    own = mini_recipe.subject.options
+    half = replace(own, model=replace(own.model, compute_dtype="bfloat16"))
+    return mini_recipe.subject.load().open(half)
 
 
 @pytest.fixture(scope="module")
-def traced(half_recipe, mini_recipe, tiny_world, params):
+def traced(mini_recipe, mini_subject, half_subject, params):
     """Two steps of a chunk of pretraining, or of tuning by a method, each traced once for all that tests look at."""
 
     @cache
     def trace(name, *, algorithm, dtype):
-        recipe, key = {"bfloat16": half_recipe, "float32": mini_recipe}[dtype], keys.root(0)
+        subject, key = {"bfloat16": half_subject, "float32": mini_subject}[dtype], keys.root(0)
         stage, optim = "pretrain" if name == "pretrain" else "tune", OptimConfig(algorithm=algorithm)
         options = methods.load(name).Config()
-        lane = lane_of(recipe, stage, method=name, options=options, optim=optim)
+        lane = lane_of(mini_recipe, stage, method=name, options=options, optim=optim)
         point = point_of(**{field: getattr(options, field) for field in fields_.traced_names(options)})
         state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
         given = {"reference": params}
-        return jax.jit(lanes.train_chunk(recipe, tiny_world, lane)).trace(state, given, key, point, jnp.int32(2))
+        return jax.jit(lanes.train_chunk(subject, lane)).trace(state, given, key, point, jnp.int32(2))
 
     return trace
 
@@ -186,16 +188,19 @@ def test_bfloat16_leaves_state_and_metrics_as_they_are_in_float32(traced, name, 
     assert all(dtype == jnp.float32 for dtype in floats) and len(floats) > len(metrics)
 
 
-def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_recipe, mini_recipe, tiny_world):
-    assert lanes.training_model_of(half_recipe, tiny_world).apply.keywords["config"].compute_dtype == "bfloat16"
+def test_what_is_read_from_a_model_is_float32_however_it_was_trained(half_subject, mini_subject):
+    assert half_subject.training.apply.keywords["config"].compute_dtype == "bfloat16"
     # The same static configuration is the same program.
-    for model_of in (lanes.model_of, view.model_of):
-        half, whole = (model_of(recipe, tiny_world).apply.keywords for recipe in (half_recipe, mini_recipe))
-        assert half == whole
+    for half, whole in (
+        (half_subject.model, mini_subject.model),
+        (half_subject.analysed, mini_subject.analysed),
+        (half_subject.judge.args[0], mini_subject.judge.args[0]),
+    ):
+        assert half.apply.keywords == whole.apply.keywords
 
 
-def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, draw_pairs):
-    loss = bound("dpo", lanes.training_model_of(half_recipe, tiny_world), reference=params)
+def test_dpo_in_bfloat16_starts_at_log_2(half_subject, key, params, draw_pairs):
+    loss = bound("dpo", half_subject.training, reference=params)
     value, metrics = jax.jit(loss)(params, draw_pairs(key))
     # A reference in float32 would leave margins of the size of bfloat16's rounding.
     assert float(value) == pytest.approx(math.log(2), rel=1e-6)
@@ -203,20 +208,25 @@ def test_dpo_in_bfloat16_starts_at_log_2(half_recipe, tiny_world, key, params, d
 
 
 @pytest.fixture(scope="module")
-def trials(mini_recipe, tiny_world):
+def trials(mini_recipe, mini_subject, tiny_world):
     """The table's safe prompts, those of the learning curves, and plain draws of the steps they should come from."""
 
     def draw(key):
         stream = keys.stream(key, "evaluate")
+        config = mini_recipe.evaluate
         return {
-            "table": lanes.prompts(mini_recipe, tiny_world, condition="safe", key=stream, late_probability=0.1),
-            "readout": lanes.readout_prompts(mini_recipe, tiny_world, key=key),
+            "table": lanes.prompts(mini_subject, config, condition="safe", key=stream, late_probability=0.1),
+            "readout": lanes.readout_prompts(mini_subject, READ_OUT, count=config.probe_prompts, key=key),
         }
 
     root = keys.root(0)
     plain = jax.jit(lambda key, step: world.batch_at(tiny_world, "safe", key=key, batch_size=4, step=step))
     drawn = [plain(keys.stream(root, "evaluate"), step) for step in (0, 1, 1 << 20)]
     return jax.device_get(jax.jit(draw)(root) | {"plain": drawn})
+
+
+def test_the_curves_read_what_is_to_be_complied_with_and_what_is_to_be_refused(mini_recipe):
+    assert mini_recipe.read_out == READ_OUT
 
 
 def test_the_table_and_the_curves_draw_from_steps_of_the_evaluation_stream_that_never_meet(mini_recipe, trials):
@@ -229,12 +239,12 @@ def test_the_table_and_the_curves_draw_from_steps_of_the_evaluation_stream_that_
 
 
 @pytest.fixture(scope="module")
-def judged(mini_recipe, tiny_world, params, trials):
+def judged(mini_subject, params, trials):
     """The table's rates of a model of large random weights, which is right now and then, and its verdicts by batch."""
     params = jax.tree.map(lambda leaf: 20 * np.asarray(leaf), params)
     trials = trials["table"]
-    rates = jax.jit(partial(lanes.evaluate, mini_recipe, tiny_world))(params, trials)
-    verdicts = jax.jit(partial(judge.judge, lanes.model_of(mini_recipe, tiny_world)))
+    rates = jax.jit(partial(lanes.evaluate, mini_subject))(params, trials)
+    verdicts = jax.jit(partial(judge.judge, mini_subject.model))
     per_batch = [verdicts(params, jax.tree.map(lambda leaf, i=i: leaf[i], trials)) for i in range(2)]
     return jax.device_get((rates, per_batch))
 
@@ -247,11 +257,11 @@ def test_evaluation_is_the_mean_over_all_prompts(judged):
     assert rates["token_accuracy_block1"] > 0
 
 
-def test_the_curves_show_each_condition_by_name(mini_recipe, tiny_world, params, trials):
-    got = jax.jit(partial(lanes.readout, mini_recipe, tiny_world))(params, trials["readout"])
+def test_the_curves_show_each_condition_by_name(mini_subject, params, trials):
+    got = jax.jit(partial(lanes.readout, mini_subject, READ_OUT))(params, trials["readout"])
     names = ("exact_match", "complied", "refused")
-    assert set(got) == {f"{condition}/{name}" for condition in ("safe", "unsafe") for name in names}
-    rates = jax.device_get(jax.jit(partial(lanes.judge, mini_recipe, tiny_world))(params, trials["readout"]))
-    for i, condition in enumerate(("safe", "unsafe")):
+    assert set(got) == {f"{condition}/{name}" for condition in READ_OUT for name in names}
+    rates = jax.device_get(jax.jit(partial(lanes.judge, mini_subject))(params, trials["readout"]))
+    for i, condition in enumerate(READ_OUT):
         for name in names:
             assert got[f"{condition}/{name}"] == rates[name][i]

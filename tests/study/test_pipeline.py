@@ -165,5 +165,5 @@ def test_the_report_is_one_self_contained_page(finished_run):
     page = (finished_run / "report.html").read_text()
     assert not re.search(r"<script|<link|<img|@import|src\s*=|url\((?!#)", page)
     assert not re.search(r"href\s*=\s*[\"'](?!#|results/tables/\w+\.(csv|parquet)\")", page)
-    for text in ("Instruct", "Null", "pretrained", "SFT", "DPO", "eta_M", "world: tiny", "<svg"):
+    for text in ("Instruct", "Null", "pretrained", "SFT", "DPO", "eta_M", "world: tiny", "preset: tiny", "<svg"):
         assert text in page, text

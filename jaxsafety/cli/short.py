@@ -1,0 +1,131 @@
+"""``jaxsafety tune DIR`` and ``analyze weights | activations | merge``: short forms of recipes over checkpoints.
+
+Each writes the recipe that it stands for, and runs it: ``--print_config`` shows it. jax is imported only once the
+options are known to be good.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxsafety import methods
+from jaxsafety.cli import declared, listing, written
+
+_STAGES = ("pretrain", "tune", "evaluate", "analyze", "report")
+ANALYSES = {
+    "weights": "where the update of every matrix lies in the spaces of the base, its spectrum and rank",
+    "activations": "how the models' activations on safe, unsafe and jailbreak prompts cluster, layer by layer",
+    "merge": "write base + alpha * update, or a part of the update, as a checkpoint",
+}
+_OUT = {
+    "weights": "run directory; may be that of `analyze activations` of the same checkpoints",
+    "activations": "run directory; may be that of `analyze weights` of the same checkpoints",
+    "merge": "run directory; the merged model will be RUN/models/merged/seed_0",
+}
+
+
+def is_tuning(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of ``tune`` are about a checkpoint: examples are named, or a directory that is no run."""
+    if any(word == "--data" or word.startswith("--data=") for word in arguments):
+        return True
+    given = Path(arguments[0]) if arguments else Path("")
+    return bool(arguments) and given.is_dir() and not (given / "config.yaml").exists()
+
+
+def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the options of ``tune``; a wrong one ends the process with exit code 2 and a usage."""
+    parser = argparse.ArgumentParser(
+        prog="jaxsafety tune",
+        description="Fine-tune a Hugging Face checkpoint.",
+        epilog=f"methods, and the options that each has beside the others:\n{listing.told(methods.TABLE, prefix='--')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("start", type=Path, metavar="DIR", help="Hugging Face directory of the model")
+    add("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
+    add("--method", required=True, help="a method of the list below, or somebody else's as package.module:NAME")
+    add("--out", type=Path, required=True, metavar="RUN", help="run directory; models will be in RUN/models/tuned")
+    add("--steps", type=int, help="optimiser steps (default: those of --epochs)")
+    add("--epochs", type=float, default=1.0, help="passes over the examples (default: 1)")
+    add("--full", action="store_true", help="tune all parameters, not an adapter; --lr is 1e-5 then")
+    declared.add(parser, written.OPTIONS["tune"])
+    add("--seeds", default="0", help="numbers separated by commas, each of an adapter and an order of the examples "
+        "(default: 0)")  # fmt: skip
+    add("--devices", type=int, default=1, help="CPU devices to share the model; accelerators are all used (default: 1)")
+    add("--dry_run", action="store_true", help="say what it needs of memory, load and write nothing")
+    declared.add_shared(parser)
+    options, rest = parser.parse_known_args([*declared.words(arguments), *arguments])
+    options.of_method, options.verb = _pairs(parser, rest), "tune"
+    return options
+
+
+def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the options of ``weights BASE TUNED --out DIR`` and so on; a wrong one ends in exit code 2 and usage."""
+    parser = argparse.ArgumentParser(
+        prog="jaxsafety analyze", description="Analyse a checkpoint and its tuned version."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ANALYSIS")
+    for name, summary in ANALYSES.items():
+        verb = verbs.add_parser(name, help=summary, description=f"Two checkpoints: {summary}.", allow_abbrev=False)
+        verb.add_argument("base", type=Path, metavar="BASE", help="Hugging Face directory before tuning")
+        verb.add_argument("tuned", type=Path, metavar="TUNED", help="the one after")
+        verb.add_argument("--out", type=Path, required=True, metavar="RUN", help=_OUT[name])
+        if name == "activations":
+            verb.add_argument("--prompts", type=Path, required=True, metavar="FILE",
+                              help="labelled JSONL, such as `jaxsafety prompts --out FILE` writes")  # fmt: skip
+        if name == "merge":
+            _add_merge(verb)
+        declared.add(verb, written.OPTIONS[name])
+        declared.add_shared(verb)
+        verb.set_defaults(dry_run=False, devices=1)
+    return parser.parse_args([*arguments[:1], *declared.words(arguments), *arguments[1:]])
+
+
+def _add_merge(verb: argparse.ArgumentParser) -> None:
+    add = verb.add_argument
+    add("--alpha", required=True, help="0 is the base, 1 the tuned model (of that part), above 1 beyond it")
+    add("--part", default="whole", help="whole, mlp, mlp_matrices, up, down or attention, or null_space: of the MLPs' "
+        "matrices what is written into the null space of the base (default: whole)")  # fmt: skip
+    declared.add(verb, [written.ENERGY])
+    add("--rank", help="singular directions that are kept of the part in every matrix (default: all)")
+
+
+def _pairs(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, str]:
+    """Fields of the method, whose names and types only the method knows."""
+    found, rest = {}, list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or rest) or (not equals and rest[0].startswith("--")):
+            parser.error(f"unrecognized arguments: {' '.join([name, *rest])}")
+        found[name.removeprefix("--")] = value if equals else rest.pop(0)
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the recipe that a command stands for, or shows it; returns the exit code.
+
+    Raises:
+        ValueError: a bad option, checkpoint, example, prompt or tensor.
+        FloatingPointError: training has diverged.
+        OSError: a file cannot be read or written.
+        ImportError: an extra is missing.
+        Stopped: a signal has asked to stop.
+    """
+    import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
+    from jaxsafety.cli import launch
+    from jaxsafety.recipe import cells, yaml_file
+    from jaxsafety.rundir import layout
+
+    recipe = written.recipe(options)
+    if options.print_config:
+        sys.stdout.write(yaml_file.to_yaml(recipe))
+        return 0
+    if options.dry_run:
+        return launch.forecast(recipe, cells.expand(recipe), options.out)
+    launch.run(recipe, options.out, _STAGES[:2] if options.verb == "merge" else _STAGES, form=options.format)
+    made = {"tune": written.TUNED, "merge": written.MERGED}.get(options.verb) if options.format == "table" else None
+    for seed in recipe.seeds if made else ():
+        print(options.out / layout.MODELS / made / f"seed_{seed}")
+    return 0

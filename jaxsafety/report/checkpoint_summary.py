@@ -1,0 +1,61 @@
+"""What a study of checkpoints comes to: a record a model, and the same in a few lines of text."""
+
+from typing import Any
+
+import polars as pl
+
+from jaxsafety.report.plot import ATTENTION, MLP
+from jaxsafety.report.seed_tables import models_of
+from jaxsafety.report.tables import Model, model_label
+
+INTERVALS = (
+    "A band or a bar is the 95 % Student-t interval over the prompts of a label, or of two labels where these are "
+    "compared (Welch's), and over seeds where there are several; what is measured of the weights of one seed, an "
+    "effect size, and a mean over layers have none."
+)
+_OF_WEIGHTS = ("null_energy", "baseline_energy", "rank_delta", "changed_norm")
+_OF_CLUSTERS = ("accuracy", "relative_gap")
+
+
+def records(evaluated: pl.DataFrame, analysed: pl.DataFrame) -> list[dict[str, Any]]:
+    """Returns a flat record for every model, all of the same keys: how often it refuses each condition, and of every
+    matrix' update and of what activations tell the means over layers and seeds, None where nothing is known."""
+    refused = evaluated.filter(metric="refused")
+    weights = analysed.filter(pl.col("analysis") == "output_space", pl.col("strength").is_null())
+    clusters = analysed.filter(analysis="clusters", part="last", condition="")
+    parts = [name for name in (*MLP, *ATTENTION) if name in weights["part"]]
+    rows = []
+    for model in models_of(pl.concat([one.select(Model._fields) for one in (refused, weights, clusters)])):
+        rates, updates, apart = (frame.filter(_is(model)) for frame in (refused, weights, clusters))
+        row = model._asdict()
+        row |= {f"{label} refused": _mean(rates, condition=label) for label in refused["condition"].unique().sort()}
+        row |= {f"{part} {name}": _mean(updates, part=part, metric=name) for part in parts for name in _OF_WEIGHTS}
+        rows.append(row | {name: _mean(apart, metric=name) for name in _OF_CLUSTERS if not clusters.is_empty()})
+    return rows
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """Returns what records say of updates and activations as lines of text, empty where they say nothing of these."""
+    lines = []
+    for row in rows:
+        label = model_label(Model(*(row[name] for name in Model._fields)))
+        for part in (*MLP, *ATTENTION):
+            if row.get(f"{part} null_energy") is not None:
+                energy, chance, rank, norm = (row[f"{part} {name}"] for name in _OF_WEIGHTS)
+                lines.append(
+                    f"{label}, {part}: null-space energy {energy:.3g} (a random direction {chance:.3g}), "
+                    f"rank {rank:.0f}, |dW| / |W| {norm:.3g}"
+                )
+        if row.get("accuracy") is not None:
+            gap = row["relative_gap"]
+            shown = "-" if gap is None else f"{gap:.3g}"
+            lines.append(f"{label}: nearest mean right {row['accuracy']:.3g}, relative gap {shown}")
+    return "".join(f"{line}\n" for line in [*lines, "means over layers and seeds"] if lines)
+
+
+def _is(model: Model) -> pl.Expr:
+    return pl.all_horizontal(pl.col(name) == value for name, value in model._asdict().items())
+
+
+def _mean(rows: pl.DataFrame, **labels: str) -> float | None:
+    return rows.filter(**labels)["value"].mean()

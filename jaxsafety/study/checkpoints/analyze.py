@@ -1,0 +1,86 @@
+"""The analyses of a study of checkpoints: each of every model of every seed, in pieces that are kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxsafety.formats import hf, prompts
+from jaxsafety.recipe.lane import Lane
+from jaxsafety.rundir import results
+from jaxsafety.rundir.layout import ANALYSIS_FILE, RESULT_FILES
+from jaxsafety.study.checkpoints import evaluate, inputs, rows
+from jaxsafety.study.checkpoints.batches import Encoded
+from jaxsafety.study.checkpoints.evaluate import is_shared
+from jaxsafety.study.checkpoints.opened import Looked
+from jaxsafety.study.evaluate import run_labels
+from jaxsafety.study.pipeline import Study
+
+
+def write(study: Study) -> None:
+    """Writes ``results/analyze.parquet``: every analysis of every model; finished pieces are not repeated.
+
+    Raises:
+        ValueError: a tensor is not finite, or something does not fit into memory.
+        OSError: a file cannot be read or written.
+        Stopped: a signal has asked to stop; the pieces before are kept.
+    """
+    asked = None
+    if study.recipe.subject.options.prompts is not None:
+        asked = inputs.asked(study, models=inputs.given(study))
+    for label, node in study.recipe.analyses.items():
+        for lane in study.recipe.lanes:
+            for seed in study.recipe.seeds[: 1 if _is_one(study, lane) else None]:
+                if not node.on or lane.label in node.on:
+                    node.load().measure(_looked(study, label, lane, seed, asked), node.options)
+    frames = results.read_results(_pieces(study), schema=results.ANALYSIS_SCHEMA)
+    shared = [lane for lane in study.recipe.lanes if _is_one(study, lane)]
+    results.write_results(
+        study.directory / "results" / ANALYSIS_FILE, rows.of_every_seed(frames, shared, study.recipe.seeds),
+        schema=results.ANALYSIS_SCHEMA,
+    )  # fmt: skip
+
+
+def _is_one(study: Study, lane: Lane) -> bool:
+    """Whether all that an analysis of a lane looks at is the same for all seeds."""
+    base = _base(study, lane)
+    return is_shared(lane) and (base is None or is_shared(base))
+
+
+def _base(study: Study, lane: Lane) -> Lane | None:
+    """What the update of a lane is from; None for one that begins with none."""
+    return None if lane.parent is None else lane.ancestor(study.recipe.analyze.base)
+
+
+def has_read(study: Study) -> bool:
+    """Whether something of what models do on prompts has been measured, or written."""
+    folder = study.directory / "results"
+    read = [label for label, node in study.recipe.analyses.items() if node.analysis != "weights"]
+    return any(place.is_dir() for place in (folder / "answers", *(folder / "analyze" / label for label in read)))
+
+
+def reopen(study: Study) -> None:
+    """Removes what the stages end with, so that they go on to what the study has been asked since."""
+    for name in (*RESULT_FILES, ANALYSIS_FILE):
+        (study.directory / "results" / name).unlink(missing_ok=True)
+
+
+def _pieces(study: Study) -> list[Path]:
+    folder = study.directory / "results" / "analyze"
+    return [piece for label in study.recipe.analyses for piece in sorted((folder / label).rglob("*.parquet"))]
+
+
+def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | None) -> Looked:
+    """What an analysis is given of one model."""
+    base, about, own = _base(study, lane), study.recipe.subject.options, hf.open_checkpoint(study.model(lane, seed))
+    found = Looked(
+        f"{lane.name} seed {seed}", own, base and hf.open_checkpoint(study.model(base, seed)),
+        study.directory / "results" / "analyze" / label / lane.name / f"seed_{seed}",
+        run_labels(study) | {"method": lane.label, "lr_name": lane.point, "lr": lane.lr, "seed": seed,
+                             "step": lane.steps}, about,
+    )  # fmt: skip
+    if asked is None or not study.recipe.evaluate.answers:
+        return replace(found, encoded=asked)
+    written, reader = evaluate.ids(study, lane, seed, asked), inputs.tokenizer(study)
+    complied = np.array([not prompts.is_refusal(reader.text(ids)) for ids in written])
+    return replace(found, encoded=asked, answers=written, complied=complied)

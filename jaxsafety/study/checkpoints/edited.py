@@ -1,0 +1,155 @@
+"""One seed of a model that is another's with its weights edited: a matrix at a time, written as a checkpoint.
+
+Matrices that take a decomposition are kept until the model is whole: after a kill none is computed twice.
+"""
+
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsafety import tree
+from jaxsafety.config import fields as fields_
+from jaxsafety.engine import programs
+from jaxsafety.formats import hf
+from jaxsafety.formats.hf_names import is_transposed, leaf_shapes
+from jaxsafety.recipe.models import Edited
+from jaxsafety.rundir import atomic, progress, signals
+from jaxsafety.study import lanes
+from jaxsafety.types import Key
+
+_SLICE = 2**24  # values of a tensor that are edited at once
+
+# By role, the checkpoints that an edit takes; ``target`` is what is edited.
+Trees = Mapping[str, hf.Checkpoint]
+
+
+def write(
+    trees: Trees, directory: Path, node: Edited, *, dtype: hf.ParamsDtype, parts: Path, key: Key, name: str
+) -> None:
+    """Writes the edited model with the target's configuration and tokenizer; nothing is there until all of it is.
+
+    ``directory`` must not exist or be empty; ``parts`` is where matrices are kept until it is whole, ``key`` the seed's
+    root key, and ``name`` is for progress.
+
+    Raises:
+        ValueError: a value is not finite, ``directory`` holds something, or a matrix does not fit into memory.
+        OSError: a file cannot be read or written.
+        Stopped: a signal has asked to stop; the same call goes on from the parts.
+    """
+    target, done = trees["target"], itertools.count(1)
+    edit = editor(trees, node, dtype=dtype, parts=parts, key=key)
+    with progress.track(len(target.tensors), label=f"edit {name}") as update:
+
+        def read(path: str, layer: int | None) -> np.ndarray:
+            signals.check(f"before {path}" if layer is None else f"before {path} of layer {layer}")
+            found = edit(path, layer)
+            update(next(done), {})
+            return found
+
+        try:
+            hf.write_checkpoint(directory, read, config=target.config, dtype=dtype, source=target.directory)
+        except ValueError:
+            # The same call would fail again.
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def editor(
+    trees: Trees, node: Edited, *, dtype: hf.ParamsDtype, parts: Path, key: Key
+) -> Callable[[str, int | None], np.ndarray]:
+    """Returns what reads a tensor of all checkpoints and edits it, by our path and layer (None outside of layers).
+
+    The edit is computed in float32 and rounded to ``dtype``. What takes a decomposition is kept in ``parts`` and taken
+    from there.
+    """
+    shapes, decomposes = leaf_shapes(trees["target"].config), hasattr(node.options, "method")
+
+    def edit(path: str, layer: int | None) -> np.ndarray:
+        if layer is None or not re.fullmatch(tree.MATRICES, path):
+            return _streamed(trees, node, path, layer, dtype=dtype, key=key)
+        file = parts / f"{layer:03d}-{path.replace('/', '-')}"
+        if file.exists():
+            return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(shapes[path][1:])
+        index = (slice(layer, layer + 1),)
+        given = {role: side.leaf(path, index=index, dtype="float32") for role, side in trees.items()}
+        found = _rounded(_resolved(trees, node, path, given, key=jax.random.fold_in(key, layer))[0], dtype)
+        if decomposes:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.atomic_write(file, found.tobytes())
+        return found
+
+    return edit
+
+
+def _resolved(trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key) -> np.ndarray:
+    """An edited part of a leaf, by another decomposition where ``gram`` does not resolve it."""
+    found = _edited(trees, node, path, given, key=key)
+    if getattr(node.options, "method", None) == "gram" and np.isnan(found).any():
+        whole = replace(node, options=replace(node.options, method="full"))
+        return _edited(trees, whole, path, given, key=key)
+    return found
+
+
+def _edited(trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key) -> np.ndarray:
+    point = {name: np.int32(one) if isinstance(one, int) else np.float32(one) for name, one in node.point.items()}
+    others = tuple((other, len(shape)) for other, shape in leaf_shapes(trees["target"].config).items() if other != path)
+    shape = next(iter(given.values())).shape
+    scalars = tuple((name, str(one.dtype)) for name, one in sorted(point.items()))
+    program = _program(_stripped(node), path, others, shape, tuple(given), scalars)
+    return np.asarray(program(dict(given), point, key))
+
+
+def _stripped(node: Edited) -> Edited:
+    """The node without its strengths, which are traced: edits of several strengths are one program."""
+    options = fields_.at_point(node.options, dict.fromkeys(node.point))
+    return fields_.at_point(node, {"role": "model", "options": options})
+
+
+@cache
+def _program(
+    node: Edited, path: str, others: tuple[tuple[str, int], ...], shape: tuple[int, ...], roles: tuple[str, ...],
+    scalars: tuple[tuple[str, str], ...],
+) -> Callable[..., Any]:  # fmt: skip
+    """The edit of one leaf of this shape, beside which the others, which it does not look at, are single zeros."""
+
+    def run(given: dict[str, Any], point: dict[str, Any], key: Key) -> Any:
+        rest = {other: jnp.zeros((1,) * axes) for other, axes in others}
+        trees = {role: tree.unflatten(rest | {path: leaf}) for role, leaf in given.items()}
+        return tree.flatten(lanes.edited(node, trees, point=point, key=key))[path]
+
+    like = {role: jax.ShapeDtypeStruct(shape, jnp.float32) for role in roles}
+    point = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in scalars}
+    return programs.fitted(run, like, point, jax.random.key(0), what=f"the edit of {path} of {shape}")
+
+
+def _streamed(
+    trees: Trees, node: Edited, path: str, layer: int | None, *, dtype: hf.ParamsDtype, key: Key
+) -> np.ndarray:
+    """A tensor edited in slices: the embeddings of all sides in float32 would be the largest thing in memory by far."""
+    lead = () if layer is None else (slice(layer, layer + 1),)
+    shape = trees["target"].shape(path)[len(lead) :]
+    edited = np.empty(shape, jnp.dtype(dtype))
+    # Along the axis that leads in the files, or every slice would read all of them.
+    axis = len(shape) - 1 if is_transposed(path) else 0
+    step = max(1, _SLICE * shape[axis] // math.prod(shape))
+    for start in range(0, shape[axis], step):
+        part = tuple(slice(start, start + step) if place == axis else slice(None) for place in range(len(shape)))
+        given = {role: side.leaf(path, index=(*lead, *part), dtype="float32") for role, side in trees.items()}
+        edited[part] = _rounded(_edited(trees, node, path, given, key=key)[(0,) * len(lead)], dtype)
+    return edited
+
+
+def _rounded(values: np.ndarray, dtype: hf.ParamsDtype) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused where it is written
+        return np.asarray(values).astype(jnp.dtype(dtype))

@@ -1,0 +1,110 @@
+"""What the models of a study of checkpoints answer to its prompts, and their learning curves, as tidy rows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsafety.engine import loop
+from jaxsafety.formats import hf, prompts
+from jaxsafety.recipe.lane import Lane
+from jaxsafety.recipe.models import Given
+from jaxsafety.rundir import atomic, results
+from jaxsafety.rundir.layout import RESULT_FILES
+from jaxsafety.study.checkpoints import answers, inputs
+from jaxsafety.study.checkpoints.batches import Encoded, bucketed
+from jaxsafety.study.evaluate import run_labels
+from jaxsafety.study.pipeline import Study
+
+# Of every label, the prompts whose answers a report shows.
+_EXAMPLES = 2
+
+
+def write(study: Study) -> None:
+    """Writes ``RESULT_FILES``: the curves, the answers of all models to the prompts, and how often they refuse.
+
+    Raises:
+        ValueError: a model does not fit into memory or is too short for prompt and answer; a damaged file.
+        OSError: a file cannot be read or written.
+        Stopped: a signal has asked to stop; the answers before are kept.
+    """
+    folder, shared = study.directory / "results", run_labels(study)
+    curves, shown, table = (folder / name for name in RESULT_FILES)
+    given = list(_answered(study))
+    results.write_results(curves, results.rows_to_frame(shared | row for row in _curve_rows(study)))
+    atomic.atomic_write(shown, json.dumps(list(_shown(study, given)), ensure_ascii=False, indent=1))
+    results.write_results(table, results.rows_to_frame(shared | row for row in _verdict_rows(study, given)))
+
+
+def _answered(study: Study) -> Iterator[tuple[Lane, int, Encoded, list[str]]]:
+    """Every model with the prompts and its answers in words, of every seed; of one that all seeds share the first."""
+    if not study.recipe.evaluate.answers:
+        return
+    reader, asked = inputs.tokenizer(study), inputs.asked(study, models=inputs.given(study))
+    for lane in study.recipe.lanes:
+        for seed in study.recipe.seeds[: 1 if is_shared(lane) else None]:
+            texts = [reader.text(own) for own in ids(study, lane, seed, asked)]
+            told = prompts.answers_to_jsonl(asked.prompts, {"answer": texts})
+            atomic.atomic_write(_answers_file(study, lane, seed).with_suffix(".jsonl"), told)
+            yield lane, seed, asked, texts
+
+
+def ids(study: Study, lane: Lane, seed: int, asked: Encoded) -> list[list[int]]:
+    """Returns the token ids of what a model answers to prompts, written now where they are not there.
+
+    Raises:
+        ValueError: the model does not fit into memory, or the file of answers is damaged.
+        Stopped: a signal has asked to stop; the answers before are kept.
+    """
+    about, seed = study.recipe.subject.options, study.recipe.seeds[0] if is_shared(lane) else seed
+    return answers.write(
+        hf.open_checkpoint(study.model(lane, seed)), bucketed(asked.ids, batch_tokens=about.batch_tokens),
+        _answers_file(study, lane, seed),
+        max_new=study.recipe.evaluate.answers, stop=inputs.tokenizer(study).stop, compute_dtype=about.dtype,
+        label=f"answers of {lane.name} seed {seed}",
+    )  # fmt: skip
+
+
+def _answers_file(study: Study, lane: Lane, seed: int) -> Path:
+    return study.directory / "results" / "answers" / lane.name / f"seed_{seed}.json"
+
+
+def is_shared(lane: Lane) -> bool:
+    """Whether a lane is the same model for all seeds."""
+    return isinstance(lane.how, Given) and lane.how.directory(0) == lane.how.directory(1)
+
+
+def _verdict_rows(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> Iterator[dict[str, Any]]:
+    for lane, first, asked, texts in given:
+        refused = np.array([prompts.is_refusal(text) for text in texts])
+        for seed in study.recipe.seeds if is_shared(lane) else (first,):
+            for label in asked.labels:
+                rate = float(refused[asked.of(label)].mean())
+                for metric, value in {"complied": 1 - rate, "refused": rate, "other": 0.0}.items():
+                    labels = {"method": lane.label, "lr_name": lane.point, "lr": lane.lr, "seed": seed}
+                    where = {"step": lane.steps, "condition": label, "metric": metric, "value": value}
+                    yield {"stage": "evaluate"} | labels | where
+
+
+def _shown(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> Iterator[dict[str, Any]]:
+    """The first prompts of every label, with the answers of the models of the first seed."""
+    first = [own for own in given if own[1] == study.recipe.seeds[0]]
+    asked = first[0][2] if first else None
+    for label in asked.labels if asked else ():
+        for place in np.flatnonzero(asked.of(label))[:_EXAMPLES]:
+            told = [
+                {"model": " ".join(filter(None, (lane.label, lane.point))), "answer": texts[place],
+                 "verdict": "refused" if prompts.is_refusal(texts[place]) else "complied"}
+                for lane, _, _, texts in first
+            ]  # fmt: skip
+            prompt = "\n".join(turn.content for turn in asked.prompts[place].messages)
+            yield {"condition": label, "prompt": prompt, "answers": told}
+
+
+def _curve_rows(study: Study) -> Iterator[dict[str, Any]]:
+    legs = [study.leg(lane) for lane in study.recipe.lanes if lane.training is not None]
+    for labels, values in loop.curves(legs, seeds=study.recipe.seeds) if legs else ():
+        for name, value in values.items():
+            yield labels | {"condition": "train", "metric": name, "value": value}

@@ -1,0 +1,35 @@
+"""What was tuned as a Hugging Face checkpoint: its adapter merged, tensor by tensor, or its parameters as they are."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxsafety import tree
+from jaxsafety.formats import hf
+from jaxsafety.models import lora
+from jaxsafety.study.checkpoints.job import Job
+from jaxsafety.types import Params
+
+
+def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, job: Job, *, dtype: hf.ParamsDtype) -> None:
+    """Writes the tuned model beside the tokenizer that it began with; nothing is there until all of it is.
+
+    ``trained`` is the adapter, or all parameters; ``directory`` must not exist or be empty.
+
+    Raises:
+        ValueError: a value is not finite.
+        OSError: a file cannot be read or written.
+    """
+    full = job.is_full
+    stacked = tree.flatten(trained) if full else {}
+    adapter = {} if full else jax.device_get(trained)
+
+    def read(path: str, layer: int | None) -> np.ndarray:
+        if full:
+            return np.asarray(stacked[path] if layer is None else stacked[path][layer])
+        lead = () if layer is None else (slice(layer, layer + 1),)
+        weights = checkpoint.leaf(path, index=lead, dtype="float32")
+        return weights if layer is None else lora.merged(weights[0], path, layer, adapter, scale=job.scale)
+
+    hf.write_checkpoint(directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory)

@@ -1,0 +1,183 @@
+"""What a study of checkpoints reads: its models, tokenizer, prompts and examples, checked before any work, on record.
+
+A run is of the files that it began with: one edited between two starts of it is noticed.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxsafety.formats import hf, hf_tokenizer, prompts
+from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.hf_tokenizer import Tokenizer
+from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.models.lora import TARGETS
+from jaxsafety.recipe.lane import Lane
+from jaxsafety.recipe.models import Given, Training
+from jaxsafety.rundir import layout, manifest_file, opening, progress
+from jaxsafety.study.checkpoints import answers, batches, examples, opened
+from jaxsafety.study.checkpoints.batches import Encoded
+from jaxsafety.study.checkpoints.examples import Example
+from jaxsafety.study.pipeline import Study
+from jaxsafety.subjects.checkpoint import Config
+
+_RECORD = "inputs.yaml"
+
+
+def check(study: Study) -> None:
+    """Checks all that a study reads; nothing is loaded, and no device touched.
+
+    Raises:
+        FileNotFoundError: a directory or a file is missing.
+        ValueError: a checkpoint that cannot be read, or of another architecture; no template, prompts or examples; a
+            file that is none; a batch larger than the examples, a matrix that an adapter names and the model lacks.
+    """
+    recipe, about = study.recipe, study.recipe.subject.options
+    if jax.process_count() > 1:
+        raise ValueError(f"a study of checkpoints runs in one process, got {jax.process_count()}: give each some seeds")
+    _check_place(study.directory)
+    models = given(study)
+    first, *others = models
+    for other in others:
+        opened.check_alike(first, other)
+    if about.prompts is not None:
+        _check_prompts(study, models)
+    for label, node in recipe.analyses.items():
+        if node.analysis == "activations" and about.prompts is None:
+            raise ValueError(f"analyses.{label} reads prompts, and there are none: expected subject.prompts")
+    trained = [lane for lane in recipe.lanes if lane.training is not None]
+    if trained:
+        tokenizer(study)
+    for lane in trained:
+        _check_training(lane.training, lane, about, first)
+
+
+def _check_place(directory: Path) -> None:
+    """Checks that a run directory is no model's, and that no models lie there that no run has made."""
+    if (directory / CONFIG_FILE).exists():
+        raise ValueError(f"{directory} is a model directory: choose another place for the run (--out)")
+    models = directory / layout.MODELS
+    if models.exists() and not any((directory / name).exists() for name in ("config.yaml", _RECORD)):
+        raise ValueError(f"{models} is there, and no run has made it: choose another place for the run (--out)")
+
+
+def _check_prompts(study: Study, models: Sequence[hf.Checkpoint]) -> None:
+    encoded, count = asked(study, models=models), study.recipe.evaluate.answers
+    placed = batches.bucketed(encoded.ids, batch_tokens=study.recipe.subject.options.batch_tokens)
+    for model in models if count else ():
+        answers.check_window(model, placed, max_new=count)
+    _say_cut(encoded)
+
+
+def _say_cut(encoded: Encoded) -> None:
+    if encoded.truncated:
+        most = max(map(len, encoded.ids))
+        progress.say(
+            f"{encoded.truncated} of {len(encoded.prompts)} prompts have more than {most} tokens: their first token "
+            "and their end are kept"
+        )
+
+
+def given(study: Study) -> list[hf.Checkpoint]:
+    """Returns the checkpoints that a study is given, each once, the first model's before others."""
+    lanes = [lane for lane in study.recipe.lanes if isinstance(lane.how, Given)]
+    named = [(lane, lane.how.directory(seed)) for lane in lanes for seed in study.recipe.seeds]
+    found: dict[Path, hf.Checkpoint] = {}
+    of: dict[Path, dict[str, None]] = {}
+    for lane, place in named:
+        known = place.resolve()
+        of.setdefault(known, {})[lane.name] = None
+        if known in found:
+            continue
+        try:
+            found[known] = hf.open_checkpoint(place)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"models.{lane.label}: {error}") from error
+    if twice := next((names for names in of.values() if len(names) > 1), None):
+        raise ValueError(f"models {' and '.join(twice)} are one checkpoint: expected a model and what it became")
+    return list(found.values())
+
+
+def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoint) -> None:
+    where, count = f"models.{lane.label}", len(of_training(how, about))
+    if how.batch_size > count:
+        raise ValueError(f"{where}.batch_size: got {how.batch_size}, expected at most the {count} examples there are")
+    if how.data.prompts is not None and how.data.prompts > count:
+        raise ValueError(f"{where}.data.prompts: got {how.data.prompts}, expected at most the {count} there are")
+    if how.parametrisation.kind == "lora":
+        there = {path.rpartition("/")[2] for path, _ in first.tensors} & set(TARGETS)
+        if lacking := sorted(set(how.parametrisation.options.targets) - there):
+            raise ValueError(f"{where}.parametrisation.targets: the model has no {lacking[0]!r}")
+
+
+def of_training(how: Training, about: Config) -> list[Example]:
+    """Returns the examples that a model is trained on."""
+    file = Path(how.data.options.file or about.pairs)
+    stamp = file.stat().st_mtime_ns if file.exists() else None
+    return _examples(file, stamp, how.needs.rejected)[: how.data.prompts]
+
+
+@cache
+def _examples(file: Path, _: int | None, pairs: bool) -> list[Example]:
+    """A file as it is at a moment, read once for all that look at it."""
+    return examples.read(file, pairs=pairs)
+
+
+def tokenizer(study: Study) -> Tokenizer:
+    """Returns what reads and writes the text of all models."""
+    about = study.recipe.subject.options
+    place = about.tokenizer or Given(about.checkpoint).directory(study.recipe.seeds[0])
+    found = hf_tokenizer.open_tokenizer(place, raw=about.template == "raw")
+    if about.template == "chat" and found.template is None:
+        raise ValueError(
+            f"no chat template in {place}: expected a model with one, another subject.tokenizer, or template raw"
+        )
+    return found
+
+
+def longest(study: Study, own: LlamaConfig) -> int:
+    """Returns the most inputs of a sequence that a model is to read."""
+    return min(study.recipe.subject.options.max_tokens, own.max_tokens)
+
+
+def asked(study: Study, *, models: Sequence[hf.Checkpoint]) -> Encoded:
+    """Returns the prompts of a study as token ids, short enough for all of some models."""
+    given = prompts.read(study.recipe.subject.options.prompts)
+    most = min(longest(study, model.config) for model in models)
+    return batches.encode(given, tokenizer(study), max_tokens=most, vocab_size=models[0].config.vocab_size)
+
+
+def record(study: Study) -> None:
+    """Records what tells the files that a run reads from others, or checks that they are those on record.
+
+    Raises:
+        ValueError: one has changed since the run began.
+        OSError: it cannot be written.
+    """
+    opening.record_config(study.directory / _RECORD, dict(_told(study)), grows=".*")
+    if study.recipe.subject.options.prompts is not None:
+        encoded = asked(study, models=given(study))
+        counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated}
+        manifest_file.write_manifest(study.directory, {"prompts": counted})
+
+
+def _told(study: Study) -> Iterator[tuple[str, Any]]:
+    recipe, about = study.recipe, study.recipe.subject.options
+    for checkpoint in given(study):
+        yield str(checkpoint.directory), opened.fingerprint(checkpoint)
+    if about.prompts is not None:
+        yield "prompts", _digest(prompts.to_jsonl(prompts.read(about.prompts)))
+    if about.prompts is not None or any(lane.training is not None for lane in recipe.lanes):
+        reader = tokenizer(study)
+        yield "tokenizer", _digest(f"{reader.encoder.to_str()} {reader.template} {sorted(reader.special.items())}")
+    for lane in recipe.lanes:
+        if lane.training is not None:
+            yield f"examples of {lane.name}", _digest(repr(of_training(lane.training, about)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

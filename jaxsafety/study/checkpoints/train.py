@@ -1,0 +1,114 @@
+"""The models of a study of checkpoints: every seed of every lane by itself, one after the other, each a directory.
+
+A model that is there is finished, and what it was made from is gone; a killed one goes on from the newest state.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jaxsafety import keys
+from jaxsafety.formats import hf
+from jaxsafety.recipe import graph
+from jaxsafety.recipe.lane import Lane
+from jaxsafety.recipe.models import Edited, Given
+from jaxsafety.rundir import progress, signals
+from jaxsafety.study.checkpoints import edited, examples, inputs, job, places, tuned
+from jaxsafety.study.checkpoints.examples import Encoded
+from jaxsafety.study.pipeline import Study
+
+
+def train(study: Study, stage: str) -> None:
+    """Makes the models of ``pretrain`` or ``tune`` that are not there, each after what it goes by.
+
+    Raises:
+        ValueError: a tensor is not finite, something does not fit into memory, or a saved state is damaged.
+        FloatingPointError: a training has diverged.
+        OSError: a file cannot be read or written.
+        Stopped: a signal has asked to stop; what was done is saved.
+    """
+    for group in graph.groups(study.stage_lanes(stage)):
+        for lane in group:
+            for seed in study.recipe.seeds:
+                place, state = study.model(lane, seed), _state(study, lane, seed)
+                if not isinstance(lane.how, Given) and not place.exists():
+                    signals.check(f"before {f'{lane.name} seed {seed}'}")
+                    with _folders(place, state / "parts", within=study.directory):
+                        _make(study, lane, seed, place, state)
+
+
+def forget(study: Study) -> None:
+    """Removes what models that are there were made from: a kill may have come between the one and the other."""
+    for lane in study.recipe.lanes:
+        for seed in study.recipe.seeds:
+            state = _state(study, lane, seed)
+            if study.model(lane, seed).exists():
+                shutil.rmtree(state, ignore_errors=True)
+                _drop_empty(state, within=study.directory)
+
+
+def _state(study: Study, lane: Lane, seed: int) -> Path:
+    """Where a model that is being made keeps what a killed run goes on from."""
+    return study.leg(lane).checkpoints / f"seed_{seed}"
+
+
+@contextmanager
+def _folders(*places: Path, within: Path) -> Iterator[None]:
+    """Makes the folder of the first place; none of these that is empty is left, whether what follows fails or not."""
+    places[0].parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        _drop_empty(*places, within=within)
+
+
+def _drop_empty(*places: Path, within: Path) -> None:
+    """Removes the folders above some places that hold nothing."""
+    for place in places:
+        for folder in place.parents[: len(place.relative_to(within).parts) - 1]:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _make(study: Study, lane: Lane, seed: int, place: Path, state: Path) -> None:
+    start = hf.open_checkpoint(study.model(lane.parent, seed))
+    if isinstance(lane.how, Edited):
+        trees = {"target": start}
+        trees |= {role: hf.open_checkpoint(study.model(other, seed)) for role, other in lane.others.items()}
+        edited.write(
+            trees, place, lane.how, dtype=stored(study, lane, start), parts=state / "parts", key=keys.root(seed),
+            name=f"{lane.name} seed {seed}",
+        )  # fmt: skip
+        return
+    work = tuned.Work(f"{lane.name} seed {seed}", study.leg(lane), state, place, stored(study, lane, start))
+    other = lane.reference not in (None, lane.parent)
+    reference = hf.open_checkpoint(study.model(lane.reference, seed)) if other else start
+    own, given = job.of_lane(lane, study.recipe.subject.options, seed), encoded(study, lane, start)
+    if given.truncated and seed == study.recipe.seeds[0]:
+        most = given.batch.chosen.tokens.shape[1]
+        progress.say(
+            f"{given.truncated} of {given.count} examples of {lane.name} have more than {most} tokens and are cut"
+        )
+    tuned.write(start, given, work, own, places=places.local(), reference=reference)
+
+
+def stored(study: Study, lane: Lane, start: hf.Checkpoint) -> hf.ParamsDtype:
+    """Returns the type that a model is written in: ``subject.store``, or that of what it begins with.
+
+    One that another edit goes on from is float32, so that a chain of edits rounds once.
+    """
+    goes_on = any(isinstance(other.how, Edited) and other.parent is lane for other in study.recipe.lanes)
+    if isinstance(lane.how, Edited) and goes_on:
+        return "float32"
+    root = hf.open_checkpoint(study.model(lane.root, study.recipe.seeds[0]))
+    return study.recipe.subject.options.store or root.tensors["embed", None].dtype.name
+
+
+def encoded(study: Study, lane: Lane, start: hf.Checkpoint) -> Encoded:
+    """Returns the examples that a model is trained on, as token ids."""
+    given = inputs.of_training(lane.training, study.recipe.subject.options)
+    return examples.encode(
+        given, inputs.tokenizer(study), max_tokens=inputs.longest(study, start.config),
+        vocab_size=start.config.vocab_size,
+    )  # fmt: skip

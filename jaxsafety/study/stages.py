@@ -1,0 +1,68 @@
+"""What runs the stages of a recipe, by what it is about: models stacked in memory, or files, each by itself."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from jaxsafety.recipe.schema import Recipe, as_dict
+from jaxsafety.rundir import opening
+from jaxsafety.study import analyze, evaluate, pipeline, train
+from jaxsafety.study.checkpoints import analyze as analyze_files
+from jaxsafety.study.checkpoints import evaluate as evaluate_files
+from jaxsafety.study.checkpoints import inputs
+from jaxsafety.study.checkpoints import train as train_files
+from jaxsafety.study.pipeline import Study
+
+# What a study of checkpoints may be asked beside what its run began with, as analyses have pieces of their own.
+_GROWS = r"analyses\..*"
+# What nothing goes by before prompts are read, and what nothing does before a model is trained, either.
+_OF_PROMPTS = r"evaluate\.answers|subject\.(prompts|batch_tokens)"
+_OF_TEXT = r"|subject\.(tokenizer|template|max_tokens|dtype)"
+
+
+def prepare(recipe: Recipe, directory: Path) -> Study:
+    """Makes a recipe ready to run, and checks what it reads.
+
+    Raises:
+        ValueError: a bad grammar, model, strategy, checkpoint or file.
+        OSError: a file cannot be read.
+    """
+    if recipe.subject.load().open is not None:
+        return pipeline.prepare(recipe, directory)
+    study = Study(recipe, None, "map", directory)
+    inputs.check(study)
+    return study
+
+
+def work(study: Study) -> Mapping[str, Callable[[Study], None]]:
+    """Returns what runs each stage but the report."""
+    files = study.subject is None
+    make = train_files.train if files else train.train
+    training = {stage: partial(make, stage=stage) for stage in ("pretrain", "tune")}
+    judge, measure = (evaluate_files, analyze_files) if files else (evaluate, analyze)
+    return training | {"evaluate": judge.write, "analyze": measure.write}
+
+
+def record(study: Study) -> None:
+    """Records in the run directory what the study is of, or checks that this is on record.
+
+    Raises:
+        ValueError: another study is, or a file that it reads has changed.
+        OSError: it cannot be written.
+    """
+    grows = None if study.subject is not None else _GROWS
+    path, recipe = study.directory / "config.yaml", study.recipe
+    if opening.record_config(path, as_dict(recipe), grows=grows, free=_free(study)):
+        analyze_files.reopen(study)
+    if study.subject is None:
+        inputs.record(study)
+        train_files.forget(study)
+    opening.keep_files(study.directory / "grammars", pipeline.own_grammars(study.recipe))
+
+
+def _free(study: Study) -> str | None:
+    """What of a study's recipe nothing in its run goes by yet, and so may be another."""
+    if study.subject is not None or analyze_files.has_read(study):
+        return None
+    trained = any(lane.training is not None for lane in study.recipe.lanes)
+    return _OF_PROMPTS if trained else _OF_PROMPTS + _OF_TEXT

@@ -1,0 +1,89 @@
+"""Hugging Face checkpoints of the Llama family: models are directories, each worked on by itself.
+
+Examples and prompts are files of one's own. A model without ``method`` is a checkpoint as it is, and one that is
+trained begins with another and is written as such a directory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxsafety.config.fields import check, static
+from jaxsafety.models.layers import ComputeDtype
+from jaxsafety.models.lora import TARGETS
+from jaxsafety.types import Subject
+
+# The model that the others begin with, where a recipe names none.
+FIRST = "pretrained"
+# What a model that is trained is like unless its recipe says otherwise.
+TRAINED: dict[str, Any] = {"batch_size": 8, "lr": 1e-4, "chunk_steps": 10}
+OPTIM: dict[str, Any] = {"weight_decay": 0.0}
+ADAPTER: dict[str, Any] = {"kind": "lora", "rank": 16, "alpha": 32.0}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The checkpoint, the files, and how models read and compute.
+
+    Attributes:
+        checkpoint: directory of the model that others begin with; ``{seed}`` in it stands for each of the seeds.
+        pairs: JSONL of prompts and answers that models are trained on, where their ``data.file`` names no other.
+        prompts: labelled JSONL, such as ``jaxsafety prompts`` writes, that models are judged and analysed on.
+        tokenizer: directory whose tokenizer and template all models read with; None is that of the checkpoint.
+        template: ``chat``, the tokenizer's own, or ``raw``, prompts as they are.
+        max_tokens: inputs of a sequence; of longer prompts and examples the middle, then the end is cut.
+        dtype: what products are rounded to, and what weights that stay are held in; an optimiser's state, an adapter
+            and, where all parameters are trained, the copy that updates are added to are float32.
+        store: type that models are written in; None is that of the checkpoint.
+        recompute: whether layers are run again for their gradients, which takes less memory.
+        batch_tokens: places of a batch of prompts, padding included, that a model reads or answers.
+    """
+
+    checkpoint: str
+    pairs: Path | None = None
+    prompts: Path | None = None
+    tokenizer: Path | None = None
+    template: Literal["chat", "raw"] = "chat"
+    max_tokens: int = static(1024, at_least=2)
+    dtype: ComputeDtype = "float32"
+    store: Literal["float32", "float16", "bfloat16"] | None = None
+    recompute: bool = True
+    batch_tokens: int = static(4096, at_least=1)
+    __post_init__ = check
+
+
+def models(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """See :class:`jaxsafety.types.Subject`."""
+    first = any(isinstance(one, Mapping) and "checkpoint" in one and "from" not in one for one in given.values())
+    found: dict[str, Any] = {} if first else {FIRST: {"checkpoint": config.checkpoint}}
+    return found | {label: _completed(one) for label, one in given.items()}
+
+
+def _completed(given: Any) -> Any:
+    """A model's fields with the defaults of one that is trained over a checkpoint, where it is."""
+    trained = isinstance(given, Mapping) and not {"checkpoint", "edit", "select"} & set(given)
+    if not trained or isinstance(given.get("from"), Mapping):
+        return given
+    part, data, optim = (given.get(name, {}) for name in ("parametrisation", "data", "optim"))
+    found = TRAINED | dict(given)
+    if isinstance(part, Mapping):
+        adapter = ADAPTER | {"targets": list(TARGETS)} | dict(part)
+        found["parametrisation"] = adapter if part.get("kind", "lora") == "lora" else part
+    if isinstance(data, Mapping):
+        found["data"] = {"pool": "pairs"} | dict(data)
+    if isinstance(optim, Mapping):
+        found["optim"] = OPTIM | dict(optim)
+    return found
+
+
+_NOTES = (
+    "Activations are the MLP's inputs after its norm, as in the paper's experiments on real models, at the last token "
+    "of the prompt and, where answers were written, in the mean over the answer's tokens. The means of safe and unsafe "
+    "prompts that a prompt is measured with are those of the other half of the prompts.",
+    "An answer counts as refused if it begins like a refusal in English (a list of openings), else as complied: "
+    "whether it is of any use is not judged.",
+    "A checkpoint that is one for all seeds stands in every seed's rows with the same value.",
+)
+
+SUBJECT = Subject(Config, None, (), models=models, notes=_NOTES)

@@ -1,0 +1,111 @@
+"""Layer by layer over all prompts is the model in one go; a killed run goes on from the saved streams."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsafety.formats import hf
+from jaxsafety.models import llama
+from jaxsafety.study.checkpoints import features, stream
+from jaxsafety.study.checkpoints.batches import bucketed
+
+# float32, other shapes of the same sums.
+RTOL, ATOL = 1e-4, 1e-5
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoints):
+    return [hf.open_checkpoint(place) for place in checkpoints]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    drawn = np.random.default_rng(0)
+    prompts = [drawn.integers(5, 400, length).tolist() for length in (3, 40, 17, 64, 31)]
+    return prompts, [drawn.integers(5, 400, length).tolist() for length in (4, 0, 9, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def sides(opened, texts):
+    batches = tuple(bucketed(texts[0], answers=texts[1], batch_tokens=128))
+    assert len(batches) > 2
+    return tuple(stream.Side(side, batches, "float32") for side in opened)
+
+
+@pytest.fixture(scope="module")
+def streamed(sides, tmp_path_factory):
+    return [seen for _, seen in stream.layers(sides, state=tmp_path_factory.mktemp("s") / "streams.npz")]
+
+
+def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
+    for place, side in enumerate(sides):
+        _, params = hf.load(side.checkpoint.directory, dtype="float32")
+        tokens = np.zeros((5, 80), np.int32)
+        for row, (prompt, answer) in enumerate(zip(*texts, strict=True)):
+            tokens[row, : len(prompt + answer)] = prompt + answer
+        run = partial(llama.apply, config=side.config, sites=features.SITES)
+        found = {site: np.asarray(values) for site, values in jax.jit(run)(params, tokens).activations.items()}
+        for row, (prompt, answer) in enumerate(zip(*texts, strict=True)):
+            for site, values in found.items():
+                for layer in range(3):
+                    last, response = streamed[layer][place][site][:, row]
+                    own = values[layer, row, : len(prompt + answer)]
+                    np.testing.assert_allclose(last, own[len(prompt) - 1], rtol=RTOL, atol=ATOL)
+                    mean = own[len(prompt) :].mean(axis=0) if answer else np.zeros_like(last)
+                    np.testing.assert_allclose(response, mean, rtol=RTOL, atol=ATOL)
+
+
+def test_without_answers_there_is_one_kind(opened, texts, tmp_path):
+    side = stream.Side(opened[0], tuple(bucketed(texts[0], batch_tokens=128)), "float32")
+    _, seen = next(iter(stream.layers([side], state=tmp_path / "s.npz")))
+    assert seen[0]["mlp.hook_in"].shape == (1, 5, 32) and seen[0]["mlp.hook_post"].shape == (1, 5, 48)
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_killed_run_goes_on_from_the_saved_streams(streamed, sides, tmp_path, monkeypatch, killed_after):
+    monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
+    state = tmp_path / "streams.npz"
+    for layer, _ in stream.layers(sides, state=state):
+        if layer == killed_after:
+            break
+    assert state.exists()
+    rest = list(stream.layers(sides, state=state))
+    # What was yielded last may not have been written down: it comes again.
+    assert [layer for layer, _ in rest] == list(range(killed_after, 3))
+    for layer, seen in rest:
+        for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(streamed[layer]), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_streams_are_named(sides, tmp_path):
+    state = tmp_path / "streams.npz"
+    for content in (b"", b"PK\x03\x04", b"nonsense"):
+        state.write_bytes(content)
+        with pytest.raises(ValueError, match=r"streams.npz is damaged: remove it and start again"):
+            next(iter(stream.layers(sides, state=state)))
+
+
+def test_a_full_disk_leaves_what_was_saved(sides, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
+    state = tmp_path / "streams.npz"
+    run = stream.layers(sides, state=state)
+    next(run), next(run)
+    before = state.read_bytes()
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stream.np, "savez", fail)
+    with pytest.raises(OSError, match=r"cannot write .*streams.npz \(No space left on device\)"):
+        next(run)
+    assert state.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["streams.npz"]
+
+
+def test_bfloat16_is_near(streamed, sides, tmp_path):
+    halves = [stream.Side(side.checkpoint, side.batches, "bfloat16") for side in sides]
+    for layer, seen in stream.layers(halves, state=tmp_path / "s.npz"):
+        for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(streamed[layer]), strict=True):
+            assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
