@@ -212,6 +212,7 @@ def test_the_commands_tell_of_it(run, recipe, main, capsys):
     assert yaml_file.as_dict(again) == yaml_file.as_dict(yaml_file.read(recipe, overrides=["--name", again.name]))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits(run, recipe, tmp_path, undrawn):
     copy = tmp_path / "run"
     words = ("run", recipe, "--out", copy)

@@ -33,7 +33,7 @@ def train(study: Study, stage: str) -> None:
             for seed in study.recipe.seeds:
                 place, state = study.model(lane, seed), _state(study, lane, seed)
                 if not isinstance(lane.how, Given) and not place.exists():
-                    signals.check(f"before {f'{lane.name} seed {seed}'}")
+                    signals.check(f"before {lane.name} seed {seed}")
                     with _folders(place, state / "parts", within=study.directory):
                         _make(study, lane, seed, place, state)
 
@@ -72,16 +72,16 @@ def _drop_empty(*places: Path, within: Path) -> None:
 
 
 def _make(study: Study, lane: Lane, seed: int, place: Path, state: Path) -> None:
-    start = hf.open_checkpoint(study.model(lane.parent, seed))
+    start, name = hf.open_checkpoint(study.model(lane.parent, seed)), f"{lane.name} seed {seed}"
     if isinstance(lane.how, Edited):
         trees = {"target": start}
         trees |= {role: hf.open_checkpoint(study.model(other, seed)) for role, other in lane.others.items()}
         edited.write(
-            trees, place, lane.how, dtype=stored(study, lane, start), parts=state / "parts", key=keys.root(seed),
-            name=f"{lane.name} seed {seed}",
+            trees, place, lane.how, dtype=stored(study, lane), parts=state / "parts", key=keys.root(seed),
+            name=name,
         )  # fmt: skip
         return
-    work = tuned.Work(f"{lane.name} seed {seed}", study.leg(lane), state, place, stored(study, lane, start))
+    work = tuned.Work(name, study.leg(lane), state, place, stored(study, lane))
     other = lane.reference not in (None, lane.parent)
     reference = hf.open_checkpoint(study.model(lane.reference, seed)) if other else start
     own, given = job.of_lane(lane, study.recipe.subject.options, seed), encoded(study, lane, start)
@@ -93,7 +93,7 @@ def _make(study: Study, lane: Lane, seed: int, place: Path, state: Path) -> None
     tuned.write(start, given, work, own, places=places.local(), reference=reference)
 
 
-def stored(study: Study, lane: Lane, start: hf.Checkpoint) -> hf.ParamsDtype:
+def stored(study: Study, lane: Lane) -> hf.ParamsDtype:
     """Returns the type that a model is written in: ``subject.store``, or that of what it begins with.
 
     One that another edit goes on from is float32, so that a chain of edits rounds once.

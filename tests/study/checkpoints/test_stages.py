@@ -215,7 +215,7 @@ HEARD = (
 )
 
 
-@pytest.mark.parametrize("heard", [HEARD[1:6:2] + HEARD[-2:], pytest.param(HEARD, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("heard", [HEARD[3:6:2], pytest.param(HEARD, marks=pytest.mark.slow)], ids=len)
 def test_a_run_stopped_again_and_again_ends_as_an_undisturbed_one(
     whole, run, recipe, tmp_path, monkeypatch, capsys, heard
 ):
@@ -270,6 +270,7 @@ def test_a_run_killed_where_no_one_can_catch_it_ends_as_an_undisturbed_one(whole
     assert_same(tmp_path / "torn", whole)
 
 
+@pytest.mark.slow
 def test_a_study_grows_by_analyses(checkpoints, few, run, tmp_path, capsys):
     """The short forms of both analyses have one directory, and neither is measured twice."""
     out = tmp_path / "run"
