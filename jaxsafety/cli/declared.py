@@ -12,6 +12,8 @@ from jaxsafety.config import tables
 from jaxsafety.rundir.printed import Form
 
 _CONFIG = "--config"
+# Options without a value.
+_SWITCHES = ("full", "dry_run", "print_config")
 
 
 class Option(NamedTuple):
@@ -79,9 +81,11 @@ def words(arguments: Sequence[str]) -> list[str]:
     path = word.removeprefix(f"{_CONFIG}=") if "=" in word else next(iter(arguments[named[-1] + 1 :]), "")
     found = []
     for name, value in yaml_file.content(Path(path), what="options", such="lr: 1e-4").items():
-        if value is True:
-            found.append(f"--{name}")
-        elif value is not False and value is not None:
+        if name in _SWITCHES:
+            found += [f"--{name}"] * bool(value)
+        elif value is None or isinstance(value, bool):
+            found.append(f"--{name}={'null' if value is None else str(value).lower()}")
+        else:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             found.append(f"--{name}={text}")
     return found

@@ -126,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
         return launch.forecast(recipe, cells.expand(recipe), options.out)
     launch.run(recipe, options.out, _STAGES[:2] if options.verb == "merge" else _STAGES, form=options.format)
     made = {"tune": written.TUNED, "merge": written.MERGED}.get(options.verb) if options.format == "table" else None
-    for seed in recipe.seeds if made else ():
-        print(options.out / layout.MODELS / made / f"seed_{seed}")
+    for lane in recipe.lanes_of(made) if made else ():
+        for seed in recipe.seeds:
+            print(options.out / layout.MODELS / lane.name / f"seed_{seed}")
     return 0

@@ -69,7 +69,7 @@ def _tuning(options: argparse.Namespace) -> "Recipe":
     recipe = _parsed(_tune(options, 1 if options.steps is None else options.steps), options)
     if options.steps is not None:
         return recipe
-    (lane,) = recipe.lanes_of(TUNED)
+    lane = recipe.lanes_of(TUNED)[0]
     count = len(inputs.of_training(lane.training, recipe.subject.options))
     return _parsed(_tune(options, math.ceil(options.epochs * count / lane.training.batch_size)), options)
 
@@ -89,7 +89,7 @@ def _tune(options: argparse.Namespace, steps: int) -> dict[str, Any]:
     own = {name: yaml_file.plain_value(f"--{name}", value) for name, value in options.of_method.items()}
     full = {"parametrisation": {"kind": "full"}, "lr": 1e-5} if options.full else {}
     tuned = {"from": BASE, "method": options.method, "steps": steps} | full | own
-    start, seeds = str(options.start.resolve()), options.seeds.split(",")
+    start, seeds = str(options.start.resolve()), options.seeds.strip().removeprefix("[").removesuffix("]").split(",")
     return {
         "subject": {"checkpoint": start, "pairs": str(options.data.resolve())},
         "seeds": [yaml_file.plain_value("--seeds", seed) for seed in seeds],
@@ -168,7 +168,8 @@ def _parsed(content: dict[str, Any], options: argparse.Namespace) -> "Recipe":
 def _joined(recorded: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     """What a run is asked with what it has been asked before: analyses add up."""
     return content | {
-        section: recorded.get(section, {}) | content.get(section, {}) for section in ("analyses", "evaluate", "subject")
+        section: (recorded.get(section) or {}) | content.get(section, {})
+        for section in ("analyses", "evaluate", "subject")
     }
 
 

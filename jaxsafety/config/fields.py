@@ -166,7 +166,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         return tuple(typed(item, get_args(kind)[0], name) for item in value)
     if get_origin(kind) is Literal or (isinstance(kind, type) and isinstance(value, kind) and (plain or kind is bool)):
         return value
-    words = {float: "a number", int: "an integer", str: "text", bool: "true or false"}
+    words = {float: "a number", int: "an integer", str: "text", bool: "true or false", Path: "a path"}
     other = "fields by name" if is_dataclass(kind) or get_origin(kind) is dict else "a list"
     raise ValueError(f"{name} must be {words.get(kind, other)}, got {value!r}")
 

@@ -212,7 +212,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class Reused:
-    """A finished lane of another run of the same world and model.
+    """A finished lane of another run of the same subject.
 
     Attributes:
         run: its directory, from the recipe's file on.

@@ -125,6 +125,8 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str, st
     words, places = iter(overrides), "|".join(map(re.escape, PLACES))
     patterns = (rf"--({places})\.([^=]+)\.([^.=]+)", r"--(models)\.([^.=]+)\.([^=]+)", r"--(subject)\.()([^=]+)")
     for word in words:
+        if word.partition("=")[0] == "--config":
+            raise ValueError("--config: the recipe is the file that is named: expected its fields as options beside it")
         if (gone := re.match(r"--(\w+)[.=]?", word)) and gone[1] in _GONE:
             raise ValueError(f"{word.partition('=')[0]}: `{gone[1]}` is now {_GONE[gone[1]]}")
         found_as = (re.fullmatch(rf"{pattern}(?:=(.*))?", word, flags=re.DOTALL) for pattern in patterns)

@@ -44,16 +44,15 @@ def seed_table(rows: pl.DataFrame) -> pl.DataFrame:
     wide = rows.select(*keys, "value").pivot("seed", index=list(LABELS), values="value")
     wide = wide.rename({str(seed): f"seed_{seed}" for seed in seeds})
     names = [f"seed_{seed}" for seed in seeds]
-    found = ((metric, student_interval(values)) for metric, *values in wide.select("metric", *names).iter_rows())
-    # Somebody else's metric of a share's name may be none.
-    summary = [
-        interval.clipped() if metric in SHARES and 0 <= (interval.mean or 0) <= 1 else interval
-        for metric, interval in found
-    ]
+    summary = [student_interval(values) for values in wide.select(*names).iter_rows()]
     schema = {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
     table = wide.hstack(pl.DataFrame(summary, schema=schema, orient="row"))
     table = table.join(given, on=list(LABELS), how="left", nulls_equal=True, maintain_order="left")
     table = table.with_columns(pl.coalesce(f"given_{name}", name).alias(name) for name in ("low", "high", "n"))
+    # Somebody else's metric of a share's name may be none.
+    share = pl.col("metric").is_in(SHARES) & pl.col("mean").fill_null(0).is_between(0, 1)
+    clipped = (pl.when(share).then(pl.col(name).clip(0, 1)).otherwise(name).alias(name) for name in ("low", "high"))
+    table = table.with_columns(clipped)
     return _ordered(table).select(*LABELS, *schema, *names)
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import yaml
 
 from jaxsafety.config import yaml12
+from jaxsafety.config.names import other_version
 from jaxsafety.rundir.atomic import atomic_write, plain
 from jaxsafety.rundir.locks import RunInUseError, hold
 
+# Sections that recipes of earlier versions had.
+_EARLIER = {"world", "pretrain", "tune", "pair", "tuning"}
 _SHOWN = 5  # differing fields named in one message
 _NO_CONFIG = "remove it if the run was made with this very recipe, else choose another output directory (--out)"
 
@@ -75,35 +78,53 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def record_config(path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None) -> bool:
-    """Writes a configuration of plain data as YAML where none is recorded yet, else checks that it is the recorded one.
+    """Writes a configuration of plain data as YAML, or checks that it is the recorded one; see :func:`check_config`.
 
-    Fields whose dotted names match the regular expression ``grows`` may be absent, null or 0 where they are recorded,
-    and those that match ``free`` may be anything there; what is new is then recorded. Returns whether that was so.
+    Returns whether it adds to one that was recorded.
 
     Raises:
         ValueError: another one is recorded, whose differing fields are named, or the file is damaged.
         OSError: it cannot be written.
     """
-    if not path.exists():
-        atomic_write(path, yaml12.dump(dict(config)))
+    there = path.exists()
+    if not check_config(path, config, grows=grows, free=free):
         return False
+    atomic_write(path, yaml12.dump(dict(config)))
+    return there
+
+
+def check_config(
+    path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None, what: str = ""
+) -> bool:
+    """Checks that no other configuration is recorded; returns whether there is something to record.
+
+    Fields whose dotted names match the regular expression ``grows`` may be absent, null or 0 where they are recorded,
+    and those that match ``free`` may be anything there. ``what`` the run is then said to be, for another sentence than
+    that of another configuration.
+
+    Raises:
+        ValueError: another one is, whose differing fields are named, or the file is damaged or of an earlier version.
+    """
+    if not path.exists():
+        return True
     try:
         content = yaml12.load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
+    if _EARLIER & content.keys():
+        raise ValueError(other_version(path.parent))
     recorded, new = flat(content), flat(config)
     # An absent field is a null one: dumpers may leave those out.
     differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]
     if differing and all(_may_change(name, recorded.get(name), grows=grows, free=free) for name in differing):
-        atomic_write(path, yaml12.dump(dict(config)))
         return True
     if differing:
         shown = [f"{name} is {recorded.get(name)!r} there and {new.get(name)!r} here" for name in differing[:_SHOWN]]
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise ValueError(
-            f"{path.parent} holds a run of another configuration ({'; '.join(shown)}{more}): "
+            f"{path.parent} holds a run {what or 'of another configuration'} ({'; '.join(shown)}{more}): "
             "choose another output directory (--out)"
         )
     return False

@@ -129,7 +129,7 @@ def _failure(directory: Path) -> str:
 
 def _done(directory: Path, lane: str, total: int) -> int:
     """Steps of a lane; of one that is not trained, 1 once it is there."""
-    if (directory / layout.MODELS / lane).is_dir():
+    if (directory / layout.MODELS / lane / "config.json").is_file():
         return max(total, 1)
     found = layout.steps(directory / layout.CHECKPOINTS / lane)
     return min(max(found, default=0), total) if total else len(found[:1])

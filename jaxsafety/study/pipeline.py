@@ -1,4 +1,4 @@
-"""The stages of a recipe: pretrain -> tune -> evaluate -> report, each from run directory to run directory.
+"""The stages of a recipe: pretrain -> tune -> evaluate -> analyze -> report, each from run directory to run directory.
 
 Every stage can be killed and started again; a finished one is not repeated. Lanes that agree in all but traced scalars
 and all seeds of them are one program, whatever models they begin with; see :mod:`jaxsafety.recipe.graph`.
@@ -20,6 +20,7 @@ from jaxsafety.config.names import check_name
 from jaxsafety.engine import hosts, loop, programs, sweep
 from jaxsafety.engine.loop import Leg
 from jaxsafety.engine.programs import Grid
+from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.keys import Stream
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.lane import Lane
@@ -68,7 +69,7 @@ class Study:
         if self.subject is not None:
             return loop.is_finished(self.leg(lane))
         places = [self.model(lane, seed) for seed in self.recipe.seeds]
-        return hosts.decide(lambda: all(map(Path.is_dir, places)))
+        return hosts.decide(lambda: all((place / CONFIG_FILE).is_file() for place in places))
 
     def grid(self, rows: int) -> Grid:
         """So many rows of lanes, all seeds."""

@@ -52,8 +52,13 @@ def record(study: Study) -> None:
     """
     grows = None if study.subject is not None else _GROWS
     path, recipe = study.directory / "config.yaml", study.recipe
-    if opening.record_config(path, as_dict(recipe), grows=grows, free=_free(study)):
-        analyze_files.reopen(study)
+    more = opening.check_config(path, as_dict(recipe), grows=grows, free=_free(study))
+    if study.subject is None:
+        inputs.check_unchanged(study)
+        # Before what is asked is on record: a kill in between leaves nothing that passes for finished.
+        if more and path.exists():
+            analyze_files.reopen(study)
+    opening.record_config(path, as_dict(recipe), grows=grows, free=_free(study))
     if study.subject is None:
         inputs.record(study)
         train_files.forget(study)

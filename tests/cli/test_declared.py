@@ -104,6 +104,12 @@ def test_options_of_a_file_are_those_of_the_command_line(printed, tmp_path):
     assert printed(*WEIGHTS[:-2], "--config", path, *WEIGHTS[-2:]) == found
     found["analyses"]["weights"]["attention"] = False
     assert printed(*WEIGHTS, "--config", path, "--attention=false") == found
+    # As the last word, too, before the checkpoints.
+    path.write_text("energy: 0.8\nattention: true\n")
+    assert printed(*WEIGHTS, "--config", path)["analyses"]["weights"]["attention"] is True
+    path.write_text("recompute: false\nstore: null\n")
+    found = printed(*TUNE, "--config", path)["subject"]
+    assert found["recompute"] is False and found["store"] is None
     path.write_text("lora_targets: [q, v]\nseeds: [0, 2]\nfull: false\nweight_chosen: 0.3\n")
     given = printed(*TUNE, "--config", path)
     assert given == printed(*TUNE, "--lora_targets", "q, v", "--seeds", "0,2", "--weight_chosen", "0.3")

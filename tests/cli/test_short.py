@@ -139,6 +139,56 @@ def test_claims_of_the_study_that_apply_are_judged(analysed):
     assert "Claims" in page and "no soft_tokens in this run" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_one_checkpoint_is_one_seed_however_many_are_asked(analysed, main, tmp_path, capsys):
+    """What does not differ between the seeds has no interval over them, and decides no claim."""
+    content = yaml12.load((analysed[0] / "config.yaml").read_text()) | {"seeds": [0, 1, 2]}
+    (tmp_path / "r.yaml").write_text(yaml12.dump(content))
+    shutil.copytree(analysed[0] / "results", tmp_path / "run" / "results")
+    (tmp_path / "run" / "results" / "analyze.parquet").unlink()
+    assert main("run", tmp_path / "r.yaml", "--out", tmp_path / "run") == 0
+    assert set(pl.read_parquet(tmp_path / "run" / "results" / "analyze.parquet")["seed"]) == {0}
+    capsys.readouterr()
+    assert main("claims", tmp_path / "run", "--format", "json") == 0
+    verdicts = {claim["verdict"] for claim in json.loads(capsys.readouterr().out)}
+    assert verdicts <= {"undecided", "not measured"}
+
+
+def test_a_refused_analysis_leaves_what_is_there(checkpoints, few, analysed, run, main, tmp_path, capsys):
+    other = shutil.copytree(checkpoints[1], tmp_path / "other")
+    shutil.copyfile(checkpoints[0] / "model.safetensors", other / "model.safetensors")
+    content = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(content.replace(str(checkpoints[1]), str(other)))
+    (run / "inputs.yaml").write_text((run / "inputs.yaml").read_text().replace(str(checkpoints[1]), str(other)))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    assert main("analyze", "weights", checkpoints[0], other, "--out", run, "--energy", "0.5") == 2
+    assert main("report", run) == 2
+    assert "whose files have changed since it began" in capsys.readouterr().err
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_kill_as_an_analysis_is_added_is_no_end(checkpoints, few, main, tmp_path, monkeypatch):
+    from jaxsafety.study.checkpoints import analyze
+
+    words = ("analyze", "weights", *checkpoints, "--out", tmp_path / "run")
+    asked = ("analyze", "activations", *checkpoints, "--out", tmp_path / "run", "--prompts", few)
+    monkeypatch.setattr(plotting, "svg", undrawn_svg)
+    assert main(*words) == 0
+    for where, name in ((analyze, "reopen"), (opening, "record_config")):
+        done = getattr(where, name)
+
+        def kill(*given, done=done, **named):
+            done(*given, **named)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, kill)
+            assert main(*asked) == 130
+    assert main(*asked) == 0
+    assert any((tmp_path / "run" / "results" / "analyze" / "activations").rglob("*.parquet"))
+    assert "clusters" in pl.read_parquet(tmp_path / "run" / "results" / "analyze.parquet")["analysis"]
+
+
 def test_both_analyses_are_on_record(analysed):
     manifest = manifest_file.read_manifest(analysed[0])
     for name in ("evaluate", "analyze"):

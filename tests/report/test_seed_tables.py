@@ -56,6 +56,12 @@ def test_intervals_of_shares_stay_shares_and_others_do_not():
     assert other["low"] < 0 and other["high"] > 1
 
 
+def test_an_interval_of_a_share_that_rows_bring_stays_one():
+    own = (rows([0.9], metric="accuracy"), rows([0.7], metric="accuracy_low"), rows([1.1], metric="accuracy_high"))
+    (row,) = seed_tables.seed_table(frame(*own, rows([9.0], metric="accuracy_n"))).to_dicts()
+    assert (row["low"], row["mean"], row["high"], row["n"]) == (0.7, 0.9, 1.0, 9)
+
+
 def test_rows_of_two_runs_are_refused():
     with pytest.raises(ValueError, match="two values of clusters/tau for sft eta_M seed 0: expected one"):
         seed_tables.seed_table(frame(rows([1.0]), rows([2.0])))

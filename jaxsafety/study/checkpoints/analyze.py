@@ -11,7 +11,7 @@ from jaxsafety.rundir import results
 from jaxsafety.rundir.layout import ANALYSIS_FILE, RESULT_FILES
 from jaxsafety.study.checkpoints import evaluate, inputs, rows
 from jaxsafety.study.checkpoints.batches import Encoded
-from jaxsafety.study.checkpoints.evaluate import is_shared
+from jaxsafety.study.checkpoints.evaluate import is_copied, is_shared
 from jaxsafety.study.checkpoints.opened import Looked
 from jaxsafety.study.evaluate import run_labels
 from jaxsafety.study.pipeline import Study
@@ -34,7 +34,7 @@ def write(study: Study) -> None:
                 if not node.on or lane.label in node.on:
                     node.load().measure(_looked(study, label, lane, seed, asked), node.options)
     frames = results.read_results(_pieces(study), schema=results.ANALYSIS_SCHEMA)
-    shared = [lane for lane in study.recipe.lanes if _is_one(study, lane)]
+    shared = [lane for lane in study.recipe.lanes if is_copied(study, lane)]
     results.write_results(
         study.directory / "results" / ANALYSIS_FILE, rows.of_every_seed(frames, shared, study.recipe.seeds),
         schema=results.ANALYSIS_SCHEMA,

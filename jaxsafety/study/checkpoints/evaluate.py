@@ -76,10 +76,19 @@ def is_shared(lane: Lane) -> bool:
     return isinstance(lane.how, Given) and lane.how.directory(0) == lane.how.directory(1)
 
 
+def is_copied(study: Study, lane: Lane) -> bool:
+    """Whether a lane's rows stand for every seed: one model that those of several seeds are compared with.
+
+    Where no model differs between the seeds there is one seed of everything, and nothing to have an interval of.
+    """
+    several = not all(map(is_shared, study.recipe.lanes))
+    return several and lane.parent is None and is_shared(lane)
+
+
 def _verdict_rows(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> Iterator[dict[str, Any]]:
     for lane, first, asked, texts in given:
         refused = np.array([prompts.is_refusal(text) for text in texts])
-        for seed in study.recipe.seeds if is_shared(lane) else (first,):
+        for seed in study.recipe.seeds if is_copied(study, lane) else (first,):
             for label in asked.labels:
                 rate = float(refused[asked.of(label)].mean())
                 for metric, value in {"complied": 1 - rate, "refused": rate, "other": 0.0}.items():

@@ -1,4 +1,4 @@
-"""What two models represent of labelled prompts in one layer, and how the update between them acts on it: pure.
+"""What a model represents of labelled prompts in one layer, and how its update acts on it: pure.
 
 The names are those of the synthetic study. There are no held-out prompts: each half of a class makes the means that the
 other half is measured with.

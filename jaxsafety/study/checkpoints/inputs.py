@@ -42,6 +42,12 @@ def check(study: Study) -> None:
     _check_place(study.directory)
     models = given(study)
     first, *others = models
+    own = {Given(about.checkpoint).directory(seed).resolve() for seed in recipe.seeds}
+    if not own & {model.directory.resolve() for model in models}:
+        raise ValueError(
+            f"subject.checkpoint: got {about.checkpoint}, which no model of the recipe is, expected "
+            f"{first.directory}, or another one of its models"
+        )
     for other in others:
         opened.check_alike(first, other)
     if about.prompts is not None:
@@ -151,8 +157,18 @@ def asked(study: Study, *, models: Sequence[hf.Checkpoint]) -> Encoded:
     return batches.encode(given, tokenizer(study), max_tokens=most, vocab_size=models[0].config.vocab_size)
 
 
+def check_unchanged(study: Study) -> None:
+    """Checks that the files that a run reads are those on record; nothing is written.
+
+    Raises:
+        ValueError: one has changed since the run began.
+    """
+    what = "whose files have changed since it began"
+    opening.check_config(study.directory / _RECORD, dict(_told(study)), grows=".*", what=what)
+
+
 def record(study: Study) -> None:
-    """Records what tells the files that a run reads from others, or checks that they are those on record.
+    """Records what tells the files that a run reads from others.
 
     Raises:
         ValueError: one has changed since the run began.

@@ -1,4 +1,4 @@
-"""Where the parts of a tuning run lie: on one device, or over all devices of this process."""
+"""Where the parts of a training lie: on one device, or over all devices of this process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Two models run over prompts layer by layer: a layer's weights are read, all prompts go through it, the next is read.
+"""Models run over prompts layer by layer: a layer's weights are read, all prompts go through it, the next is read.
 
 Between layers there are the prompts' residual streams alone, so memory is that of one layer and of the prompts. The
 streams are saved now and then, and a run that was killed goes on from the last ones.

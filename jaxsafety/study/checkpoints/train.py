@@ -3,6 +3,7 @@
 A model that is there is finished, and what it was made from is gone; a killed one goes on from the newest state.
 """
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from jaxsafety import keys
 from jaxsafety.formats import hf
+from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Edited, Given
+from jaxsafety.recipe.models import Edited
 from jaxsafety.rundir import progress, signals
 from jaxsafety.study.checkpoints import edited, examples, inputs, job, places, tuned
 from jaxsafety.study.checkpoints.examples import Encoded
@@ -22,20 +24,35 @@ from jaxsafety.study.pipeline import Study
 def train(study: Study, stage: str) -> None:
     """Makes the models of ``pretrain`` or ``tune`` that are not there, each after what it goes by.
 
+    One that diverges stops none but those that go by it.
+
     Raises:
         ValueError: a tensor is not finite, something does not fit into memory, or a saved state is damaged.
-        FloatingPointError: a training has diverged.
+        FloatingPointError: a training has diverged; the others are made.
         OSError: a file cannot be read or written.
         Stopped: a signal has asked to stop; what was done is saved.
     """
+    diverged: list[FloatingPointError] = []
     for group in graph.groups(study.stage_lanes(stage)):
-        for lane in group:
-            for seed in study.recipe.seeds:
-                place, state = study.model(lane, seed), _state(study, lane, seed)
-                if not isinstance(lane.how, Given) and not place.exists():
-                    signals.check(f"before {lane.name} seed {seed}")
-                    with _folders(place, state / "parts", within=study.directory):
-                        _make(study, lane, seed, place, state)
+        for lane, seed in itertools.product(group, study.recipe.seeds):
+            place, state = study.model(lane, seed), _state(study, lane, seed)
+            needed = filter(None, (lane.parent, lane.reference, *lane.others.values()))
+            if _is_there(study, lane, seed) or not all(_is_there(study, one, seed) for one in needed):
+                continue
+            signals.check(f"before {lane.name} seed {seed}")
+            try:
+                with _folders(place, state / "parts", within=study.directory):
+                    _make(study, lane, seed, place, state)
+            except FloatingPointError as error:
+                progress.say(str(error))
+                diverged.append(error)
+    if diverged:
+        more = f"; {len(diverged)} diverged in all, every other model that goes by none of them is made"
+        raise FloatingPointError(f"{diverged[0]}{more * (len(diverged) > 1)}") from diverged[0]
+
+
+def _is_there(study: Study, lane: Lane, seed: int) -> bool:
+    return (study.model(lane, seed) / CONFIG_FILE).is_file()
 
 
 def forget(study: Study) -> None:
@@ -43,7 +60,7 @@ def forget(study: Study) -> None:
     for lane in study.recipe.lanes:
         for seed in study.recipe.seeds:
             state = _state(study, lane, seed)
-            if study.model(lane, seed).exists():
+            if _is_there(study, lane, seed):
                 shutil.rmtree(state, ignore_errors=True)
                 _drop_empty(state, within=study.directory)
 

@@ -237,7 +237,7 @@ def test_files_that_change_between_two_starts_are_noticed(own_files, tmp_path, n
     else:
         lines = (tmp_path / name).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join([*lines[1:], lines[0]]))
-    with pytest.raises(ValueError, match=f"run holds a run of another configuration .*{message}"):
+    with pytest.raises(ValueError, match=f"run holds a run whose files have changed since it began .*{message}"):
         stages.record(own_files)
     assert (tmp_path / "run" / "inputs.yaml").read_bytes() == recorded
 

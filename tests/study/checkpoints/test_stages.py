@@ -178,7 +178,9 @@ def test_a_checkpoint_of_all_seeds_has_its_interval_over_prompts(whole):
     for row in (row for row in own if row["layer"] is not None):
         where = {"analysis": "clusters", "layer": row["layer"], "part": "last"}
         given = [found.filter(metric=f"accuracy{end}", **where)["value"].item() for end in ("", "_low", "_high", "_n")]
-        assert [row[part] for part in ("mean", "low", "high", "n")] == pytest.approx(given)
+        # The interval of a share stays one.
+        expected = [given[0], max(given[1], 0), min(given[2], 1), given[3]]
+        assert [row[part] for part in ("mean", "low", "high", "n")] == pytest.approx(expected)
         assert given[3] == 12 and row["seed_0"] == row["seed_3"] == row["mean"]
 
 
@@ -499,3 +501,18 @@ def test_what_a_study_has_by_default():
     assert list(Recipe(name="r", subject=SUBJECT, models=named).models) == ["mine", "a"]
     given = {"t": {"from": "pretrained", "checkpoint": "c"}}
     assert list(Recipe(name="r", subject=SUBJECT, models=given).models) == ["pretrained", "t"]
+
+
+def test_a_model_that_diverges_stops_none_but_those_that_go_by_it(run, recipe, checkpoints, tmp_path, capsys):
+    content = yaml.safe_load(recipe.read_text())
+    sft = content["models"]["sft"] | {"lr": {"bad": 1e38, "ok": 1e-3}, "chunk_steps": 4}
+    content["models"] = {"sft": sft, "half": {"from": "sft", "edit": "scaled", "alpha": 0.5}}
+    for file in ("few.jsonl", "pairs.jsonl"):
+        shutil.copy(recipe.parent / file, tmp_path)
+    (tmp_path / "base").symlink_to(checkpoints[0])
+    for _ in range(2):
+        assert run("run", written(tmp_path, content), "--out", tmp_path / "run") == 1
+        err = capsys.readouterr().err
+        assert "sft.bad seed 0: the loss or its gradient is not finite" in err and "2 diverged in all" in err
+        made = {path.parent.parent.name for path in (tmp_path / "run" / "models").rglob("config.json")}
+        assert made == {"sft.ok", "half.from=sft.ok"}
