@@ -81,8 +81,11 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     settings = _parsed(str(path), values)
     settings["subject"] = _subject_beside(path, settings["subject"])
     settings["models"] = {label: _model_beside(path, given) for label, given in settings["models"].items()}
+    files = {f"subject.{name}" for name in _file_fields(settings["subject"].options)}
     settings["grid"] = {
-        name: tuple(_beside(path, str(value)) for value in values) if name.startswith("subject.grammars.") else values
+        name: tuple(_beside(path, str(value)) if value is not None else None for value in values)
+        if name.startswith("subject.grammars.") or name in files
+        else values
         for name, values in settings["grid"].items()
     }
     if "name" not in written and settings["name"] == Recipe.name:
@@ -184,15 +187,21 @@ def _beside(path: Path, file: str) -> str:
 
 
 def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:
-    """A subject whose files, fields of type ``Path`` or grammars, lie beside the recipe's."""
-    own, hints = about.options, get_type_hints(type(about.options))
-    files = {name: Path(_beside(path, str(getattr(own, name)))) for name, kind in hints.items()
-             if Path in (kind, *get_args(kind)) and getattr(own, name) is not None}  # fmt: skip
+    """A subject whose files and grammars lie beside the recipe's."""
+    own = about.options
+    files: dict[str, Any] = {}
+    for name in _file_fields(own):
+        if (file := getattr(own, name)) is not None:
+            files[name] = type(file)(_beside(path, str(file)))
     if hasattr(own, "grammars"):
         files["grammars"] = {name: _beside(path, file) for name, file in own.grammars.items()}
-    if hasattr(own, "checkpoint"):
-        files["checkpoint"] = _beside(path, own.checkpoint)
     return replace(about, options=replace(own, **files)) if files else about
+
+
+def _file_fields(own: Any) -> list[str]:
+    """The fields of a subject that are files: those of type ``Path``, and ``checkpoint``, which may hold a pattern."""
+    hints = get_type_hints(type(own))
+    return [name for name, kind in hints.items() if Path in (kind, *get_args(kind)) or name == "checkpoint"]
 
 
 def _model_beside(path: Path, given: Any) -> Any:

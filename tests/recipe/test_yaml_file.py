@@ -407,3 +407,15 @@ def test_a_subject_is_told_by_its_first_field_or_its_kind(write):
     named = yaml_file.read(write("subject: {kind: world, model: {preset: small}}"))
     assert named == yaml_file.read(write("subject: {world: tiny, model: {preset: small}}"))
     assert named.subject.options.model.preset == "small"
+
+
+def test_files_of_a_grid_lie_beside_the_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "subject: {checkpoint: base, pairs: a.jsonl}\n"
+        "models: {sft: {from: pretrained, method: sft}}\n"
+        "grid: {subject.pairs: [a.jsonl, b.jsonl], subject.max_tokens: [8, 16]}\n"
+    )
+    found = yaml_file.read(path)
+    assert found.grid["subject.pairs"] == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert found.subject.options.pairs == tmp_path / "a.jsonl" and found.grid["subject.max_tokens"] == (8, 16)
