@@ -76,15 +76,16 @@ def _unused_dropped(directory: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def _growth_undone(directory: Path) -> Iterator[None]:
-    """Leaves on record what a run was of where one that asks more of it ends in bad input with nothing of that made."""
-    records = {place: place.read_bytes() for place in (directory / name for name in _RECORDS) if place.exists()}
-    made = _pieces(directory)
+    """Leaves a run as it was, with its results, where more is asked of it in vain: bad input, and nothing made."""
+    results = (f"results/{name}" for name in (*layout.RESULT_FILES, layout.ANALYSIS_FILE))
+    places = [directory / name for name in (*_RECORDS, *results)]
+    before, made = {place: place.read_bytes() for place in places if place.exists()}, _pieces(directory)
     try:
         yield
     except ValueError:
-        changed = [place for place, before in records.items() if place.read_bytes() != before]
+        changed = [place for place in before if not place.exists() or place.read_bytes() != before[place]]
         for place in changed if _pieces(directory) == made else ():
-            atomic.atomic_write(place, records[place])
+            atomic.atomic_write(place, before[place])
         raise
 
 
@@ -160,7 +161,7 @@ def say_stopping(name: str) -> None:
 
 
 def _say_idle_devices(recipe: Recipe) -> None:
-    if recipe.subject.load().open is None:
+    if recipe.subject.of_files:
         return
     seeds, there = len(recipe.seeds), len(jax.devices())
     used = len(sweep.devices_of(seeds))

@@ -176,7 +176,9 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.verb in ("run", "evaluate", "analyze", "report"):
         import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
     place = _place(options)
-    seeds = len(recipe.seeds) // (place.processes or 1) if place else len(recipe.seeds)
+    # Models over checkpoints are made one by one, and a CPU's cores share the work inside each.
+    every = 1 if recipe.subject.of_files else len(recipe.seeds)
+    seeds = every // (place.processes or 1) if place else every
     _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=max(seeds, 1))
     if place:
         _keep_stdout()
@@ -205,7 +207,7 @@ def _short(options: argparse.Namespace) -> int:
     if options.devices < 1:
         raise ValueError(f"devices must be at least 1, got {options.devices}")
     _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=options.devices)
-    return short.run(options)
+    return short.run(options, tuple(_STAGES)[1:])
 
 
 def _place(options: argparse.Namespace) -> cluster.Place | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from jaxsafety import methods
 from jaxsafety.cli import declared, listing, written
 
-_STAGES = ("pretrain", "tune", "evaluate", "analyze", "report")
 ANALYSES = {
     "weights": "where the update of every matrix lies in the spaces of the base, its spectrum and rank",
     "activations": "how the models' activations on safe, unsafe and jailbreak prompts cluster, layer by layer",
@@ -103,8 +102,8 @@ def _pairs(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, s
     return found
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the recipe that a command stands for, or shows it; returns the exit code.
+def run(options: argparse.Namespace, stages: Sequence[str]) -> int:
+    """Runs the recipe that a command stands for, through these stages, or shows it; returns the exit code.
 
     Raises:
         ValueError: a bad option, checkpoint, example, prompt or tensor.
@@ -124,7 +123,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.dry_run:
         return launch.forecast(recipe, cells.expand(recipe), options.out)
-    launch.run(recipe, options.out, _STAGES[:2] if options.verb == "merge" else _STAGES, form=options.format)
+    # A merge is a model, of which there is nothing to report.
+    launch.run(recipe, options.out, stages[:2] if options.verb == "merge" else stages, form=options.format)
     made = {"tune": written.TUNED, "merge": written.MERGED}.get(options.verb) if options.format == "table" else None
     for lane in recipe.lanes_of(made) if made else ():
         for seed in recipe.seeds:

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Collection, Iterable
 
 _SHOWN = 3  # names in one message
+# Sections that earlier versions recorded in run directories: of recipes, and of commands about checkpoints.
+EARLIER = ("world", "grammars", "model", "pretrain", "tune", "pair", "tuning")
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -241,6 +241,11 @@ class Given:
     role: Role = "model"
     __post_init__ = fields_.check
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is one for all seeds."""
+        return SEED not in self.checkpoint
+
     def directory(self, seed: int) -> Path:
         """The directory of one seed."""
         return Path(self.checkpoint.replace(SEED, str(seed)))

@@ -118,6 +118,11 @@ class SubjectConfig(Node):
     kind: str = "world"
     options: Any = None
 
+    @property
+    def of_files(self) -> bool:
+        """Whether models are files, each worked on by itself, as checkpoints are."""
+        return self.load().open is None
+
 
 # Where a recipe has them by label.
 PLACES: dict[str, type[Node]] = {"edits": EditConfig, "attacks": AttackConfig, "analyses": AnalysisConfig}

@@ -16,7 +16,7 @@ from jaxsafety.config.names import check_name
 from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Training
-from jaxsafety.recipe.nodes import Node, nodes, subject
+from jaxsafety.recipe.nodes import PLACES, Node, nodes, subject
 from jaxsafety.types import Strategy
 
 # Names of results and of figures that no label may take.
@@ -165,9 +165,10 @@ class Recipe:
                 f"analyze.prompts must be at most half of evaluate.prompts ({drawn}) and a multiple of "
                 f"evaluate.batch_size ({batch}), got {prompts}"
             )
-        for place, default in suited.default_nodes(self.subject).items():
+        for place in PLACES:
             given = getattr(self, place)
-            object.__setattr__(self, place, nodes(place, default if given is None else given))
+            given = suited.default_nodes(place, self.subject) if given is None else given
+            object.__setattr__(self, place, nodes(place, given))
         if not self.evaluate.conditions:
             conditions = self.subject.load().conditions
             object.__setattr__(self, "evaluate", replace(self.evaluate, conditions=conditions))

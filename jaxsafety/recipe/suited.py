@@ -16,19 +16,25 @@ from jaxsafety.types import Subject
 _OF_FILES = "expected `checkpoint: RUN/models/NAME/seed_{seed}`, as what another run has made is a directory"
 
 
-def default_nodes(about: SubjectConfig) -> dict[str, dict[str, Any]]:
-    """Returns the edits, attacks and analyses that a study of a subject has where its recipe names none."""
-    if about.load().open is None or not about.load().speaks:
-        return {"edits": {}, "attacks": {}, "analyses": {}}
-    analyses = {name: AnalysisConfig(name) for name in analysis.TABLE}
-    return {"edits": default_edits(), "attacks": default_attacks(), "analyses": analyses}
+def default_nodes(place: str, about: SubjectConfig) -> dict[str, Any]:
+    """Returns the edits, attacks or analyses that a study of a subject has where its recipe names none."""
+    if about.of_files or not about.load().speaks:
+        return {}
+    return _DEFAULTS[place]()
+
+
+def _default_analyses() -> dict[str, AnalysisConfig]:
+    return {name: AnalysisConfig(name) for name in analysis.TABLE}
+
+
+_DEFAULTS = {"edits": default_edits, "attacks": default_attacks, "analyses": _default_analyses}
 
 
 def models(about: SubjectConfig, given: dict[str, Any] | None) -> dict[str, Any]:
     """Returns the models of a study as a recipe writes them, with what the subject adds; None are those by default."""
     subject = about.load()
     if given is None:
-        given = default_models() if subject.open is not None and subject.speaks else {}
+        given = {} if about.of_files or not subject.speaks else default_models()
     return dict(given) if subject.models is None else subject.models(about.options, given)
 
 
@@ -39,7 +45,7 @@ def check(recipe: Any) -> None:
         ValueError: a condition, a model, a pool, an edit, an attack or an analysis that it has not.
     """
     subject: Subject = recipe.subject.load()
-    if subject.open is None:
+    if recipe.subject.of_files:
         _check_files(recipe)
         return
     for name in recipe.evaluate.conditions:

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config import yaml12
-from jaxsafety.config.names import nearest, other_version
+from jaxsafety.config.names import EARLIER, nearest, other_version
 from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
 from jaxsafety.recipe.nodes import PLACES, SubjectConfig, known, nodes, subject
@@ -42,8 +42,6 @@ _GONE = {
     "grammars": "a field of `subject`, such as `subject: {world: tiny, grammars: {safe: own.pcfg}}`",
     "model": "a field of `subject`, such as `subject: {world: tiny, model: {preset: tiny}}`",
 }
-# What earlier versions recorded of commands about checkpoints.
-_OF_COMMANDS = ("pair", "tuning")
 # Keys of earlier versions below ``analyze``.
 _MOVED = {
     "energy": "analyses.output_space.energy, and energy of the edits `space_part`",
@@ -104,8 +102,8 @@ def _fill(parsed: Any, of_nodes: Sequence[tuple[str, str, str, Any]], *, where: 
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     parsed["models"] = suited.models(parsed["subject"], parsed["models"])
-    for place, default in suited.default_nodes(parsed["subject"]).items():
-        given = default if parsed[place] is None else parsed[place]
+    for place in PLACES:
+        given = suited.default_nodes(place, parsed["subject"]) if parsed[place] is None else parsed[place]
         if isinstance(given, dict):
             parsed[place] = {label: as_dict(node) for label, node in given.items()}
     for place, label, name, value in of_nodes:
@@ -322,7 +320,7 @@ def _check_keys(root: yaml.Node | None, *, where: str) -> None:
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
     """Refuses a section that is no mapping, which jsonargparse would ignore."""
-    if Path(where).name == "config.yaml" and content.keys() & {*_GONE, *_OF_COMMANDS}:
+    if Path(where).name == "config.yaml" and content.keys() & {*EARLIER}:
         raise ValueError(other_version(Path(where).parent))
     for name, now in _GONE.items():
         if name in content:

@@ -47,12 +47,12 @@ def sections(recipe: Recipe | None = None) -> dict[str, Shown]:
     What is measured of checkpoints lies in rows of the synthetic study's analyses, and is drawn as theirs.
     """
     analyses = {} if recipe is None else recipe.analyses
-    if recipe is None or recipe.subject.load().open is None:
+    if recipe is None or recipe.subject.of_files:
         analyses = analyses | {name: AnalysisConfig(name) for name in analysis.TABLE}
     attacks = recipe.attacks if recipe else default_attacks()
     drawn = {label: _of_analysis(label, node) for label, node in analyses.items() if node.load().section}
     attacked = {label: _of_attack(label, node) for label, node in attacks.items()}
-    return drawn | _OF_PAIRS | _JAILBREAKS | attacked | _JOINT
+    return drawn | _OF_UPDATES | _JAILBREAKS | attacked | _JOINT
 
 
 def _of(analysis: str, *metrics: str) -> pl.Expr:
@@ -91,7 +91,7 @@ _PART = pl.col("part")
 _OF_CHECKPOINTS = pl.col("metric").is_in(["value_base", "cosine_tau_n"]).any()
 _TRANSFER = _PART.str.starts_with("transfer:")
 
-_OF_PAIRS = {
+_OF_UPDATES = {
     "input_alignment": Shown(
         "What the update reads",
         "beyond the paper",

@@ -40,7 +40,7 @@ def write(directory: Path, *, form: Form = "table") -> str:
     labelled = not about.conditions
     columns = tables.refused_columns(evaluated) if labelled else tables.columns_of(about.conditions)
     table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
-    report = directory / "report.html"
+    report, analyses = directory / "report.html", _analyses(directory)
     html.write_report(
         report,
         title=f"jaxsafety study: {directory.resolve().name}",
@@ -52,12 +52,12 @@ def write(directory: Path, *, form: Form = "table") -> str:
         manifest=manifest_file.read_manifest(directory),
         notes=about.notes if labelled else (*about.notes, _NOTE),
         **({"intervals": checkpoint_summary.INTERVALS} if labelled else {}),
-        **_analysed(directory, claims="measured" if labelled else "all"),
+        **({} if analyses.is_empty() else _analysed(directory, claims="measured" if labelled else "all")),
     )
     if not labelled:
         told = tables.render(table, form)
     else:
-        told = _told(table, checkpoint_summary.records(evaluated, _analyses(directory)), form)
+        told = _told(table, checkpoint_summary.records(evaluated, analyses), form)
     return "\n".join([*filter(None, [told]), f"report: {report}\n"]) if form == "table" else told
 
 
@@ -100,13 +100,11 @@ def _examples(path: Path) -> list[dict[str, Any]]:
 def _analysed(directory: Path, *, claims: Literal["all", "measured"]) -> dict[str, Any]:
     """What a report says about the analyses of a run, by argument of ``write_report``; writes their tables.
 
-    Claims are all, or those alone that its analyses have a number for; without analyses there is nothing.
+    Claims are all, or those alone that its analyses have a number for.
 
     Raises:
         ValueError: a file of them is damaged.
     """
-    if _analyses(directory).is_empty():
-        return {}
     frames, figures_ = sections.read(directory), sections.of_run(directory)
     dead = dead_lanes.count_dead(frames["analyze"])
     judgements = [one for one in claims_table.read(directory) if claims == "all" or one.values]

@@ -9,12 +9,10 @@ from typing import Any
 import yaml
 
 from jaxsafety.config import yaml12
-from jaxsafety.config.names import other_version
+from jaxsafety.config.names import EARLIER, other_version
 from jaxsafety.rundir.atomic import atomic_write, plain
 from jaxsafety.rundir.locks import RunInUseError, hold
 
-# Sections that recipes of earlier versions had.
-_EARLIER = {"world", "pretrain", "tune", "pair", "tuning"}
 _SHOWN = 5  # differing fields named in one message
 _NO_CONFIG = "remove it if the run was made with this very recipe, else choose another output directory (--out)"
 
@@ -113,7 +111,7 @@ def check_config(
         raise ValueError(f"{path} is not YAML: {_NO_CONFIG}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
-    if _EARLIER & content.keys():
+    if content.keys() & {*EARLIER}:
         raise ValueError(other_version(path.parent))
     recorded, new = flat(content), flat(config)
     # An absent field is a null one: dumpers may leave those out.

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from jaxsafety.config import yaml12
-from jaxsafety.config.names import other_version
+from jaxsafety.config.names import EARLIER, other_version
 from jaxsafety.rundir import layout, locks, manifest_file, printed
 from jaxsafety.rundir.printed import Form
 
@@ -93,9 +93,7 @@ def _begun(directory: Path) -> dict[str, Any]:
         return {label: {} for label in content["models"]}
     # Bytes that are no text are a ValueError.
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        if isinstance(content, dict) and (
-            {"pretrain", "tune"} <= content.keys() or content.keys() & {"pair", "tuning"}
-        ):
+        if isinstance(content, dict) and content.keys() & {*EARLIER}:
             raise ValueError(other_version(directory)) from error
         raise ValueError(
             f"{path} is not the configuration of a study: expected a directory that `jaxsafety run` made"

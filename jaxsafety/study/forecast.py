@@ -21,7 +21,7 @@ from jaxsafety.study.pipeline import Study
 def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     """Returns the forecast of running ``chosen`` as text; it goes by speeds that any cell of ``every`` has recorded."""
     todo = [job.ready for job in chosen if not _is_trained(job.ready)]
-    if chosen[0].ready.subject is None:
+    if chosen[0].ready.recipe.subject.of_files:
         return "\n".join([*_models(chosen[0].ready), *(line for ready in todo for line in planned.lines(ready))]) + "\n"
     lines = []
     if len(every) > 1:

@@ -6,7 +6,7 @@ disk; the outer layer maps these over ``[h, s]``.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +101,13 @@ def data_stream(lane: Lane, key: Key) -> Key:
 
     Models of one generation see the same examples at the same step, so that they compare; those of the next see others.
     """
-    stream = keys.stream(key, lane.stage)
-    return stream if lane.generation < 2 else keys.named(stream, f"generation {lane.generation}")
+    return generation_stream(lane.stage, lane.generation, key)
+
+
+def generation_stream(stage: Literal["pretrain", "tune"], generation: int, key: Key) -> Key:
+    """Returns the key of the stream of examples of a generation's stage below the seed's root key."""
+    stream = keys.stream(key, stage)
+    return stream if generation < 2 else keys.named(stream, f"generation {generation}")
 
 
 def examples(source: Any, training: Training, point: HParams, *, key: Key, step: Int[Array, ""]) -> Any:

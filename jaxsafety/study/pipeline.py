@@ -66,7 +66,7 @@ class Study:
 
     def is_made(self, lane: Lane) -> bool:
         """Whether a lane is there, of all seeds."""
-        if self.subject is not None:
+        if not self.recipe.subject.of_files:
             return loop.is_finished(self.leg(lane))
         places = [self.model(lane, seed) for seed in self.recipe.seeds]
         return hosts.decide(lambda: all((place / CONFIG_FILE).is_file() for place in places))
@@ -195,7 +195,7 @@ def steps(recipe: Recipe) -> dict[str, dict[str, int]]:
 
     Where models are files every seed has its own, and those that are given have nothing to do.
     """
-    if recipe.subject.load().open is not None:
+    if not recipe.subject.of_files:
         return {label: {lane.name: lane.steps for lane in recipe.lanes_of(label)} for label in recipe.models}
     found: dict[str, dict[str, int]] = {}
     for lane in recipe.lanes:

@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
         ValueError: a bad grammar, model, strategy, checkpoint or file.
         OSError: a file cannot be read.
     """
-    if recipe.subject.load().open is not None:
+    if not recipe.subject.of_files:
         return pipeline.prepare(recipe, directory)
     study = Study(recipe, None, "map", directory)
     inputs.check(study)
@@ -36,7 +36,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
 
 def work(study: Study) -> Mapping[str, Callable[[Study], None]]:
     """Returns what runs each stage but the report."""
-    files = study.subject is None
+    files = study.recipe.subject.of_files
     make = train_files.train if files else train.train
     training = {stage: partial(make, stage=stage) for stage in ("pretrain", "tune")}
     judge, measure = (evaluate_files, analyze_files) if files else (evaluate, analyze)
@@ -50,24 +50,24 @@ def record(study: Study) -> None:
         ValueError: another study is, or a file that it reads has changed.
         OSError: it cannot be written.
     """
-    grows = None if study.subject is not None else _GROWS
-    path, recipe = study.directory / "config.yaml", study.recipe
-    more = opening.check_config(path, as_dict(recipe), grows=grows, free=_free(study))
-    if study.subject is None:
-        inputs.check_unchanged(study)
-        # Before what is asked is on record: a kill in between leaves nothing that passes for finished.
-        if more and path.exists():
-            analyze_files.reopen(study)
-    opening.record_config(path, as_dict(recipe), grows=grows, free=_free(study))
-    if study.subject is None:
-        inputs.record(study)
-        train_files.forget(study)
-    opening.keep_files(study.directory / "grammars", pipeline.own_grammars(study.recipe))
+    path, config = study.directory / "config.yaml", as_dict(study.recipe)
+    if not study.recipe.subject.of_files:
+        opening.record_config(path, config)
+        opening.keep_files(study.directory / "grammars", pipeline.own_grammars(study.recipe))
+        return
+    allowed = {"grows": _GROWS, "free": _free(study)}
+    more, told = opening.check_config(path, config, **allowed), inputs.unchanged(study)
+    # Before what is asked is on record: a kill in between leaves nothing that passes for finished.
+    if more and path.exists():
+        analyze_files.reopen(study)
+    opening.record_config(path, config, **allowed)
+    inputs.record(study, told)
+    train_files.forget(study)
 
 
 def _free(study: Study) -> str | None:
-    """What of a study's recipe nothing in its run goes by yet, and so may be another."""
-    if study.subject is not None or analyze_files.has_read(study):
+    """What of a recipe over checkpoints nothing in its run goes by yet, and so may be another."""
+    if analyze_files.has_read(study):
         return None
     trained = any(lane.training is not None for lane in study.recipe.lanes)
     return _OF_PROMPTS if trained else _OF_PROMPTS + _OF_TEXT

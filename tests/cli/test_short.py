@@ -20,6 +20,7 @@ from jaxsafety.formats import hf, prompts
 from jaxsafety.recipe import yaml_file
 from jaxsafety.report import plotting
 from jaxsafety.rundir import locks, manifest_file, opening
+from jaxsafety.rundir.layout import ANALYSIS_FILE, RESULT_FILES
 from jaxsafety.study.checkpoints import answers, places
 from jaxsafety.study.checkpoints.places import Places
 from tests.conftest import undrawn_svg
@@ -116,7 +117,7 @@ def test_the_report_is_written_again_of_the_directory(run, analysed, main, capsy
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("form", ["json", "csv", "markdown"])
+@pytest.mark.parametrize("form", ["json", pytest.param("csv", marks=pytest.mark.slow), "markdown"])
 def test_the_report_is_printed_for_programs(run, analysed, checkpoints, main, capsys, form):
     assert main("report", run, "--format", form) == 0
     out = capsys.readouterr().out
@@ -167,6 +168,7 @@ def test_a_refused_analysis_leaves_what_is_there(checkpoints, few, analysed, run
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
+@pytest.mark.slow
 def test_a_kill_as_an_analysis_is_added_is_no_end(checkpoints, few, main, tmp_path, monkeypatch):
     from jaxsafety.study.checkpoints import analyze
 
@@ -246,6 +248,7 @@ def test_what_has_read_prompts_reads_no_others(run, checkpoints, few, refuse, tm
     assert "prompts is " in refuse(*words, other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_order_of_the_analyses_makes_no_difference(analysed, checkpoints, few, main, tmp_path):
     out = tmp_path / "run"
@@ -486,7 +489,8 @@ def test_a_command_that_asked_for_too_much_leaves_nothing_in_the_way(refuse, che
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers.memory, "available", lambda: 10_000)
         assert "or no answers" in refuse(*words, "3")
-    for name in ("config.yaml", "inputs.yaml"):
+    # What had been measured is still there, and said to be.
+    for name in ("config.yaml", "inputs.yaml", *(f"results/{name}" for name in (*RESULT_FILES, ANALYSIS_FILE))):
         assert (tmp_path / "out" / name).read_bytes() == before[tmp_path / "out" / name]
     assert main.main(["analyze", *map(str, words), "2", "--batch_tokens", "999"]) == 0
     found = yaml_file.recorded(tmp_path / "out")

@@ -152,6 +152,7 @@ def test_values_of_a_traced_field_are_one_program(recipe):
     assert [len(group) for group in graph.groups(yaml_file.read(recipe).lanes)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_taken_in_parts(key):
     config = trajectories.MethodConfig(penalty=3.0)
     subject = trajectories.opened(trajectories.Config())

@@ -309,6 +309,7 @@ for step in count(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_a_good_checkpoint(tmp_path):
     like = {"a": np.zeros((50_000,), np.int64), "b": np.zeros((3,), np.int32)}
     checkpoint.save(tmp_path, like, step=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxsafety.formats import hf, prompts
+from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.rundir import results
 from jaxsafety.rundir.layout import ANALYSIS_FILE, RESULT_FILES
@@ -25,14 +26,14 @@ def write(study: Study) -> None:
         OSError: a file cannot be read or written.
         Stopped: a signal has asked to stop; the pieces before are kept.
     """
-    asked = None
+    asked, reader = None, None
     if study.recipe.subject.options.prompts is not None:
-        asked = inputs.asked(study, models=inputs.given(study))
+        asked, reader = inputs.asked(study, models=inputs.given(study)), inputs.tokenizer(study)
     for label, node in study.recipe.analyses.items():
         for lane in study.recipe.lanes:
             for seed in study.recipe.seeds[: 1 if _is_one(study, lane) else None]:
                 if not node.on or lane.label in node.on:
-                    node.load().measure(_looked(study, label, lane, seed, asked), node.options)
+                    node.load().measure(_looked(study, label, lane, seed, asked, reader), node.options)
     frames = results.read_results(_pieces(study), schema=results.ANALYSIS_SCHEMA)
     shared = [lane for lane in study.recipe.lanes if is_copied(study, lane)]
     results.write_results(
@@ -70,7 +71,7 @@ def _pieces(study: Study) -> list[Path]:
     return [piece for label in study.recipe.analyses for piece in sorted((folder / label).rglob("*.parquet"))]
 
 
-def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | None) -> Looked:
+def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | None, reader: Tokenizer | None) -> Looked:
     """What an analysis is given of one model."""
     base, about, own = _base(study, lane), study.recipe.subject.options, hf.open_checkpoint(study.model(lane, seed))
     found = Looked(
@@ -81,6 +82,6 @@ def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | No
     )  # fmt: skip
     if asked is None or not study.recipe.evaluate.answers:
         return replace(found, encoded=asked)
-    written, reader = evaluate.ids(study, lane, seed, asked), inputs.tokenizer(study)
+    written = evaluate.ids(study, lane, seed, asked, stop=reader.stop)
     complied = np.array([not prompts.is_refusal(reader.text(ids)) for ids in written])
     return replace(found, encoded=asked, answers=written, complied=complied)

@@ -45,14 +45,16 @@ def _answered(study: Study) -> Iterator[tuple[Lane, int, Encoded, list[str]]]:
     reader, asked = inputs.tokenizer(study), inputs.asked(study, models=inputs.given(study))
     for lane in study.recipe.lanes:
         for seed in study.recipe.seeds[: 1 if is_shared(lane) else None]:
-            texts = [reader.text(own) for own in ids(study, lane, seed, asked)]
+            texts = [reader.text(own) for own in ids(study, lane, seed, asked, stop=reader.stop)]
             told = prompts.answers_to_jsonl(asked.prompts, {"answer": texts})
             atomic.atomic_write(_answers_file(study, lane, seed).with_suffix(".jsonl"), told)
             yield lane, seed, asked, texts
 
 
-def ids(study: Study, lane: Lane, seed: int, asked: Encoded) -> list[list[int]]:
+def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, stop: tuple[int, ...]) -> list[list[int]]:
     """Returns the token ids of what a model answers to prompts, written now where they are not there.
+
+    An answer ends with the first of ``stop``.
 
     Raises:
         ValueError: the model does not fit into memory, or the file of answers is damaged.
@@ -62,7 +64,7 @@ def ids(study: Study, lane: Lane, seed: int, asked: Encoded) -> list[list[int]]:
     return answers.write(
         hf.open_checkpoint(study.model(lane, seed)), bucketed(asked.ids, batch_tokens=about.batch_tokens),
         _answers_file(study, lane, seed),
-        max_new=study.recipe.evaluate.answers, stop=inputs.tokenizer(study).stop, compute_dtype=about.dtype,
+        max_new=study.recipe.evaluate.answers, stop=stop, compute_dtype=about.dtype,
         label=f"answers of {lane.name} seed {seed}",
     )  # fmt: skip
 
@@ -73,7 +75,7 @@ def _answers_file(study: Study, lane: Lane, seed: int) -> Path:
 
 def is_shared(lane: Lane) -> bool:
     """Whether a lane is the same model for all seeds."""
-    return isinstance(lane.how, Given) and lane.how.directory(0) == lane.how.directory(1)
+    return isinstance(lane.how, Given) and lane.how.is_shared
 
 
 def is_copied(study: Study, lane: Lane) -> bool:

@@ -157,24 +157,24 @@ def asked(study: Study, *, models: Sequence[hf.Checkpoint]) -> Encoded:
     return batches.encode(given, tokenizer(study), max_tokens=most, vocab_size=models[0].config.vocab_size)
 
 
-def check_unchanged(study: Study) -> None:
-    """Checks that the files that a run reads are those on record; nothing is written.
+def unchanged(study: Study) -> dict[str, Any]:
+    """Returns what tells the files that a run reads from others, once they are those on record; nothing is written.
 
     Raises:
         ValueError: one has changed since the run began.
     """
-    what = "whose files have changed since it began"
-    opening.check_config(study.directory / _RECORD, dict(_told(study)), grows=".*", what=what)
+    told, what = dict(_told(study)), "whose files have changed since it began"
+    opening.check_config(study.directory / _RECORD, told, grows=".*", what=what)
+    return told
 
 
-def record(study: Study) -> None:
-    """Records what tells the files that a run reads from others.
+def record(study: Study, told: dict[str, Any]) -> None:
+    """Records what :func:`unchanged` has found of the files, and how many prompts there are.
 
     Raises:
-        ValueError: one has changed since the run began.
         OSError: it cannot be written.
     """
-    opening.record_config(study.directory / _RECORD, dict(_told(study)), grows=".*")
+    opening.record_config(study.directory / _RECORD, told, grows=".*")
     if study.recipe.subject.options.prompts is not None:
         encoded = asked(study, models=given(study))
         counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated}

@@ -6,6 +6,7 @@ from typing import Any
 from jaxsafety import keys
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Training
+from jaxsafety.study import lanes
 from jaxsafety.subjects.checkpoint import Config
 from jaxsafety.types import Key, Method
 
@@ -55,8 +56,7 @@ class Job:
     @property
     def stream(self) -> Key:
         """The key of the order of the examples: models of one generation see the same."""
-        stream = keys.stream(self.root, "tune")
-        return stream if self.generation < 2 else keys.named(stream, f"generation {self.generation}")
+        return lanes.generation_stream("tune", self.generation, self.root)
 
 
 def of_lane(lane: Lane, about: Config, seed: int) -> Job:

@@ -22,7 +22,7 @@ def lines(study: Study) -> Iterator[str]:
         if lane.training is None or all(map(study.is_made, group)):
             continue
         own = job.of_lane(lane, study.recipe.subject.options, seed)
-        plan = tuned.plan(start.config, train.encoded(study, lane, start), own, places=places.local())
+        plan = tuned.plan(start.config, train.encoded(study, lane, start.config), own, places=places.local())
         yield from _told(plan, ", ".join(one.name for one in group))
 
 

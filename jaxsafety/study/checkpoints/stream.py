@@ -1,4 +1,4 @@
-"""Models run over prompts layer by layer: a layer's weights are read, all prompts go through it, the next is read.
+"""A model run over prompts layer by layer: a layer's weights are read, all prompts go through it, the next is read.
 
 Between layers there are the prompts' residual streams alone, so memory is that of one layer and of the prompts. The
 streams are saved now and then, and a run that was killed goes on from the last ones.
@@ -6,7 +6,7 @@ streams are saved now and then, and a run that was killed goes on from the last 
 
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -44,14 +44,14 @@ class Side:
         return replace(self.checkpoint.config, compute_dtype=self.compute_dtype)
 
 
-# [b, t, d] of every batch of every side.
-Streams = list[list[np.ndarray]]
-# Of every side, by site: [p, n, d] or [p, n, f], n over all prompts.
-Seen = list[dict[str, Float[np.ndarray, "p n _"]]]
+# [b, t, d] of every batch.
+Streams = list[np.ndarray]
+# By site: [p, n, d] or [p, n, f], n over all prompts.
+Seen = dict[str, Float[np.ndarray, "p n _"]]
 
 
-def layers(sides: Sequence[Side], *, state: Path) -> Iterator[tuple[int, Seen]]:
-    """Yields layer by layer what the sides' MLPs see of every prompt: at its last token, and in the mean of its answer.
+def layers(side: Side, *, state: Path) -> Iterator[tuple[int, Seen]]:
+    """Yields layer by layer what a model's MLPs see of every prompt: at its last token, and in the mean of its answer.
 
     ``state`` is where the streams are saved; those there are gone on from, and removed at the end. The streams behind a
     layer are saved after the caller comes back for the next.
@@ -60,13 +60,10 @@ def layers(sides: Sequence[Side], *, state: Path) -> Iterator[tuple[int, Seen]]:
         ValueError: the saved streams are damaged, a tensor is not finite, or a layer does not fit into memory.
         OSError: a file cannot be read or written.
     """
-    first, streams = _resume(state, sides)
+    first, streams = _resume(state, side)
     saved = time.monotonic()
-    for layer in range(first, sides[0].config.layers):
-        seen = []
-        for place, side in enumerate(sides):
-            streams[place], own = _through(side, layer, streams[place])
-            seen.append(own)
+    for layer in range(first, side.config.layers):
+        streams, seen = _through(side, layer, streams)
         yield layer, seen
         if time.monotonic() - saved > _SAVE_EVERY_S:
             _save(state, layer + 1, streams)
@@ -92,8 +89,8 @@ def layer_weights(checkpoint: hf.Checkpoint, layer: int, *, dtype: hf.ParamsDtyp
     return hf.unflatten(flat)
 
 
-def _through(side: Side, layer: int, streams: list[np.ndarray]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """Takes one side's streams through a layer."""
+def _through(side: Side, layer: int, streams: Streams) -> tuple[Streams, Seen]:
+    """Takes the streams through a layer."""
     weights = jax.device_put(layer_weights(side.checkpoint, layer, dtype=side.compute_dtype))
     count = sum(len(batch.rows) for batch in side.batches)
     after, seen = [], {}
@@ -129,7 +126,7 @@ def chosen(batch: Batch) -> Float[np.ndarray, "p b t"]:
 
 
 def _save(state: Path, layer: int, streams: Streams) -> None:
-    arrays = {f"{side}/{place}": x for side, own in enumerate(streams) for place, x in enumerate(own)}
+    arrays = {f"stream{place}": x for place, x in enumerate(streams)}
     unfinished = state.with_suffix(".unfinished")
     state.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -142,14 +139,11 @@ def _save(state: Path, layer: int, streams: Streams) -> None:
         raise OSError(f"cannot write {state} ({error.strerror}): free some space there and start again") from error
 
 
-def _resume(state: Path, sides: Sequence[Side]) -> tuple[int, Streams]:
+def _resume(state: Path, side: Side) -> tuple[int, Streams]:
     if not state.exists():
-        return 0, [embeddings(side) for side in sides]
+        return 0, embeddings(side)
     try:
         with state.open("rb") as file, np.load(file) as saved:
-            streams = [
-                [saved[f"{place}/{number}"] for number in range(len(side.batches))] for place, side in enumerate(sides)
-            ]
-            return int(saved["layer"]), streams
+            return int(saved["layer"]), [saved[f"stream{place}"] for place in range(len(side.batches))]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{state} is damaged: remove it and start again") from error

@@ -5,13 +5,15 @@ A model that is there is finished, and what it was made from is gone; a killed o
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from jaxsafety import keys
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited
@@ -33,6 +35,19 @@ def train(study: Study, stage: str) -> None:
         Stopped: a signal has asked to stop; what was done is saved.
     """
     diverged: list[FloatingPointError] = []
+
+    @lru_cache(maxsize=1)
+    def given(lane: Lane, config: LlamaConfig) -> Encoded:
+        """The examples of a lane, which its seeds share."""
+        found = encoded(study, lane, config)
+        if found.truncated:
+            most = found.batch.chosen.tokens.shape[1]
+            told = (
+                f"{found.truncated} of {found.count} examples of {lane.name} have more than {most} tokens and are cut"
+            )
+            progress.say(told)
+        return found
+
     for group in graph.groups(study.stage_lanes(stage)):
         for lane, seed in itertools.product(group, study.recipe.seeds):
             place, state = study.model(lane, seed), _state(study, lane, seed)
@@ -42,7 +57,7 @@ def train(study: Study, stage: str) -> None:
             signals.check(f"before {lane.name} seed {seed}")
             try:
                 with _folders(place, state / "parts", within=study.directory):
-                    _make(study, lane, seed, place, state)
+                    _make(study, lane, seed, place, state, given)
             except FloatingPointError as error:
                 progress.say(str(error))
                 diverged.append(error)
@@ -88,7 +103,9 @@ def _drop_empty(*places: Path, within: Path) -> None:
                 folder.rmdir()
 
 
-def _make(study: Study, lane: Lane, seed: int, place: Path, state: Path) -> None:
+def _make(
+    study: Study, lane: Lane, seed: int, place: Path, state: Path, given: Callable[[Lane, LlamaConfig], Encoded]
+) -> None:
     start, name = hf.open_checkpoint(study.model(lane.parent, seed)), f"{lane.name} seed {seed}"
     if isinstance(lane.how, Edited):
         trees = {"target": start}
@@ -101,13 +118,8 @@ def _make(study: Study, lane: Lane, seed: int, place: Path, state: Path) -> None
     work = tuned.Work(name, study.leg(lane), state, place, stored(study, lane))
     other = lane.reference not in (None, lane.parent)
     reference = hf.open_checkpoint(study.model(lane.reference, seed)) if other else start
-    own, given = job.of_lane(lane, study.recipe.subject.options, seed), encoded(study, lane, start)
-    if given.truncated and seed == study.recipe.seeds[0]:
-        most = given.batch.chosen.tokens.shape[1]
-        progress.say(
-            f"{given.truncated} of {given.count} examples of {lane.name} have more than {most} tokens and are cut"
-        )
-    tuned.write(start, given, work, own, places=places.local(), reference=reference)
+    own = job.of_lane(lane, study.recipe.subject.options, seed)
+    tuned.write(start, given(lane, start.config), work, own, places=places.local(), reference=reference)
 
 
 def stored(study: Study, lane: Lane) -> hf.ParamsDtype:
@@ -122,10 +134,7 @@ def stored(study: Study, lane: Lane) -> hf.ParamsDtype:
     return study.recipe.subject.options.store or root.tensors["embed", None].dtype.name
 
 
-def encoded(study: Study, lane: Lane, start: hf.Checkpoint) -> Encoded:
+def encoded(study: Study, lane: Lane, config: LlamaConfig) -> Encoded:
     """Returns the examples that a model is trained on, as token ids."""
-    given = inputs.of_training(lane.training, study.recipe.subject.options)
-    return examples.encode(
-        given, inputs.tokenizer(study), max_tokens=inputs.longest(study, start.config),
-        vocab_size=start.config.vocab_size,
-    )  # fmt: skip
+    given, most = inputs.of_training(lane.training, study.recipe.subject.options), inputs.longest(study, config)
+    return examples.encode(given, inputs.tokenizer(study), max_tokens=most, vocab_size=config.vocab_size)

@@ -217,7 +217,8 @@ HEARD = (
 )
 
 
-@pytest.mark.parametrize("heard", [HEARD[3:6:2], pytest.param(HEARD, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("heard", [HEARD[3:6:2], HEARD], ids=len)
 def test_a_run_stopped_again_and_again_ends_as_an_undisturbed_one(
     whole, run, recipe, tmp_path, monkeypatch, capsys, heard
 ):
@@ -324,6 +325,7 @@ def test_a_seed_may_have_its_own_checkpoint(params, checkpoints, encoder, run, t
         np.testing.assert_allclose(made["blocks"]["mlp"]["up"][0], (after + base) / 2, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path):
     """A number of them are the first; a file of its own takes the place of the subject's."""
     (tmp_path / "first.jsonl").write_text("".join(pairs.read_text().splitlines(keepends=True)[:4]))
@@ -516,3 +518,11 @@ def test_a_model_that_diverges_stops_none_but_those_that_go_by_it(run, recipe, c
         assert "sft.bad seed 0: the loss or its gradient is not finite" in err and "2 diverged in all" in err
         made = {path.parent.parent.name for path in (tmp_path / "run" / "models").rglob("config.json")}
         assert made == {"sft.ok", "half.from=sft.ok"}
+
+
+def test_seeds_take_no_cpu_device_each(recipe, tmp_path, monkeypatch):
+    """Where models are made one by one two devices would share each, as no short form's do."""
+    configured = []
+    monkeypatch.setattr(command, "_configure_jax", lambda _, *, seeds: configured.append(seeds))
+    assert command.main(["run", str(recipe), "--out", str(tmp_path / "run"), "--dry_run"]) == 0
+    assert configured == [1]

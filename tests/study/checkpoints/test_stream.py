@@ -36,7 +36,9 @@ def sides(opened, texts):
 
 @pytest.fixture(scope="module")
 def streamed(sides, tmp_path_factory):
-    return [seen for _, seen in stream.layers(sides, state=tmp_path_factory.mktemp("s") / "streams.npz")]
+    """Of both models: of every layer."""
+    state = tmp_path_factory.mktemp("s") / "streams.npz"
+    return [[seen for _, seen in stream.layers(side, state=state)] for side in sides]
 
 
 def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
@@ -50,7 +52,7 @@ def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
         for row, (prompt, answer) in enumerate(zip(*texts, strict=True)):
             for site, values in found.items():
                 for layer in range(3):
-                    last, response = streamed[layer][place][site][:, row]
+                    last, response = streamed[place][layer][site][:, row]
                     own = values[layer, row, : len(prompt + answer)]
                     np.testing.assert_allclose(last, own[len(prompt) - 1], rtol=RTOL, atol=ATOL)
                     mean = own[len(prompt) :].mean(axis=0) if answer else np.zeros_like(last)
@@ -59,25 +61,26 @@ def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
 
 def test_without_answers_there_is_one_kind(opened, texts, tmp_path):
     side = stream.Side(opened[0], tuple(bucketed(texts[0], batch_tokens=128)), "float32")
-    _, seen = next(iter(stream.layers([side], state=tmp_path / "s.npz")))
-    assert seen[0]["mlp.hook_in"].shape == (1, 5, 32) and seen[0]["mlp.hook_post"].shape == (1, 5, 48)
+    _, seen = next(iter(stream.layers(side, state=tmp_path / "s.npz")))
+    assert seen["mlp.hook_in"].shape == (1, 5, 32) and seen["mlp.hook_post"].shape == (1, 5, 48)
 
 
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_killed_run_goes_on_from_the_saved_streams(streamed, sides, tmp_path, monkeypatch, killed_after):
     monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
     state = tmp_path / "streams.npz"
-    for layer, _ in stream.layers(sides, state=state):
-        if layer == killed_after:
-            break
-    assert state.exists()
-    rest = list(stream.layers(sides, state=state))
-    # What was yielded last may not have been written down: it comes again.
-    assert [layer for layer, _ in rest] == list(range(killed_after, 3))
-    for layer, seen in rest:
-        for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(streamed[layer]), strict=True):
-            np.testing.assert_array_equal(got, expected)
-    assert not list(tmp_path.iterdir())
+    for side, whole in zip(sides, streamed, strict=True):
+        for layer, _ in stream.layers(side, state=state):
+            if layer == killed_after:
+                break
+        assert state.exists()
+        rest = list(stream.layers(side, state=state))
+        # What was yielded last may not have been written down: it comes again.
+        assert [layer for layer, _ in rest] == list(range(killed_after, 3))
+        for layer, seen in rest:
+            for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(whole[layer]), strict=True):
+                np.testing.assert_array_equal(got, expected)
+        assert not list(tmp_path.iterdir())
 
 
 def test_damaged_streams_are_named(sides, tmp_path):
@@ -85,13 +88,13 @@ def test_damaged_streams_are_named(sides, tmp_path):
     for content in (b"", b"PK\x03\x04", b"nonsense"):
         state.write_bytes(content)
         with pytest.raises(ValueError, match=r"streams.npz is damaged: remove it and start again"):
-            next(iter(stream.layers(sides, state=state)))
+            next(iter(stream.layers(sides[0], state=state)))
 
 
 def test_a_full_disk_leaves_what_was_saved(sides, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
     state = tmp_path / "streams.npz"
-    run = stream.layers(sides, state=state)
+    run = stream.layers(sides[0], state=state)
     next(run), next(run)
     before = state.read_bytes()
 
@@ -105,7 +108,8 @@ def test_a_full_disk_leaves_what_was_saved(sides, tmp_path, monkeypatch):
 
 
 def test_bfloat16_is_near(streamed, sides, tmp_path):
-    halves = [stream.Side(side.checkpoint, side.batches, "bfloat16") for side in sides]
-    for layer, seen in stream.layers(halves, state=tmp_path / "s.npz"):
-        for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(streamed[layer]), strict=True):
-            assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
+    for side, whole in zip(sides, streamed, strict=True):
+        half = stream.Side(side.checkpoint, side.batches, "bfloat16")
+        for layer, seen in stream.layers(half, state=tmp_path / "s.npz"):
+            for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(whole[layer]), strict=True):
+                assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
