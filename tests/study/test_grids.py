@@ -105,7 +105,7 @@ def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsy
     assert "failed: start: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["models: 3", "pretrain: {steps: 3}", "- a", "a: ["])
+@pytest.mark.parametrize("content", ["models: 3", "- a", "a: ["])
 def test_the_status_of_what_is_no_run_is_one_sentence(main, tmp_path, capsys, content):
     (tmp_path / "config.yaml").write_text(content)
     assert main("status", tmp_path) == 2
