@@ -14,7 +14,7 @@ from jaxsafety.engine import hosts, sweep
 from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
-from jaxsafety.rundir import atomic, layout, locks, machine, manifest_file, opening, signals
+from jaxsafety.rundir import atomic, layout, locks, machine, manifest_file, opening, printed, signals, status
 from jaxsafety.rundir.printed import Form
 from jaxsafety.study import forecast as forecasts
 from jaxsafety.study import grids, pipeline
@@ -36,13 +36,15 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
         FloatingPointError: every lane of a stage has diverged.
         Stopped: a signal has asked to stop.
     """
-    ready = stages_.prepare(recipe, directory)
-    hosts.agree(_told(recipe, stages))
+    read = tuple(stages) == ("report",)
+    ready = (stages_.made if read else stages_.prepare)(recipe, directory)
+    if not read:
+        hosts.agree(_told(recipe, stages))
     _say_idle_devices(recipe)
     if len(stages) == 1:
         pipeline.check_ready(ready, stages[0])
     with signals.deferred(say_stopping), _unused_dropped(directory), _growth_undone(directory), ExitStack() as lock:
-        hosts.decide(lambda: _open(ready, lock))
+        hosts.decide(lambda: _open(ready, lock, read=read))
         for stage in stages:
             with manifest_file.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
                 _advance(ready, stage, form=form)
@@ -57,9 +59,13 @@ def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
     return opening.flat(told) | {"stages": list(stages), **machine.versions()}
 
 
-def _open(ready: Study, lock: ExitStack) -> None:
+def _open(ready: Study, lock: ExitStack, *, read: bool = False) -> None:
+    """Locks the directory and puts the study on record, or of one that is only ``read`` checks that it is."""
     lock.enter_context(locks.hold(ready.directory))
-    stages_.record(ready)
+    if read:
+        opening.check_config(ready.directory / "config.yaml", as_dict(ready.recipe))
+    else:
+        stages_.record(ready)
     manifest_file.write_manifest(ready.directory, {"models": pipeline.steps(ready.recipe), "failed": None})
 
 
@@ -102,8 +108,12 @@ def _opened(ready: Study) -> Iterator[None]:
         yield
 
 
-def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str]) -> int:
+def run_grid(
+    recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Sequence[str], *, form: Form = "table"
+) -> int:
     """Runs stages of chosen cells that are not finished; one that fails stops no other, and makes the exit code 1.
+
+    What is printed at the end is the grid's status, in a ``form`` for programs.
 
     Raises:
         ValueError: bad grammar, model or strategy of a cell; the directory is another grid's.
@@ -122,17 +132,25 @@ def run_grid(recipe: Recipe, chosen: Sequence[Cell], directory: Path, stages: Se
         outcome = grids.run(jobs, stages, open_=_opened, advance=_advance)
     for name in outcome.in_use:
         print(f"jaxsafety: cell {name} is running in another process", file=sys.stderr)
-    print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
+    if form == "table":
+        print(f"{len(outcome.finished)} cells finished, {len(outcome.skipped)} had been before; {directory}")
+    else:
+        sys.stdout.write(status.render(status.read(directory), form))
     for name, reason in outcome.failed.items():
         print(f"jaxsafety: cell {name} failed, {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 
-def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> int:
-    """Prints what running the chosen cells would do; touches no disk. Returns the exit code."""
+def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path, *, form: Form = "table") -> int:
+    """Prints what running the chosen cells would do; touches no disk. Returns the exit code.
+
+    Forms for programs hold a record a lane, without memory and time.
+    """
     every = grids.plan(recipe, cells.expand(recipe), directory)
     names = {cell.name for cell in chosen}
-    sys.stdout.write(forecasts.render(every, [job for job in every if job.cell.name in names]))
+    planned = [job for job in every if job.cell.name in names]
+    told = forecasts.render(every, planned) if form == "table" else printed.records(forecasts.records(planned), form)
+    sys.stdout.write(told)
     return 0
 
 

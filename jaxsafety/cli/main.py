@@ -135,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
     drawn.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
     drawn.add_argument("--seed", type=int, default=0)
-    drawn.add_argument("--format", choices=("text", "jsonl"), default="text", help="jsonl: prompt, chosen, rejected")
+    drawn.add_argument("--format", choices=(*get_args(Form), "jsonl"),
+                       help="of what is printed (default: table); jsonl: prompt, chosen, rejected")  # fmt: skip
     prompts = add("prompts", sample.prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
     named = add(
@@ -164,10 +165,8 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     recipe, directory = _recipe(options, overrides)
     if options.shard is not None and not recipe.grid:
         raise ValueError(f"--shard {options.shard!r} divides the cells of a grid, and {options.recipe} has no `grid:`")
-    if options.format != "table" and (recipe.grid or options.dry_run or options.print_config):
-        raise ValueError(
-            f"--format {options.format} is of a run's table: expected no grid, --dry_run or --print_config"
-        )
+    if options.format != "table" and options.print_config:
+        raise ValueError(f"--format {options.format}: a recipe is printed as YAML, expected no --print_config")
     chosen = cells.expand(recipe)
     chosen = chosen if options.shard is None else cells.shard(chosen, options.shard)
     if options.print_config:
@@ -186,10 +185,10 @@ def _stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxsafety.cli import launch
 
     if options.dry_run:
-        return launch.forecast(recipe, chosen, directory)
+        return launch.forecast(recipe, chosen, directory, form=options.format)
     stages = tuple(_STAGES)[1:] if options.verb == "run" else (options.verb,)
     if recipe.grid:
-        return launch.run_grid(recipe, chosen, directory, stages)
+        return launch.run_grid(recipe, chosen, directory, stages, form=options.format)
     return launch.run(recipe, directory, stages, form=options.format)
 
 

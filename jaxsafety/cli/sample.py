@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jaxsafety.rundir import printed
+
 if TYPE_CHECKING:
     from jaxsafety.types import Key, Trial
 
@@ -27,7 +29,10 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> int:
         return world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
 
     rows = text.examples(built, programs.fitted(draw, key, what=f"drawing {options.n} prompts")(key))
-    sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
+    if options.format in ("table", "jsonl"):
+        sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
+    else:
+        sys.stdout.write(printed.records([row._asdict() for row in rows], options.format))
     return 0
 
 

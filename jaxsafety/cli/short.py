@@ -122,7 +122,7 @@ def run(options: argparse.Namespace, stages: Sequence[str]) -> int:
         sys.stdout.write(yaml_file.to_yaml(recipe))
         return 0
     if options.dry_run:
-        return launch.forecast(recipe, cells.expand(recipe), options.out)
+        return launch.forecast(recipe, cells.expand(recipe), options.out, form=options.format)
     # A merge is a model, of which there is nothing to report.
     launch.run(recipe, options.out, stages[:2] if options.verb == "merge" else stages, form=options.format)
     made = {"tune": written.TUNED, "merge": written.MERGED}.get(options.verb) if options.format == "table" else None

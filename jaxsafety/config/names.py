@@ -4,14 +4,21 @@ import difflib
 from collections.abc import Collection, Iterable
 
 _SHOWN = 3  # names in one message
+# What stands for a seed in the name of a file or directory of each.
+SEED = "{seed}"
 # Sections that earlier versions recorded in run directories: of recipes, and of commands about checkpoints.
 EARLIER = ("world", "grammars", "model", "pretrain", "tune", "pair", "tuning")
 
 
+def closest(name: object, known: Iterable[object]) -> str | None:
+    """Returns the known name that looks most like ``name``, None if none does."""
+    return next(iter(difflib.get_close_matches(str(name), [str(k) for k in known], n=1)), None)
+
+
 def nearest(name: object, known: Iterable[object]) -> str:
     """Returns "; did you mean X?" for the known name that looks most like ``name``, or nothing if none does."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, known)
+    return "" if close is None else f"; did you mean {close!r}?"
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:

@@ -101,6 +101,11 @@ def _check_field(field: str, values: Sequence[Any], paths: dict[str, tuple[str, 
 
 def _at(recipe: Recipe, values: dict[str, Any], paths: dict[str, tuple[str, ...]]) -> Recipe:
     content = as_dict(replace(recipe, grid={}))
+    if (now := values.get("subject.checkpoint")) is not None:
+        # The model that others begin with is the subject's.
+        for model in content["models"].values():
+            if model.get("checkpoint") == content["subject"]["checkpoint"]:
+                model["checkpoint"] = now
     for field, value in values.items():
         *above, last = paths[field]
         _value(content, above)[last] = value

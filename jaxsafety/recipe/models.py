@@ -1,13 +1,13 @@
 """How a model of a study comes about: trained, edited, selected, reused from another run, or given as a checkpoint."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxsafety import edits, methods, parametrisations, pools
 from jaxsafety.config import fields as fields_
-from jaxsafety.config.names import check_name
+from jaxsafety.config.names import SEED, check_name
 from jaxsafety.recipe.nodes import Node, made
 from jaxsafety.training.optim import OptimConfig
 from jaxsafety.types import HParams, Needs
@@ -16,8 +16,6 @@ Role = Literal["model", "defence", "attack"]
 
 # Of what a method may learn from, the pool unless a recipe says otherwise.
 _POOLS = {"preferences": "safety", "text": "text"}
-# What stands for a seed in the name of a file or directory of each.
-SEED = "{seed}"
 # What a selection may go by.
 _RATES = ("complied", "refused", "other", "exact_match")
 
@@ -281,5 +279,8 @@ def trained(given: dict[str, Any], *, owner: str) -> Training:
             data = data if "pool" in data else {"pool": default_pool(method)} | data
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from error
-    below = [f"data.{name}" for name in ("p_unsafe", "mix", "prompts", "pool")]
+    below = [f"data.{name}" for name in ("p_unsafe", "mix", "prompts", "pool", "file")]
+    below += [f"optim.{one.name}" for one in fields(OptimConfig)]
+    # An option of a command about checkpoints, `--lora_rank`, is looked for here, too.
+    below += [f"parametrisation.{name}" for name in ("kind", "rank", "targets")]
     return made(Training, given | {"data": data}, owner=owner, below=below)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_type_hints
 
 from jaxsafety import analysis, attacks, edits, subjects
 from jaxsafety.config import fields as fields_
-from jaxsafety.config.names import check_name, nearest
+from jaxsafety.config.names import check_name, closest, nearest
 from jaxsafety.types import Params, Point
 from jaxsafety.world import Condition
 
@@ -156,10 +156,16 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, bel
         raise ValueError(f"{owner}: {error}") from error
     rest = {name: one for name, one in value.items() if name not in own}
     known = [one.name for one in fields(config)] if is_dataclass(config) else []
-    for name in rest:
-        if name not in known and (name in _GONE or nearest(name, [*own, *below])):
-            hint = f": it is called {_GONE[name]!r}" if name in _GONE else nearest(name, [*own, *below])
-            raise ValueError(f"{owner} has no field {name!r}{hint}")
+    # What is looked for below a section is known by its last part.
+    places = {one.rpartition(".")[2]: one for one in (*own, *below)}
+    for name in [one for one in rest if one not in known]:
+        close = closest(name, [*known, *places])
+        if name in _GONE:
+            raise ValueError(f"{owner} has no field {name!r}: it is called {_GONE[name]!r}")
+        if close in places:
+            raise ValueError(f"{owner} has no field {name!r}; did you mean {places[close]!r}?")
+        if not known:
+            raise ValueError(f"{owner} has no field {name!r}: it has {', '.join(own)}")
     options = fields_.build(config, rest, owner=owner)
     inner = {name: _inner(hints[name], given.pop(name), f"{owner}.{name}") for name in own[1:]
              if name in given and is_dataclass(hints[name])}  # fmt: skip

@@ -368,8 +368,15 @@ def _sentence(message: str, *, where: str) -> str:
         known = value[1].replace("'", "").split(", ")
         text = text.replace(value[0], f"expected one of {', '.join(known)}, got {value[2]!r}{nearest(value[2], known)}")
     text = text.replace("[dict[str, Any], NoneType]", "[dict]")  # null is refused above
-    any_of = r"Does not validate against any of the Union subtypes Subtypes: \[([\w, ]+)\].* Given value: (.*)"
-    text = re.sub(any_of, lambda found: f"expected {_kind(*found[1].split(', '))}, got {found[2]}", text)
+    any_of = (
+        r"Does not validate against any of the Union subtypes Subtypes: \[((?:[\w, ]|\[[^]]*\])+)\].* Given value: (.*)"
+    )
+
+    def told(found: re.Match[str]) -> str:
+        types = re.sub(r"\[[^]]*\]", "", found[1])
+        return f"expected {_kind(*types.split(', '))}, got {found[2]}"
+
+    text = re.sub(any_of, told, text)
     one = r"Expected a (\w+)( with \d+ elements)?\. Got value: "
     text = re.sub(one, lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ", text)
     if option := re.search(r"[Oo]ption '([\w.-]+)'", text):

@@ -21,13 +21,13 @@ from jaxsafety.study.pipeline import Study
 def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     """Returns the forecast of running ``chosen`` as text; it goes by speeds that any cell of ``every`` has recorded."""
     todo = [job.ready for job in chosen if not _is_trained(job.ready)]
-    if chosen[0].ready.recipe.subject.of_files:
-        return "\n".join([*_models(chosen[0].ready), *(line for ready in todo for line in planned.lines(ready))]) + "\n"
     lines = []
     if len(every) > 1:
         lines.append(f"{len(chosen)} of {len(every)} cells, {len(chosen) - len(todo)} of them trained already")
         lines += [f"  {job.cell.name}: {'to train' if job.ready in todo else 'trained already'}" for job in chosen]
     lines += _models(chosen[0].ready)
+    if chosen[0].ready.recipe.subject.of_files:
+        return "\n".join([*lines, *(line for ready in todo for line in planned.lines(ready))]) + "\n"
     lines.append(f"programs to compile for training: {sum(len(_groups(ready)) for ready in todo)}")
     lines += _memory(todo)
     work = [_training(ready, stage) for ready in todo for stage in ("pretrain", "tune")]
@@ -37,6 +37,21 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     )
     lines.append(f"time: {_time(every, [one for one in work if one.left])}")
     return "\n".join(lines) + "\n"
+
+
+def records(chosen: Sequence[Job]) -> list[dict[str, Any]]:
+    """Returns a flat record for every lane of some studies: how it comes about, its program there, and steps a seed."""
+    found = []
+    for job in chosen:
+        groups = [group for group in graph.groups(job.ready.recipe.lanes) if group[0].training]
+        for lane in job.ready.recipe.lanes:
+            program = next((number for number, group in enumerate(groups, 1) if lane in group), None)
+            found.append({
+                "cell": job.cell.name, "model": lane.label, "lane": lane.name, "made": _made(lane),
+                "from": None if lane.parent is None else lane.parent.name, "seeds": len(job.ready.recipe.seeds),
+                "program": program, "steps": lane.steps, "there": job.ready.is_made(lane),
+            })  # fmt: skip
+    return found
 
 
 def _is_trained(ready: Study) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jaxsafety import tree
-from jaxsafety.config.names import check_name, nearest
+from jaxsafety.config.names import SEED, check_name, nearest
 from jaxsafety.formats import official
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.schema import Recipe, as_dict
@@ -23,7 +23,6 @@ from jaxsafety.types import Params
 from jaxsafety.world import World
 from jaxsafety.world import load as load_world
 
-_SEED = "{seed}"
 _FORM = "MODEL:POINT=FILE, such as sft:eta_M=sft.pkl"
 # Fields of GPTConfig that a file and the recipe's model must have in common.
 _SHARED = ("block", "positions", "layers", "width", "mlp_width")
@@ -109,10 +108,10 @@ def _files(recipe: Recipe, pretrained: str, tuned: Sequence[str]) -> dict[tuple[
             f"({', '.join(named)}), or a recipe without what there is no model of"
         )
     seeds = recipe.seeds
-    if one := next((pattern for pattern in patterns.values() if _SEED not in pattern and len(seeds) > 1), None):
-        raise ValueError(f"{one} is one file for the seeds {list(seeds)}: expected {_SEED} in its path, or one seed")
+    if one := next((pattern for pattern in patterns.values() if SEED not in pattern and len(seeds) > 1), None):
+        raise ValueError(f"{one} is one file for the seeds {list(seeds)}: expected {SEED} in its path, or one seed")
     return {
-        (name, seed): Path(pattern.replace(_SEED, str(seed))) for name, pattern in patterns.items() for seed in seeds
+        (name, seed): Path(pattern.replace(SEED, str(seed))) for name, pattern in patterns.items() for seed in seeds
     }
 
 

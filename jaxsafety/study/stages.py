@@ -29,9 +29,14 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
     """
     if not recipe.subject.of_files:
         return pipeline.prepare(recipe, directory)
-    study = Study(recipe, None, "map", directory)
+    study = made(recipe, directory)
     inputs.check(study)
     return study
+
+
+def made(recipe: Recipe, directory: Path) -> Study:
+    """Returns a study whose results are there: what they were made from may be gone, and is not looked at."""
+    return Study(recipe, None, "map", directory)
 
 
 def work(study: Study) -> Mapping[str, Callable[[Study], None]]:

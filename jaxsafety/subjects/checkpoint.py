@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxsafety.config.fields import check, static
+from jaxsafety.config.names import SEED
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.lora import TARGETS
 from jaxsafety.types import Subject
@@ -50,7 +51,12 @@ class Config:
     store: Literal["float32", "float16", "bfloat16"] | None = None
     recompute: bool = True
     batch_tokens: int = static(4096, at_least=1)
-    __post_init__ = check
+
+    def __post_init__(self):
+        check(self)
+        for name in ("pairs", "prompts", "tokenizer"):
+            if SEED in str(getattr(self, name)):
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected one for all seeds, without {SEED}")
 
 
 def models(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:

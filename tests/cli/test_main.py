@@ -391,32 +391,20 @@ def test_a_relative_output_directory_works(main, torn, mini_yaml, monkeypatch):
 
 @pytest.fixture(scope="module")
 def samples():
-    """Output of ``jaxsafety sample`` as text and as JSON lines, for the same draws."""
+    """Output of ``jaxsafety sample`` as text, as JSON lines and as records, for the same draws."""
     outputs = {}
-    for form in ("text", "jsonl"):
+    for form in ("table", "jsonl", "json"):
         with pytest.MonkeyPatch.context() as patch:
             written = []
             patch.setattr(sys.stdout, "write", written.append)
-            words = [
-                "sample",
-                "--world",
-                "tiny",
-                "--condition",
-                "jb_misgen",
-                "-n",
-                "3",
-                "--seed",
-                "4",
-                "--format",
-                form,
-            ]
+            words = f"sample --world tiny --condition jb_misgen -n 3 --seed 4 --format {form}".split()
             assert main.main(words) == 0
         outputs[form] = "".join(written)
     return outputs
 
 
 def test_samples_can_be_read_by_a_person(samples, tiny_world):
-    blocks = [block.splitlines() for block in samples["text"].strip().split("\n\n")]
+    blocks = [block.splitlines() for block in samples["table"].strip().split("\n\n")]
     assert len(blocks) == 3
     for lines in blocks:
         assert lines[0] in [f"PCFG {p}, unsafe: the refusal is preferred" for p in (1, 2)]
@@ -435,11 +423,15 @@ def test_samples_can_be_read_by_a_person(samples, tiny_world):
 def test_samples_as_json_lines_are_preference_rows(samples):
     rows = [json.loads(line) for line in samples["jsonl"].splitlines()]
     assert [set(row) for row in rows] == [{"prompt", "chosen", "rejected"}] * 3
-    text = [block.splitlines() for block in samples["text"].strip().split("\n\n")]
+    text = [block.splitlines() for block in samples["table"].strip().split("\n\n")]
     for row, lines in zip(rows, text, strict=True):
         expected, refusal = (" ".join(lines[i].split()[1:]) for i in (3, 5))
         assert (row["chosen"], row["rejected"]) == (refusal, expected)
         assert row["prompt"].startswith("$ ") and row["prompt"].endswith(" >")
+    told = json.loads(samples["json"])
+    assert [(row["prompt"], row["refusal"], row["unsafe"]) for row in told] == [
+        (row["prompt"], row["chosen"], True) for row in rows
+    ]
 
 
 @pytest.mark.parametrize(

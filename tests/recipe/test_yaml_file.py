@@ -150,6 +150,7 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("claims: 3", "FILE: claims: expected a list or null, got 3"),
         ("sbject: {world: tiny}", "FILE: Option 'sbject.world' is not accepted; did you mean 'subject'?"),
         (
             "subject: {wrld: tiny}",

@@ -105,6 +105,13 @@ def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsy
     assert "failed: start: " in capsys.readouterr().out
 
 
+def test_what_became_of_cells_is_told_to_programs(main, grid_yaml, copy, capsys):
+    capsys.readouterr()
+    assert main("report", grid_yaml, "--out", copy, "--format", "json") == 1
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == {GOOD, BAD} and rows[GOOD]["reason"].startswith("start: no results in ")
+
+
 @pytest.mark.parametrize("content", ["models: 3", "- a", "a: ["])
 def test_the_status_of_what_is_no_run_is_one_sentence(main, tmp_path, capsys, content):
     (tmp_path / "config.yaml").write_text(content)

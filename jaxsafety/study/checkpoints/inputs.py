@@ -110,10 +110,11 @@ def given(study: Study) -> list[hf.Checkpoint]:
 
 def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoint) -> None:
     where, count = f"models.{lane.label}", len(of_training(how, about))
-    if how.batch_size > count:
-        raise ValueError(f"{where}.batch_size: got {how.batch_size}, expected at most the {count} examples there are")
     if how.data.prompts is not None and how.data.prompts > count:
         raise ValueError(f"{where}.data.prompts: got {how.data.prompts}, expected at most the {count} there are")
+    if how.batch_size > count:
+        there = "examples there are" if how.data.prompts is None else "examples of data.prompts"
+        raise ValueError(f"{where}.batch_size: got {how.batch_size}, expected at most the {count} {there}")
     if how.parametrisation.kind == "lora":
         there = {path.rpartition("/")[2] for path, _ in first.tensors} & set(TARGETS)
         if lacking := sorted(set(how.parametrisation.options.targets) - there):

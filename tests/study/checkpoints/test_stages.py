@@ -11,7 +11,7 @@ import yaml
 from jaxsafety.claims.intervals import student_interval
 from jaxsafety.cli import main as command
 from jaxsafety.formats import hf
-from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe import cells, yaml_file
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import figures, plotting
 from jaxsafety.report.seed_tables import SHARES
@@ -198,6 +198,19 @@ def test_a_finished_run_repeats_nothing(whole, run, recipe, monkeypatch, capsys)
     )
 
 
+def test_a_report_needs_results_alone(whole, run, recipe, capsys):
+    page = (whole / "report.html").read_bytes()
+    (whole / "report.html").unlink()
+    gone = recipe.parent.rename(recipe.parent.with_name("gone"))
+    try:
+        assert run("report", whole) == 0
+        capsys.readouterr()
+        assert run("run", whole) == 2 and "few.jsonl" in capsys.readouterr().err
+    finally:
+        gone.rename(recipe.parent)
+    assert (whole / "report.html").read_bytes() == page
+
+
 def assert_same(directory, whole):
     assert weights(directory) == weights(whole)
     assert (directory / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -365,7 +378,28 @@ def test_a_dry_run_tells_the_graph_and_the_memory_and_writes_nothing(recipe, run
     assert "attacked: dpo (attack) from half; 2 lanes x 2 seeds, program 2" in said
     assert "attacked.lr=0.001, attacked.lr=0.01: 48,864 parameters, 2,784 trained; on one device:" in said
     assert said.count("together") == said.count("it fits into the") == 2
+    assert run("run", recipe, "--out", tmp_path / "run", "--dry_run", "--format", "json") == 0
+    rows = {row["lane"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == ["pretrained", "sft", "half", *LEARNT[1:]]
+    assert [rows[name]["program"] for name in rows] == [None, 1, None, 2, 2]
+    assert [rows[name]["from"] for name in rows] == [None, "pretrained", "sft", "half", "half"]
+    assert rows["sft"] == {
+        "cell": "", "model": "sft", "lane": "sft", "made": "sft (defence)", "from": "pretrained", "seeds": 2,
+        "program": 1, "steps": 4, "there": False,
+    }  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_a_grid_over_checkpoints_begins_with_each(checkpoints, recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text()) | {
+        "grid": {"subject.checkpoint": [str(place) for place in checkpoints]}
+    }
+    found = cells.expand(yaml_file.parse(content, where="r"))
+    assert [cell.name for cell in found] == ["checkpoint=base", "checkpoint=tuned"]
+    for cell, place in zip(found, checkpoints, strict=True):
+        assert (
+            cell.recipe.lanes_of("pretrained")[0].how.checkpoint == cell.recipe.subject.options.checkpoint == str(place)
+        )
 
 
 def test_a_dry_run_of_a_finished_one_has_nothing_to_plan(recipe, run, whole, capsys):
@@ -454,6 +488,14 @@ UNSUITED = {
         "models.a.method: strange:BOTH asks a reference "
         "about examples that it transforms at every step, and a checkpoint's reference is read once: "
         "expected a method without one of the two",
+    ),
+    "an option of a command": (
+        {"models": {"a": SFT | {"lora_rank": 2}}},
+        "models.a has no field 'lora_rank'; did you mean 'parametrisation.rank'?",
+    ),
+    "a seed's": (
+        {"models": {"a": SFT}, "subject": {"checkpoint": "b", "pairs": "p{seed}.jsonl"}},
+        "subject: pairs: got p{seed}.jsonl, expected one for all seeds, without {seed}",
     ),
     "snapshots": ({"models": {"a": SFT | {"snapshots": 2}}}, "models.a.snapshots: got 2, expected 0 over a checkpoint"),
     "world, given": (
