@@ -81,7 +81,7 @@ def draw(table: Any, plot: Any) -> Any:
         if keys:
             plot.legend(figure, keys, columns=columns)
 
-    height = sum(heights) + plot.legend_height(len(keys), columns=columns)
+    height = sum(heights) + plot.legend_height(keys, columns=columns)
     return plot.Picture(draw, height, "alignment of the methods' updates")
 
 

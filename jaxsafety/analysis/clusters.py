@@ -107,7 +107,7 @@ def _leading_shares(rows: Any, plot: Any) -> Any:
         grid[0].set_ylabel("s₁ / Σ s")
         plot.legend(figure, plot.model_keys(styles), columns=2)
 
-    height = 150 + plot.legend_height(len(styles), columns=2)
+    height = 150 + plot.legend_height(plot.model_keys(styles), columns=2)
     return plot.Picture(draw, height, "share of the leading singular value of safe and of unsafe activations")
 
 

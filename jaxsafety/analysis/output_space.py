@@ -100,6 +100,7 @@ def _null_space(rows: Any, *, plot: Any, parts: Sequence[str], name: str) -> Any
     models, parts = plot.models_of(rows), [part for part in parts if part in rows["part"]]
     layers = plot.spaced(sorted(plot.pick(rows, metric="null_norm")["layer"].unique()), most=_MOST_LAYERS)
     styles = plot.model_styles(models)
+    keys = plot.model_keys(styles) | {"random direction": plot.RANDOM}
 
     def draw(figure: Any) -> None:
         top, below = figure.subfigures(2, 1, height_ratios=[150, max(1, plot.ROW * len(layers) + 30)])
@@ -112,9 +113,9 @@ def _null_space(rows: Any, *, plot: Any, parts: Sequence[str], name: str) -> Any
                 axes.set_title(f"{part}, {layer}" if len(parts) > plot.WIDE else f"layer {layer}: {part}")
                 axes.grid(visible=True, axis="y")
         plot.axis_titles(below, x="share of the update's leading directions", y="norm in the null space")
-        plot.legend(figure, plot.model_keys(styles) | {"random direction": plot.RANDOM}, columns=2)
+        plot.legend(figure, keys, columns=2)
 
-    height = 190 + plot.ROW * len(layers) + plot.legend_height(len(models) + 1, columns=2)
+    height = 190 + plot.ROW * len(layers) + plot.legend_height(keys, columns=2)
     return plot.Picture(draw, height, name)
 
 

@@ -15,7 +15,7 @@ from jaxsafety.report import plot as panels
 from jaxsafety.report.plot import ATTENTION, CURVES, MLP, ROW, spaced
 from jaxsafety.report.plotting import INK, ORANGE, Picture, condition_styles, model_styles
 from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, pick
-from jaxsafety.report.tables import condition_label, model_label
+from jaxsafety.report.tables import condition_label
 
 _LAYERS = 4
 _SPECTRA = {
@@ -99,16 +99,14 @@ def _apart(rows: pl.DataFrame) -> Picture:
         panels.layer_strip(figure, rows, columns, across=across, model=styles)
         panels.legend(figure, panels.model_keys(styles), columns=2)
 
-    return Picture(draw, 190, "accuracy of the nearest mean, and effect size")
+    height = 150 + panels.legend_height(panels.model_keys(styles), columns=2)
+    return Picture(draw, height, "accuracy of the nearest mean, and effect size")
 
 
 def _cosines(rows: pl.DataFrame) -> Picture:
-    models, styles = models_of(rows), condition_styles(conditions_of(rows))
-
-    def draw(figure: FigureBase) -> None:
-        columns = {model_label(model): model._asdict() for model in models}
-        zeros = [0.0] * len(models)
-        panels.layer_strip(figure, rows, columns, y="cosine τ (safe: up)", across=zeros, sharey=True, condition=styles)
-        panels.legend(figure, {condition_label(name): style for name, style in styles.items()}, columns=2)
-
-    return Picture(draw, 190 + panels.legend_height(len(styles), columns=2), "cosine tau of every condition")
+    styles = condition_styles(conditions_of(rows))
+    return panels.model_curves(
+        rows, {"": {}}, lambda grid: panels.layer_ticks(grid.values()), over="layer", across={"": 0.0}, x="layer",
+        y="cosine τ (safe: up)", keys={condition_label(name): style for name, style in styles.items()},
+        shared={"sharey": True}, condition=styles, name="cosine tau of every condition",
+    )  # fmt: skip

@@ -21,8 +21,6 @@ CURVES = {
     ("unsafe", "refused"): "Null: unsafe prompts refused",
     ("train", "loss"): "training loss",
 }
-# Letters of a label that leave room for a second column of the legend.
-_SHORT = 20
 _MOST_POINTS = 100
 
 
@@ -83,7 +81,7 @@ def learning_curves(frame: pl.DataFrame, *, stage: str, shown: Mapping[tuple[str
             lines = [Line2D([], [], label=model_label(model), **styles[model]) for model in by_rate]
             figure.legend(handles=lines, loc="outside upper left", ncols=columns, handlelength=2.2)
 
-    columns = 2 if max(len(model_label(model)) for model in models) <= _SHORT else 1
+    columns = plot.fitting(map(model_label, models), most=2)
     legend_height = 18 * -(-len(models) // columns) if len(models) > 1 else 0
     picture = Picture(draw, 40 + 150 * len(panels) + legend_height, f"learning curves: {stage}")
     return svg(with_dead(picture, dead_lanes.count_dead(of_stage)))
@@ -99,10 +97,12 @@ def verdict_bars(verdicts: Sequence[VerdictRow]) -> str:
         raise ValueError("no verdicts to draw: expected rows of verdict_table")
     models = list(dict.fromkeys(row.model for row in verdicts))
     conditions = list(dict.fromkeys(row.condition for row in verdicts))
-    rows = (len(conditions) + 1) // 2
+    # A panel has the width of its title beside that of the models' names.
+    columns = plot.fitting([*map(model_label, models)], most=2)
+    rows = -(-len(conditions) // columns)
 
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(conditions) :]:
             axes.set_axis_off()
         for axes, condition in zip(grid.flat, conditions, strict=False):

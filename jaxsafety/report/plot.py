@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxsafety.claims.intervals import student_interval
+from jaxsafety.report import plotting
 
 # Some for the analyses alone.
 from jaxsafety.report.plotting import BROWN, CONDITION_STYLES, GREY, INK, PINK, VERDICT_COLOURS, Picture, model_styles  # noqa: F401
@@ -44,6 +45,10 @@ _SEED_TICKS = {"linestyle": "none", "markersize": 6, "markeredgewidth": 0.7, "al
 # Every point of a curve has a marker, or some of them where there are many.
 _MOST_MARKERS, _FEW_MARKERS = 12, 5
 _LEGEND_ROW = 18
+# Matplotlib's, between a panel and its title, in points.
+_TITLE_PAD = 6
+# Of a legend's entry: a letter, and what stands before the first one, in units.
+_LETTER, _HANDLE = 7, 40
 _DODGE = 0.17
 _SUMMARY = ("mean", "low", "high")
 
@@ -174,10 +179,17 @@ def model_grid(
     for axes in grid.flat:
         axes.grid(visible=True, axis="y")
     for axes, model in zip(grid[:, 0], models, strict=True):
-        axes.set_title(model_label(model))
+        _name_row(axes, model_label(model))
     for axes, text in zip(grid[0], heads, strict=True):
         head(axes, text)
     return dict(zip(itertools.product(models, heads), grid.flat, strict=True))
+
+
+def _name_row(axes: Axes, text: str) -> None:
+    """Titles the first panel of a row with what all of its width has room for: a title would make the panel wider."""
+    axes.set_title(" ")
+    where = {"xytext": (0, _TITLE_PAD), "xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(text, (0, 1), **where).set_in_layout(False)
 
 
 def model_curves(
@@ -206,7 +218,7 @@ def model_curves(
         if keys:
             legend(figure, keys, columns=key_columns)
 
-    entries = legend_height(len(keys), columns=key_columns) if keys else 0
+    entries = legend_height(keys, columns=key_columns) if keys else 0
     return Picture(draw, margin + ROW * len(models) + entries, name)
 
 
@@ -256,15 +268,23 @@ def flow_slots(models: Sequence[Model]) -> list[Model | None]:
 
 
 def legend(figure: FigureBase, styles: Mapping[str, Mapping[str, Any]], *, columns: int) -> None:
-    """A legend above all panels, of styles by label, filled row by row."""
+    """A legend above all panels, of styles by label, filled row by row, in fewer columns where labels are long."""
+    columns = fitting(styles, most=columns)
     handles = [key(label, style) for label, style in styles.items()]
     by_column = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_column, loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.4)
 
 
-def legend_height(entries: int, *, columns: int) -> int:
+def legend_height(labels: Iterable[str], *, columns: int) -> int:
     """Units that a legend needs."""
-    return _LEGEND_ROW * math.ceil(entries / columns) + 4
+    labels = list(labels)
+    return _LEGEND_ROW * math.ceil(len(labels) / fitting(labels, most=columns)) + 4
+
+
+def fitting(labels: Iterable[str], *, most: int) -> int:
+    """Returns how many columns of a legend, or panels beside labels, the width has room for, at most so many."""
+    longest = max(map(len, labels), default=0)
+    return next((count for count in range(most, 1, -1) if count * (_LETTER * longest + _HANDLE) <= plotting.WIDTH), 1)
 
 
 def key(label: str, style: Mapping[str, Any]) -> Line2D:

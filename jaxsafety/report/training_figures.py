@@ -76,7 +76,7 @@ def dynamics(table: pl.DataFrame) -> Picture:
         panels.axis_titles(figure, x="training step (log)")
         panels.legend(figure, _dynamics_keys(models), columns=3)
 
-    height = 100 + ROW * len(shown) + panels.legend_height(len(_dynamics_keys(models)), columns=3)
+    height = 100 + ROW * len(shown) + panels.legend_height(_dynamics_keys(models), columns=3)
     return Picture(draw, height, "what changes when, along training")
 
 

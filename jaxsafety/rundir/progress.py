@@ -19,8 +19,9 @@ def say(text: str) -> None:
 
 @contextmanager
 def track(
-    total_steps: int, *, label: str, start: int = 0, seeds: int | None = None, console: "Console | None" = None
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    total_steps: int, *, label: str, start: int = 0, seeds: int | None = None, unit: str = "step",
+    console: "Console | None" = None,
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:  # fmt: skip
     """Shows the progress of a stage: a live bar on a terminal, else a plain line at most every few seconds.
 
     The last update always shows. Speed and time left count only steps done in this process, and leave out those
@@ -31,6 +32,7 @@ def track(
         label: the stage, e.g. ``tune dpo``.
         start: the step that the stage resumes from.
         seeds: number of seeds trained together, shown if given.
+        unit: what one of them is called.
         console: where to show it; standard error if None.
 
     Yields:
@@ -46,10 +48,10 @@ def track(
         speed = (step - base) / (now - since) if step > base and now > since else None
         if len(anchors) == 1:
             anchors.append((step, now))
-        return ", ".join(_status(metrics, seeds, speed, total_steps - step))
+        return ", ".join(_status(metrics, seeds, speed, total_steps - step, unit))
 
     show = _live if console.is_interactive else _plain_lines
-    with show(console, label, start, total_steps) as render:
+    with show(console, f"{label}: {unit}", start, total_steps) as render:
         yield lambda step, metrics: render(step, status(step, metrics))
 
 
@@ -90,7 +92,7 @@ def _plain_lines(console: "Console", label: str, start: int, total: int) -> Iter
 
     def render(step: int, text: str) -> None:
         nonlocal pending
-        pending = f"{label}: step {step}/{total}, {text}"
+        pending = f"{label} {step}/{total}, {text}"
         if time.monotonic() - last_shown >= _PLAIN_INTERVAL_S:
             flush()
 
@@ -100,12 +102,14 @@ def _plain_lines(console: "Console", label: str, start: int, total: int) -> Iter
         flush()
 
 
-def _status(metrics: Mapping[str, float], seeds: int | None, speed: float | None, left: int) -> Iterator[str]:
+def _status(
+    metrics: Mapping[str, float], seeds: int | None, speed: float | None, left: int, unit: str
+) -> Iterator[str]:
     for name, value in metrics.items():
         yield f"{name.replace('_', ' ')} {float(value):.4g}"
     if seeds is not None:
         yield f"{seeds} seeds" if seeds != 1 else "1 seed"
     if speed is not None:
-        yield f"{speed:.3g} steps/s" if speed < 100 else f"{speed:.0f} steps/s"
+        yield f"{speed:.3g} {unit}s/s" if speed < 100 else f"{speed:.0f} {unit}s/s"
         seconds = round(max(left, 0) / speed)
         yield f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"

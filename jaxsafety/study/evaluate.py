@@ -52,7 +52,7 @@ def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
     grid = run.grid(len(models.lanes))
     judge = programs.program(lambda params, trials, _: lanes.evaluate(run.subject, params, trials), grid=grid)
     conditions = run.recipe.evaluated
-    with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds)) as update:
+    with progress.track(len(conditions), label="evaluate", seeds=len(grid.seeds), unit="condition") as update:
         for i, (name, condition) in enumerate(conditions.items()):
             late = run.subject.late_probability
             trials = pipeline.draw_prompts(run, condition, stream="evaluate", late_probability=late)

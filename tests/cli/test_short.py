@@ -163,7 +163,7 @@ def test_a_refused_analysis_leaves_what_is_there(checkpoints, few, analysed, run
     (run / "inputs.yaml").write_text((run / "inputs.yaml").read_text().replace(str(checkpoints[1]), str(other)))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "manifest.json"}
     assert main("analyze", "weights", checkpoints[0], other, "--out", run, "--energy", "0.5") == 2
-    assert main("report", run) == 2
+    assert main("run", run) == 2
     assert "whose files have changed since it began" in capsys.readouterr().err
     assert all(path.read_bytes() == data for path, data in before.items())
 

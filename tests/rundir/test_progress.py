@@ -31,13 +31,13 @@ def test_progress_on_a_pipe_is_a_plain_line_every_few_seconds_and_the_last(monke
 
 def test_progress_shows_the_last_update_of_a_failing_stage():
     console = _console(force_terminal=False)
-    with pytest.raises(KeyError), progress.track(10, label="tune", console=console) as update:
+    with pytest.raises(KeyError), progress.track(10, label="edit", unit="tensor", console=console) as update:
         update(1, {})
         update(2, {})
         raise KeyError
     assert [line.partition(",")[0] for line in console.file.getvalue().splitlines()] == [
-        "tune: step 1/10",
-        "tune: step 2/10",
+        "edit: tensor 1/10",
+        "edit: tensor 2/10",
     ]
 
 

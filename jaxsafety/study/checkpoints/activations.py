@@ -63,7 +63,7 @@ def measure(model: Looked, config: Config) -> None:
         encoded, about = model.encoded, model.about
         batches = bucketed(encoded.ids, answers=model.answers, batch_tokens=about.batch_tokens)
         side, of_layer = stream.Side(model.own, tuple(batches), about.dtype), _measurer(model, config)
-        with progress.track(depth, label=f"activations of {model.name}") as update:
+        with progress.track(depth, label=f"activations of {model.name}", unit="layer") as update:
             for layer, seen in stream.layers(side, state=state):
                 rows.write(files[layer], pl.concat(of_layer(layer, seen, model.labels | {"layer": layer})))
                 update(layer + 1, {})

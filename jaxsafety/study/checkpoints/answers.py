@@ -56,7 +56,7 @@ def write(
         shapes = dict.fromkeys(batch.tokens.shape for batch in todo)
         run = _writer(checkpoint, config, shapes, max_new=max_new, stop=stop)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with progress.track(len(batches), label=label, start=len(batches) - len(todo)) as update:
+        with progress.track(len(batches), label=label, start=len(batches) - len(todo), unit="part") as update:
             for done, batch in enumerate(todo, start=len(batches) - len(todo) + 1):
                 for row, ids in zip(batch.rows, run(batch), strict=True):
                     ids = ids.tolist()

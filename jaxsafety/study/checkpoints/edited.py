@@ -48,7 +48,7 @@ def write(
     """
     target, done = trees["target"], itertools.count(1)
     edit = editor(trees, node, dtype=dtype, parts=parts, key=key)
-    with progress.track(len(target.tensors), label=f"edit {name}") as update:
+    with progress.track(len(target.tensors), label=f"edit {name}", unit="tensor") as update:
 
         def read(path: str, layer: int | None) -> np.ndarray:
             signals.check(f"before {path}" if layer is None else f"before {path} of layer {layer}")

@@ -80,7 +80,7 @@ def _read(
     run = program.reference(model, job, batches=places.sequences(size))
     compiled = programs.fitted(run, trained, frozen, places.copied(part_shapes), what=f"reading {size} examples")
     count, found = len(batch.chosen.tokens), []
-    with progress.track(count, label=f"reference of {job.how.method}") as update:
+    with progress.track(count, label=f"reference of {job.how.method}", unit="example") as update:
         for start in range(0, count, size):
             # The last batch is filled with the first examples: one shape, one program.
             rows, end = np.arange(start, start + size) % count, min(start + size, count)

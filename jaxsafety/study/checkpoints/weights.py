@@ -70,8 +70,9 @@ def measure(model: Looked, config: Config) -> None:
     files = {place: model.folder / f"{place[0]:03d}-{place[1].replace('/', '-')}.parquet" for place in places}
     todo = [place for place in places if not files[place].exists()]
     measure_ = measurer(config)
-    with progress.track(len(places), label=f"weights of {model.name}", start=len(places) - len(todo)) as update:
-        for done, (layer, name) in enumerate(todo, start=len(places) - len(todo) + 1):
+    there = len(places) - len(todo)
+    with progress.track(len(places), label=f"weights of {model.name}", start=there, unit="tensor") as update:
+        for done, (layer, name) in enumerate(todo, start=there + 1):
             found = measure_(model.base.matrix(layer, name), model.own.matrix(layer, name))
             frame = pl.concat(_frames(found, labels=model.labels, layer=layer, part=name.partition("/")[2]))
             rows.write(files[layer, name], frame)
