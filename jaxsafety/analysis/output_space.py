@@ -87,8 +87,10 @@ def draw(table: Any, plot: Any) -> Any:
 
 
 def draw_null_spaces(table: Any, plot: Any, *, analysis: str, name: str) -> Any:
-    """The MLP's matrices, and below them the attention's where there are any."""
+    """The MLP's matrices, and below them the attention's where there are any; none of an update of nothing."""
     rows = plot.pick(table, analysis=analysis)
+    if plot.alive(plot.pick(rows, metric="null_norm")).is_empty():
+        rows = rows.clear()
     blocks = [
         (partial(_null_space, plot=plot, parts=group, name=f"{name}: {what}"), plot.pick(rows, part=group))
         for what, group in (("MLP", plot.MLP), ("attention", plot.ATTENTION))

@@ -1,8 +1,10 @@
 """How an error ends a command: what a user caused in one sentence, a bug of ours with its traceback."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 
 from jaxsafety.config.told import is_told
 from jaxsafety.engine import cluster
@@ -31,8 +33,30 @@ def guarded(work: Callable[[], int], *, again: str = "", shown: bool) -> tuple[i
     except Exception as error:
         told = is_told(error)
         problem = (str(error) or "memory ran out") if told else _BUG
+        # Whatever a missing device has made of itself on its way here, an assertion of jax's among it.
+        if (not told or isinstance(error, RuntimeError)) and (missing := _no_device()):
+            told, problem = True, missing
         code = 2 if told and not isinstance(error, FloatingPointError) else 1
         return _said(problem, code=code, shown=shown or not told), False
+
+
+def _no_device() -> str | None:
+    """What keeps jax from its devices, None where it has some."""
+    try:
+        import jax
+    except ValueError as error:  # of a variable that is none of its values
+        return f"jax does not start: {error}"
+    try:
+        jax.devices()
+    except Exception as error:
+        named = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+        asked = [f"{name}={os.environ[name]}" for name in named if os.environ.get(name)]
+        there = " or ".join(["cpu", *sorted(one.name for one in metadata.entry_points(group="jax_plugins"))])
+        return (
+            f"jax finds no device{f' for {asked[0]}' if asked else ''} ({str(error) or 'it is not there'}): expected "
+            f"{there}; unset the variable, or install what it needs, such as jax[cuda12]"
+        )
+    return None
 
 
 def _said(problem: object, *, code: int, shown: bool) -> int:

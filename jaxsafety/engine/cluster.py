@@ -130,6 +130,8 @@ def leave(code: int, *, lost: bool) -> None:
     Returns only from success (``code`` 0), or in a process by itself. ``lost``: another process is known to have died,
     so that none is waited for.
     """
+    if "jax" not in sys.modules:  # it may be why this process ends that jax does not start
+        return
     import jax
 
     if not jax.distributed.is_initialized():

@@ -26,8 +26,8 @@ def environment() -> dict[str, Any]:
 
     try:
         devices: list[str] | str = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
-    except RuntimeError as error:
-        devices = f"unavailable: {str(error).partition(chr(10))[0]}"
+    except (RuntimeError, AssertionError) as error:  # jax asserts that a platform that is asked for is there
+        devices = f"unavailable: {str(error).partition(chr(10))[0]}".removesuffix(": ")
     return {
         "jaxsafety": _version("jaxsafety"),
         "revision": _revision(Path(__file__)),

@@ -1,5 +1,6 @@
 """What an error of a command is told as, and which exit code it has."""
 
+import jax
 import pytest
 
 from jaxsafety.cli import errors
@@ -84,6 +85,29 @@ def test_a_bug_shows_where_it_is_and_says_that_it_is_one(ended, name):
 def test_a_sentence_of_somebody_elses_code_is_no_sentence_of_ours(ended):
     code, _, said = ended(ours("on_purpose", module="theirs"))
     assert code == 1 and said.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("variable", "error", "sentence"),
+    [
+        ("JAX_PLATFORMS", AssertionError(), "for JAX_PLATFORMS=cuda (it is not there): expected cpu"),
+        ("JAX_PLATFORM_NAME", RuntimeError("no cuda"), "for JAX_PLATFORM_NAME=cuda (no cuda): expected cpu"),
+        ("OTHER", RuntimeError("Unable to initialize backend 'tpu'"), "(Unable to initialize backend 'tpu'): expected"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_sentence(ended, monkeypatch, variable, error, sentence):
+    def devices():
+        raise error
+
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    code, _, said = ended(jax.devices)
+    assert code == 2 and said.count("\n") == 1 and sentence in said
+    assert said.startswith("jaxsafety: jax finds no device ") and "unset the variable, or install" in said
+    # What a user caused on the way is told all the same.
+    assert ended(ours("on_purpose"))[2] == "jaxsafety: steps must be at least 1, got 0\n"
 
 
 def test_the_other_ends(ended):

@@ -494,6 +494,9 @@ def test_a_real_process_exits_with_code_2_and_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.endswith("did you mean 'steps'?\n")
     assert not (tmp_path / "out").exists()
+    done = python("-c", script, "run", tmp_path / "bad.yaml", JAX_ENABLE_X64="maybe")
+    told = "jaxsafety: jax does not start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
 FORMS = {"table": (), "markdown": ("--format", "markdown"), "json": ("--format=json",), "csv": ("--format", "csv")}

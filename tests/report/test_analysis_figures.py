@@ -154,6 +154,14 @@ def test_nothing_to_draw_says_which_stage_is_missing(analysis_frames, name):
             sections.draw(name, frames)
 
 
+def test_an_update_of_nothing_has_no_directions_to_draw(analysis_frames):
+    rows = analysis_frames["analyze"].with_columns(
+        pl.when(pl.col("metric") != "null_norm").then(pl.col("value")).alias("value")
+    )
+    with pytest.raises(sections.NothingToDraw, match="no finite rows of output_space"):
+        sections.draw("output_space", {"analyze": rows})
+
+
 def test_parts_that_were_not_measured_are_not_drawn(analysis_frames):
     rows = analysis_frames["analyze"].filter(pl.col("part") != "response")
     svg = sections.draw("clusters", {"analyze": rows})

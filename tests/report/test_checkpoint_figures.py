@@ -35,6 +35,16 @@ def test_figure_says_what_it_shows_as_text(frames, name):
     assert set(TEXTS[name]) <= words, set(TEXTS[name]) - words
 
 
+def test_long_names_of_models_leave_room_for_panels(frames):
+    names = [f"attacked.from=defended.lr=0.001.weight={one}" for one in range(12)]
+    rows = frames["analyze"].filter(method="tuned")
+    rows = pl.concat([rows.with_columns(pl.lit(name).alias("method")) for name in names])
+    # A layout that has no room is a warning, which is an error here.
+    assert {f"{name} {rows['lr_name'][0]}".strip() for name in names} <= shown(
+        sections.draw("separation", {"analyze": rows})
+    )
+
+
 @pytest.mark.parametrize("name", PAIR)
 def test_a_study_has_none_of_them(analysis_frames, name):
     assert sections.table(name, analysis_frames).is_empty()
