@@ -18,7 +18,13 @@ _STREAMS = get_args(Stream)
 
 
 def root(seed: int | Integer[Array, ""]) -> Key:
-    """Returns the typed root key of one seed."""
+    """Returns the typed root key of one seed.
+
+    Raises:
+        ValueError: a number that is not in [0, 2^32), of which jax would take the last 32 bits.
+    """
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ValueError(f"a seed must be >= 0 and < 2^32, got {seed}")
     return jax.random.key(seed)
 
 

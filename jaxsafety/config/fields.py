@@ -68,12 +68,13 @@ def swept(*values: float | int, **bounds: Any) -> Any:
 def check(config: Any, *, prefix: str = "") -> None:
     """Checks every field of a config against its declared names and bounds; assign it to ``__post_init__``.
 
-    A ValueError names the field, behind ``prefix``, whose name is not among the literal's, whose number is out of
-    bounds, or whose swept values do not ascend.
+    A ValueError names the field, behind ``prefix``, whose value is of another type, whose name is not among the
+    literal's, whose number is out of bounds, or whose swept values do not ascend.
     """
     hints = get_type_hints(type(config))
     for one in fields(config):
         value, bounds = getattr(config, one.name), one.metadata.get("bounds")
+        typed(value, hints[one.name], f"{prefix}{one.name}")
         kinds = _alternatives(hints[one.name])
         names = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), None)
         if names and not (value is None and type(None) in kinds):
@@ -146,6 +147,8 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     Raises:
         ValueError: it is none of that type; ``name`` is the field's.
     """
+    if kind is Any:
+        return value
     if type(None) in get_args(kind):
         if value is None:
             return None

@@ -143,6 +143,7 @@ class Recipe:
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
+        check(self)
         if not self.seeds:
             raise ValueError("seeds must name at least one seed, got none")
         if len(set(self.seeds)) < len(self.seeds):

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxsafety import world as worlds
 from jaxsafety.config.fields import check
-from jaxsafety.config.names import check_name
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
@@ -49,7 +48,7 @@ class ModelConfig:
     compute_dtype: ComputeDtype = "float32"
 
     def __post_init__(self):
-        check_name("compute_dtype of a model", self.compute_dtype, get_args(ComputeDtype))
+        check(self)
         for name in ("layers", "heads", "width"):
             if (size := getattr(self, name)) is not None and size > _MOST_SIZE:
                 raise ValueError(f"{name} must be at most {_MOST_SIZE}, got {size}")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety.config.names import names_checked
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
 from jaxsafety.world import conditions
@@ -70,6 +71,7 @@ def preferences(trial: Trial) -> PreferenceBatch:
     )
 
 
+@names_checked
 def mixed_at(
     world: World,
     *,
@@ -83,7 +85,12 @@ def mixed_at(
 
     ``mix``: the coin is tossed for every ``prompt`` or, as the paper does, once for the whole ``batch``. ``key`` is the
     stream's, ``step`` the position in it.
+
+    Raises:
+        ValueError: another ``mix``, or a probability that is none (a traced one is not looked at).
     """
+    if isinstance(p_unsafe, int | float) and not 0 <= p_unsafe <= 1:
+        raise ValueError(f"p_unsafe must be in [0, 1], got {p_unsafe}")
     coin, draw = jax.random.split(at_step(key, step))
     shape = (batch_size,) if mix == "prompt" else (1,)
     unsafe = jnp.broadcast_to(jax.random.bernoulli(coin, p_unsafe, shape), (batch_size,))

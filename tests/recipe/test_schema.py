@@ -53,6 +53,10 @@ def test_learning_rates_are_positive_numbers(rate):
             "must be a multiple of evaluate.batch_size, got 100 and 64",
         ),
         (lambda: EvaluateConfig(conditions=("safe", "safe")), "must name distinct conditions"),
+        (lambda: Recipe(strategy="vmpa"), "unknown strategy 'vmpa': expected one of auto, .*did you mean 'vmap'"),
+        (lambda: Recipe(seeds=3), "^seeds must be a list, got 3"),
+        (lambda: ModelConfig(block="pre"), "unknown block 'pre': expected one of paper, pre_ln"),
+        (lambda: Training(steps=2.5), "^steps must be an integer, got 2.5"),
         (
             lambda: Recipe(evaluate=EvaluateConfig(conditions=("jb_misgn",))),
             "unknown condition in evaluate.conditions 'jb_misgn'.*did you mean 'jb_misgen'",
@@ -62,7 +66,7 @@ def test_learning_rates_are_positive_numbers(rate):
         (lambda: Recipe(subject={"world": "tinny"}), "^subject: unknown world 'tinny': expected one of paper, tiny"),
         (
             lambda: ModelConfig(compute_dtype="bf16"),
-            "unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
+            "unknown compute_dtype 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
         ),
         (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
         (lambda: Data("txt"), "unknown pool 'txt': expected one of text, safety, explicit, pairs; did you mean 'text'"),

@@ -230,7 +230,7 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ("strategy: vmp", "expected one of auto, vmap, map, sharded, got 'vmp'; did you mean 'vmap'?"),
         (
             "subject: {world: tiny, model: {compute_dtype: bf16}}",
-            "FILE: subject.model: unknown compute_dtype of a model 'bf16': expected one of float32, bfloat16; did you "
+            "FILE: subject.model: unknown compute_dtype 'bf16': expected one of float32, bfloat16; did you "
             "mean 'bfloat16'?",
         ),
         (

@@ -32,6 +32,12 @@ def test_no_two_positions_of_any_stream_or_seed_share_a_key():
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_jax_would_cut_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"^a seed must be >= 0 and < 2\^32, got {seed}$"):
+        keys.root(seed)
+
+
 def test_keys_are_typed_and_the_seed_may_be_traced():
     assert jax.dtypes.issubdtype(keys.root(0).dtype, jax.dtypes.prng_key)
     roots = jax.jit(jax.vmap(keys.root))(jnp.asarray([0, 7], jnp.uint32))

@@ -276,3 +276,16 @@ def test_preferences_swap_the_answers_of_unsafe_prompts(draw_safe, key):
 def test_impossible_mixtures_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         text.Config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mix": "promt"}, "^unknown mix 'promt': expected one of prompt, batch; did you mean 'prompt'"),
+        ({"p_unsafe": 1.5}, r"^p_unsafe must be in \[0, 1\], got 1.5$"),
+    ],
+)
+def test_a_mixture_that_is_none_is_refused(tiny_world, given, message):
+    how = {"step": 0, "batch_size": 2, "p_unsafe": 0.5, "mix": "prompt"} | given
+    with pytest.raises(ValueError, match=message):
+        world.mixed_at(tiny_world, key=keys.root(0), **how)
