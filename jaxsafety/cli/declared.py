@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from jaxsafety.config import tables
+from jaxsafety.config import tables, yaml12
 from jaxsafety.rundir.printed import Form
 
 _CONFIG = "--config"
@@ -75,12 +75,10 @@ def words(arguments: Sequence[str]) -> list[str]:
     named = [place for place, word in enumerate(arguments) if word == _CONFIG or word.startswith(f"{_CONFIG}=")]
     if not named:
         return []
-    from jaxsafety.recipe import yaml_file  # starts jax, which a help text should not
-
     word = arguments[named[-1]]
     path = word.removeprefix(f"{_CONFIG}=") if "=" in word else next(iter(arguments[named[-1] + 1 :]), "")
     found = []
-    for name, value in yaml_file.content(Path(path), what="options", such="lr: 1e-4").items():
+    for name, value in yaml12.read(Path(path), what="options", such="lr: 1e-4").items():
         if name in _SWITCHES:
             found += [f"--{name}"] * bool(value)
         elif value is None or isinstance(value, bool):

@@ -52,11 +52,10 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
 
 
 def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
-    """What the processes of one run have in common; a grammar counts by its content, wherever its file lies."""
-    told = as_dict(recipe)
-    if "grammars" in told["subject"]:
-        told["subject"]["grammars"] = pipeline.own_grammars(recipe)
-    return opening.flat(told) | {"stages": list(stages), **machine.versions()}
+    """What the processes of one run have in common; the subject's files count by their content."""
+    about = pipeline.subject_told(recipe, pipeline.own_files(recipe))
+    told = {name: one for name, one in as_dict(recipe).items() if name != "subject"}
+    return opening.flat(told) | about | {"stages": list(stages), **machine.versions()}
 
 
 def _open(ready: Study, lock: ExitStack, *, read: bool = False) -> None:
@@ -71,7 +70,7 @@ def _open(ready: Study, lock: ExitStack, *, read: bool = False) -> None:
 
 def _unused_dropped(directory: Path) -> AbstractContextManager[None]:
     """Leaves nothing of a run that ends in bad input before its work has begun."""
-    begun = (layout.CHECKPOINTS, layout.MODELS, "metrics.jsonl", "grammars")
+    begun = (layout.CHECKPOINTS, layout.MODELS, "metrics.jsonl", layout.FILES)
     # A study of checkpoints that writes no answers has these of nothing, before its analyses.
     empty = [f"results/{name}" for name in layout.RESULT_FILES]
     return opening.unused_dropped(

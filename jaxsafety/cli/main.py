@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("run", type=Path, help="run directory")
     figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
     drawn = add("sample", sample.run, "print prompts of a condition with their answers")
-    drawn.add_argument("--world", default="tiny", help="paper or tiny")
+    drawn.add_argument("--world", default="tiny", help="paper, tiny, or a YAML file of your own")
     drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
     drawn.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
     drawn.add_argument("--seed", type=int, default=0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxsafety import methods
 from jaxsafety.cli import declared
 from jaxsafety.cli.declared import Option
+from jaxsafety.config import yaml12
 from jaxsafety.config.names import nearest
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _parsed(content: dict[str, Any], options: argparse.Namespace) -> "Recipe":
         if hasattr(options, option.name):
             _put(content, option.place.split("."), declared.value(option, getattr(options, option.name)))
     path = options.out / "config.yaml"
-    recorded = yaml_file.content(path) if path.is_file() else {}
+    recorded = yaml12.read(path) if path.is_file() else {}
     # A run that was moved keeps its name.
     content = {"name": recorded.get("name", options.out.resolve().name)} | content
     about = recorded.get("subject")

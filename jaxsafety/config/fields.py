@@ -118,15 +118,15 @@ def build(config: type, values: Mapping[str, Any], *, owner: str, **ready: Any) 
     if not is_dataclass(config):
         raise ValueError(f"{owner}: its Config is {config!r}, expected a frozen dataclass")
     hints, known = get_type_hints(config), [one.name for one in fields(config)]
-    for one in fields(config):
-        if one.default is MISSING and one.default_factory is MISSING and one.name not in values:
-            raise ValueError(f"{owner} has no {one.name}, which has no default: give it one")
     for name, value in values.items():
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{owner} has no field {name!r}: {has}{nearest(name, known)}")
         if value is None and type(None) not in get_args(hints[name]):
             raise ValueError(f"{owner}.{name} is empty: give it a value or leave the field out")
+    for one in fields(config):
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in values:
+            raise ValueError(f"{owner} has no {one.name}, which has no default: give it one")
     inner = {
         name: build(hints[name], value, owner=f"{owner}.{name}")
         for name, value in values.items()

@@ -20,8 +20,8 @@ from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
 from jaxsafety.recipe.nodes import PLACES, SubjectConfig, known, nodes, subject
 from jaxsafety.recipe.schema import Recipe, as_dict
+from jaxsafety.world.loading import is_file
 
-_MAX_NODES = 10_000
 jsonargparse.set_loader("yaml 1.2", yaml12.load, exceptions=(yaml.YAMLError,))
 _KINDS = {
     "int": "an integer",
@@ -66,7 +66,7 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: missing, empty or malformed file; unknown key (the nearest is named); wrong type; bad value.
     """
-    written = content(path)
+    written = yaml12.read(path)
     _check_sections(written, where=str(path))
     overrides, of_nodes = _split(overrides)
 
@@ -193,6 +193,8 @@ def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:
             files[name] = type(file)(_beside(path, str(file)))
     if hasattr(own, "grammars"):
         files["grammars"] = {name: _beside(path, file) for name, file in own.grammars.items()}
+        if is_file(own.world):
+            files["world"] = _beside(path, own.world)
     return replace(about, options=replace(own, **files)) if files else about
 
 
@@ -268,54 +270,6 @@ def recorded(directory: Path) -> Recipe | None:
 def to_yaml(recipe: Recipe) -> str:
     """Returns the fully resolved recipe as YAML; reading it gives an equal recipe."""
     return yaml12.dump(as_dict(recipe))
-
-
-def content(path: Path, *, what: str = "a recipe", such: str = "subject: {world: tiny}") -> dict[str, Any]:
-    """Returns the fields that a YAML file holds, as plain values; ``what`` it is of, ``such`` as a field.
-
-    Raises:
-        ValueError: no file, not YAML, not fields, or a key twice.
-    """
-    if not path.is_file():
-        raise ValueError(f"no {what.removeprefix('a ')} file at {path}")
-    try:
-        text = path.read_text()
-        root = yaml.compose(text, Loader=yaml12.Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    _check_keys(root, where=str(path))
-    try:
-        found = yaml12.load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none is a ValueError
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if found is None:
-        raise ValueError(f"{path} is empty: expected the fields of {what}, such as `{such}`")
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold fields such as `{such}`, got a {type(found).__name__}")
-    return found
-
-
-def _check_keys(root: yaml.Node | None, *, where: str) -> None:
-    """Refuses a key that stands twice in one mapping, where YAML would let the last one win, or is no text.
-
-    Aliases may repeat a part, but not without end: a recipe of a few lines could name more fields than fit in memory.
-    """
-    pending, seen = [root], 0
-    while pending:
-        node, seen = pending.pop(), seen + 1
-        if seen > _MAX_NODES:
-            raise ValueError(f"{where} holds more than {_MAX_NODES} values, or repeats itself without end")
-        if isinstance(node, yaml.MappingNode):
-            names = [key.value for key, _ in node.value]
-            for key, _ in node.value:
-                if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                    shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "it"
-                    raise ValueError(f"{where} has a key that is no text: put {shown} in quotes or rename it")
-                if names.count(key.value) > 1:
-                    raise ValueError(f"{where} names {key.value!r} twice in one place")
-            pending += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            pending += node.value
 
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:

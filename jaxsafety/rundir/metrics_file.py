@@ -16,6 +16,7 @@ def append_metrics(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Appends rows, one JSON object a line, null for a number that is not finite; an OSError says what to do."""
     path = directory / "metrics.jsonl"
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
         with path.open("a") as file:
             for row in rows:
@@ -24,7 +25,9 @@ def append_metrics(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             # On the disk before the checkpoint of the same step is, or the power failing between loses rows for good.
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}): free some space there and resume") from error
+        raise OSError(
+            f"cannot write {path} ({error.strerror}): free some space there, or see that it may be written, and resume"
+        ) from error
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def record(recipe: Recipe, directory: Path) -> None:
         cell.name: {"values": cell.values, "models": pipeline.steps(cell.recipe)} for cell in cells.expand(recipe)
     }
     with _waited_for(directory, recipe):
-        opening.keep_files(directory / "grammars", pipeline.own_grammars(recipe))
+        opening.keep_files(directory / layout.FILES, pipeline.own_files(recipe))
         manifest_file.write_manifest(directory, {layout.CELLS: listed})
 
 

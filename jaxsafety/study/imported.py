@@ -16,7 +16,7 @@ from jaxsafety.config.names import SEED, check_name, nearest
 from jaxsafety.formats import official
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.schema import Recipe, as_dict
-from jaxsafety.rundir import atomic, locks, machine, manifest_file, opening
+from jaxsafety.rundir import atomic, layout, locks, machine, manifest_file, opening
 from jaxsafety.study import pipeline, train
 from jaxsafety.subjects.synthetic import Config
 from jaxsafety.types import Params
@@ -54,7 +54,7 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
     with _made_whole(directory) as staging:
         ready = pipeline.prepare(recipe, staging)
         opening.record_config(staging / "config.yaml", as_dict(recipe))
-        opening.keep_files(staging / "grammars", pipeline.own_grammars(recipe))
+        opening.keep_files(staging / layout.FILES, pipeline.own_files(recipe))
         about = {"sha256": digests, "files": {_place(*key): str(file) for key, file in files.items()}}
         manifest_file.write_manifest(
             staging, {"imported": about | machine.environment(), "models": pipeline.steps(recipe)}

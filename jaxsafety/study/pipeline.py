@@ -4,7 +4,7 @@ Every stage can be killed and started again; a finished one is not repeated. Lan
 and all seeds of them are one program, whatever models they begin with; see :mod:`jaxsafety.recipe.graph`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -204,10 +204,19 @@ def steps(recipe: Recipe) -> dict[str, dict[str, int]]:
     return found
 
 
-def own_grammars(recipe: Recipe) -> dict[str, str]:
-    """Returns the contents of the user's own grammar files, by the name that the run directory keeps them under."""
-    named = getattr(recipe.subject.options, "grammars", {})
-    return {f"{condition}.pcfg": Path(path).read_text() for condition, path in named.items()}
+def own_files(recipe: Recipe) -> dict[str, str]:
+    """Returns the contents of the user's files that the subject is made of, by the name that a run keeps them under."""
+    return {name: path.read_text() for name, path in getattr(recipe.subject.options, "files", {}).items()}
+
+
+def subject_told(recipe: Recipe, files: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the subject as flat data in which its files count by their content, wherever they lie."""
+    told = as_dict(recipe.subject)
+    told.pop("grammars", None)
+    if "world.yaml" in files:
+        del told["world"]
+    digests = {f"file {name}": sha256(text.encode()).hexdigest()[:8] for name, text in files.items()}
+    return opening.flat({"subject": told}) | digests
 
 
 def check_trained(study: Study, *stages: str) -> None:
@@ -228,17 +237,6 @@ def _check_part(lane: Lane, base: Params) -> None:
         raise ValueError(f"models.{lane.label}.parametrisation: {error}") from error
 
 
-def _subject_of(recipe: Recipe, directory: Path | None) -> dict[str, Any]:
-    """What parameters of two runs must have in common; grammars as digests, those that a run's directory keeps."""
-    told = as_dict(recipe.subject)
-    named = told.pop("grammars", {})
-    texts = own_grammars(recipe) if directory is None else {
-        f"{name}.pcfg": (directory / "grammars" / f"{name}.pcfg").read_text() for name in named
-    }  # fmt: skip
-    grammars = {f"grammar {name}": sha256(text.encode()).hexdigest()[:8] for name, text in texts.items()}
-    return opening.flat({"subject": told}) | grammars
-
-
 def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
     """The run that a lane is reused from, and the lane there.
 
@@ -251,7 +249,8 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
         raise ValueError(f"{where}: no run of a study in {directory}: expected a directory that `jaxsafety run` made")
     by_name = {one.name: one for one in recipe.lanes}
     check_name(f"model in {where}", lane.how.model, by_name)
-    own, there = (_subject_of(one, kept) for one, kept in ((study.recipe, None), (recipe, directory)))
+    kept = {path.name: path.read_text() for path in (directory / layout.FILES).glob("*")}
+    own, there = subject_told(study.recipe, own_files(study.recipe)), subject_told(recipe, kept)
     for name in own | there:
         if own.get(name) != there.get(name):
             raise ValueError(

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxsafety.recipe.schema import Recipe, as_dict
-from jaxsafety.rundir import opening
+from jaxsafety.rundir import layout, opening
 from jaxsafety.study import analyze, evaluate, pipeline, train
 from jaxsafety.study.checkpoints import analyze as analyze_files
 from jaxsafety.study.checkpoints import evaluate as evaluate_files
@@ -58,7 +58,7 @@ def record(study: Study) -> None:
     path, config = study.directory / "config.yaml", as_dict(study.recipe)
     if not study.recipe.subject.of_files:
         opening.record_config(path, config)
-        opening.keep_files(study.directory / "grammars", pipeline.own_grammars(study.recipe))
+        opening.keep_files(study.directory / layout.FILES, pipeline.own_files(study.recipe))
         return
     allowed = {"grows": _GROWS, "free": _free(study)}
     more, told = opening.check_config(path, config, **allowed), inputs.unchanged(study)

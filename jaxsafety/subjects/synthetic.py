@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,15 +11,15 @@ import numpy as np
 
 from jaxsafety import world as worlds
 from jaxsafety.config.fields import check
+from jaxsafety.config.names import check_name
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.subjects import judge
 from jaxsafety.types import Opened, Subject, Text, Trial
-from jaxsafety.world import World, text
+from jaxsafety.world import World, loading, text
 from jaxsafety.world.batches import LATE_IN_EVALUATION
 from jaxsafety.world.layout import last_prompt_index
-from jaxsafety.world.spec import WorldName
 
 # Layers times width squared, a twelfth of the weights in the blocks: beyond, they would be 200 GB a model.
 _MOST_MATRIX = 2**32
@@ -76,16 +78,30 @@ class Config:
     """The world, and what all models are.
 
     Attributes:
-        world: ``paper`` or ``tiny``.
+        world: ``paper``, ``tiny``, or a YAML file of one's own (relative to the recipe's), see
+            :func:`jaxsafety.world.loading.source`.
         grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         model: what all models are, by ``preset``, ``block``, ``positions``, ``layers``, ``heads``, ``width`` and
             ``compute_dtype``; see :class:`ModelConfig`.
     """
 
-    world: WorldName = "tiny"
+    world: str = "tiny"
     grammars: dict[str, str] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
-    __post_init__ = check
+
+    def __post_init__(self):
+        check(self)
+        if not loading.is_file(self.world):
+            check_name("world", self.world, loading.SHIPPED)
+
+    @property
+    def files(self) -> dict[str, Traversable]:
+        """The files of the user's that the world is made of, by the name that a run keeps them under."""
+        own = {f"{condition}.pcfg": Path(path) for condition, path in self.grammars.items()}
+        if not loading.is_file(self.world):
+            return own
+        found = loading.source(self.world)
+        return own | {"world.yaml": Path(self.world)} | (found.files if found.is_own else {})
 
 
 def opened(config: Config) -> Opened:

@@ -5,6 +5,7 @@
 
 from jaxsafety.world.batches import batch_at, mixed_at, preferences
 from jaxsafety.world.conditions import CONDITIONS, Condition
-from jaxsafety.world.spec import World, load
+from jaxsafety.world.loading import load
+from jaxsafety.world.spec import World
 
 __all__ = ["CONDITIONS", "Condition", "World", "batch_at", "load", "mixed_at", "preferences"]

@@ -1,4 +1,4 @@
-"""World records: vocabulary, operators, safety policy, lengths; the two worlds that ship, and how to load one.
+"""World records: vocabulary, operators, safety policy, lengths.
 
 A :class:`World` holds NumPy tables only, so building one touches no device. Text conditions follow the paper:
 ``full`` (pretraining), ``safe`` (safe-dominant), ``unsafe`` (unsafe-dominant), ``id_mg`` and ``ood_mg`` (its training
@@ -37,21 +37,18 @@ PCFGs of the evaluation                PCFG 1 only                            th
 =====================================  =====================================  ==========================================
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from jaxsafety.config.names import check_name
-from jaxsafety.world import grammar, operators
+from jaxsafety.config.fields import check, static
+from jaxsafety.config.names import nearest
 from jaxsafety.world.grammar import Grammar
 from jaxsafety.world.operators import Policy
 
 TextCondition = Literal["full", "safe", "unsafe", "id_mg", "ood_mg", "intermediate"]
-WorldName = Literal["paper", "tiny"]
 
 _SPECIAL = {"eot": ">", "bos": "$", "eos": "%", "sot": "*", "pad": "#", "stop": "*^"}
 EXCEPTIONS = ("ex1", "ex2")
@@ -59,18 +56,21 @@ EXCEPTIONS = ("ex1", "ex2")
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """A synthetic world as data.
+    """A synthetic world as data: the fields of a world's file.
 
     Attributes:
         letters: the alphabet; its first letter is the refusal ("null") letter.
         operators: task tokens of the distinct bijections; the first is the identity.
-        duplicates: task tokens that repeat an operator's bijection, seen in pretraining.
+        duplicates: task tokens that repeat an operator's bijection, seen in pretraining, and that operator.
         late_duplicates: duplicate tokens reserved at the end of the vocabulary, never trained.
         misgen_tokens: the duplicates that JB-MisGen asks with (the first operator is added as the anchor).
         permutation_seeds: per PCFG, NumPy legacy seed of its first non-identity bijection.
         policies: per PCFG, which operators are unsafe where.
         eval_pcfgs: indices of the PCFGs that evaluation prompts are drawn from.
         min_text, max_text: length range of the text window, in letters, inclusive.
+
+    Raises:
+        ValueError: what does not make a world; the sentence says what.
     """
 
     name: str
@@ -78,12 +78,17 @@ class WorldSpec:
     operators: tuple[str, ...]
     duplicates: tuple[tuple[str, str], ...]
     misgen_tokens: tuple[str, ...]
-    permutation_seeds: tuple[int, ...]
+    permutation_seeds: tuple[int, ...] = static(at_least=0, below=2**31)
     policies: tuple[Policy, ...]
-    eval_pcfgs: tuple[int, ...]
-    min_text: int
-    max_text: int
+    eval_pcfgs: tuple[int, ...] = static(at_least=0)
+    min_text: int = static(at_least=1)
+    max_text: int = static(at_least=1)
     late_duplicates: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check(self)
+        if problem := next(_problems(self), None):
+            raise ValueError(problem)
 
     @property
     def task_tokens(self) -> tuple[str, ...]:
@@ -97,62 +102,8 @@ class WorldSpec:
         return self.task_tokens + special + self.letters + EXCEPTIONS + self.late_duplicates
 
 
-def _letters(first: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{first}{chr(ord('a') + i)}" for i in range(count))
-
-
-PAPER = WorldSpec(
-    name="paper",
-    letters=_letters("2", 26) + _letters("3", 4),
-    operators=("(", ")", "[", "]", "{", "}", "?", "!", "@", "£"),
-    duplicates=(("+", "("), ("^", "("), ("r1", ")"), ("r2", ")"), ("r3", "["), ("r4", "[")),
-    misgen_tokens=("+", "^", "r1", "r2"),
-    permutation_seeds=(0, 150, 300, 450),
-    policies=(
-        Policy(always_unsafe=(")", "["), always_safe=("]", "{"), branch_dependent=("}", "?", "!", "@", "£")),
-        Policy(always_unsafe=("]", "{"), always_safe=(")", "["), branch_dependent=("}", "?", "!", "@", "£")),
-        Policy(always_unsafe=("@", "£"), always_safe=("?", "!"), branch_dependent=(")", "[", "]", "{", "}")),
-        Policy(always_unsafe=(")", "}"), always_safe=("{", "!"), branch_dependent=("[", "]", "?", "@", "£")),
-    ),
-    eval_pcfgs=(0,),
-    min_text=25,
-    max_text=35,
-    late_duplicates=("dup1", "dup2", "dup3", "dup4", "dup5"),
-)
-
-TINY = WorldSpec(
-    name="tiny",
-    letters=tuple("abcdefghijkl"),
-    operators=("(", ")", "[", "]", "{"),
-    duplicates=(("+", "("), ("r1", ")"), ("r2", ")"), ("r3", "[")),
-    misgen_tokens=("+", "r1", "r2"),
-    permutation_seeds=(0, 150),
-    policies=(
-        Policy(always_unsafe=(")",), always_safe=("[",), branch_dependent=("]", "{")),
-        Policy(always_unsafe=(")",), always_safe=("]",), branch_dependent=("[", "{")),
-    ),
-    eval_pcfgs=(0, 1),
-    min_text=6,
-    max_text=8,
-)
-
-
-def _read(path: str | Path, condition: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the grammar file {path} of text condition {condition!r}: {error}") from error
-
-
-def _leaf_names(leaves: str) -> str:
-    rules = (line.split("->") for line in leaves.splitlines() if "->" in line and not line.startswith("#"))
-    return ", ".join(rule[0].strip() for rule in rules)
-
-
 # The authors' pretraining generator never starts a window at the last two letters, their fine-tuning one at the last.
 PRETRAIN_TRIM = 1
-
-_SPECS = {spec.name: spec for spec in (PAPER, TINY)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,42 +143,46 @@ class World:
         return self.ids[self.spec.letters[0]]
 
 
-def load(name: str, *, grammars: Mapping[str, str | Path] | None = None) -> World:
-    """Builds the world ``paper`` or ``tiny``.
-
-    ``grammars`` are text conditions whose grammar is read from a file of the user's instead, in NLTK's PCFG notation
-    over the world's letters; leaf nonterminals that it uses without defining them are the world's own.
-
-    Raises:
-        ValueError: unknown world or text condition, a grammar file that cannot be read, or a bad grammar (see
-            :mod:`jaxsafety.world.grammar`).
-    """
-    check_name("world", name, _SPECS)
-    spec = _SPECS[name]
-    conditions = get_args(TextCondition)
-    own = dict(grammars or {})
-    for condition in own:
-        check_name("text condition", condition, conditions)
-    tables = {c: _load_grammar(spec, c, own.get(c)) for c in conditions}
-    ids = {token: i for i, token in enumerate(spec.tokens)}
-    bijections = operators.bijection_table(
-        spec.operators, duplicates=spec.duplicates, letters=len(spec.letters), seeds=spec.permutation_seeds
-    )
-    return World(spec=spec, grammars=tables, bijections=bijections, ids=ids)
-
-
-def _load_grammar(spec: WorldSpec, condition: str, path: str | Path | None) -> Grammar:
-    folder = resources.files("jaxsafety.world") / "grammars" / spec.name
-    upper = (folder / f"upper_{condition}.pcfg").read_text() if path is None else _read(path, condition)
-    leaves = [(folder / f"leaves_{p + 1}.pcfg").read_text() for p in range(len(spec.policies))]
-    name = f"{spec.name}/{condition}" if path is None else str(path)
-    texts = [grammar.compose(upper, leaf, name=name) for leaf in leaves]
-    compiled = grammar.compile_grammar(texts, name=name, alphabet=spec.letters)
-    trim = PRETRAIN_TRIM if condition == "full" else 0
-    grammar.check_window(compiled, max_window=spec.max_text, trim=trim)
-    if len(set(texts)) < len(texts):
-        raise ValueError(
-            f"grammar {name!r} defines all its leaves itself, so its text is the same in every PCFG while their "
-            f"operators differ: leave some of {_leaf_names(leaves[0])} to the world"
+def _problems(spec: WorldSpec) -> Iterator[str]:
+    """Yields what keeps a spec from being a world's, in the order of its fields."""
+    seen: set[str] = set()
+    for token in spec.tokens:
+        if token in seen or not token or token.split() != [token]:
+            yield f"every token must be a name of its own without spaces, got {token!r}{' twice' * (token in seen)}"
+        seen.add(token)
+    if len(spec.letters) < 2 or len(spec.operators) < 2:
+        yield f"letters and operators must be at least two each, got {len(spec.letters)} and {len(spec.operators)}"
+    for token, base in spec.duplicates:
+        if base not in spec.operators:
+            yield f"duplicates.{token} must be an operator, got {base!r}{nearest(base, spec.operators)}"
+    for token in spec.misgen_tokens:
+        if token not in dict(spec.duplicates):
+            yield f"misgen_tokens must be duplicates, got {token!r}{nearest(token, dict(spec.duplicates))}"
+    if not spec.policies or len(spec.policies) != len(spec.permutation_seeds):
+        yield (
+            f"policies and permutation_seeds must have an entry a PCFG each, got {len(spec.policies)} and "
+            f"{len(spec.permutation_seeds)}"
         )
-    return compiled
+    for number, policy in enumerate(spec.policies, 1):
+        yield from _policy_problems(spec, policy, f"policy {number}")
+    if not spec.eval_pcfgs or max(spec.eval_pcfgs) >= len(spec.policies):
+        yield f"eval_pcfgs must be indices below {len(spec.policies)}, got {list(spec.eval_pcfgs)}"
+    base = dict(spec.duplicates)
+    for index in spec.eval_pcfgs:
+        # Or JB-MisGen has nothing to attack with.
+        if not {base[token] for token in spec.misgen_tokens} & set(spec.policies[index].always_unsafe):
+            yield f"misgen_tokens must have a duplicate of what policy {index + 1} makes always_unsafe, got none"
+    if spec.min_text > spec.max_text:
+        yield f"min_text must be at most max_text ({spec.max_text}), got {spec.min_text}"
+
+
+def _policy_problems(spec: WorldSpec, policy: Policy, name: str) -> Iterator[str]:
+    parts = (*policy.always_unsafe, *policy.always_safe, *policy.branch_dependent)
+    if sorted(parts) != sorted(spec.operators[1:]):
+        yield (
+            f"{name} must name every operator but the first once ({', '.join(spec.operators[1:])}), "
+            f"got {', '.join(parts)}"
+        )
+    for kind in ("always_unsafe", "always_safe", "branch_dependent"):
+        if not getattr(policy, kind):
+            yield f"{name}.{kind} must name at least one operator, got none"

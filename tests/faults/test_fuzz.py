@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxsafety import world
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
-from jaxsafety.world import grammar, spec
+from jaxsafety.world import grammar
 
 RECIPES = [path.read_text() for path in sorted(Path("experiments").glob("*.yaml"))] + [yaml_file.to_yaml(Recipe())]
 GRAMMARS = [
@@ -79,7 +80,7 @@ def read_recipe(text):
 
 
 def compile_grammar(text):
-    alphabet = spec.TINY.letters
+    alphabet = world.load("tiny").spec.letters
     with in_time():
         try:
             composed = grammar.compose(text, GRAMMARS[0], name="mine")

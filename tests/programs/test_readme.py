@@ -5,14 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxsafety import world
+from jaxsafety.cli import launch
 from jaxsafety.recipe import yaml_file
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_blocks_run_in_order():
+def test_python_blocks_run_in_order(monkeypatch):
     names: dict = {}
+    # The command line's tests run it.
+    studies = []
+    monkeypatch.setattr(launch, "run", lambda *given: studies.append(given))
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)
     assert names["trial"].unsafe.all()
@@ -20,6 +25,17 @@ def test_python_blocks_run_in_order():
     assert np.all(np.asarray(names["states"].step) == 10)
     assert names["excess"].shape == (2,) and names["tau"].shape == names["gain"].shape == (2, 100)
     assert names["halfway"]["mlp"]["w"].shape == (2, 16, 64)
+    ((recipe, _, stages),) = studies
+    assert recipe.seeds == (0, 1) and {lane.steps for lane in recipe.lanes} == {2} and stages == ["pretrain"]
+
+
+def test_the_world_is_one(tmp_path):
+    (text,) = (
+        block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if block.startswith("like:")
+    )
+    (tmp_path / "my_world.yaml").write_text(text)
+    built = world.load(tmp_path / "my_world.yaml")
+    assert built.spec.max_text == 10 and built.bijections.shape == (2, 8, 12)
 
 
 def test_the_recipe_over_a_checkpoint_is_one(tmp_path):

@@ -246,11 +246,11 @@ def test_grammars_of_another_run_are_those_that_it_keeps(second, run, tmp_path):
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["subject"]["grammars"] = {"safe": str(tmp_path / "gone.pcfg")}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    (copy / "grammars").mkdir()
-    (copy / "grammars" / "safe.pcfg").write_text(grammar + "\n")
+    (copy / "world").mkdir()
+    (copy / "world" / "safe.pcfg").write_text(grammar + "\n")
     models = {"old": {"from": {"run": str(copy), "model": "pretrained"}}}
     subject = as_dict(second.subject) | {"grammars": {"safe": str(own)}}
-    with pytest.raises(ValueError, match=r"models.old.from: grammar safe.pcfg is '\w{8}' in .*, expected '\w{8}'"):
+    with pytest.raises(ValueError, match=r"models.old.from: file safe.pcfg is '\w{8}' in .*, expected '\w{8}'"):
         pipeline.source(replace(run, recipe=replace(second, models=models, subject=subject)),
                         replace(second, models=models).lanes[0])  # fmt: skip
 

@@ -47,7 +47,7 @@ def test_bijections_are_numpys_legacy_permutations(paper_world, pcfg, seed):
         np.testing.assert_array_equal(table[i + 1], np.random.RandomState(seed + i).permutation(30))
 
 
-@pytest.mark.parametrize("name", get_args(world.spec.WorldName))
+@pytest.mark.parametrize("name", world.loading.SHIPPED)
 def test_every_task_token_is_a_bijection_and_duplicates_repeat_theirs(name, tiny_world, paper_world):
     built = {"tiny": tiny_world, "paper": paper_world}[name]
     letters = np.arange(len(built.spec.letters))
@@ -82,7 +82,7 @@ def test_the_papers_policies(paper_world, pcfg, expected):
     assert policy.safe("unsafe") == always_safe
 
 
-@pytest.mark.parametrize("name", get_args(world.spec.WorldName))
+@pytest.mark.parametrize("name", world.loading.SHIPPED)
 def test_policies_split_the_operators_and_every_condition_exists(name, tiny_world, paper_world):
     built = {"tiny": tiny_world, "paper": paper_world}[name]
     for policy in built.spec.policies:
