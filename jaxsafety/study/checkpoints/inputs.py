@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxsafety.formats import hf, hf_tokenizer, prompts
+from jaxsafety.formats import hf, hf_generation, hf_tokenizer, prompts
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.models.llama import LlamaConfig
@@ -56,8 +56,8 @@ def check(study: Study) -> None:
         if node.analysis == "activations" and about.prompts is None:
             raise ValueError(f"analyses.{label} reads prompts, and there are none: expected subject.prompts")
     trained = [lane for lane in recipe.lanes if lane.training is not None]
-    if trained:
-        tokenizer(study)
+    if trained or about.prompts is not None:
+        _say_rebuilt(tokenizer(study))
     for lane in trained:
         _check_training(lane.training, lane, about, first)
 
@@ -76,15 +76,38 @@ def _check_prompts(study: Study, models: Sequence[hf.Checkpoint]) -> None:
     placed = batches.bucketed(encoded.ids, batch_tokens=study.recipe.subject.options.batch_tokens)
     for model in models if count else ():
         answers.check_window(model, placed, max_new=count)
-    _say_cut(encoded)
+    for note in _notes(encoded, tokenizer(study), models if count else ()):
+        progress.say(note)
 
 
-def _say_cut(encoded: Encoded) -> None:
+def _say_rebuilt(reader: Tokenizer) -> None:
+    if hf_tokenizer.rebuilt(reader):
+        progress.say(
+            f"tokenizer.json of {reader.directory} puts a space behind special tokens, and is followed; transformers "
+            "5, though not 4, builds a LlamaTokenizer that puts none there"
+        )
+
+
+def _notes(encoded: Encoded, reader: Tokenizer, answering: Sequence[hf.Checkpoint]) -> Iterator[str]:
+    """What may not be as somebody who knows the prompts and the models expects, a sentence each."""
     if encoded.truncated:
         most = max(map(len, encoded.ids))
-        progress.say(
+        yield (
             f"{encoded.truncated} of {len(encoded.prompts)} prompts have more than {most} tokens: their first token "
             "and their end are kept"
+        )
+    for model in answering:
+        yield from _notes_on_answers(hf_generation.read_generation(model.directory), reader)
+
+
+def _notes_on_answers(given: hf_generation.Generation, reader: Tokenizer) -> Iterator[str]:
+    if given.unfollowed:
+        asked = " and ".join(f"{name} {value}" for name, value in given.unfollowed.items())
+        yield f"{given.file} asks for {asked}, which greedy answers here do not follow"
+    if given.stop and reader.eos is not None and reader.eos not in given.stop:
+        yield (
+            f"answers end with the tokenizer's {reader.special['eos_token']}, too, which {given.file} does not name as "
+            "eos_token_id, so that transformers would go on"
         )
 
 
@@ -185,6 +208,8 @@ def _told(study: Study) -> Iterator[tuple[str, Any]]:
     recipe, about = study.recipe, study.recipe.subject.options
     for checkpoint in given(study):
         yield str(checkpoint.directory), opened.fingerprint(checkpoint)
+        if recipe.evaluate.answers:
+            yield f"ends of {checkpoint.directory}", str(hf_generation.read_generation(checkpoint.directory).stop)
     if about.prompts is not None:
         yield "prompts", _digest(prompts.to_jsonl(prompts.read(about.prompts)))
     if about.prompts is not None or any(lane.training is not None for lane in recipe.lanes):

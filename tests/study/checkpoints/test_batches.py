@@ -22,7 +22,7 @@ class Letters(Tokenizer):
 
 
 def tokenizer(ids=None):
-    return Letters(Path("somewhere"), ids, {}, None, ())
+    return Letters(Path("somewhere"), ids, {}, None)
 
 
 def given(*labels, text="abc"):
