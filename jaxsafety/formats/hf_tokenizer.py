@@ -4,17 +4,19 @@ A template is the checkpoint's own program. What it writes is encoded as it stan
 beginning-of-sequence token; text without a template gets the special tokens that the tokenizer adds by itself.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxsafety.formats import hf_special, hf_template
 from jaxsafety.formats.hf_attributes import flag, read_object
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.hf_spelling import Spelling
 from jaxsafety.formats.prompts import Message
 
+SpecialTokens = Literal["control", "text"]
 _TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -27,26 +29,34 @@ class Tokenizer:
         encoder: the ``tokenizers.Tokenizer``.
         special: the special tokens by role, such as ``bos_token``; those that there are.
         template: source of the chat template, None for raw text: a prompt of one turn, as it is.
+        special_tokens: what becomes of a special token that a turn spells: ``control``, the token itself, as in
+            transformers, or ``text``, its letters.
     """
 
     directory: Path
     encoder: Any
     special: Mapping[str, str]
     template: str | None
+    special_tokens: SpecialTokens = "control"
 
     @property
     def eos(self) -> int | None:
         """The id of its end-of-sequence token, None if it has none."""
         return self.encoder.token_to_id(self.special["eos_token"]) if "eos_token" in self.special else None
 
+    def spells(self, texts: Iterable[str]) -> bool:
+        """Whether one of some texts spells a special token, or another one by which the template marks turns."""
+        return any(map(self._spelling.is_in, texts))
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, which ends with the user's turn, up to where the answer begins.
 
         Raises:
-            ValueError: the template refuses the conversation or fails; several turns without a template.
+            ValueError: the template refuses the conversation or fails; several turns without a template; letters that
+                are to be text and become a special token all the same.
         """
         if self.template is None:
-            return self.encoder.encode(_only_turn(messages, self.directory)).ids
+            return self._ids(self._said(_only_turn(messages, self.directory)), added=True)
         return self._ids(self._rendered(messages, answering=True))
 
     def exchange(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
@@ -61,7 +71,7 @@ class Tokenizer:
         prompt = self.prompt(messages)
         if self.template is None:
             asked = _only_turn(messages, self.directory)
-            whole, text = self.encoder.encode(asked + answer).ids, answer
+            whole, text = self._ids(self._said(asked + answer), added=True), self._said(answer)
             # What the tokenizer adds at the end by itself would stand between the two.
             prompt = prompt[: _shared(prompt, whole)] if prompt[-1:] == whole[-1:] else prompt
             end = [] if self.eos is None else [self.eos]
@@ -81,17 +91,27 @@ class Tokenizer:
         """Returns the text of ids, without special tokens."""
         return self.encoder.decode(list(ids), skip_special_tokens=True)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.encoder.encode(text, add_special_tokens=False).ids
+    def _ids(self, text: str, *, added: bool = False) -> list[int]:
+        if self.special_tokens == "text":
+            return self._spelling.ids(text, added=added)
+        return self.encoder.encode(text, add_special_tokens=added).ids
+
+    def _said(self, text: str) -> str:
+        return self._spelling.hidden(text) if self.special_tokens == "text" else text
 
     def _rendered(self, messages: Sequence[Message], *, answering: bool) -> str:
+        said = [replace(turn, content=self._said(turn.content)) for turn in messages]
         return hf_template.rendered(
-            self._program, messages, special=self.special, answering=answering, where=self.directory
+            self._program, said, special=self.special, answering=answering, where=self.directory
         )
 
     @cached_property
     def _program(self) -> Any:
         return hf_template.compiled(self.template, where=self.directory)
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.directory, self.encoder, self.template)
 
 
 def shortened(ids: Sequence[int], most: int) -> list[int]:
@@ -99,10 +119,11 @@ def shortened(ids: Sequence[int], most: int) -> list[int]:
     return list(ids) if len(ids) <= most else [ids[0], *ids[len(ids) - most + 1 :]]
 
 
-def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
+def open_tokenizer(directory: Path, *, raw: bool = False, special_tokens: SpecialTokens = "control") -> Tokenizer:
     """Opens the tokenizer of a Hugging Face checkpoint.
 
-    ``raw`` leaves its chat template out, as a checkpoint without one has it: prompts are text as it is.
+    ``raw`` leaves its chat template out, as a checkpoint without one has it: prompts are text as it is. For
+    ``special_tokens`` see :class:`Tokenizer`.
 
     Raises:
         ImportError: the extra ``llama`` is not installed.
@@ -119,7 +140,7 @@ def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
     hf_special.add_tokens(encoder, directory, told)
     encoder.encode_special_tokens = flag(directory / hf_special.CONFIG_FILE, told, "split_special_tokens")
     template = None if raw else hf_template.find_template(directory, told)
-    return Tokenizer(directory, encoder, special, template)
+    return Tokenizer(directory, encoder, special, template, special_tokens)
 
 
 def rebuilt(tokenizer: Tokenizer) -> bool:

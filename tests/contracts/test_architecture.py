@@ -56,7 +56,7 @@ CONFINED = {
     "matplotlib": ("report",),
     "torch": ("formats.official_file",),
     "jinja2": ("report", "formats.hf_template", "formats.hf_tokenizer"),
-    "tokenizers": ("formats.hf_special", "formats.hf_tokenizer"),
+    "tokenizers": ("formats.hf_special", "formats.hf_spelling", "formats.hf_tokenizer"),
     "rich": ("rundir.progress", "report"),
     "jsonargparse": ("recipe.yaml_file",),
     "yaml": ("config.yaml12", "formats.prompts", "recipe.yaml_file", "rundir"),

@@ -13,7 +13,7 @@ import jax
 
 from jaxsafety.formats import hf, hf_generation, hf_tokenizer, prompts
 from jaxsafety.formats.hf_config import CONFIG_FILE
-from jaxsafety.formats.hf_tokenizer import Tokenizer
+from jaxsafety.formats.hf_tokenizer import SpecialTokens, Tokenizer
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.models.lora import TARGETS
 from jaxsafety.recipe.lane import Lane
@@ -96,6 +96,8 @@ def _notes(encoded: Encoded, reader: Tokenizer, answering: Sequence[hf.Checkpoin
             f"{encoded.truncated} of {len(encoded.prompts)} prompts have more than {most} tokens: their first token "
             "and their end are kept"
         )
+    if encoded.spelling:
+        yield told_spelling(encoded.spelling, f"{len(encoded.prompts)} prompts", reader.special_tokens)
     for model in answering:
         yield from _notes_on_answers(hf_generation.read_generation(model.directory), reader)
 
@@ -109,6 +111,13 @@ def _notes_on_answers(given: hf_generation.Generation, reader: Tokenizer) -> Ite
             f"answers end with the tokenizer's {reader.special['eos_token']}, too, which {given.file} does not name as "
             "eos_token_id, so that transformers would go on"
         )
+
+
+def told_spelling(count: int, of: str, special_tokens: SpecialTokens) -> str:
+    """Returns the sentence that ``count`` of something, a number and a plural, spell control tokens."""
+    act = "act as such, as in transformers (special_tokens: text makes them text)"
+    acts = act if special_tokens == "control" else "are encoded as text"
+    return f"{count} of {of} spell special tokens of the model, which {acts}"
 
 
 def given(study: Study) -> list[hf.Checkpoint]:
@@ -160,7 +169,7 @@ def tokenizer(study: Study) -> Tokenizer:
     """Returns what reads and writes the text of all models."""
     about = study.recipe.subject.options
     place = about.tokenizer or Given(about.checkpoint).directory(study.recipe.seeds[0])
-    found = hf_tokenizer.open_tokenizer(place, raw=about.template == "raw")
+    found = hf_tokenizer.open_tokenizer(place, raw=about.template == "raw", special_tokens=about.special_tokens)
     if about.template == "chat" and found.template is None:
         raise ValueError(
             f"no chat template in {place}: expected a model with one, another subject.tokenizer, or template raw"
@@ -200,7 +209,7 @@ def record(study: Study, told: dict[str, Any]) -> None:
     opening.record_config(study.directory / _RECORD, told, grows=".*")
     if study.recipe.subject.options.prompts is not None:
         encoded = asked(study, models=given(study))
-        counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated}
+        counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated, "spelling": encoded.spelling}
         manifest_file.write_manifest(study.directory, {"prompts": counted})
 
 
