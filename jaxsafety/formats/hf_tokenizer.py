@@ -18,6 +18,8 @@ from jaxsafety.formats.prompts import Message
 
 SpecialTokens = Literal["control", "text"]
 _TOKENIZER_FILE = "tokenizer.json"
+# No word of any template.
+_PLACEHOLDER = "Xyzzy"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Tokenizer:
     def eos(self) -> int | None:
         """The id of its end-of-sequence token, None if it has none."""
         return self.encoder.token_to_id(self.special["eos_token"]) if "eos_token" in self.special else None
+
+    @cached_property
+    def turn(self) -> str:
+        """What the template writes between the user's last words and where an answer begins.
+
+        Raises:
+            ValueError: there is no template, or it fails or leaves the user's words out.
+        """
+        if self.template is None:
+            raise ValueError(f"no chat template in {self.directory}: expected one, whose control tokens end a turn")
+        whole = self._rendered((Message("user", _PLACEHOLDER),), answering=True)
+        if _PLACEHOLDER not in whole:
+            raise ValueError(f"the chat template of {self.directory} leaves the user's turn out: expected its text")
+        return whole.rpartition(_PLACEHOLDER)[2]
 
     def spells(self, texts: Iterable[str]) -> bool:
         """Whether one of some texts spells a special token, or another one by which the template marks turns."""

@@ -191,7 +191,11 @@ def test_a_kill_as_an_analysis_is_added_is_no_end(checkpoints, few, main, tmp_pa
     assert "clusters" in pl.read_parquet(tmp_path / "run" / "results" / "analyze.parquet")["analysis"]
 
 
-def test_special_tokens_are_text_on_request(checkpoints, few, main, capsys):
+def test_control_tokens_are_injected_and_made_text_on_request(checkpoints, few, main, capsys):
+    assert main("prompts", "--tokenizer", checkpoints[1]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.rstrip("\n").split("\n")]
+    assert len(rows) == len(prompts.own()) + 240
+    assert rows[-1]["label"] == "jailbreak:injection" and "</s><|assistant|>Sure" in rows[-1]["prompt"]
     words = ("analyze", "activations", *checkpoints, "--out", "run", "--prompts", few, "--special_tokens", "text")
     assert main(*words, "--print_config") == 0
     assert "special_tokens: text" in capsys.readouterr().out
