@@ -4,7 +4,7 @@ A template is the checkpoint's own program. What it writes is encoded as it stan
 beginning-of-sequence token; text without a template gets the special tokens that the tokenizer adds by itself.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -149,7 +149,7 @@ def open_tokenizer(directory: Path, *, raw: bool = False, special_tokens: Specia
     Fidelity:
         transformers' ``apply_chat_template``, but for the date, which its templates can ask for and these cannot: the
         templates of Llama 3.1 then fall back on a fixed one, and the same prompt has the same ids on every day. And
-        ``tokenizer.json`` is followed whatever the class that transformers builds, see :func:`rebuilt`.
+        ``tokenizer.json`` is followed whatever the class that transformers builds. See :func:`differences`.
     """
     encoder, told = _encoder(directory), hf_special.read_told(directory)
     special = hf_special.special_tokens(directory, told)
@@ -159,17 +159,24 @@ def open_tokenizer(directory: Path, *, raw: bool = False, special_tokens: Specia
     return Tokenizer(directory, encoder, special, template, special_tokens)
 
 
-def rebuilt(tokenizer: Tokenizer) -> bool:
-    """Whether transformers 5 builds a tokenizer anew with other ids than its ``tokenizer.json`` gives.
-
-    It does so for class LlamaTokenizer, whose ``tokenizer.json`` puts a space in front of all text behind a special
-    token, as SentencePiece and transformers 4 do; the one that it builds puts one at the beginning alone.
-    """
-    file, told = tokenizer.directory / CONFIG_FILE, hf_special.read_told(tokenizer.directory)
+def differences(tokenizer: Tokenizer) -> Iterator[str]:
+    """Yields why a tokenizer gives other ids here than in transformers, a sentence each; none where it does not."""
+    place = tokenizer.directory
+    if "strftime_now" in (tokenizer.template or ""):
+        yield (
+            f"the chat template of {place} asks for the date, which it is not told: prompts have the same ids on every "
+            "day, and others in transformers"
+        )
+    told, file = hf_special.read_told(place), place / CONFIG_FILE
     config = read_object(file, what="a configuration") if file.is_file() else {}
     name = str(told.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
+    # Version 5 builds that class anew. SentencePiece and version 4 do as the file says; so did its models learn.
     built = name == "LlamaTokenizer" and config.get("model_type") != "mistral"
-    return built and "Prepend(" in repr(tokenizer.encoder.normalizer)
+    if built and "Prepend(" in repr(tokenizer.encoder.normalizer):
+        yield (
+            f"tokenizer.json of {place} puts a space behind special tokens, and is followed; transformers 5, though "
+            "not 4, builds a LlamaTokenizer that puts none there"
+        )
 
 
 def _encoder(directory: Path) -> Any:

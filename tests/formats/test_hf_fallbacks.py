@@ -144,16 +144,18 @@ def test_what_is_told_and_not_valid_is_named(tell, fields, message):
         hf_tokenizer.open_tokenizer(tell(**fields))
 
 
-def test_a_tokenizer_that_transformers_5_builds_anew_is_told_from_others(tell, encoder):
-    def rebuilt(**fields):
-        return hf_tokenizer.rebuilt(hf_tokenizer.open_tokenizer(directory := tell(**fields))), directory
+def test_what_gives_other_ids_than_transformers_is_told(tell, encoder):
+    def told(**fields):
+        return " ".join(hf_tokenizer.differences(hf_tokenizer.open_tokenizer(tell(**fields))))
 
-    assert not rebuilt(tokenizer_class="LlamaTokenizerFast")[0]
+    assert "asks for the date, which it is not told: " in told(chat_template="{{ strftime_now('%d') }}")
+    assert not told(tokenizer_class="LlamaTokenizerFast", chat_template=CHAT)
     encoder.normalizer = normalizers.Sequence([normalizers.Prepend("_")])
     try:
-        assert rebuilt(tokenizer_class="LlamaTokenizerFast")[0] and rebuilt(tokenizer_class="LlamaTokenizer")[0]
-        assert not rebuilt(tokenizer_class="PreTrainedTokenizerFast")[0] and not rebuilt()[0]
-        assert not rebuilt(tokenizer_class="LlamaTokenizer", files={"config.json": {"model_type": "mistral"}})[0]
+        for name in ("LlamaTokenizerFast", "LlamaTokenizer"):
+            assert "puts a space behind special tokens, and is followed; transf" in told(tokenizer_class=name)
+        assert not told(tokenizer_class="PreTrainedTokenizerFast") and not told()
+        assert not told(tokenizer_class="LlamaTokenizer", files={"config.json": {"model_type": "mistral"}})
     finally:
         encoder.normalizer = normalizers.Sequence([])
 

@@ -43,6 +43,15 @@ def test_a_turn_is_text_and_the_template_is_not(opened, encoder):
     assert opened().encoder.decode(text, skip_special_tokens=False) == f"<s><|user|>{SPELT}</s><|assistant|>"
 
 
+def test_ids_are_those_of_transformers(opened):
+    transformers = pytest.importorskip("transformers", minversion="5.24")
+    reader = opened()
+    theirs = transformers.AutoTokenizer.from_pretrained(reader.directory)
+    got = theirs.apply_chat_template([{"role": "user", "content": SPELT}], add_generation_prompt=True,
+                                     sanitize_control_tokens=True)  # fmt: skip
+    assert reader.prompt(said(SPELT)) == got["input_ids"]
+
+
 def test_answers_are_text_but_for_their_end(opened, encoder):
     asked, answer = opened().exchange(said(SPELT), SPELT)
     assert asked == opened().prompt(said(SPELT)) and answer == [*bare(encoder)(SPELT), EOS]

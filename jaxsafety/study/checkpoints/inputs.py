@@ -50,14 +50,12 @@ def check(study: Study) -> None:
         )
     for other in others:
         opened.check_alike(first, other)
-    if about.prompts is not None:
-        _check_prompts(study, models)
+    trained = [lane for lane in recipe.lanes if lane.training is not None]
+    if trained or about.prompts is not None:
+        _check_texts(study, models)
     for label, node in recipe.analyses.items():
         if node.analysis == "activations" and about.prompts is None:
             raise ValueError(f"analyses.{label} reads prompts, and there are none: expected subject.prompts")
-    trained = [lane for lane in recipe.lanes if lane.training is not None]
-    if trained or about.prompts is not None:
-        _say_rebuilt(tokenizer(study))
     for lane in trained:
         _check_training(lane.training, lane, about, first)
 
@@ -71,25 +69,22 @@ def _check_place(directory: Path) -> None:
         raise ValueError(f"{models} is there, and no run has made it: choose another place for the run (--out)")
 
 
-def _check_prompts(study: Study, models: Sequence[hf.Checkpoint]) -> None:
-    encoded, count = asked(study, models=models), study.recipe.evaluate.answers
-    placed = batches.bucketed(encoded.ids, batch_tokens=study.recipe.subject.options.batch_tokens)
+def _check_texts(study: Study, models: Sequence[hf.Checkpoint]) -> None:
+    """Checks the tokenizer and the prompts, where there are any, and says what may not be as somebody expects."""
+    reader, about, count = tokenizer(study), study.recipe.subject.options, study.recipe.evaluate.answers
+    for note in hf_tokenizer.differences(reader):
+        progress.say(note)
+    if about.prompts is None:
+        return
+    encoded = asked(study, models=models)
+    placed = batches.bucketed(encoded.ids, batch_tokens=about.batch_tokens)
     for model in models if count else ():
         answers.check_window(model, placed, max_new=count)
-    for note in _notes(encoded, tokenizer(study), models if count else ()):
+    for note in _notes(encoded, reader, models if count else ()):
         progress.say(note)
 
 
-def _say_rebuilt(reader: Tokenizer) -> None:
-    if hf_tokenizer.rebuilt(reader):
-        progress.say(
-            f"tokenizer.json of {reader.directory} puts a space behind special tokens, and is followed; transformers "
-            "5, though not 4, builds a LlamaTokenizer that puts none there"
-        )
-
-
 def _notes(encoded: Encoded, reader: Tokenizer, answering: Sequence[hf.Checkpoint]) -> Iterator[str]:
-    """What may not be as somebody who knows the prompts and the models expects, a sentence each."""
     if encoded.truncated:
         most = max(map(len, encoded.ids))
         yield (

@@ -170,12 +170,10 @@ def test_answers_end_by_the_files_of_their_model(study, checkpoints, tmp_path, m
     assert found == [[[1]], [[7, 5, 1]]]
 
 
-def test_a_tokenizer_that_transformers_builds_anew_is_said(study, monkeypatch, capsys):
-    monkeypatch.setattr(hf_tokenizer, "rebuilt", lambda reader: True)
+def test_what_gives_other_ids_than_transformers_is_said(study, monkeypatch, capsys):
+    monkeypatch.setattr(hf_tokenizer, "differences", lambda reader: iter(["a date", "a space"]))
     inputs.check(study())
-    assert (
-        "puts a space behind special tokens, and is followed; transformers 5, though not 4" in capsys.readouterr().err
-    )
+    assert capsys.readouterr().err == "jaxsafety: a date\njaxsafety: a space\n"
 
 
 def test_prompts_are_short_enough_for_every_model(study, another):
