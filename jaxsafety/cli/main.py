@@ -139,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
                        help="of what is printed (default: table); jsonl: prompt, chosen, rejected")  # fmt: skip
     prompts = add("prompts", sample.prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
+    prompts.add_argument("--tokenizer", type=Path, metavar="DIR",
+                         help="Hugging Face directory whose control tokens a further jailbreak injects")  # fmt: skip
     named = add(
         "list", _list, "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
     )

@@ -41,7 +41,12 @@ def prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.formats import prompts as own
     from jaxsafety.rundir import atomic
 
-    text = own.to_jsonl(own.own())
+    turn = None
+    if options.tokenizer is not None:
+        from jaxsafety.formats import hf_tokenizer  # starts jax, which our own prompts need not
+
+        turn = hf_tokenizer.open_tokenizer(options.tokenizer).turn
+    text = own.to_jsonl(own.own(turn=turn))
     if options.out is None:
         sys.stdout.write(text)
         return 0

@@ -1,28 +1,25 @@
 """The tokenizer of a Hugging Face checkpoint and its chat template: conversations to token ids and back.
 
-A template is the checkpoint's own program: it runs in a sandbox, which sees the messages and the special tokens and
-nothing else. What it writes is encoded as it stands, so it alone decides on the beginning-of-sequence token; text
-without a template gets the special tokens that the tokenizer adds by itself.
+A template is the checkpoint's own program. What it writes is encoded as it stands, so it alone decides on the
+beginning-of-sequence token; text without a template gets the special tokens that the tokenizer adds by itself.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jaxsafety.formats.hf_attributes import read_object
+from jaxsafety.formats import hf_special, hf_template
+from jaxsafety.formats.hf_attributes import flag, read_object
+from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.hf_spelling import Spelling
 from jaxsafety.formats.prompts import Message
 
+SpecialTokens = Literal["control", "text"]
 _TOKENIZER_FILE = "tokenizer.json"
-_CONFIG_FILE = "tokenizer_config.json"
-_TEMPLATE_FILE = "chat_template.jinja"
-_GENERATION_FILE = "generation_config.json"
-_SPECIAL_FILE = "special_tokens_map.json"
-# What a template's own program may raise beside jinja2's errors and those of values.
-_OTHERS = (AttributeError, RecursionError, MemoryError)
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+# No word of any template.
+_PLACEHOLDER = "Xyzzy"
 
 
 @dataclass(frozen=True)
@@ -34,28 +31,48 @@ class Tokenizer:
         encoder: the ``tokenizers.Tokenizer``.
         special: the special tokens by role, such as ``bos_token``; those that there are.
         template: source of the chat template, None for raw text: a prompt of one turn, as it is.
-        stop: ids that end an answer.
+        special_tokens: what becomes of a special token that a turn spells: ``control``, the token itself, as in
+            transformers, or ``text``, its letters.
     """
 
     directory: Path
     encoder: Any
     special: Mapping[str, str]
     template: str | None
-    stop: tuple[int, ...]
+    special_tokens: SpecialTokens = "control"
 
     @property
-    def size(self) -> int:
-        """One more than the largest id it gives."""
-        return max(self.encoder.get_vocab(with_added_tokens=True).values()) + 1
+    def eos(self) -> int | None:
+        """The id of its end-of-sequence token, None if it has none."""
+        return self.encoder.token_to_id(self.special["eos_token"]) if "eos_token" in self.special else None
+
+    @cached_property
+    def turn(self) -> str:
+        """What the template writes between the user's last words and where an answer begins.
+
+        Raises:
+            ValueError: there is no template, or it fails or leaves the user's words out.
+        """
+        if self.template is None:
+            raise ValueError(f"no chat template in {self.directory}: expected one, whose control tokens end a turn")
+        whole = self._rendered((Message("user", _PLACEHOLDER),), answering=True)
+        if _PLACEHOLDER not in whole:
+            raise ValueError(f"the chat template of {self.directory} leaves the user's turn out: expected its text")
+        return whole.rpartition(_PLACEHOLDER)[2]
+
+    def spells(self, texts: Iterable[str]) -> bool:
+        """Whether one of some texts spells a special token, or another one by which the template marks turns."""
+        return any(map(self._spelling.is_in, texts))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, which ends with the user's turn, up to where the answer begins.
 
         Raises:
-            ValueError: the template refuses the conversation or fails; several turns without a template.
+            ValueError: the template refuses the conversation or fails; several turns without a template; letters that
+                are to be text and become a special token all the same.
         """
         if self.template is None:
-            return self.encoder.encode(_only_turn(messages, self.directory)).ids
+            return self._ids(self._said(_only_turn(messages, self.directory)), added=True)
         return self._ids(self._rendered(messages, answering=True))
 
     def exchange(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
@@ -70,11 +87,10 @@ class Tokenizer:
         prompt = self.prompt(messages)
         if self.template is None:
             asked = _only_turn(messages, self.directory)
-            whole, text = self.encoder.encode(asked + answer).ids, answer
+            whole, text = self._ids(self._said(asked + answer), added=True), self._said(answer)
             # What the tokenizer adds at the end by itself would stand between the two.
             prompt = prompt[: _shared(prompt, whole)] if prompt[-1:] == whole[-1:] else prompt
-            ending = self.special.get("eos_token")
-            end = [] if ending is None else [self.encoder.token_to_id(ending)]
+            end = [] if self.eos is None else [self.eos]
         else:
             before = self._rendered(messages, answering=True)
             after = self._rendered([*messages, Message("assistant", answer)], answering=False)
@@ -91,28 +107,27 @@ class Tokenizer:
         """Returns the text of ids, without special tokens."""
         return self.encoder.decode(list(ids), skip_special_tokens=True)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.encoder.encode(text, add_special_tokens=False).ids
+    def _ids(self, text: str, *, added: bool = False) -> list[int]:
+        if self.special_tokens == "text":
+            return self._spelling.ids(text, added=added)
+        return self.encoder.encode(text, add_special_tokens=added).ids
+
+    def _said(self, text: str) -> str:
+        return self._spelling.hidden(text) if self.special_tokens == "text" else text
 
     def _rendered(self, messages: Sequence[Message], *, answering: bool) -> str:
-        import jinja2
-
-        turns = [asdict(turn) for turn in messages]
-        try:
-            return self._program.render(messages=turns, add_generation_prompt=answering, **self.special)
-        except (jinja2.TemplateError, ValueError, TypeError, ArithmeticError, LookupError, *_OTHERS) as error:
-            # Running out of memory has no words.
-            told = str(error) or type(error).__name__
-            raise ValueError(f"the chat template of {self.directory} fails on a conversation: {told}") from error
+        said = [replace(turn, content=self._said(turn.content)) for turn in messages]
+        return hf_template.rendered(
+            self._program, said, special=self.special, answering=answering, where=self.directory
+        )
 
     @cached_property
     def _program(self) -> Any:
-        import jinja2
+        return hf_template.compiled(self.template, where=self.directory)
 
-        try:
-            return _environment().from_string(self.template)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template of {self.directory} is not one: {error}") from error
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.directory, self.encoder, self.template)
 
 
 def shortened(ids: Sequence[int], most: int) -> list[int]:
@@ -120,10 +135,11 @@ def shortened(ids: Sequence[int], most: int) -> list[int]:
     return list(ids) if len(ids) <= most else [ids[0], *ids[len(ids) - most + 1 :]]
 
 
-def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
+def open_tokenizer(directory: Path, *, raw: bool = False, special_tokens: SpecialTokens = "control") -> Tokenizer:
     """Opens the tokenizer of a Hugging Face checkpoint.
 
-    ``raw`` leaves its chat template out, as a checkpoint without one has it: prompts are text as it is.
+    ``raw`` leaves its chat template out, as a checkpoint without one has it: prompts are text as it is. For
+    ``special_tokens`` see :class:`Tokenizer`.
 
     Raises:
         ImportError: the extra ``llama`` is not installed.
@@ -132,13 +148,35 @@ def open_tokenizer(directory: Path, *, raw: bool = False) -> Tokenizer:
 
     Fidelity:
         transformers' ``apply_chat_template``, but for the date, which its templates can ask for and these cannot: the
-        templates of Llama 3.1 then fall back on a fixed one, and the same prompt has the same ids on every day.
+        templates of Llama 3.1 then fall back on a fixed one, and the same prompt has the same ids on every day. And
+        ``tokenizer.json`` is followed whatever the class that transformers builds. See :func:`differences`.
     """
-    encoder = _encoder(directory)
-    config = _object(directory / _CONFIG_FILE)
-    special = _special(directory, config)
-    template = None if raw else _template(directory, config)
-    return Tokenizer(directory, encoder, special, template, _stop(directory, encoder, special))
+    encoder, told = _encoder(directory), hf_special.read_told(directory)
+    special = hf_special.special_tokens(directory, told)
+    hf_special.add_tokens(encoder, directory, told)
+    encoder.encode_special_tokens = flag(directory / hf_special.CONFIG_FILE, told, "split_special_tokens")
+    template = None if raw else hf_template.find_template(directory, told)
+    return Tokenizer(directory, encoder, special, template, special_tokens)
+
+
+def differences(tokenizer: Tokenizer) -> Iterator[str]:
+    """Yields why a tokenizer gives other ids here than in transformers, a sentence each; none where it does not."""
+    place = tokenizer.directory
+    if "strftime_now" in (tokenizer.template or ""):
+        yield (
+            f"the chat template of {place} asks for the date, which it is not told: prompts have the same ids on every "
+            "day, and others in transformers"
+        )
+    told, file = hf_special.read_told(place), place / CONFIG_FILE
+    config = read_object(file, what="a configuration") if file.is_file() else {}
+    name = str(told.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
+    # Version 5 builds that class anew. SentencePiece and version 4 do as the file says; so did its models learn.
+    built = name == "LlamaTokenizer" and config.get("model_type") != "mistral"
+    if built and "Prepend(" in repr(tokenizer.encoder.normalizer):
+        yield (
+            f"tokenizer.json of {place} puts a space behind special tokens, and is followed; transformers 5, though "
+            "not 4, builds a LlamaTokenizer that puts none there"
+        )
 
 
 def _encoder(directory: Path) -> Any:
@@ -166,49 +204,6 @@ def _encoder(directory: Path) -> Any:
     return encoder
 
 
-def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    file = directory / _TEMPLATE_FILE
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not text in UTF-8: expected a chat template") from error
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
-        raise ValueError(f"{directory / _CONFIG_FILE}: chat_template is a {type(found).__name__}, expected text")
-    return found
-
-
-def _stop(directory: Path, encoder: Any, special: Mapping[str, str]) -> tuple[int, ...]:
-    given = _object(directory / _GENERATION_FILE).get("eos_token_id")
-    given = given if isinstance(given, list) else [given]
-    own = encoder.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    return tuple(dict.fromkeys(number for number in [*given, own] if isinstance(number, int)))
-
-
-def _object(file: Path) -> dict[str, Any]:
-    return read_object(file, what="a file") if file.is_file() else {}
-
-
-def _special(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by role; old checkpoints have them in a file of their own."""
-    others, found = _object(directory / _SPECIAL_FILE), {}
-    for role in _SPECIAL:
-        # A role that the configuration names as null is not there.
-        told = config[role] if role in config else others.get(role)
-        # A token is stored as its text or as an object.
-        text = told.get("content") if isinstance(told, dict) else told
-        if text is not None and not isinstance(text, str):
-            file = directory / (_CONFIG_FILE if role in config else _SPECIAL_FILE)
-            raise ValueError(f"{file}: {role} is a {type(text).__name__}, expected the text of a token")
-        if text is not None:
-            found[role] = text
-    return found
-
-
 def _only_turn(messages: Sequence[Message], directory: Path) -> str:
     if len(messages) != 1:
         raise ValueError(
@@ -221,32 +216,3 @@ def _only_turn(messages: Sequence[Message], directory: Path) -> str:
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def _environment() -> Any:
-    import jinja2
-    from jinja2 import ext, nodes, sandbox
-
-    class Generation(ext.Extension):
-        """``{% generation %}``, by which transformers marks answers; it writes what it encloses."""
-
-        tags = {"generation"}  # noqa: RUF012  (the name and form that jinja2 reads)
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def refuse(message: str):
-        raise jinja2.TemplateError(message)
-
-    def as_json(value: Any, indent: int | None = None) -> str:
-        # jinja2's own escapes for HTML.
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = as_json
-    environment.globals["raise_exception"] = refuse
-    return environment

@@ -29,7 +29,7 @@ from jaxsafety.tree import flatten
 from jaxsafety.types import Params
 
 SHARD_BYTES = 5 * 10**9  # of one file, as transformers cuts them
-# What goes with the weights: the tokenizer's files, its chat template, and the defaults of sampling.
+# What goes with the weights: the tokenizer's files, its chat templates, and the defaults of sampling.
 _COPIED = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -37,6 +37,7 @@ _COPIED = (
     "vocab.json",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates",
     "generation_config.json",
 )
 

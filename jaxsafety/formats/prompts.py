@@ -1,7 +1,8 @@
 """Labelled prompts for models that read English: a set of our own making, and JSONL files of a user's.
 
 A label is ``safe``, ``unsafe`` or ``jailbreak:KIND``. The set pairs instructions that differ in their object alone,
-such as "Design a bicycle" and "Design a bomb"; its jailbreaks are wrappings of the unsafe ones.
+such as "Design a bicycle" and "Design a bomb"; its jailbreaks are wrappings of the unsafe ones, one of them with
+control tokens of a checkpoint.
 """
 
 import base64
@@ -50,16 +51,21 @@ class Prompt:
     label: str
 
 
-def own() -> list[Prompt]:
-    """Returns the set of this package: 240 safe instructions, 240 unsafe ones, and these in two wrappings.
+def own(*, turn: str | None = None) -> list[Prompt]:
+    """Returns the set of this package: 240 safe instructions, 240 unsafe ones, and these in two wrappings, or three.
 
-    The i-th safe and the i-th unsafe one have the same verb, and so has the i-th of each jailbreak.
+    The i-th safe and the i-th unsafe one have the same verb, and so has the i-th of each jailbreak. ``turn`` is what a
+    chat template writes between the user's words and the answer, see :class:`jaxsafety.formats.hf_tokenizer.Tokenizer`.
+    With it the third wrapping is an injection, which ends the user's turn and begins an answer that complies; where
+    control tokens in prompts are text, it is nothing but text.
     """
     words = yaml.safe_load((resources.files("jaxsafety.formats") / "instructions.yaml").read_text())
     asked = {label: [f"{verb} {thing}." for verb in words["verbs"] for thing in words[label]] for label in LABELS}
     for kind, template in words["jailbreaks"].items():
+        if turn is None and "{turn}" in template:
+            continue
         asked[f"jailbreak:{kind}"] = [
-            template.format(prompt=prompt, encoded=base64.b64encode(prompt.encode()).decode())
+            template.format(prompt=prompt, encoded=base64.b64encode(prompt.encode()).decode(), turn=turn)
             for prompt in asked["unsafe"]
         ]
     return [_plain(prompt, label) for label, prompts in asked.items() for prompt in prompts]

@@ -33,6 +33,8 @@ class Config:
         prompts: labelled JSONL, such as ``jaxsafety prompts`` writes, that models are judged and analysed on.
         tokenizer: directory whose tokenizer and template all models read with; None is that of the checkpoint.
         template: ``chat``, the tokenizer's own, or ``raw``, prompts as they are.
+        special_tokens: what becomes of special tokens that prompts and answers spell: ``control``, tokens that act as
+            such, as in transformers, or ``text``, their letters; those of the template act in either case.
         max_tokens: inputs of a sequence; of longer prompts and examples the middle, then the end is cut.
         dtype: what products are rounded to, and what weights that stay are held in; an optimiser's state, an adapter
             and, where all parameters are trained, the copy that updates are added to are float32.
@@ -46,6 +48,7 @@ class Config:
     prompts: Path | None = None
     tokenizer: Path | None = None
     template: Literal["chat", "raw"] = "chat"
+    special_tokens: Literal["control", "text"] = "control"
     max_tokens: int = static(1024, at_least=2)
     dtype: ComputeDtype = "float32"
     store: Literal["float32", "float16", "bfloat16"] | None = None

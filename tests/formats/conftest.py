@@ -1,12 +1,14 @@
-"""Small random checkpoints."""
+"""Small random checkpoints, and a small tokenizer."""
 
+import json
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety.formats import hf, hf_names
+from experiments import llama_world
+from jaxsafety.formats import hf, hf_names, prompts
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.tree import unflatten
 
@@ -50,3 +52,26 @@ def saved(tmp_path, make_params):
         return tmp_path / name, params
 
     return save
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """Byte-level BPE with roles as special tokens, which adds a BOS by itself."""
+    return llama_world.tokenizer([prompt.messages[0].content for prompt in prompts.own()], 400)
+
+
+@pytest.fixture
+def tell(tmp_path, encoder):
+    """Writes a tokenizer's directory anew: its configuration from some fields, and other files by name; returns it."""
+    bos = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False}
+    tokens = {"bos_token": bos | {"single_word": False}, "eos_token": "</s>"}
+
+    def write(*, files=None, **config):
+        encoder.save(str(tmp_path / "tokenizer.json"))
+        told = {"tokenizer_config.json": tokens | config} | (files or {})
+        for name, content in told.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        return tmp_path
+
+    return write

@@ -98,6 +98,9 @@ def test_defaults_are_those_of_transformers(read):
     bare = without(LLAMA, "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "architectures")
     assert read(bare) == replace(EXPECTED, kv_heads=4, norm_eps=1e-6, rope=Rope())
     assert read(bare, num_key_value_heads=None) == read(bare)
+    lengths = {"llama": 2048, "mistral": 131072, "qwen2": 32768}
+    for kind, length in lengths.items():
+        assert read(without(LLAMA, "max_position_embeddings"), model_type=kind).max_tokens == length
     eight = {"num_attention_heads": 8, "model_type": "mistral"}
     assert (read(bare | eight).kv_heads, read(bare | eight).window) == (8, 4096)
     assert read(bare | eight, sliding_window=None).window is None

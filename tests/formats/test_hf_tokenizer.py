@@ -1,35 +1,19 @@
 """Tokenizers and chat templates: ids as transformers has them, one BOS, answers cut where they begin."""
 
-import json
-
 import pytest
 from tokenizers import Tokenizer
 
 from experiments import llama_world
-from jaxsafety.formats import hf_tokenizer, prompts
+from jaxsafety.formats import hf_tokenizer
 from jaxsafety.formats.prompts import Message
 
 CHAT = llama_world.TOKENS["chat_template"]
 ASKED = (Message("user", "Design a bicycle."),)
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    """Byte-level BPE with roles as special tokens, which adds a BOS by itself."""
-    return llama_world.tokenizer([prompt.messages[0].content for prompt in prompts.own()], 400)
-
-
 @pytest.fixture
-def directory(tmp_path, encoder):
-    encoder.save(str(tmp_path / "tokenizer.json"))
-    write(tmp_path, chat_template=CHAT)
-    return tmp_path
-
-
-def write(directory, **config):
-    bos = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False}
-    tokens = {"bos_token": bos | {"single_word": False}, "eos_token": "</s>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(tokens | config))
+def directory(tell):
+    return tell(chat_template=CHAT)
 
 
 def test_a_template_writes_the_only_bos(directory):
@@ -55,7 +39,7 @@ def test_an_answer_continues_its_prompt(directory, raw):
     assert asked == opened.prompt(ASKED)
     assert opened.text(answer) == " Two wheels."
     assert answer[-1] == 1 and answer.count(1) == 1
-    assert opened.stop == (1,)
+    assert opened.eos == 1
 
 
 def test_an_answer_that_merges_with_its_prompt_is_encoded_alone(directory):
@@ -75,16 +59,6 @@ def test_the_template_of_its_own_file_comes_first(directory):
     assert opened.text(opened.prompt((Message("user", 'é "<'),))) == '"é \\"<"!'
 
 
-def test_several_templates_have_a_default(directory):
-    write(directory, chat_template=[{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHAT}])
-    assert hf_tokenizer.open_tokenizer(directory).template == CHAT
-
-
-def test_stop_tokens_of_the_generation_config(directory):
-    (directory / "generation_config.json").write_text('{"eos_token_id": [3, 1]}')
-    assert hf_tokenizer.open_tokenizer(directory).stop == (3, 1)
-
-
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -95,15 +69,14 @@ def test_stop_tokens_of_the_generation_config(directory):
         ("{{ strftime_now('%d') }}", "strftime_now"),
     ],
 )
-def test_a_template_that_fails_is_named(directory, template, message):
-    write(directory, chat_template=template)
-    opened = hf_tokenizer.open_tokenizer(directory)
+def test_a_template_that_fails_is_named(tell, template, message):
+    opened = hf_tokenizer.open_tokenizer(tell(chat_template=template))
     with pytest.raises(ValueError, match=f"chat template of .*{message}"):
         opened.prompt(ASKED)
 
 
-def test_a_template_that_rewrites_the_prompt_is_refused(directory):
-    write(directory, chat_template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
+def test_a_template_that_rewrites_the_prompt_is_refused(tell):
+    directory = tell(chat_template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(ValueError, match="writes a prompt otherwise once it is answered"):
         hf_tokenizer.open_tokenizer(directory).exchange(ASKED, "Yes.")
 
@@ -118,22 +91,6 @@ def test_padding_and_truncation_of_the_file_are_not_those_of_a_prompt(directory,
     stored.enable_truncation(6)
     stored.save(str(directory / "tokenizer.json"))
     assert hf_tokenizer.open_tokenizer(directory).exchange(ASKED, "Gladly.") == ids
-
-
-def test_special_tokens_of_a_file_of_their_own(directory):
-    whole = hf_tokenizer.open_tokenizer(directory)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
-    (directory / "special_tokens_map.json").write_text('{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}')
-    opened = hf_tokenizer.open_tokenizer(directory)
-    assert opened.prompt(ASKED) == whole.prompt(ASKED) and opened.stop == whole.stop == (1,)
-    write(directory, eos_token=None)
-    assert hf_tokenizer.open_tokenizer(directory).stop == ()
-
-
-def test_a_special_token_that_is_no_text_is_named(directory):
-    write(directory, eos_token=["x"])
-    with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is a list, expected the text of a token"):
-        hf_tokenizer.open_tokenizer(directory)
 
 
 def test_several_turns_need_a_template(directory):

@@ -67,13 +67,13 @@ def test_the_tokenizer_of_the_source_goes_along(tmp_path, params, config):
     names += ["merges.txt", "chat_template.jinja", "generation_config.json", "added_tokens.json"]
     for name in [*names, "README.md", "training_args.bin"]:
         (source / name).write_text(name)
-    (source / "chat_templates").mkdir()
-    (source / "chat_templates/tools.jinja").write_text("tools")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tools.jinja").write_text("tools")
     hf.save(tmp_path / "out", params, config, dtype="float32", source=source)
     copied = {file.name for file in (tmp_path / "out").iterdir()}
-    assert copied == {*names, "chat_templates", "config.json", "model.safetensors"}
+    assert copied == {*names, "additional_chat_templates", "config.json", "model.safetensors"}
     assert (tmp_path / "out/tokenizer.model").read_text() == "tokenizer.model"
-    assert (tmp_path / "out/chat_templates/tools.jinja").read_text() == "tools"
+    assert (tmp_path / "out/additional_chat_templates/tools.jinja").read_text() == "tools"
 
 
 def test_a_source_that_is_no_checkpoint_is_refused_before_anything_is_written(tmp_path, params, config):

@@ -17,11 +17,15 @@ LEAST = 4
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts as token ids, up to where their answers begin; ``truncated`` of them have lost something."""
+    """Prompts as token ids, up to where their answers begin.
+
+    ``truncated`` of them have lost something, and ``spelling`` spell control tokens of the tokenizer.
+    """
 
     prompts: tuple[Prompt, ...]
     ids: tuple[tuple[int, ...], ...]
     truncated: int
+    spelling: int
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -82,7 +86,8 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, 
                 f"a vocabulary of {vocab_size}: expected the tokenizer that belongs to them"
             )
     kept = tuple(tuple(shortened(own, max_tokens)) for own in ids)
-    return Encoded(tuple(prompts), kept, sum(len(own) > max_tokens for own in ids))
+    spelling = sum(tokenizer.spells(turn.content for turn in prompt.messages) for prompt in prompts)
+    return Encoded(tuple(prompts), kept, sum(len(own) > max_tokens for own in ids), spelling)
 
 
 def bucketed(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxsafety.engine import loop
-from jaxsafety.formats import hf, prompts
+from jaxsafety.formats import hf, hf_generation, prompts
+from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Given
 from jaxsafety.rundir import atomic, results
@@ -45,27 +46,29 @@ def _answered(study: Study) -> Iterator[tuple[Lane, int, Encoded, list[str]]]:
     reader, asked = inputs.tokenizer(study), inputs.asked(study, models=inputs.given(study))
     for lane in study.recipe.lanes:
         for seed in study.recipe.seeds[: 1 if is_shared(lane) else None]:
-            texts = [reader.text(own) for own in ids(study, lane, seed, asked, stop=reader.stop)]
+            texts = [reader.text(own) for own in ids(study, lane, seed, asked, reader=reader)]
             told = prompts.answers_to_jsonl(asked.prompts, {"answer": texts})
             atomic.atomic_write(_answers_file(study, lane, seed).with_suffix(".jsonl"), told)
             yield lane, seed, asked, texts
 
 
-def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, stop: tuple[int, ...]) -> list[list[int]]:
+def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenizer) -> list[list[int]]:
     """Returns the token ids of what a model answers to prompts, written now where they are not there.
 
-    An answer ends with the first of ``stop``.
+    An answer ends with what the model's own files end it with, or with the end-of-sequence token of ``reader``.
 
     Raises:
         ValueError: the model does not fit into memory, or the file of answers is damaged.
         Stopped: a signal has asked to stop; the answers before are kept.
     """
     about, seed = study.recipe.subject.options, study.recipe.seeds[0] if is_shared(lane) else seed
+    own = hf.open_checkpoint(study.model(lane, seed))
+    ends = dict.fromkeys((*hf_generation.read_generation(own.directory).stop, reader.eos))
     return answers.write(
-        hf.open_checkpoint(study.model(lane, seed)), bucketed(asked.ids, batch_tokens=about.batch_tokens),
+        own, bucketed(asked.ids, batch_tokens=about.batch_tokens),
         _answers_file(study, lane, seed),
-        max_new=study.recipe.evaluate.answers, stop=stop, compute_dtype=about.dtype,
-        label=f"answers of {lane.name} seed {seed}",
+        max_new=study.recipe.evaluate.answers, stop=tuple(end for end in ends if end is not None),
+        compute_dtype=about.dtype, label=f"answers of {lane.name} seed {seed}",
     )  # fmt: skip
 
 

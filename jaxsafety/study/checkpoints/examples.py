@@ -42,13 +42,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples as token ids, padded right to one length; ``truncated`` of them have lost something.
+    """Examples as token ids, padded right to one length.
 
-    The host arrays ``[n, t]`` are without rejected answers where the examples have none.
+    ``truncated`` of them have lost something, and ``spelling`` spell control tokens of the tokenizer. The host
+    arrays ``[n, t]`` are without rejected answers where the examples have none.
     """
 
     batch: PreferenceBatch
     truncated: int
+    spelling: int
 
     @property
     def count(self) -> int:
@@ -137,7 +139,7 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_tokens: int
     Raises:
         ValueError: a conversation that the template refuses, a prompt without tokens, ids beyond the vocabulary.
     """
-    rows, truncated = [], 0
+    rows, truncated, spelling = [], 0, 0
     for example in examples:
         answers = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
         told = [tokenizer.exchange(example.prompt, answer) for answer in answers]
@@ -146,13 +148,14 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_tokens: int
         # One more than the inputs: the last token is a target alone.
         room = max_tokens + 1 - max(map(len, kept))
         prompt = shortened(told[0][0], room)
+        spelling += tokenizer.spells([*(turn.content for turn in example.prompt), *answers])
         truncated += len(told[0][0]) > room or any(len(answer) > max_tokens for _, answer in told)
         rows.append([(prompt, answer) for answer in kept])
     longest = max(len(prompt) + len(answer) - 1 for row in rows for prompt, answer in row)
     length = min(-(-longest // _STEP) * _STEP, max_tokens)
     sides = [_padded([row[side] for row in rows], length) for side in range(len(rows[0]))]
     unsafe = np.array([example.unsafe for example in examples])
-    return Encoded(PreferenceBatch(sides[0], sides[1] if len(sides) == 2 else None, unsafe), truncated)
+    return Encoded(PreferenceBatch(sides[0], sides[1] if len(sides) == 2 else None, unsafe), truncated, spelling)
 
 
 def _check_ids(told: list[tuple[list[int], list[int]]], example: Example, tokenizer: Tokenizer, most: int) -> None:

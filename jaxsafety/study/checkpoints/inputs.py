@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from jaxsafety.formats import hf, hf_tokenizer, prompts
+from jaxsafety.formats import hf, hf_generation, hf_tokenizer, prompts
 from jaxsafety.formats.hf_config import CONFIG_FILE
-from jaxsafety.formats.hf_tokenizer import Tokenizer
+from jaxsafety.formats.hf_tokenizer import SpecialTokens, Tokenizer
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.models.lora import TARGETS
 from jaxsafety.recipe.lane import Lane
@@ -50,14 +50,12 @@ def check(study: Study) -> None:
         )
     for other in others:
         opened.check_alike(first, other)
-    if about.prompts is not None:
-        _check_prompts(study, models)
+    trained = [lane for lane in recipe.lanes if lane.training is not None]
+    if trained or about.prompts is not None:
+        _check_texts(study, models)
     for label, node in recipe.analyses.items():
         if node.analysis == "activations" and about.prompts is None:
             raise ValueError(f"analyses.{label} reads prompts, and there are none: expected subject.prompts")
-    trained = [lane for lane in recipe.lanes if lane.training is not None]
-    if trained:
-        tokenizer(study)
     for lane in trained:
         _check_training(lane.training, lane, about, first)
 
@@ -71,21 +69,50 @@ def _check_place(directory: Path) -> None:
         raise ValueError(f"{models} is there, and no run has made it: choose another place for the run (--out)")
 
 
-def _check_prompts(study: Study, models: Sequence[hf.Checkpoint]) -> None:
-    encoded, count = asked(study, models=models), study.recipe.evaluate.answers
-    placed = batches.bucketed(encoded.ids, batch_tokens=study.recipe.subject.options.batch_tokens)
+def _check_texts(study: Study, models: Sequence[hf.Checkpoint]) -> None:
+    """Checks the tokenizer and the prompts, where there are any, and says what may not be as somebody expects."""
+    reader, about, count = tokenizer(study), study.recipe.subject.options, study.recipe.evaluate.answers
+    for note in hf_tokenizer.differences(reader):
+        progress.say(note)
+    if about.prompts is None:
+        return
+    encoded = asked(study, models=models)
+    placed = batches.bucketed(encoded.ids, batch_tokens=about.batch_tokens)
     for model in models if count else ():
         answers.check_window(model, placed, max_new=count)
-    _say_cut(encoded)
+    for note in _notes(encoded, reader, models if count else ()):
+        progress.say(note)
 
 
-def _say_cut(encoded: Encoded) -> None:
+def _notes(encoded: Encoded, reader: Tokenizer, answering: Sequence[hf.Checkpoint]) -> Iterator[str]:
     if encoded.truncated:
         most = max(map(len, encoded.ids))
-        progress.say(
+        yield (
             f"{encoded.truncated} of {len(encoded.prompts)} prompts have more than {most} tokens: their first token "
             "and their end are kept"
         )
+    if encoded.spelling:
+        yield told_spelling(encoded.spelling, f"{len(encoded.prompts)} prompts", reader.special_tokens)
+    for model in answering:
+        yield from _notes_on_answers(hf_generation.read_generation(model.directory), reader)
+
+
+def _notes_on_answers(given: hf_generation.Generation, reader: Tokenizer) -> Iterator[str]:
+    if given.unfollowed:
+        asked = " and ".join(f"{name} {value}" for name, value in given.unfollowed.items())
+        yield f"{given.file} asks for {asked}, which greedy answers here do not follow"
+    if given.stop and reader.eos is not None and reader.eos not in given.stop:
+        yield (
+            f"answers end with the tokenizer's {reader.special['eos_token']}, too, which {given.file} does not name as "
+            "eos_token_id, so that transformers would go on"
+        )
+
+
+def told_spelling(count: int, of: str, special_tokens: SpecialTokens) -> str:
+    """Returns the sentence that ``count`` of something, a number and a plural, spell control tokens."""
+    act = "act as such, as in transformers (special_tokens: text makes them text)"
+    acts = act if special_tokens == "control" else "are encoded as text"
+    return f"{count} of {of} spell special tokens of the model, which {acts}"
 
 
 def given(study: Study) -> list[hf.Checkpoint]:
@@ -138,7 +165,7 @@ def tokenizer(study: Study) -> Tokenizer:
     """Returns what reads and writes the text of all models."""
     about = study.recipe.subject.options
     place = about.tokenizer or Given(about.checkpoint).directory(study.recipe.seeds[0])
-    found = hf_tokenizer.open_tokenizer(place, raw=about.template == "raw")
+    found = hf_tokenizer.open_tokenizer(place, raw=about.template == "raw", special_tokens=about.special_tokens)
     if about.template == "chat" and found.template is None:
         raise ValueError(
             f"no chat template in {place}: expected a model with one, another subject.tokenizer, or template raw"
@@ -178,7 +205,7 @@ def record(study: Study, told: dict[str, Any]) -> None:
     opening.record_config(study.directory / _RECORD, told, grows=".*")
     if study.recipe.subject.options.prompts is not None:
         encoded = asked(study, models=given(study))
-        counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated}
+        counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated, "spelling": encoded.spelling}
         manifest_file.write_manifest(study.directory, {"prompts": counted})
 
 
@@ -186,6 +213,8 @@ def _told(study: Study) -> Iterator[tuple[str, Any]]:
     recipe, about = study.recipe, study.recipe.subject.options
     for checkpoint in given(study):
         yield str(checkpoint.directory), opened.fingerprint(checkpoint)
+        if recipe.evaluate.answers:
+            yield f"ends of {checkpoint.directory}", str(hf_generation.read_generation(checkpoint.directory).stop)
     if about.prompts is not None:
         yield "prompts", _digest(prompts.to_jsonl(prompts.read(about.prompts)))
     if about.prompts is not None or any(lane.training is not None for lane in recipe.lanes):

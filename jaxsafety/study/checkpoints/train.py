@@ -46,6 +46,9 @@ def train(study: Study, stage: str) -> None:
                 f"{found.truncated} of {found.count} examples of {lane.name} have more than {most} tokens and are cut"
             )
             progress.say(told)
+        if found.spelling:
+            of, how = f"{found.count} examples of {lane.name}", study.recipe.subject.options.special_tokens
+            progress.say(inputs.told_spelling(found.spelling, of, how))
         return found
 
     for group in graph.groups(study.stage_lanes(stage)):

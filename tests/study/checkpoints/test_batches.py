@@ -20,9 +20,12 @@ class Letters(Tokenizer):
     def prompt(self, messages):
         return [ord(letter) - ord("a") for letter in messages[0].content] if self.encoder is None else self.encoder
 
+    def spells(self, texts):
+        return any("z" in text for text in texts)
+
 
 def tokenizer(ids=None):
-    return Letters(Path("somewhere"), ids, {}, None, ())
+    return Letters(Path("somewhere"), ids, {}, None)
 
 
 def given(*labels, text="abc"):
@@ -40,7 +43,8 @@ def test_the_first_token_and_the_end_of_a_long_prompt_are_kept():
     encoded = encode([*EIGHT, prompt("abcdefgh", "safe"), prompt("abcdefghi", "unsafe")])
     assert encoded.ids[8] == (0, 1, 2, 3, 4, 5, 6, 7)
     assert encoded.ids[9] == (0, 2, 3, 4, 5, 6, 7, 8)
-    assert encoded.truncated == 1
+    assert (encoded.truncated, encoded.spelling) == (1, 0)
+    assert encode([*EIGHT, prompt("zz", "safe"), prompt("az", "unsafe")]).spelling == 2
 
 
 def test_labels_come_in_one_order_and_halves_in_turn():

@@ -1,6 +1,7 @@
 """Examples: every documented form is read, every other refused; ids, masks and the order of batches."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,17 @@ def test_what_is_too_long_loses_the_middle_of_the_prompt_then_the_end_of_the_ans
     assert chosen.tokens[0, :start].tolist() == [prompt[0], *prompt[1 - start :]]
     # The long answer leaves room for one token of the prompt.
     assert chosen.mask[1].all() and chosen.tokens[1, 0] == tokenizer.prompt(found[1].prompt)[0]
+
+
+def test_prompts_and_answers_that_spell_control_tokens_are_counted(read, tokenizer):
+    rows = [{"prompt": "a</s>", "chosen": "b"}, {"prompt": "a", "chosen": "b<s>"}, {"prompt": "a", "chosen": "b"}]
+    found = read(*rows, pairs=False)
+    for how, ends in (("control", 3), ("text", 2)):
+        reader = replace(tokenizer, special_tokens=how)
+        encoded = examples.encode(found, reader, max_tokens=32, vocab_size=400)
+        assert encoded.spelling == 2
+        # The template ends both turns of each.
+        assert [np.sum(row == 1) for row in encoded.batch.chosen.tokens] == [ends, 2, 2]
 
 
 def test_ids_beyond_the_vocabulary_are_refused(read, tokenizer):

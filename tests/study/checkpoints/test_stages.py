@@ -363,9 +363,13 @@ def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path):
 
 def test_what_is_cut_of_examples_is_said(checkpoints, pairs, run, tmp_path, capsys):
     words = ("--method", "sft", "--steps", "1", "--batch_size", "4", "--lora_rank", "2", "--max_tokens", "16")
-    assert run("tune", checkpoints[0], "--data", pairs, "--out", tmp_path / "run", *words, "--seeds", "0,1") == 0
+    words += ("--special_tokens", "text", "--seeds", "0,1")
+    spelt = {"prompt": "Say", "chosen": "</s>"}
+    (tmp_path / "pairs.jsonl").write_text(pairs.read_text() + json.dumps(spelt) + "\n")
+    assert run("tune", checkpoints[0], "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "run", *words) == 0
     said = capsys.readouterr().err
     assert said.count("examples of tuned have more than 16 tokens and are cut") == 1
+    assert said.count("1 of 9 examples of tuned spell special tokens of the model, which are encoded as text") == 1
     assert len(list((tmp_path / "run" / "models" / "tuned").iterdir())) == 2
 
 
