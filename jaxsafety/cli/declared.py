@@ -61,7 +61,18 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     """Adds what every command with such options has."""
     parser.add_argument(_CONFIG, metavar="FILE", help="YAML of options by name, over which the command line wins")
     parser.add_argument("--print_config", action="store_true", help="print the recipe that this stands for, and stop")
-    parser.add_argument("--format", choices=get_args(Form), default="table", help="of what is printed (default: table)")
+    add_format(parser)
+    add_cache(parser)
+
+
+def add_format(parser: argparse.ArgumentParser, *more: str, about: str = "") -> None:
+    """Adds the form of what a command prints, and ``more`` of them."""
+    parser.add_argument("--format", choices=(*get_args(Form), *more), default="table",
+                        help=f"of what is printed (default: table){about}")  # fmt: skip
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Adds where compiled programs are kept."""
     parser.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                         help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
 

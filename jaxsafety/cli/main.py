@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-from jaxsafety.cli import errors, listing, sample, short
+from jaxsafety.cli import declared, errors, listing, sample, short
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import printed
-from jaxsafety.rundir.printed import Form
 
 if TYPE_CHECKING:
     from jaxsafety.recipe.schema import Recipe
@@ -33,7 +32,10 @@ _STAGES = {
     "report": "write report.html from the results and print the table",
 }
 _IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
+_LIST = "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
+_ENV = "print versions and devices, for bug reports"
 _TRACEBACK = "--traceback"
+_Handler = Callable[[argparse.Namespace, Sequence[str]], int]
 _AGAIN = "; the same command continues from the last checkpoint"
 _OVERRIDES = (
     "Any field of the recipe can be overridden, e.g. --models.sft.steps 800 (of all models: '--models.*.steps') "
@@ -92,62 +94,58 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def add(name: str, handler: Callable[[argparse.Namespace, Sequence[str]], int], summary: str, **more: str):
+    def add(name: str, handler: _Handler, summary: str, **more: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=summary, allow_abbrev=False, **more)
         verb.set_defaults(handler=handler, format="table")
         return verb
 
     for name, summary in _STAGES.items():
-        stage = add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}")
-        stage.add_argument("recipe", type=Path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
-        stage.add_argument("--out", type=Path, help="run directory (default: RUN, or runs/NAME)")
-        stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
-        stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
-                           help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-        stage.add_argument("--dry_run", action="store_true", help="print models, programs, memory and time, and stop")
-        stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
-        stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
-        stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
-        stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
-    imported = add("import", _import, _IMPORT, description=f"{_IMPORT}. {_OVERRIDES}")
-    imported.add_argument(
-        "recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml"
-    )
-    imported.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
-                          "stands for each of the recipe's seeds")  # fmt: skip
-    imported.add_argument("--tuned", action="append", default=[], metavar="MODEL:POINT=FILE",
-                          help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
-    imported.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
-    imported.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
-                          help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
-    status = add("status", _status, "show how far a run or every cell of a grid is")
-    claims = add("claims", _claims, "judge the paper's statements by a run's analyses")
-    for verb in (status, claims):
+        _add_stage(add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}"), prints=name in ("run", "report"))
+    _add_import(add("import", _import, _IMPORT, description=f"{_IMPORT}. {_OVERRIDES}"))
+    _add_readers(add)
+    sample.add_to(add)
+    for name, handler, summary in (("list", _list, _LIST), ("env", _env, _ENV)):
+        declared.add_format(add(name, handler, summary))
+    return parser
+
+
+def _add_stage(stage: argparse.ArgumentParser, *, prints: bool) -> None:
+    stage.add_argument("recipe", type=Path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
+    stage.add_argument("--out", type=Path, help="run directory (default: RUN, or runs/NAME)")
+    stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
+    declared.add_cache(stage)
+    stage.add_argument("--dry_run", action="store_true", help="print models, programs, memory and time, and stop")
+    stage.add_argument("--shard", metavar="I/N", help="run the i-th of n parts of the cells of a grid, from 1/n")
+    stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
+    stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
+    stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
+    if prints:
+        declared.add_format(stage)
+
+
+def _add_import(imported: argparse.ArgumentParser) -> None:
+    add = imported.add_argument
+    add("recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml")
+    add("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path stands for each of "
+        "the recipe's seeds")  # fmt: skip
+    add("--tuned", action="append", default=[], metavar="MODEL:POINT=FILE", help="a tuned model, by its names in the "
+        "recipe; once for each")  # fmt: skip
+    add("--out", type=Path, help="run directory to make (default: runs/NAME)")
+    declared.add_cache(imported)
+
+
+def _add_readers(add: Callable[..., argparse.ArgumentParser]) -> None:
+    for name, handler, summary in (
+        ("status", _status, "show how far a run or every cell of a grid is"),
+        ("claims", _claims, "judge the paper's statements by a run's analyses"),
+    ):
+        verb = add(name, handler, summary)
         verb.add_argument("run", type=Path, help="run directory")
-    for verb in (status, claims, verbs.choices["run"], verbs.choices["report"]):
-        verb.add_argument("--format", choices=get_args(Form), help="of what is printed (default: table)")
+        declared.add_format(verb)
     figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
     figure.add_argument("run", type=Path, help="run directory")
     figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
-    drawn = add("sample", sample.run, "print prompts of a condition with their answers")
-    drawn.add_argument("--world", default="tiny", help="paper, tiny, or a YAML file of your own")
-    drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
-    drawn.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
-    drawn.add_argument("--seed", type=int, default=0)
-    drawn.add_argument("--format", choices=(*get_args(Form), "jsonl"),
-                       help="of what is printed (default: table); jsonl: prompt, chosen, rejected")  # fmt: skip
-    prompts = add("prompts", sample.prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
-    prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    prompts.add_argument("--tokenizer", type=Path, metavar="DIR",
-                         help="Hugging Face directory whose control tokens a further jailbreak injects")  # fmt: skip
-    named = add(
-        "list", _list, "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
-    )
-    about = add("env", _env, "print versions and devices, for bug reports")
-    for verb in (named, about):
-        verb.add_argument("--format", choices=get_args(Form), help="of what is printed (default: table)")
-    return parser
 
 
 def _recipe(options: argparse.Namespace, overrides: Sequence[str]) -> "tuple[Recipe, Path]":
@@ -240,9 +238,25 @@ def _configure_jax(cache: str, *, seeds: int) -> None:
     jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, cores))
     # Which of our lines every operation comes from would take a seventh of what a study compiles in.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    if cache != "off":
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+    if cache != "off" and (folder := _cache_folder(cache)):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cache_folder(named: str) -> Path | None:
+    """The folder of compiled programs, made; None, and said, where it cannot be: jax would warn at every program."""
+    try:
+        folder = Path(named).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+        problem = f"{folder} cannot be written"
+    except (OSError, RuntimeError) as error:  # without a home that is known
+        problem = str(error)
+    print(
+        f"jaxsafety: compiled programs are not kept ({problem}): --compilation_cache DIR names a place", file=sys.stderr
+    )
+    return None
 
 
 def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:

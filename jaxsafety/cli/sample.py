@@ -3,13 +3,29 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxsafety.cli import declared
 from jaxsafety.rundir import printed
 
 if TYPE_CHECKING:
     from jaxsafety.types import Key, Trial
+
+
+def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds both verbs to a parser, by what adds one to it."""
+    drawn = add("sample", run, "print prompts of a condition with their answers")
+    drawn.add_argument("--world", default="tiny", help="paper, tiny, or a YAML file of your own")
+    drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
+    drawn.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
+    drawn.add_argument("--seed", type=int, default=0)
+    declared.add_format(drawn, "jsonl", about="; jsonl: prompt, chosen, rejected")
+    written = add("prompts", prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
+    written.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
+    written.add_argument("--tokenizer", type=Path, metavar="DIR",
+                         help="Hugging Face directory whose control tokens a further jailbreak injects")  # fmt: skip
 
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> int:
