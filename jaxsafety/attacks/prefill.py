@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxsafety.config.fields import check, swept
-from jaxsafety.tree import check_between
+from jaxsafety.entry.checks import check_between
 from jaxsafety.types import Attack, Attacked, Batch, Key, Point, Section, Target
 
 Depth = int | Int[Array, ""]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsafety import losses
 from jaxsafety.config.fields import check, swept
-from jaxsafety.tree import check_between
+from jaxsafety.entry.checks import check_between
 from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target
 
 # Standard deviation of the starting point, far inside the ball: the paper's released value.

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.checks import check_between
 from jaxsafety.linalg import subspace, svd
 from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
@@ -32,7 +33,7 @@ def rank_part(
     tree.check_finite(delta, name="delta")
     stacks = tree.matrix_stacks(delta, pattern)
     most = max(min(stack.shape[1:]) for stack in stacks.values())
-    tree.check_between("rank", rank, 1, most)
+    check_between("rank", rank, 1, most)
     parts = {path: _truncated(stack, jnp.asarray(rank), method=method) for path, stack in stacks.items()}
     return tree.label(delta, lambda path, leaf: parts[path].astype(leaf.dtype) if path in parts else leaf)
 

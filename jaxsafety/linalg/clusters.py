@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
 from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_finite, known
+from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg.unbatched import singular_values
-from jaxsafety.tree import check_finite
 from jaxsafety.types import Leaf
 
 Form = Literal["euclidean", "cosine"]
@@ -55,6 +57,7 @@ class Separation:
     distance: Leaf
 
 
+@checked
 def centroids(
     safe: Float[Array, "l b f"],
     unsafe: Float[Array, "l c f"],
@@ -72,6 +75,7 @@ def centroids(
     return Centroids(*(_mean(*samples)[:, 0] for samples in classes))
 
 
+@checked
 def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form = "euclidean") -> Float[Array, "l b"]:
     """Which mean a sample is nearer to: ``|a - mu_U| - |a - mu_S|``, or ``cos(a, mu_S) - cos(a, mu_U)``.
 
@@ -99,6 +103,7 @@ def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form 
     return _dot(a, turned) / _norm(a)
 
 
+@checked
 def relative_tau(activations: Float[Array, "l b f"], centroids: Centroids) -> Float[Array, "l b"]:
     """Euclidean tau over its largest possible size, ``tau / |mu_S - mu_U|``: comparable across layers and methods.
 
@@ -113,6 +118,7 @@ def relative_tau(activations: Float[Array, "l b f"], centroids: Centroids) -> Fl
     return _relative(tau(activations, centroids), _distance(centroids)[:, None])
 
 
+@checked
 def separation(
     tau_safe: Float[Array, "l b"],
     tau_unsafe: Float[Array, "l c"],
@@ -151,6 +157,7 @@ def separation(
     )
 
 
+@checked
 def leading_share(
     activations: Float[Array, "l b f"], *, weights: Weights | None = None
 ) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
@@ -162,13 +169,14 @@ def leading_share(
         ``1 / min(n - 1, f)``: compare equal n.
 
     Raises:
-        ValueError: as :func:`centroids`.
+        ValueError: as :func:`centroids`, or a gradient is asked; it has none.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.1: the unsafe cluster becomes low-rank, a share of up to 62 %.
 
     Fidelity: which of the two shares the paper reports is not known; both are given.
     """
+    activations = undifferentiated("leading_share", activations)
     values, mask = _samples(activations, weights, name="activations")
     # What is left out is put to zero after the centring: rows of zeros add no singular value.
     centred = jnp.where(mask, values - _mean(values, mask), 0.0)
@@ -183,19 +191,17 @@ def _samples(values: Array, weights: Array | None, *, name: str) -> tuple[Array,
     """One class: values ``[l, b, ...]`` of at least float32, zero where left out, and a mask that broadcasts to it."""
     if not (count := values.shape[1]):
         raise ValueError(f"empty class: {name} holds no samples, expected at least one")
-    if weights is not None and not isinstance(weights, jax.core.Tracer):
-        # NumPy: a concrete array that a traced function closes over must not be traced for this.
-        known = np.asarray(weights)
-        if not np.isin(known, (0, 1)).all():
-            raise ValueError(f"weights of {name} hold other values than 0 and 1, expected a mask over its samples")
-        if not known.any():
-            raise ValueError(f"empty class: weights of {name} choose none of {count} samples, expected at least one")
+    kept, numbers = np.ones(count, bool) if weights is None else known(weights), known(values)
+    if kept is not None and not np.isin(kept, (0, 1)).all():
+        raise ValueError(f"weights of {name} hold other values than 0 and 1, expected a mask over its samples")
+    if kept is not None and not kept.any():
+        raise ValueError(f"empty class: weights of {name} choose none of {count} samples, expected at least one")
+    if kept is not None and numbers is not None:
+        check_finite(**{name: numbers[:, kept != 0]})
     chosen = jnp.ones((count,), bool) if weights is None else weights != 0
     mask = chosen.reshape(1, -1, *[1] * (values.ndim - 2))
     # A NaN that is left out would spread through a product with zero.
-    values = jnp.where(mask, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0)
-    check_finite({name: values}, name="clusters")
-    return values, mask
+    return jnp.where(mask, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0), mask
 
 
 def _mean(values: Array, mask: Array) -> Array:
@@ -211,13 +217,20 @@ def _pooled_std(*classes: tuple[Array, Array]) -> Float[Array, " l"]:
     squares = [jnp.sum(jnp.where(mask, (t - _mean(t, mask)) ** 2, 0.0), axis=1) for t, mask in classes]
     counts = [jnp.sum(mask, axis=1, dtype=square.dtype) for square, (_, mask) in zip(squares, classes, strict=True)]
     enough = jnp.minimum(*counts) >= 2
-    return jnp.sqrt(sum(squares) / jnp.where(enough, sum(counts) - 2, jnp.nan))
+    variance = sum(squares) / jnp.where(enough, sum(counts) - 2, 1.0)
+    # A root has no slope at zero that could be multiplied with nothing.
+    root = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), variance)
+    return jnp.where(enough, root, jnp.nan)
 
 
 def _with_centroids(activations: Array, centroids: Centroids) -> tuple[Array, Array, Array]:
     """Activations and both means ``[l, 1, f]``, in one dtype of at least float32."""
     arrays = {"activations": activations, "safe mean": centroids.safe, "unsafe mean": centroids.unsafe}
-    check_finite(arrays, name="clusters")
+    shape = activations.shape[:1] + activations.shape[2:]
+    for name in list(arrays)[1:]:
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape} beside activations [l, b, f]")
+    check_finite(**arrays)
     dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
     return activations.astype(dtype), *(mean.astype(dtype)[:, None] for mean in (centroids.safe, centroids.unsafe))
 
@@ -242,10 +255,10 @@ def _longer(x: Array, y: Array, *, difference: Array) -> Array:
 
 
 def _norm(vectors: Array) -> Array:
-    """Euclidean norm over the last axis, scaled so that squares neither overflow nor underflow."""
-    scale = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    """Euclidean norm over the last axis, scaled so that squares neither overflow nor underflow; no slope at zero."""
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
     scaled = vectors / jnp.where(scale > 0, scale, 1.0)
-    return scale[..., 0] * jnp.sqrt(_dot(scaled, scaled))
+    return scale[..., 0] * jnp.sqrt(jnp.where(scale[..., 0] > 0, _dot(scaled, scaled), 1.0))
 
 
 def _dot(a: Array, b: Array) -> Array:
