@@ -158,7 +158,8 @@ class Model(NamedTuple):
     Raises:
         Unsupported: the model lacks what is asked for.
         ValueError: inputs of another shape or type, or longer than the model takes; an unknown site, layers that are
-            not ascending indices; an edit that changes a shape or type.
+            not ascending indices; an edit that changes a shape or type. A GPT and a Llama refuse (unless traced) real
+            tokens outside of the vocabulary and places outside of the sequence, too.
     """
 
     embed: Callable[..., Leaf]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsafety.types import Leaf
+from jaxsafety.types import Batch, Leaf
 
 
 def known(value: Any) -> np.ndarray | None:
@@ -73,3 +73,20 @@ def check_indices(name: str, indices: Leaf, size: int, *, of: str, mask: Leaf | 
     outside = values[((values < 0) | (values >= size)) & kept]
     if outside.size:
         raise ValueError(f"{name}: got {outside.flat[0]}, expected from 0 to {size - 1}, {of}")
+
+
+def check_alike(**sides: Batch | Leaf) -> None:
+    """Refuses batches, or arrays ``[b, t]``, of different shapes, and batches whose mask is not boolean."""
+    (first, expected), *_ = found = [(name, _shape(name, side)) for name, side in sides.items()]
+    for name, shape in found:
+        if shape != expected:
+            raise ValueError(f"{first} has shape {expected} and {name} {shape}: expected answers to the same prompts")
+
+
+def _shape(name: str, side: Batch | Leaf) -> tuple[int, ...]:
+    if not isinstance(side, Batch):
+        return np.shape(side)
+    if side.mask.dtype != bool or not np.shape(side.mask) == np.shape(side.targets) == np.shape(side.tokens):
+        shapes = f"tokens {np.shape(side.tokens)}, targets {np.shape(side.targets)}, {side.mask.dtype} mask"
+        raise ValueError(f"{name} has {shapes} {np.shape(side.mask)}: expected one shape, and a mask that is boolean")
+    return np.shape(side.tokens)

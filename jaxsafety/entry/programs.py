@@ -12,9 +12,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def compiled(*static: str) -> Callable[[_F], _F]:
     """Compiles the body of a public function once for its ``static`` keyword arguments and its arrays' shapes.
 
-    Loops and branches would be compiled again in every eager call. Inside a transformation the body is inlined: the
-    program is what it would be without. A function among the arguments keeps the body from being compiled, since what
-    it closes over may have changed by the next call; a :class:`jax.tree_util.Partial` holds that as its arguments.
+    Loops and branches would be compiled again in every eager call. Traced arguments go to the body as it is, and in a
+    trace that closes over all of them the program is inlined. A function among the arguments keeps the body from being
+    compiled, since what it closes over may have changed by the next call; a :class:`jax.tree_util.Partial` holds that
+    as its arguments.
     """
 
     def decorate(body: _F) -> _F:
@@ -22,9 +23,9 @@ def compiled(*static: str) -> Callable[[_F], _F]:
 
         @functools.wraps(body)
         def call(*args: Any, **kwargs: Any) -> Any:
-            traced = (args, {name: value for name, value in kwargs.items() if name not in static})
-            run = body if any(callable(leaf) for leaf in jax.tree.leaves(traced)) else program
-            return run(*args, **kwargs)
+            leaves = jax.tree.leaves((args, {name: value for name, value in kwargs.items() if name not in static}))
+            as_it_is = any(isinstance(leaf, jax.core.Tracer) or callable(leaf) for leaf in leaves)
+            return (body if as_it_is else program)(*args, **kwargs)
 
         return call
 

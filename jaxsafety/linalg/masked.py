@@ -1,4 +1,4 @@
-"""Means over a part of the samples, that keep their shape under jit and vmap."""
+"""Means over a part of the samples, that keep their shape under jit and vmap; norms that have a gradient at zero."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
@@ -21,3 +21,10 @@ def averaged(values: Shaped[Array, "..."], weights: Bool[Array, "..."]) -> Float
     kept = jnp.sum(weights, axis=-1)
     total = jnp.sum(jnp.where(weights, values, 0.0), axis=-1)
     return jnp.where(kept > 0, total / jnp.maximum(kept, 1), jnp.nan)
+
+
+@checked
+def norm(values: Float[Array, "..."], *, axis: int | tuple[int, ...]) -> Float[Array, "..."]:
+    """Euclidean norm over one axis or several; the gradient of a norm that is zero is zero."""
+    squares = jnp.sum(values * values, axis=axis)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), squares)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between, check_finite, check_indices, check_positive, known
 from jaxsafety.entry.programs import compiled, undifferentiated
+from jaxsafety.linalg.masked import norm
 from jaxsafety.linalg.power import TopSingular, largest_singular_value
 from jaxsafety.types import ForwardEmbeddings, Key
 
@@ -69,7 +70,7 @@ def _gradient_norm(
         return jnp.sum(jnp.take_along_axis(logits, best, axis=-1))
 
     gradient = jnp.where(prompt[..., None], jax.grad(top)(embeddings), 0.0)
-    return jnp.where(defined, jnp.linalg.norm(gradient.reshape(gradient.shape[0], -1), axis=-1), jnp.nan)
+    return jnp.where(defined, norm(gradient.reshape(gradient.shape[0], -1), axis=-1), jnp.nan)
 
 
 @checked
@@ -164,9 +165,9 @@ def _check(embeddings: Array, *, position: Array, prompt: Array) -> None:
 def _prepared(
     embeddings: Float[Array, "b t d"], position: Int[Array, " b"], prompt: Bool[Array, "b t"]
 ) -> tuple[Float[Array, "b t d"], Bool[Array, " b"]]:
-    """Embeddings of at least float32, zeros where they do not matter, and the rows with a prompt and a position."""
+    """Embeddings of at least float32, numbers where they do not matter, and the rows with a prompt and a position."""
     size = embeddings.shape[1]
     defined = jnp.any(prompt, axis=1) & (position >= 0) & (position < size)
     used = prompt | (jnp.arange(size)[None] <= position[:, None])
-    embeddings = jnp.where(used[..., None], embeddings, 0)
+    embeddings = jnp.where(used[..., None] | jnp.isfinite(embeddings), embeddings, 0)
     return embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32)), defined

@@ -19,6 +19,7 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_finite, check_share
 from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg import subspace, svd
+from jaxsafety.linalg.masked import norm
 from jaxsafety.types import Key, Leaf
 
 # Ranks that hold a share of the energy need the whole spectrum, which a randomised decomposition has not.
@@ -229,8 +230,8 @@ def input_space(
     base, delta, inputs = _numbers(base=base, delta=delta, inputs=inputs)
     delta = undifferentiated("input_space: the update", delta)
     update = svd.decompose(delta, method=method, rank=rank, key=key)
-    norms = _norm(inputs, axis=-1)
-    changed, kept = (_norm(_product(inputs, stack), axis=-1) for stack in (delta, base))
+    norms = norm(inputs, axis=-1)
+    changed, kept = (norm(_product(inputs, stack), axis=-1) for stack in (delta, base))
     coordinates = _quotient(_product(inputs, update.inputs), norms[..., None])
     return InputSpace(
         gain=_quotient(changed, norms),
@@ -249,7 +250,7 @@ def changed_norm(base: Float[Array, "l m n"], delta: Float[Array, "l m n"]) -> F
     Raises:
         ValueError: different shapes, or values that are not finite.
     """
-    changed, kept = (_norm(stack, axis=(1, 2)) for stack in reversed(_numbers(base=base, delta=delta)))
+    changed, kept = (norm(stack, axis=(1, 2)) for stack in reversed(_numbers(base=base, delta=delta)))
     return _quotient(changed, kept)
 
 
@@ -258,11 +259,6 @@ def _numbers(**arrays: Array) -> tuple[Array, ...]:
     check_finite(**arrays)
     dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
     return tuple(jnp.asarray(array, dtype) for array in arrays.values())
-
-
-def _norm(arrays: Array, *, axis: int | tuple[int, ...]) -> Array:
-    squares = jnp.sum(arrays * arrays, axis=axis)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), squares)
 
 
 @compiled()
