@@ -179,8 +179,9 @@ def effective_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
     """
     values = _widened(values)
     values = values / jnp.max(values, axis=-1, keepdims=True)
+    values = jnp.where(values == 0, 0.0, values)
     shares = values / jnp.sum(values, axis=-1, keepdims=True)
-    # A one has the entropy of a zero, and a slope, which infinity would spread to the others.
+    # A one has the entropy of a zero, and a slope; an infinite one would reach the other values, too.
     shares = jnp.where(shares == 0, 1.0, shares)
     return jnp.exp(jnp.sum(jax.scipy.special.entr(shares), axis=-1))
 

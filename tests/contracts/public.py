@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsafety import losses, tree
@@ -31,6 +32,12 @@ class Case(NamedTuple):
     arrays: dict[str, Any]
     smooth: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+
+
+def weighted(found):
+    """A number that every float of a result moves."""
+    leaves = [leaf for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return sum(jnp.sum(leaf * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)) for leaf in leaves)
 
 
 def normal(*shape):

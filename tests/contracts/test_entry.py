@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from tests.contracts.public import CASES
+from tests.contracts.public import CASES, weighted
 
 # float32 programs that XLA fuses and adds up in another order.
 RTOL, ATOL = 1e-4, 1e-5
@@ -63,12 +63,6 @@ def test_numpys_arrays_traced_ones_and_constants_are_one_and_the_second_call_com
     jax.make_jaxpr(lambda x: (x, call(**constants)))(1.0)
     jax.make_jaxpr(lambda given: call(**{first: constants[first]}, **given))(rest)
     same(jax.jit(lambda given: call(**{first: given}, **rest))(constants[first]), eager)
-
-
-def weighted(found):
-    """A number that every float of a result moves."""
-    leaves = [leaf for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return sum(jnp.sum(leaf * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)) for leaf in leaves)
 
 
 def wide(leaf):
