@@ -7,6 +7,7 @@ dataclasses; what comes back has its structure. A path is the keys, names and in
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -91,11 +92,9 @@ def check_match(
         others = right if path in left else left
         hint = nearest(path, others)
         raise ValueError(f"{path} is in {there} but not in {absent}: expected trees of the same structure{hint}")
-    if (structures := (jax.tree.structure(tuned), jax.tree.structure(base)))[0] != structures[1]:
-        kinds = " and ".join(
-            f"{name} {type(params).__name__}" for name, params in zip(names, (tuned, base), strict=True)
-        )
-        raise ValueError(f"the same paths lie in other containers in {kinds}: expected trees of the same structure")
+    if jax.tree.structure(tuned) != jax.tree.structure(base):
+        kinds = f"{names[0]}, a {type(tuned).__name__}, and {names[1]}, a {type(base).__name__}"
+        raise ValueError(f"the same paths lie in different containers in {kinds}: expected trees of the same structure")
     for path in left:
         for name, leaf in zip(names, (left[path], right[path]), strict=True):
             if not _is_numeric(leaf):
@@ -143,18 +142,17 @@ def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) ->
         ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
     """
     check_match(base, delta, names=("base", "delta"), finite=True)
+    return jax.tree.map(partial(_moved, alpha=alpha), base, delta)
 
-    def moved(base: Leaf, delta: Leaf) -> Leaf:
-        dtype = jnp.result_type(base, delta)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            return base + alpha * delta
-        wide = jnp.promote_types(dtype, jnp.float32)
-        base, delta = (
-            leaf.astype(wide) if hasattr(leaf, "astype") else jnp.asarray(leaf, wide) for leaf in (base, delta)
-        )
-        return (base + alpha * delta).astype(dtype)
 
-    return jax.tree.map(moved, base, delta)
+def _moved(base: Leaf, delta: Leaf, *, alpha: Any) -> Leaf:
+    dtype = jnp.result_type(base, delta)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return base + alpha * delta
+    wide = jnp.promote_types(dtype, jnp.float32)
+    # NumPy's weights stay on the host.
+    base, delta = (leaf.astype(wide) if hasattr(leaf, "astype") else jnp.asarray(leaf, wide) for leaf in (base, delta))
+    return (base + alpha * delta).astype(dtype)
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -16,7 +16,8 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, Int
 
-Params = dict[str, Any]
+# A tree of arrays: of the models here nested dicts, of other libraries whatever they keep parameters in.
+Params = Any
 
 # A record's field: an array of the documented shape, or what stands for one (a tracer, jax.eval_shape's struct).
 Leaf = Any

@@ -4,7 +4,6 @@ They are made with NumPy, for inside somebody's trace an operation of jax on a c
 is passed over: docstrings say what comes of bad values there.
 """
 
-import operator
 from typing import Any
 
 import jax
@@ -62,7 +61,9 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None, *, wh
     if isinstance(value, jax.core.Tracer):
         raise ValueError(f"{name}: got a value that is traced, expected a number that is known before")
     check_between(name, value, low, high, what=what)
-    return operator.index(np.asarray(value).item())
+    if np.asarray(value).dtype.kind not in "iu":
+        raise ValueError(f"{name}: got {value}, expected a whole number")
+    return int(value)
 
 
 def check_indices(name: str, indices: Leaf, size: int, *, of: str, mask: Leaf | None = None) -> None:

@@ -1,5 +1,8 @@
 """Means over a part of the samples, that keep their shape under jit and vmap; norms that have a gradient at zero."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
@@ -26,5 +29,15 @@ def averaged(values: Shaped[Array, "..."], weights: Bool[Array, "..."]) -> Float
 @checked
 def norm(values: Float[Array, "..."], *, axis: int | tuple[int, ...]) -> Float[Array, "..."]:
     """Euclidean norm over one axis or several; the gradient of a norm that is zero is zero."""
-    squares = jnp.sum(values * values, axis=axis)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), squares)
+    return _norm(axis, values)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _norm(axis, values):
+    return jnp.linalg.norm(values, axis=axis)
+
+
+@_norm.defjvp
+def _norm_jvp(axis, primals, tangents):
+    found = _norm(axis, *primals)
+    return found, jnp.sum(primals[0] * tangents[0], axis=axis) / jnp.where(found > 0, found, 1.0)

@@ -174,16 +174,13 @@ def stable_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
 def effective_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p = s / sum s``, of singular values ``[*batch, r]``.
 
-    It is in [1, r]: r equal values have r; NaN for a zero matrix. A value of 0 has no gradient, for its slope there is
-    infinite. References: Roy and Vetterli 2007, definition 1.
+    It is in [1, r]: r equal values have r; NaN for a zero matrix. The slope of a value of 0 is infinite: its gradient
+    is that of the sum alone. References: Roy and Vetterli 2007, definition 1.
     """
     values = _widened(values)
     values = values / jnp.max(values, axis=-1, keepdims=True)
-    values = jnp.where(values == 0, 0.0, values)
     shares = values / jnp.sum(values, axis=-1, keepdims=True)
-    # A one has the entropy of a zero, and a slope; an infinite one would reach the other values, too.
-    shares = jnp.where(shares == 0, 1.0, shares)
-    return jnp.exp(jnp.sum(jax.scipy.special.entr(shares), axis=-1))
+    return jnp.exp(jnp.sum(_entropy(shares), axis=-1))
 
 
 @checked
@@ -241,6 +238,19 @@ def sample_random_energy(
     basis = _widened(basis)
     vectors = jax.random.normal(key, (*basis.shape[:-2], samples, basis.shape[-2]), basis.dtype)
     return projection_energy(vectors, basis, mask=mask)
+
+
+@jax.custom_jvp
+def _entropy(shares: Array) -> Array:
+    return jax.scipy.special.entr(shares)
+
+
+@_entropy.defjvp
+def _entropy_jvp(primals, tangents):
+    # An infinite slope would reach the other values, too, as they have a sum together.
+    (shares,), (moved,) = primals, tangents
+    some = shares > 0
+    return _entropy(shares), jnp.where(some, -jnp.log(jnp.where(some, shares, 1.0)) - 1, 0.0) * moved
 
 
 def _counted(chosen: Bool[Array, "*batch r"], values: Float[Array, "*batch r"]) -> Int[Array, "*batch"]:

@@ -49,20 +49,40 @@ def test_every_public_function_is_in_the_table():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numpys_arrays_traced_ones_and_constants_are_one_and_the_second_call_compiles_nothing(name, unchecked):
+def test_a_second_call_compiles_nothing(name, unchecked):
+    """With NumPy's arrays, as a stranger has them."""
     call, arrays = CASES[name][:2]
-    eager = jax.block_until_ready(call(**arrays))
+    first = jax.block_until_ready(call(**arrays))
     lowered.clear()
-    again = jax.block_until_ready(call(**arrays))
+    second = jax.block_until_ready(call(**arrays))
     assert not lowered
-    same(again, eager)
-    constants = jax.tree.map(jnp.asarray, arrays)
+    jax.tree.map(np.testing.assert_array_equal, second, first)
+
+
+def ways(name):
+    """What to jit, and its argument: the function's arguments traced, closed over, the first of them, or the others."""
+    call, constants = CASES[name].call, jax.tree.map(jnp.asarray, CASES[name].arrays)
     first, *others = constants
     rest = {other: constants[other] for other in others}
-    jax.make_jaxpr(lambda given: call(**given))(constants)
-    jax.make_jaxpr(lambda x: (x, call(**constants)))(1.0)
-    jax.make_jaxpr(lambda given: call(**{first: constants[first]}, **given))(rest)
-    same(jax.jit(lambda given: call(**{first: given}, **rest))(constants[first]), eager)
+    yield lambda given: call(**given), constants
+    yield lambda _: call(**constants), ()
+    yield lambda given: call(**{first: given}, **rest), constants[first]
+    yield lambda given: call(**{first: constants[first]}, **given), rest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_may_be_traced_closed_over_or_mixed(name, unchecked):
+    for function, given in ways(name):
+        jax.make_jaxpr(function)(given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_jitted_is_eager(name, unchecked):
+    call, arrays = CASES[name][:2]
+    eager = call(**arrays)
+    for function, given in ways(name):
+        same(jax.jit(function)(given), eager)
 
 
 def wide(leaf):

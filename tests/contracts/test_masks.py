@@ -130,7 +130,7 @@ KINKS = {
     "tau, at the safe mean": (
         lambda x: clusters.tau(x, clusters.Centroids(jnp.asarray(LINE[0]), jnp.zeros((1, 6)))), LINE, LINE / 3
     ),
-    "effective_rank, a value of zero": (subspace.effective_rank, [[1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]]),
+    "effective_rank, a value of zero": (subspace.effective_rank, [[1.0, 1.0, 0.0]], [[0.0, 0.0, 1 - np.log(2)]]),
     "stable_rank, the largest value": (subspace.stable_rank, [[2.0, 1.0]], [[-0.25, 0.5]]),
     "projection_energy, inside the subspace": (
         lambda x: subspace.projection_energy(x, jnp.eye(3)[:, :2]), [[1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]

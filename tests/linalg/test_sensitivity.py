@@ -237,13 +237,6 @@ def test_the_gradient_norm_of_a_gpt_is_its_steepest_slope(decoder, decoder_norms
 # Transformations
 
 
-@pytest.mark.slow
-def test_jitted_is_eager():
-    (gradient, found), (eager_gradient, eager) = precise(*case()), norms(*concrete(case()), tolerance=1e-3)
-    np.testing.assert_allclose(gradient, eager_gradient, rtol=SAME)
-    np.testing.assert_allclose(found.value, eager.value, rtol=NORM)
-
-
 def test_vmapped_is_looped():
     lanes = [case(seed) for seed in range(3)]
     gradients, found = precise_lanes(*tree.stack(lanes))
