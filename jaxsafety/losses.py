@@ -3,7 +3,8 @@
 Reductions return ``(sum, count)``; the quotient is taken once, over the global batch, so that microbatches and
 devices never change a result. Everything is float32 (float64 of float64), whatever the logits' dtype. A mask has the
 shape of what it masks, and is boolean; whatever stands where it does not hold, a NaN or a target beyond the vocabulary
-too, changes neither a value nor a gradient. Other shapes and types are a ValueError that names the argument.
+too, changes neither a value nor a gradient. Other shapes and types are a ValueError that names the argument. Verdicts
+(:func:`correct`, :func:`exact_match`, :func:`token_accuracy`) have no gradient.
 """
 
 from typing import Literal
@@ -86,7 +87,7 @@ def sequence_logprobs(
 
 @checked
 def correct(logits: Float[Array, "*b t v"], targets: Int[Array, "*b t"]) -> Bool[Array, "*b t"]:
-    """Returns where the most likely token is the target; it has no gradient."""
+    """Returns where the most likely token is the target."""
     return jnp.argmax(logits, axis=-1) == targets
 
 

@@ -1,7 +1,8 @@
 """Prefill attack: the first tokens of the complied answer are given, and the model goes on from there.
 
 Depth counts judged tokens (those that a :class:`~jaxsafety.types.Batch` of the complied answer scores), so that a
-prompt whose second block is judged is prefilled there. All functions read teacher-forced predictions.
+prompt whose second block is judged is prefilled there. All functions read teacher-forced predictions, and give tokens
+and masks, which have no gradient.
 """
 
 from dataclasses import dataclass

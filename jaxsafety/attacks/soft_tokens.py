@@ -4,7 +4,7 @@ The window has a fixed length: what is inserted at index ``at`` in [0, t) (the l
 the right, and what leaves the window is dropped. A target follows the input that predicts it, so the first answer token
 is predicted at ``at + count``. ``count`` soft tokens are inserted; it may be traced: one compiled program serves every
 strength. ``mask`` marks the scored targets without the attack. Arrays of other shapes or types are a ValueError, and so
-is an ``at`` outside of the window, where it must lie when it is traced.
+is an ``at`` outside of the window, where it must lie when it is traced. Only what :func:`insert` gives has a gradient.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ A basis is ``[*batch, n, r]``, orthonormal columns. How many of its columns coun
 so a subspace of data-dependent rank is a basis and a boolean ``mask [*batch, r]`` (:func:`leading`): static shapes.
 Everything is computed in float32, or float64 if an input is. A large projection says nothing alone: beside it belongs
 the random baseline, ``k / n`` of the energy for k of n dimensions. Directions that a mask leaves out may be anything.
-Arrays of other shapes or types are a ValueError that names them.
+Arrays of other shapes or types are a ValueError that names them. Ranks are integers: neither they nor what depends on
+them alone has a gradient.
 """
 
 from functools import partial

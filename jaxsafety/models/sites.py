@@ -25,7 +25,7 @@ def chosen_layers(
     chosen = tuple(range(depth)) if layers is None else layers
     if not chosen or list(chosen) != sorted(set(chosen) & set(range(depth))):
         raise ValueError(f"layers: got {layers}, expected ascending indices from 0 to {depth - 1}")
-    return chosen
+    return tuple(chosen)
 
 
 def pick(
