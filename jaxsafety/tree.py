@@ -1,19 +1,22 @@
 """Parameter trees by path: select, label, difference, interpolate, and stacked lanes.
 
-A path is the nested keys joined with ``/``, e.g. ``blocks/mlp/up``. Per-layer weights carry a leading ``l`` axis.
+A tree is any pytree of arrays: nested dicts, Haiku's and flax's, lists of layers, states and modules that are
+dataclasses; what comes back has its structure. A path is the keys, names and indices on the way to a leaf joined with
+``/``, e.g. ``blocks/mlp/up``. Per-layer weights carry a leading ``l`` axis.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
 from jaxsafety.config.names import nearest
+from jaxsafety.entry.checks import is_finite
 from jaxsafety.types import Leaf, Params
 
 # Paths of the layers' stacks of matrices, of the MLPs alone and of attention as well.
@@ -22,13 +25,25 @@ MATRICES = "blocks/(attn/[qkvo]|mlp/(up|down|gate))"
 
 
 def flatten(params: Params) -> dict[str, Leaf]:
-    """Returns the tree as a flat dict from path to array."""
-    return traverse_util.flatten_dict(params, sep="/")
+    """Returns the tree as a flat dict from path to array.
+
+    Raises:
+        ValueError: two leaves have the same path, as a name with a ``/`` may bring about.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    flat = {_path(keys): leaf for keys, leaf in leaves}
+    if len(flat) < len(leaves):
+        raise ValueError(f"params: got {len(leaves)} leaves at {len(flat)} paths, expected one at each: rename a key")
+    return flat
 
 
 def unflatten(flat: dict[str, Leaf]) -> Params:
-    """Inverse of :func:`flatten`."""
+    """Inverse of :func:`flatten` for nested dicts whose keys have no ``/``."""
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _path(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def select(params: Params, pattern: str) -> dict[str, Leaf]:
@@ -59,16 +74,17 @@ def matrix_stacks(params: Params, pattern: str) -> dict[str, Float[Array, "l m n
 
 def label(params: Params, rule: Callable[[str, Leaf], Any]) -> Params:
     """Returns the tree with ``rule(path, leaf)`` at every leaf: masks and labels for optax's masked transforms."""
-    return unflatten({path: rule(path, leaf) for path, leaf in flatten(params).items()})
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: rule(_path(keys), leaf), params)
 
 
 def check_match(
     tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base"), finite: bool = False
 ) -> None:
-    """Checks that two trees have the same paths and, leaf by leaf, the same shapes, and whether they are ``finite``.
+    """Checks that two trees of arrays have one structure and, leaf by leaf, the same shapes; whether ``finite``, too.
 
     Raises:
-        ValueError: they differ, or one is not finite; the path is named, with what ``names`` call the trees.
+        ValueError: they differ, a leaf is no array, or one is not finite; the path is named, with what ``names`` call
+            the trees.
     """
     left, right = flatten(tuned), flatten(base)
     for path in sorted(left.keys() ^ right.keys()):
@@ -76,7 +92,13 @@ def check_match(
         others = right if path in left else left
         hint = nearest(path, others)
         raise ValueError(f"{path} is in {there} but not in {absent}: expected trees of the same structure{hint}")
+    if jax.tree.structure(tuned) != jax.tree.structure(base):
+        kinds = f"{names[0]}, a {type(tuned).__name__}, and {names[1]}, a {type(base).__name__}"
+        raise ValueError(f"the same paths lie in different containers in {kinds}: expected trees of the same structure")
     for path in left:
+        for name, leaf in zip(names, (left[path], right[path]), strict=True):
+            if not _is_numeric(leaf):
+                raise ValueError(f"{path} of {name} is a {type(leaf).__name__}, expected arrays of numbers alone")
         if jnp.shape(left[path]) != jnp.shape(right[path]):
             shapes = f"{names[0]} {jnp.shape(left[path])} and {names[1]} {jnp.shape(right[path])}"
             raise ValueError(f"{path} has shape {shapes}: expected the same")
@@ -84,10 +106,10 @@ def check_match(
         check_finite(params, name=name)
 
 
-def is_finite(array: Leaf) -> bool:
-    """Whether no value is a NaN or an infinity; what is being traced is taken to have none."""
-    # NumPy: a concrete array that a traced function closes over must not be traced for this.
-    return isinstance(array, jax.core.Tracer) or bool(np.isfinite(np.asarray(array)).all())
+def _is_numeric(leaf: Any) -> bool:
+    return isinstance(leaf, int | float) or (
+        hasattr(leaf, "dtype") and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    )
 
 
 def check_finite(params: Params, *, name: str = "params") -> None:
@@ -99,17 +121,6 @@ def check_finite(params: Params, *, name: str = "params") -> None:
     for path, leaf in flatten(params).items():
         if not is_finite(leaf):
             raise ValueError(f"{name}: {path} holds values that are not finite, expected numbers only")
-
-
-def check_between(name: str, value: Any, low: int, high: int | None = None, *, what: str = "") -> None:
-    """Checks a number; one that is being traced is passed over. Raises ValueError: it is out of range."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    # As a Python number: comparing an array inside a traced function would be traced, even if it is a constant there.
-    number = np.asarray(value).item()
-    if not (low <= number and (high is None or number <= high)):
-        expected = f"at least {low}" if high is None else f"from {low} to {high}{what}"
-        raise ValueError(f"{name}: got {number}, expected {expected}")
 
 
 def difference(tuned: Params, base: Params) -> Params:
@@ -125,11 +136,23 @@ def difference(tuned: Params, base: Params) -> Params:
 def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) -> Params:
     """Returns ``base + alpha * delta``; alpha 0 is the base, 1 the tuned model, above 1 extrapolates.
 
+    Types are those of ``base + delta``, whatever that of alpha: it may be traced, or of any library.
+
     Raises:
         ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
     """
     check_match(base, delta, names=("base", "delta"), finite=True)
-    return jax.tree.map(lambda b, d: b + alpha * d, base, delta)
+    return jax.tree.map(partial(_moved, alpha=alpha), base, delta)
+
+
+def _moved(base: Leaf, delta: Leaf, *, alpha: Any) -> Leaf:
+    dtype = jnp.result_type(base, delta)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return base + alpha * delta
+    wide = jnp.promote_types(dtype, jnp.float32)
+    # NumPy's weights stay on the host.
+    base, delta = (leaf.astype(wide) if hasattr(leaf, "astype") else jnp.asarray(leaf, wide) for leaf in (base, delta))
+    return (base + alpha * delta).astype(dtype)
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -16,7 +16,8 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, Int
 
-Params = dict[str, Any]
+# A tree of arrays: of the models here nested dicts, of other libraries whatever they keep parameters in.
+Params = Any
 
 # A record's field: an array of the documented shape, or what stands for one (a tracer, jax.eval_shape's struct).
 Leaf = Any
@@ -158,7 +159,8 @@ class Model(NamedTuple):
     Raises:
         Unsupported: the model lacks what is asked for.
         ValueError: inputs of another shape or type, or longer than the model takes; an unknown site, layers that are
-            not ascending indices; an edit that changes a shape or type.
+            not ascending indices; an edit that changes a shape or type. A GPT and a Llama refuse (unless traced) real
+            tokens outside of the vocabulary and places outside of the sequence, too.
     """
 
     embed: Callable[..., Leaf]

@@ -56,7 +56,10 @@ def _checked_where_arrays_are(jaxtyped):
     There are no axes to remember between their arguments, and binding these costs 20 microseconds a call.
     """
 
-    def choose(*, typechecker):
+    def choose(*context, typechecker=None):
+        if context:
+            return jaxtyped(*context)
+
         def decorate(target):
             hints = getattr(target, "__annotations__", {}).values()
             has_arrays = any(isinstance(hint, str) or "jaxtyping." in repr(hint) for hint in hints)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxsafety.entry.checks import check_alike
 from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Section, Trial, View
 
 
@@ -23,9 +24,7 @@ def first_refusal(predicted: Int[Array, "b t"], *, complied: Batch, refused: Bat
     Raises:
         ValueError: batches of different shapes.
     """
-    left, right = jnp.shape(complied.tokens), jnp.shape(refused.tokens)
-    if left != right:
-        raise ValueError(f"complied has shape {left} and refused {right}: expected answers to the same prompts")
+    check_alike(complied=complied, refused=refused, predicted=predicted)
     differs = complied.mask & refused.mask & (complied.targets != refused.targets)
     refuses = differs & (predicted == refused.targets)
     place = jnp.argmax(refuses, axis=1)[:, None]

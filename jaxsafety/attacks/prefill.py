@@ -1,7 +1,8 @@
 """Prefill attack: the first tokens of the complied answer are given, and the model goes on from there.
 
 Depth counts judged tokens (those that a :class:`~jaxsafety.types.Batch` of the complied answer scores), so that a
-prompt whose second block is judged is prefilled there. All functions read teacher-forced predictions.
+prompt whose second block is judged is prefilled there. All functions read teacher-forced predictions, and give tokens
+and masks, which have no gradient.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxsafety.config.fields import check, swept
-from jaxsafety.tree import check_between
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_alike, check_between
 from jaxsafety.types import Attack, Attacked, Batch, Key, Point, Section, Target
 
 Depth = int | Int[Array, ""]
@@ -29,10 +31,8 @@ def prefilled(complied: Batch, refused: Batch, *, depth: Depth) -> Batch:
     Raises:
         ValueError: a depth below 0, or batches of different shapes.
     """
-    left, right = jnp.shape(complied.tokens), jnp.shape(refused.tokens)
-    if left != right:
-        raise ValueError(f"complied has shape {left} and refused {right}: expected answers to the same prompts")
-    after = _after(complied.mask, depth)
+    check_alike(complied=complied, refused=refused)
+    after = beyond(complied.mask, depth=depth)
     given = complied.mask & ~after
     # Target i is token i + 1.
     given_tokens = jnp.pad(given, ((0, 0), (1, 0)))[:, :-1]
@@ -49,7 +49,7 @@ def complied_after(complied: Batch, *, depth: Depth) -> Batch:
     Raises:
         ValueError: a depth below 0.
     """
-    return complied.replace(mask=complied.mask & _after(complied.mask, depth))
+    return complied.replace(mask=complied.mask & beyond(complied.mask, depth=depth))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,12 @@ SECTION = Section(
 ATTACK = Attack(Config, attack, section=SECTION)
 
 
-def _after(mask: Bool[Array, "b t"], depth: Depth) -> Bool[Array, "b t"]:
-    """Returns where more than ``depth`` judged targets have come, this one included."""
+@checked
+def beyond(mask: Bool[Array, "b t"], *, depth: Depth) -> Bool[Array, "b t"]:
+    """Returns where more than ``depth`` judged targets have come, this one included.
+
+    Raises:
+        ValueError: a depth below 0, or a mask that is not boolean.
+    """
     check_between("depth", depth, 0)
     return jnp.cumsum(mask, axis=1) > depth

@@ -3,7 +3,8 @@
 The window has a fixed length: what is inserted at index ``at`` in [0, t) (the last prompt token's) pushes the rest to
 the right, and what leaves the window is dropped. A target follows the input that predicts it, so the first answer token
 is predicted at ``at + count``. ``count`` soft tokens are inserted; it may be traced: one compiled program serves every
-strength. ``mask`` marks the scored targets without the attack.
+strength. ``mask`` marks the scored targets without the attack. Arrays of other shapes or types are a ValueError, and so
+is an ``at`` outside of the window, where it must lie when it is traced. Only what :func:`insert` gives has a gradient.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxsafety import losses
 from jaxsafety.config.fields import check, swept
-from jaxsafety.tree import check_between
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_between, check_indices, whole_number
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target
 
 # Standard deviation of the starting point, far inside the ball: the paper's released value.
@@ -40,6 +43,7 @@ class Found:
     loss: Leaf
 
 
+@checked
 def insert(
     array: Shaped[Array, "b t *d"], inserted: Shaped[Array, "b n *d"], *, at: Int[Array, " b"], count: Count
 ) -> Shaped[Array, "b t *d"]:
@@ -50,7 +54,7 @@ def insert(
     Raises:
         ValueError: a count outside [0, n].
     """
-    _check_count(count, inserted.shape[1])
+    _check(array, at, count, inserted.shape[1])
     inside, moved = _moved(array, at=at, count=count)
     index = jnp.arange(array.shape[1])[None, :] - at[:, None]
     # Places outside the insertion read an arbitrary entry (or the NaN beyond the last), which nothing uses.
@@ -58,6 +62,7 @@ def insert(
     return jnp.where(_trailing(inside, array.ndim), entries, moved)
 
 
+@checked
 def shifted(
     array: Shaped[Array, "b t"], *, at: Int[Array, " b"], count: Count, fill: bool | int | float
 ) -> Shaped[Array, "b t"]:
@@ -69,11 +74,12 @@ def shifted(
     Raises:
         ValueError: a count below 0.
     """
-    _check_count(count, None)
+    _check(array, at, count)
     inside, moved = _moved(array, at=at, count=count)
     return jnp.where(inside, jnp.asarray(fill, array.dtype), moved)
 
 
+@checked
 def shifted_mask(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count) -> Bool[Array, "b t"]:
     """Moves the marks of scored targets along with their targets.
 
@@ -88,6 +94,7 @@ def shifted_mask(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count
     return shifted(mask, at=at, count=count, fill=False) & ~(before & (jnp.asarray(count) > 0))
 
 
+@checked
 def fits(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count) -> Bool[Array, " b"]:
     """Returns which prompts keep every scored target in the attacked window.
 
@@ -99,6 +106,7 @@ def fits(mask: Bool[Array, "b t"], *, at: Int[Array, " b"], count: Count) -> Boo
     return jnp.sum(shifted_mask(mask, at=at, count=count), axis=1) == jnp.sum(mask, axis=1)
 
 
+@checked
 def optimise(
     forward: ForwardEmbeddings,
     embeddings: Float[Array, "b t d"],
@@ -121,7 +129,8 @@ def optimise(
     point does not depend on ``count``: attacks with more tokens start from those of the weaker ones.
 
     Args:
-        forward: embeddings to logits, parameters bound.
+        forward: embeddings to logits, parameters bound. Called eagerly, a :class:`jax.tree_util.Partial` of them is
+            compiled once, any other function in every call: what it closes over may change.
         embeddings: prompts followed by the complied answer.
         targets, mask: the token after each input, and which of them to make likely, without the attack.
         at: see above; the soft tokens go before it.
@@ -133,7 +142,8 @@ def optimise(
         key: typed PRNG key of the starting point.
 
     Raises:
-        ValueError: max_count, steps or radius out of range, count outside [0, max_count], or taken outside [0, steps].
+        ValueError: max_count, steps or radius out of range, count outside [0, max_count], taken outside [0, steps], or
+            a gradient is asked; it has none: put ``jax.lax.stop_gradient`` around what it is given.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 5 and Figure 7, "Adv".
@@ -142,11 +152,17 @@ def optimise(
         unscaled (off by one), limits each coordinate instead of each token's norm, scores the whole sequence, and
         reads the answer at the unshifted positions.
     """
-    check_between("max_count", max_count, 1)
-    check_between("steps", steps, 1)
-    _check_count(count, max_count)
+    sizes = {"max_count": whole_number("max_count", max_count, 1), "steps": whole_number("steps", steps, 1)}
+    _check(targets, at, count, max_count)
     check_between("taken", taken, 0, steps, what=", the steps of the attack")
     check_between("radius", radius, 0)
+    # Of the parameters that the model closes over, too: through every step, and the projection's edge.
+    found = _optimised(forward, embeddings, targets, mask, at, count, radius, taken, key, **sizes)
+    return undifferentiated("optimise", found)
+
+
+@compiled("max_count", "steps")
+def _optimised(forward, embeddings, targets, mask, at, count, radius, taken, key, *, max_count, steps):
     targets = shifted(targets, at=at, count=count, fill=0)
     mask = shifted_mask(mask, at=at, count=count)
     active = (jnp.arange(max_count) < count)[None, :, None]
@@ -267,5 +283,6 @@ def _project(vectors: Float[Array, "b n d"], radius: float | Float[Array, ""]) -
     return vectors * jnp.where(norm > radius, radius / norm, 1.0)
 
 
-def _check_count(count: Count, largest: int | None) -> None:
+def _check(array: Array, at: Array, count: Count, largest: int | None = None) -> None:
+    check_indices("at", at, array.shape[1], of="a place of the window")
     check_between("count", count, 0, largest, what=", the soft tokens there are")

@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.checks import check_between
 from jaxsafety.types import Edit, Key, Params, Point
 
 
@@ -19,7 +20,7 @@ def layer_part(delta: Params, *, layer: int | Int[Array, ""]) -> Params:
     """
     blocks = tree.select(delta, "blocks/.*")
     last = min(len(leaf) for leaf in blocks.values()) - 1
-    tree.check_between("layer", layer, 0, last)
+    check_between("layer", layer, 0, last)
 
     def only_layer(path: str, leaf: Array) -> Array:
         if path not in blocks:
@@ -46,7 +47,7 @@ def points(config: Config, base: Params) -> Sequence[Point]:
     """Returns the layers asked for. Raises ValueError: one that the model does not have."""
     depth = next(iter(tree.select(base, "blocks/.*").values())).shape[0]
     for layer in config.layer[-1:]:
-        tree.check_between("layer", layer, 0, depth - 1)
+        check_between("layer", layer, 0, depth - 1)
     return [{"layer": layer} for layer in config.layer or range(depth)]
 
 

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.checks import check_between
+from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import subspace, svd
 from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
@@ -26,13 +28,13 @@ def rank_part(
         method: of the decompositions; a direction that ``gram`` does not resolve inside jit or vmap is NaN.
 
     Raises:
-        ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices, or an
-            update that is not finite.
+        ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices, an
+            update that is not finite, or a gradient with respect to what is cut; what is kept whole has one.
     """
     tree.check_finite(delta, name="delta")
-    stacks = tree.matrix_stacks(delta, pattern)
+    stacks = undifferentiated("rank_part", tree.matrix_stacks(delta, pattern))
     most = max(min(stack.shape[1:]) for stack in stacks.values())
-    tree.check_between("rank", rank, 1, most)
+    check_between("rank", rank, 1, most)
     parts = {path: _truncated(stack, jnp.asarray(rank), method=method) for path, stack in stacks.items()}
     return tree.label(delta, lambda path, leaf: parts[path].astype(leaf.dtype) if path in parts else leaf)
 

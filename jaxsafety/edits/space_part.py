@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import check_name
+from jaxsafety.entry.checks import check_share
+from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import update_spaces
 from jaxsafety.linalg.unbatched import orthonormal
 from jaxsafety.linalg.update_spaces import Method
@@ -29,7 +31,7 @@ def space_part(
     space: Space,
     *,
     pattern: str = tree.MLP_MATRICES,
-    energy: float = 0.9,
+    energy: update_spaces.Share = 0.9,
     keep: Keep,
     method: Method = "full",
     key: Key | None = None,
@@ -53,8 +55,8 @@ def space_part(
 
     Raises:
         ValueError: energy out of range, an unknown ``space``, ``keep`` or ``method``, a pattern that matches nothing or
-            something else than stacks of matrices, trees that differ in structure or shape, or a base that is not
-            finite; ``random`` without a key.
+            something else than stacks of matrices, trees that differ in structure or shape, values that are not finite,
+            or a gradient with respect to the base, while the update has one; ``random`` without a key.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.2 and Figure 4: the claim that this tests.
@@ -63,10 +65,11 @@ def space_part(
     """
     check_name("space", space, get_args(Space))
     check_name("keep", keep, get_args(Keep))
+    check_share("energy", energy)
     if space == "random" and key is None:
         raise ValueError("space 'random' got no key, expected key=jax.random.key(...)")
     tree.check_match(base, delta, names=("base", "delta"), finite=True)
-    stacks, updates = tree.matrix_stacks(base, pattern), tree.flatten(delta)
+    stacks, updates = undifferentiated("space_part: the base", tree.matrix_stacks(base, pattern)), tree.flatten(delta)
     keys = [None] * len(stacks) if key is None else jax.random.split(key, len(stacks))
     parts = {}
     for (path, stack), own in zip(stacks.items(), keys, strict=True):

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import tree
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import whole_number
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg import subspace, svd
 from jaxsafety.types import Leaf, Params
 
@@ -48,7 +51,8 @@ def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.ML
 
     Raises:
         ValueError: rank out of range, a pattern that matches nothing or something else than stacks of matrices,
-            trees that differ in structure or shape, or values that are not finite.
+            trees that differ in structure or shape, values that are not finite, or a gradient is asked: only that of
+            :func:`tree_cosine` is there.
 
     References:
         Beyond Jain et al. 2024 (arXiv 2407.10264), who compare the methods by their behaviour. Angles: Bjorck and
@@ -57,7 +61,8 @@ def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.ML
     tree.check_match(delta_a, delta_b, names=("delta_a", "delta_b"), finite=True)
     stacks_a, stacks_b = (tree.matrix_stacks(delta, pattern) for delta in (delta_a, delta_b))
     most = min(min(stack.shape[1:]) for stack in stacks_a.values())
-    tree.check_between("rank", rank, 1, most, what=", the smallest side of the compared matrices")
+    rank = whole_number("rank", rank, 1, most, what=", the smallest side of the compared matrices")
+    delta_a, delta_b, stacks_a, stacks_b = undifferentiated("align", (delta_a, delta_b, stacks_a, stacks_b))
     sides = {path: _spaces(stack, stacks_b[path], rank=rank) for path, stack in stacks_a.items()}
     columns = [dict(zip(sides, column, strict=True)) for column in zip(*sides.values(), strict=True)]
     return Alignment(
@@ -67,9 +72,12 @@ def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.ML
     )
 
 
+@checked
 def overlap(angles: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
     """Mean squared cosine of principal angles in [0, 1], NaN ones left out: 1 if one space contains the other."""
-    return jnp.nanmean(jnp.cos(angles) ** 2, axis=-1)
+    missing = jnp.isnan(angles)
+    squares = jnp.where(missing, 0.0, jnp.cos(jnp.where(missing, 0.0, angles)) ** 2)
+    return jnp.sum(squares, axis=-1) / jnp.sum(~missing, axis=-1)
 
 
 def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
@@ -83,6 +91,7 @@ def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
     return jnp.clip(_dot(a, b) / jnp.sqrt(_dot(a, a) * _dot(b, b)), -1.0, 1.0)
 
 
+@compiled("rank")
 def _spaces(a: Float[Array, "l m n"], b: Float[Array, "l m n"], *, rank: int) -> tuple[Array, Array, Array, Array]:
     """Returns input angles, output angles, input chance and output chance of two stacks."""
     found = [svd.decompose(stack, rank=rank) for stack in (a, b)]
@@ -102,7 +111,7 @@ def _spaces(a: Float[Array, "l m n"], b: Float[Array, "l m n"], *, rank: int) ->
 def _largest_one(params: Params) -> Params:
     """The tree in float32 or wider over its largest entry: squares of a saturated loss's gradients underflow."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wide)]))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wide)])))
     return jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), wide)
 
 

@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
 from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_finite, known
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg.unbatched import singular_values
-from jaxsafety.tree import check_finite
 from jaxsafety.types import Leaf
 
 Form = Literal["euclidean", "cosine"]
@@ -55,6 +57,7 @@ class Separation:
     distance: Leaf
 
 
+@checked
 def centroids(
     safe: Float[Array, "l b f"],
     unsafe: Float[Array, "l c f"],
@@ -68,10 +71,11 @@ def centroids(
         ValueError: no samples of a class, which is named, or (unless traced) none chosen, weights other than 0 and 1,
             chosen values not finite.
     """
-    classes = _samples(safe, safe_weights, name="safe"), _samples(unsafe, unsafe_weights, name="unsafe")
-    return Centroids(*(_mean(*samples)[:, 0] for samples in classes))
+    _check_samples(safe=(safe, safe_weights), unsafe=(unsafe, unsafe_weights))
+    return Centroids(*(_mean(*_samples(*given))[:, 0] for given in ((safe, safe_weights), (unsafe, unsafe_weights))))
 
 
+@checked
 def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form = "euclidean") -> Float[Array, "l b"]:
     """Which mean a sample is nearer to: ``|a - mu_U| - |a - mu_S|``, or ``cos(a, mu_S) - cos(a, mu_U)``.
 
@@ -89,6 +93,12 @@ def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form 
         ``activations[..., :d]`` and means of the same) and gives its cosine form the opposite sign.
     """
     check_name("form of tau", form, get_args(Form))
+    _check_centroids(activations, centroids)
+    return _tau(activations, centroids, form=form)
+
+
+@compiled("form")
+def _tau(activations: Array, centroids: Centroids, *, form: Form) -> Float[Array, "l b"]:
     a, safe, unsafe = _with_centroids(activations, centroids)
     apart = safe - unsafe
     if form == "euclidean":
@@ -99,6 +109,7 @@ def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form 
     return _dot(a, turned) / _norm(a)
 
 
+@checked
 def relative_tau(activations: Float[Array, "l b f"], centroids: Centroids) -> Float[Array, "l b"]:
     """Euclidean tau over its largest possible size, ``tau / |mu_S - mu_U|``: comparable across layers and methods.
 
@@ -113,6 +124,7 @@ def relative_tau(activations: Float[Array, "l b f"], centroids: Centroids) -> Fl
     return _relative(tau(activations, centroids), _distance(centroids)[:, None])
 
 
+@checked
 def separation(
     tau_safe: Float[Array, "l b"],
     tau_unsafe: Float[Array, "l c"],
@@ -133,8 +145,15 @@ def separation(
 
     Fidelity: the paper plots mean and spread of tau; effect size, relative gap and accuracy, without a unit, are added.
     """
-    safe = _samples(tau_safe, safe_weights, name="tau_safe")
-    unsafe = _samples(tau_unsafe, unsafe_weights, name="tau_unsafe")
+    _check_samples(tau_safe=(tau_safe, safe_weights), tau_unsafe=(tau_unsafe, unsafe_weights))
+    return _separation((tau_safe, safe_weights), (tau_unsafe, unsafe_weights), centroids)
+
+
+@compiled()
+def _separation(
+    safe: tuple[Array, Array | None], unsafe: tuple[Array, Array | None], centroids: Centroids
+) -> Separation:
+    safe, unsafe = _samples(*safe), _samples(*unsafe)
     distance = _distance(centroids)
     gap = (_mean(*safe) - _mean(*unsafe))[:, 0]
     spread = _pooled_std(safe, unsafe)
@@ -151,6 +170,7 @@ def separation(
     )
 
 
+@checked
 def leading_share(
     activations: Float[Array, "l b f"], *, weights: Weights | None = None
 ) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
@@ -162,14 +182,20 @@ def leading_share(
         ``1 / min(n - 1, f)``: compare equal n.
 
     Raises:
-        ValueError: as :func:`centroids`.
+        ValueError: as :func:`centroids`, or a gradient is asked; it has none.
 
     References:
         Jain et al. 2024 (arXiv 2407.10264), section 4.1: the unsafe cluster becomes low-rank, a share of up to 62 %.
 
     Fidelity: which of the two shares the paper reports is not known; both are given.
     """
-    values, mask = _samples(activations, weights, name="activations")
+    _check_samples(activations=(activations, weights))
+    return _leading_share(undifferentiated("leading_share", activations), weights)
+
+
+@compiled()
+def _leading_share(activations: Array, weights: Array | None) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
+    values, mask = _samples(activations, weights)
     # What is left out is put to zero after the centring: rows of zeros add no singular value.
     centred = jnp.where(mask, values - _mean(values, mask), 0.0)
     scale = jnp.max(jnp.abs(centred), axis=(1, 2), keepdims=True)  # squares of a tight cluster would underflow
@@ -179,23 +205,25 @@ def leading_share(
     return share, spectrum[:, 0] ** 2 / jnp.sum(spectrum**2, axis=-1)
 
 
-def _samples(values: Array, weights: Array | None, *, name: str) -> tuple[Array, Array]:
-    """One class: values ``[l, b, ...]`` of at least float32, zero where left out, and a mask that broadcasts to it."""
-    if not (count := values.shape[1]):
-        raise ValueError(f"empty class: {name} holds no samples, expected at least one")
-    if weights is not None and not isinstance(weights, jax.core.Tracer):
-        # NumPy: a concrete array that a traced function closes over must not be traced for this.
-        known = np.asarray(weights)
-        if not np.isin(known, (0, 1)).all():
+def _check_samples(**classes: tuple[Array, Array | None]) -> None:
+    for name, (values, weights) in classes.items():
+        if not (count := values.shape[1]):
+            raise ValueError(f"empty class: {name} holds no samples, expected at least one")
+        kept, numbers = np.ones(count, bool) if weights is None else known(weights), known(values)
+        if kept is not None and not np.isin(kept, (0, 1)).all():
             raise ValueError(f"weights of {name} hold other values than 0 and 1, expected a mask over its samples")
-        if not known.any():
+        if kept is not None and not kept.any():
             raise ValueError(f"empty class: weights of {name} choose none of {count} samples, expected at least one")
-    chosen = jnp.ones((count,), bool) if weights is None else weights != 0
+        if kept is not None and numbers is not None:
+            check_finite(**{name: numbers[:, kept != 0]})
+
+
+def _samples(values: Array, weights: Array | None) -> tuple[Array, Array]:
+    """One class: values ``[l, b, ...]`` of at least float32, zero where left out, and a mask that broadcasts to it."""
+    chosen = jnp.ones((values.shape[1],), bool) if weights is None else weights != 0
     mask = chosen.reshape(1, -1, *[1] * (values.ndim - 2))
     # A NaN that is left out would spread through a product with zero.
-    values = jnp.where(mask, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0)
-    check_finite({name: values}, name="clusters")
-    return values, mask
+    return jnp.where(mask, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0), mask
 
 
 def _mean(values: Array, mask: Array) -> Array:
@@ -211,14 +239,24 @@ def _pooled_std(*classes: tuple[Array, Array]) -> Float[Array, " l"]:
     squares = [jnp.sum(jnp.where(mask, (t - _mean(t, mask)) ** 2, 0.0), axis=1) for t, mask in classes]
     counts = [jnp.sum(mask, axis=1, dtype=square.dtype) for square, (_, mask) in zip(squares, classes, strict=True)]
     enough = jnp.minimum(*counts) >= 2
-    return jnp.sqrt(sum(squares) / jnp.where(enough, sum(counts) - 2, jnp.nan))
+    variance = sum(squares) / jnp.where(enough, sum(counts) - 2, 1.0)
+    # A root has no slope at zero that could be multiplied with nothing.
+    root = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), variance)
+    return jnp.where(enough, root, jnp.nan)
+
+
+def _check_centroids(activations: Array, centroids: Centroids) -> None:
+    means = {"safe mean": centroids.safe, "unsafe mean": centroids.unsafe}
+    shape = activations.shape[:1] + activations.shape[2:]
+    for name, mean in means.items():
+        if mean.shape != shape:
+            raise ValueError(f"{name} has shape {mean.shape}, expected {shape} beside activations {activations.shape}")
+    check_finite(activations=activations, **means)
 
 
 def _with_centroids(activations: Array, centroids: Centroids) -> tuple[Array, Array, Array]:
     """Activations and both means ``[l, 1, f]``, in one dtype of at least float32."""
-    arrays = {"activations": activations, "safe mean": centroids.safe, "unsafe mean": centroids.unsafe}
-    check_finite(arrays, name="clusters")
-    dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
+    dtype = jnp.promote_types(jnp.result_type(activations, centroids.safe, centroids.unsafe), jnp.float32)
     return activations.astype(dtype), *(mean.astype(dtype)[:, None] for mean in (centroids.safe, centroids.unsafe))
 
 
@@ -242,10 +280,10 @@ def _longer(x: Array, y: Array, *, difference: Array) -> Array:
 
 
 def _norm(vectors: Array) -> Array:
-    """Euclidean norm over the last axis, scaled so that squares neither overflow nor underflow."""
-    scale = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    """Euclidean norm over the last axis, scaled so that squares neither overflow nor underflow; no slope at zero."""
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
     scaled = vectors / jnp.where(scale > 0, scale, 1.0)
-    return scale[..., 0] * jnp.sqrt(_dot(scaled, scaled))
+    return scale[..., 0] * jnp.sqrt(jnp.where(scale[..., 0] > 0, _dot(scaled, scaled), 1.0))
 
 
 def _dot(a: Array, b: Array) -> Array:

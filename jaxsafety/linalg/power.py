@@ -5,12 +5,16 @@ and the previous direction, which takes the square root of that for the same pro
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_between, check_positive
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg.unbatched import unbatched
 from jaxsafety.types import Key, Leaf
 
@@ -51,13 +55,14 @@ class _Search:
     iterations: Leaf
 
 
+@checked
 def largest_singular_value(
     function: Callable[[Array], Array],
     point: Float[Array, "..."],
     *,
     key: Key,
-    iterations: int = 50,
-    tolerance: float = 1e-3,
+    iterations: int | Int[Array, ""] = 50,
+    tolerance: float | Float[Array, ""] = 1e-3,
 ) -> TopSingular:
     """Largest singular value of the Jacobian of ``function`` at ``point``: its local Lipschitz constant, matrix-free.
 
@@ -65,21 +70,28 @@ def largest_singular_value(
     linearised once; a step multiplies by it and by its transpose (one jvp and one vjp) and stops once the relative
     residual is at most ``tolerance`` > 0, or after ``iterations`` >= 1 products with ``J^T J``. The value's own
     relative error is about the square of the residual over the spectral gap. The start is random, drawn with ``key``.
-    Under vmap the lanes share one loop, until the last has converged.
+    Under vmap the lanes share one loop, until the last has converged. Called eagerly, a function that is a
+    :class:`jax.tree_util.Partial` of arrays is compiled once, any other in every call: what it closes over may change.
 
     Returns:
         float32 (float64 for a float64 point). A zero Jacobian has the value 0, converged, and so has one whose square
         underflows (norm below 1e-19 in float32); a Jacobian that is not finite has NaN, not converged.
 
     Raises:
-        ValueError: iterations or tolerance out of range.
+        ValueError: iterations or tolerance out of range (unless traced), or a gradient is asked; it has none.
 
     References: Knyazev 2001, "Toward the optimal preconditioned eigensolver" (LOPCG, one vector, no preconditioner).
     """
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}, expected at least 1")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}, expected a relative residual above 0")
+    check_between("iterations", iterations, 1)
+    check_positive("tolerance", tolerance)
+    point = undifferentiated("largest_singular_value", point)
+    return _searched(function, point, key, iterations, tolerance)
+
+
+@compiled()
+def _searched(
+    function: Callable[[Array], Array], point: Array, key: Key, iterations: Any, tolerance: Any
+) -> TopSingular:
     dtype = jnp.promote_types(point.dtype, jnp.float32)
     _, forward = jax.linearize(function, point)
     backward = jax.linear_transpose(forward, point)

@@ -3,7 +3,9 @@
 A basis is ``[*batch, n, r]``, orthonormal columns. How many of its columns count may differ between matrices and seeds,
 so a subspace of data-dependent rank is a basis and a boolean ``mask [*batch, r]`` (:func:`leading`): static shapes.
 Everything is computed in float32, or float64 if an input is. A large projection says nothing alone: beside it belongs
-the random baseline, ``k / n`` of the energy for k of n dimensions.
+the random baseline, ``k / n`` of the energy for k of n dimensions. Directions that a mask leaves out may be anything.
+Arrays of other shapes or types are a ValueError that names them. Ranks are integers: neither they nor what depends on
+them alone has a gradient.
 """
 
 from functools import partial
@@ -12,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_between, check_share, whole_number
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg.unbatched import singular_values
 from jaxsafety.types import Key
 
@@ -23,7 +28,8 @@ _SMALL = 0.1
 _SHIFT = 6
 
 
-def rank_at_energy(values: Float[Array, "*batch r"], *, energy: float) -> Int[Array, "*batch"]:
+@checked
+def rank_at_energy(values: Float[Array, "*batch r"], *, energy: float | Float[Array, ""]) -> Int[Array, "*batch"]:
     """Smallest k whose leading values hold a share of the energy: ``sum_{i<k} s_i^2 >= energy * sum_i s_i^2``.
 
     Args:
@@ -34,27 +40,26 @@ def rank_at_energy(values: Float[Array, "*batch r"], *, energy: float) -> Int[Ar
         ``[*batch]`` int32 in ``[0, r]``: 0 for a zero matrix, -1 where a value is NaN (refused).
 
     Raises:
-        ValueError: energy out of range.
+        ValueError: energy out of range (unless traced).
     """
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy is {energy}, expected a share in (0, 1]")
+    check_share("energy", energy)
     squares = _largest_one(_widened(values)) ** 2
     # What the k-th and later values hold, added from the smallest: near 1 the leading sums would all round to it.
     tails = jnp.cumsum(squares[..., ::-1], axis=-1)[..., ::-1]
     return _counted(tails > (1 - energy) * tails[..., :1], values)
 
 
-def rank_at_tolerance(values: Float[Array, "*batch r"], *, tolerance: float) -> Int[Array, "*batch"]:
+@checked
+def rank_at_tolerance(values: Float[Array, "*batch r"], *, tolerance: float | Float[Array, ""]) -> Int[Array, "*batch"]:
     """Number of values above a share of the largest, ``s_i > tolerance * s_1``, tolerance in [0, 1).
 
     Returns:
         ``[*batch]`` int32 in ``[0, r]``: 0 for a zero matrix, -1 where a value is NaN (refused).
 
     Raises:
-        ValueError: tolerance out of range.
+        ValueError: tolerance out of range (unless traced).
     """
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance}, expected a share of the largest value in [0, 1)")
+    check_share("tolerance", tolerance, whole="[0, 1)", what="a share of the largest value")
     return _counted(values > tolerance * jnp.max(values, axis=-1, keepdims=True), values)
 
 
@@ -63,6 +68,7 @@ def leading(rank: Int[Array, "*batch"], size: int) -> Bool[Array, "*batch size"]
     return _along(size, rank) < rank[..., None]
 
 
+@checked
 def projection_energy(
     vectors: Float[Array, "*batch v n"],
     basis: Float[Array, "*batch n r"],
@@ -81,6 +87,7 @@ def projection_energy(
     return jnp.minimum(jnp.sum(coordinates**2, axis=-1), 1.0)
 
 
+@checked
 def complement_energy(
     vectors: Float[Array, "*batch v n"],
     basis: Float[Array, "*batch n r"],
@@ -93,6 +100,13 @@ def complement_energy(
     :func:`projection_energy` rounds to 0; else from that difference, which takes half the products. Arguments, shapes
     and NaN are those of that function.
     """
+    return _complement_energy(vectors, basis, mask)
+
+
+@compiled()
+def _complement_energy(
+    vectors: Float[Array, "*batch v n"], basis: Float[Array, "*batch n r"], mask: Bool[Array, "*batch r"] | None
+) -> Float[Array, "*batch v"]:
     vectors, basis = _same_precision(vectors, _masked(basis, mask))
     unit = _unit(vectors)
     coordinates = _product(unit, basis)
@@ -105,6 +119,7 @@ def complement_energy(
     return jnp.minimum(outside, 1.0)
 
 
+@checked
 def principal_angles(
     basis_a: Float[Array, "*batch n r"],
     basis_b: Float[Array, "*batch n q"],
@@ -121,8 +136,19 @@ def principal_angles(
         ``[*batch, min(r, q)]`` radians in [0, pi / 2], ascending; NaN beyond the dimension of the smaller subspace.
         Unrelated k-dimensional subspaces of n dimensions have a mean squared cosine of ``k / n``.
 
+    Raises:
+        ValueError: a gradient is asked; it has none.
+
     References: Bjorck and Golub 1973; Knyazev and Argentati 2002 (the sines).
     """
+    bases = undifferentiated("principal_angles", (basis_a, basis_b))
+    return _principal_angles(*bases, mask_a, mask_b)
+
+
+@compiled()
+def _principal_angles(
+    basis_a: Array, basis_b: Array, mask_a: Array | None, mask_b: Array | None
+) -> Float[Array, "*batch k"]:
     a, b = _same_precision(_masked(basis_a, mask_a), _masked(basis_b, mask_b))
     size = min(a.shape[-1], b.shape[-1])
     overlap = _product(a.mT, b)
@@ -138,23 +164,27 @@ def principal_angles(
     return jnp.where(places < jnp.minimum(rank_a, rank_b)[..., None], angles, jnp.nan)
 
 
+@checked
 def stable_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
     """Stable rank ``sum_i s_i^2 / s_1^2`` of singular values ``[*batch, r]``: in [1, r], NaN for a zero matrix."""
     values = _widened(values)
     return jnp.sum((values / jnp.max(values, axis=-1, keepdims=True)) ** 2, axis=-1)
 
 
+@checked
 def effective_rank(values: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p = s / sum s``, of singular values ``[*batch, r]``.
 
-    It is in [1, r]: r equal values have r; NaN for a zero matrix. References: Roy and Vetterli 2007, definition 1.
+    It is in [1, r]: r equal values have r; NaN for a zero matrix. The slope of a value of 0 is infinite: its gradient
+    is that of the sum alone. References: Roy and Vetterli 2007, definition 1.
     """
     values = _widened(values)
     values = values / jnp.max(values, axis=-1, keepdims=True)
     shares = values / jnp.sum(values, axis=-1, keepdims=True)
-    return jnp.exp(jnp.sum(jax.scipy.special.entr(shares), axis=-1))
+    return jnp.exp(jnp.sum(_entropy(shares), axis=-1))
 
 
+@checked
 def cosine(a: Float[Array, "*batch m n"], b: Float[Array, "*batch m n"]) -> Float[Array, "*batch"]:
     """Alignment of two updates ``[*batch, m, n]``, ``<a, b> / (|a| |b|)`` in the Frobenius product, in [-1, 1].
 
@@ -164,6 +194,7 @@ def cosine(a: Float[Array, "*batch m n"], b: Float[Array, "*batch m n"]) -> Floa
     return jnp.clip(jnp.sum(_unit(a) * _unit(b), axis=-1), -1.0, 1.0)
 
 
+@checked
 def random_energy(
     rank: int | Int[Array, "*batch"], *, dimension: int
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -181,6 +212,7 @@ def random_energy(
     return rank / dimension, jnp.sqrt(2 * rank * (dimension - rank) / (dimension + 2)) / dimension
 
 
+@checked
 def random_norm(rank: int | Int[Array, "*batch"], *, dimension: int) -> Float[Array, "*batch"]:
     """Mean of ``|P x|`` for a uniform unit vector and a projector on ``rank`` dimensions.
 
@@ -192,6 +224,7 @@ def random_norm(rank: int | Int[Array, "*batch"], *, dimension: int) -> Float[Ar
     return jnp.minimum(_gamma_ratio(rank / 2) / _gamma_ratio(jnp.full_like(rank, dimension / 2)), 1.0)
 
 
+@checked
 def sample_random_energy(
     basis: Float[Array, "*batch n r"], *, key: Key, samples: int, mask: Bool[Array, "*batch r"] | None = None
 ) -> Float[Array, "*batch samples"]:
@@ -202,11 +235,23 @@ def sample_random_energy(
     Raises:
         ValueError: samples below 1.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}, expected at least 1")
+    samples = whole_number("samples", samples, 1)
     basis = _widened(basis)
     vectors = jax.random.normal(key, (*basis.shape[:-2], samples, basis.shape[-2]), basis.dtype)
     return projection_energy(vectors, basis, mask=mask)
+
+
+@jax.custom_jvp
+def _entropy(shares: Array) -> Array:
+    return jax.scipy.special.entr(shares)
+
+
+@_entropy.defjvp
+def _entropy_jvp(primals, tangents):
+    # An infinite slope would reach the other values, too, as they have a sum together.
+    (shares,), (moved,) = primals, tangents
+    some = shares > 0
+    return _entropy(shares), jnp.where(some, -jnp.log(jnp.where(some, shares, 1.0)) - 1, 0.0) * moved
 
 
 def _counted(chosen: Bool[Array, "*batch r"], values: Float[Array, "*batch r"]) -> Int[Array, "*batch"]:
@@ -215,13 +260,11 @@ def _counted(chosen: Bool[Array, "*batch r"], values: Float[Array, "*batch r"]) 
 
 
 def _checked(rank: int | Int[Array, "*batch"], dimension: int) -> Float[Array, "*batch"]:
-    """The rank as floats, once it is known to fit."""
-    if dimension < 1:
-        raise ValueError(f"dimension is {dimension}, expected at least 1")
-    fits = (jnp.asarray(rank) >= 0) & (jnp.asarray(rank) <= dimension)
-    if not isinstance(rank, jax.core.Tracer) and not bool(jnp.all(fits)):
-        raise ValueError(f"rank is {rank}, expected 0 to {dimension}, the dimension")
-    return jnp.where(fits, jnp.asarray(rank, float), jnp.nan)
+    """The rank as floats, NaN where it does not fit."""
+    dimension = whole_number("dimension", dimension, 1)
+    check_between("rank", rank, 0, dimension, what=", the dimension")
+    rank = jnp.asarray(rank)
+    return jnp.where((rank >= 0) & (rank <= dimension), rank.astype(float), jnp.nan)
 
 
 def _along(size: int, rank: Array) -> Array:
@@ -256,7 +299,8 @@ def _largest_one(values: Array) -> Array:
 
 def _unit(vectors: Array) -> Array:
     """Vectors over their norm; NaN for zero vectors. Scaled first, for squares of small updates underflow."""
-    vectors = vectors / jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    # The scale is left out of the gradient, to which it adds nothing.
+    vectors = vectors / jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 

@@ -5,7 +5,7 @@ A weight is stored ``[in, out]`` (``x @ w``) and decomposed as ``w = inputs @ di
 PyTorch store ``[out, in]``: their column space is the output space here, their row space the input space.
 
 Compare directions by projectors or principal angles, never entry by entry: signs are arbitrary, and so is the basis of
-a repeated value. Nothing here is meant to be differentiated: the gradient of an SVD is NaN at repeated values.
+a repeated value. Nothing here has a gradient, and a ValueError says so: that of an SVD is NaN at repeated values.
 """
 
 import math
@@ -17,12 +17,15 @@ from typing import Literal, get_args
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_finite, known, whole_number
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg.unbatched import over_batch, unbatched
-from jaxsafety.tree import is_finite
 from jaxsafety.types import Key, Leaf
 
 Method = Literal["full", "gram", "randomized"]
@@ -59,6 +62,7 @@ class SVD:
     errors: Leaf
 
 
+@checked
 def decompose(
     matrices: Float[Array, "*batch m n"],
     *,
@@ -96,33 +100,36 @@ def decompose(
 
     Raises:
         ValueError: an unknown method, fewer than two axes, rank, chunk, oversample or power_iterations out of range,
-            ``randomized`` without a key, or values that are not finite.
+            ``randomized`` without a key, (unless traced) values that are not finite, or a gradient: it has none.
         Warning: RuntimeWarning where ``gram`` falls back to ``full``.
 
     References: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
     """
-    rank = _checked_rank(matrices, method=method, rank=rank, chunk=chunk, key=key)
-    for name, count in {"oversample": oversample, "power_iterations": power_iterations}.items():
-        if count < 0:
-            raise ValueError(f"{name} is {count}, expected at least 0")
-    matrices = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))
-    full = partial(_tall, partial(_full, rank=rank))
-    if method == "full":
-        return _over_stack(full, matrices, chunk=chunk)
-    if method == "randomized":
-        keys = jax.random.split(key, matrices.shape[:-2])
-        kernel = partial(_randomized, rank=rank, oversample=oversample, power_iterations=power_iterations)
-        return _over_stack(kernel, matrices, keys, chunk=chunk)
-    found = _over_stack(partial(_tall, partial(_gram, rank=rank)), matrices, chunk=chunk)
-    if isinstance(matrices, jax.core.Tracer) or not bool(jnp.any(refused := jnp.isnan(found.errors))):
+    check_name("SVD method", method, get_args(Method))
+    size = min(matrices.shape[-2:])
+    counts = {
+        "rank": whole_number("rank", size if rank is None else rank, 1, size, what=", the smaller side"),
+        "chunk": None if chunk is None else whole_number("chunk", chunk, 1),
+        "oversample": whole_number("oversample", oversample, 0),
+        "power_iterations": whole_number("power_iterations", power_iterations, 0),
+    }
+    if method == "randomized" and key is None:
+        raise ValueError("method 'randomized' got no key, expected key=jax.random.key(...)")
+    check_finite(matrices=matrices)
+    matrices = undifferentiated("decompose", matrices)
+    found = _triplets(matrices, key if method == "randomized" else None, method=method, **counts)
+    errors = known(found.errors) if method == "gram" else None
+    if errors is None or not (refused := np.isnan(errors)).any():
         return found
-    exact = _over_stack(full, matrices, chunk=chunk)
-    condition = float(jnp.max(jnp.where(refused, exact.values[..., :1] / exact.values, 0.0)))
+    exact = _triplets(matrices, None, method="full", **counts)
+    values = np.asarray(exact.values)
+    condition = np.max(np.broadcast_to(values[..., :1], values.shape)[refused] / values[refused])
     warnings.warn(
-        f"the Gram matrix resolves condition numbers up to {1 / gram_limit(matrices.dtype):.0f} in {matrices.dtype}, "
-        f"these matrices have {condition:.1e} within the first {rank} values: decomposed with method 'full' instead",
+        f"the Gram matrix resolves condition numbers up to {1 / gram_limit(values.dtype):.0f} in {values.dtype}, "
+        f"these matrices have {condition:.1e} within the first {values.shape[-1]} values: decomposed with method "
+        "'full' instead",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return exact
 
@@ -132,23 +139,18 @@ def gram_limit(dtype: DTypeLike) -> float:
     return math.sqrt(float(jnp.finfo(dtype).eps) / GRAM_ERROR)
 
 
-def _checked_rank(
-    matrices: Float[Array, "*batch m n"], *, method: str, rank: int | None, chunk: int | None, key: Key | None
-) -> int:
-    check_name("SVD method", method, get_args(Method))
-    if matrices.ndim < 2:
-        raise ValueError(f"matrices have shape {matrices.shape}, expected at least two axes [*batch, m, n]")
-    size = min(matrices.shape[-2:])
-    rank = size if rank is None else rank
-    if not 1 <= rank <= size:
-        raise ValueError(f"rank is {rank}, expected 1 to {size} for matrices of shape {matrices.shape[-2:]}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}, expected at least 1 matrix at once, or None for all")
-    if method == "randomized" and key is None:
-        raise ValueError("method 'randomized' got no key, expected key=jax.random.key(...)")
-    if not is_finite(matrices):
-        raise ValueError("matrices hold values that are not finite, expected numbers only")
-    return rank
+@compiled("method", "rank", "chunk", "oversample", "power_iterations")
+def _triplets(
+    matrices: Float[Array, "*batch m n"], key: Key | None, *, method: Method, rank: int, chunk: int | None,
+    oversample: int, power_iterations: int,
+) -> SVD:  # fmt: skip
+    matrices = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))
+    if method == "randomized":
+        keys = jax.random.split(key, matrices.shape[:-2])
+        kernel = partial(_randomized, rank=rank, oversample=oversample, power_iterations=power_iterations)
+        return _over_stack(kernel, matrices, keys, chunk=chunk)
+    kernel = partial(_full if method == "full" else _gram, rank=rank)
+    return _over_stack(partial(_tall, kernel), matrices, chunk=chunk)
 
 
 def _over_stack(kernel: Callable[..., SVD], matrices: Array, *keys: Array, chunk: int | None) -> SVD:

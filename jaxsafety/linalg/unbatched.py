@@ -16,10 +16,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsafety.entry.programs import compiled, undifferentiated
+
 
 def unbatched(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a kernel of positional arrays that ``jax.vmap`` turns into a loop on a CPU, and batches elsewhere."""
-    return jax.custom_batching.sequential_vmap(kernel) if jax.default_backend() == "cpu" else kernel
+    """Returns a kernel of positional arrays that ``jax.vmap`` turns into a loop on a CPU, and batches elsewhere.
+
+    It has no gradient, on no device: a loop's could not be taken, and an SVD's is NaN at repeated values.
+    """
+    run = jax.custom_batching.sequential_vmap(kernel) if jax.default_backend() == "cpu" else kernel
+    return lambda *arrays: run(*undifferentiated("a decomposition", arrays))
 
 
 def over_batch(kernel: Callable[..., Any], *arrays: Array, batch: int) -> Any:
@@ -30,6 +36,7 @@ def over_batch(kernel: Callable[..., Any], *arrays: Array, batch: int) -> Any:
     return mapped(*arrays)
 
 
+@compiled()
 def singular_values(matrices: Float[Array, "*batch m n"]) -> Float[Array, "*batch r"]:
     """Returns the singular values of a stack, descending, without their directions."""
     # LAPACK is many times slower on wide matrices.
@@ -37,6 +44,7 @@ def singular_values(matrices: Float[Array, "*batch m n"]) -> Float[Array, "*batc
     return over_batch(partial(jnp.linalg.svd, compute_uv=False), tall, batch=matrices.ndim - 2)
 
 
+@compiled()
 def orthonormal(columns: Float[Array, "*batch m n"]) -> Float[Array, "*batch m r"]:
     """Returns orthonormal bases of the columns' spans by Householder reflections, r = min(m, n)."""
     return over_batch(lambda a: jnp.linalg.qr(a)[0], columns, batch=columns.ndim - 2)

@@ -3,7 +3,8 @@
 ``base`` holds the weights before the update ``delta``, stacks ``[l, m, n]`` stored ``[in, out]``: the output space
 (the paper's column space) is n-dimensional, the input space (its row space) m-dimensional. ``energy`` is a share in
 (0, 1] of a squared spectrum. What a share means is only how far it exceeds chance, so every share stands beside the
-value of random directions. Statistics are float32, or float64 for float64 weights.
+value of random directions. Statistics are float32, or float64 for float64 weights. What is decomposed has no gradient,
+and a ValueError says so; values that are not finite are refused where they are known, and NaN where traced.
 """
 
 from typing import Literal, get_args
@@ -14,13 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_finite, check_share
+from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg import subspace, svd
-from jaxsafety.tree import is_finite
+from jaxsafety.linalg.masked import norm
 from jaxsafety.types import Key, Leaf
 
 # Ranks that hold a share of the energy need the whole spectrum, which a randomised decomposition has not.
 Method = Literal["full", "gram"]
 DeltaMethod = Literal["full", "gram", "randomized"]
+Share = float | Float[Array, ""]
 
 
 @flax.struct.dataclass
@@ -89,8 +94,13 @@ class InputSpace:
     energy: Leaf
 
 
+@checked
 def output_space(
-    base: Float[Array, "l m n"], delta: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full"
+    base: Float[Array, "l m n"],
+    delta: Float[Array, "l m n"],
+    *,
+    energy: Share = 0.9,
+    method: Method = "full",
 ) -> NullSpace:
     """Measures how much of an update's output lies in the null space of the base.
 
@@ -117,16 +127,19 @@ def output_space(
         first, takes rows of the factor for singular vectors, and leaves out the last direction of P.
     """
     check_name("method", method, get_args(Method))
-    base, delta = _checked(base=base, delta=delta)
+    check_share("energy", energy)
+    base, delta = undifferentiated("output_space", _numbers(base=base, delta=delta))
     before, update = (svd.decompose(stack, method=method) for stack in (base, delta))
-    return _null_space(base, before, delta=delta, update=update, energy=energy)
+    ranks = _rank(base, before, energy=energy), _rank(delta, update, energy=energy)
+    return _null_space(base, before, delta, update, ranks)
 
 
+@checked
 def both_spaces(
     base: Float[Array, "l m n"],
     delta: Float[Array, "l m n"],
     *,
-    energy: float = 0.9,
+    energy: Share = 0.9,
     method: DeltaMethod = "full",
     rank: int | None = None,
     key: Key | None = None,
@@ -148,22 +161,25 @@ def both_spaces(
     Fidelity: as :func:`output_space`; the paper does not look at the inputs that way.
     """
     check_name("method", method, get_args(DeltaMethod))
-    base, delta = _checked(base=base, delta=delta)
+    check_share("energy", energy)
+    base, delta = undifferentiated("both_spaces", _numbers(base=base, delta=delta))
     randomized = method == "randomized"
     before = svd.decompose(base, method="gram" if randomized else method)
     update = svd.decompose(delta, method=method, rank=rank if randomized else None, key=key)
+    ranks = _rank(base, before, energy=energy), _rank(delta, update, energy=energy)
     before_turned, update_turned = (
         found.replace(inputs=found.outputs, outputs=found.inputs) for found in (before, update)
     )
     return Spaces(
-        output=_null_space(base, before, delta=delta, update=update, energy=energy),
-        input=_null_space(base.mT, before_turned, delta=delta.mT, update=update_turned, energy=energy),
+        output=_null_space(base, before, delta, update, ranks),
+        input=_null_space(base.mT, before_turned, delta.mT, update_turned, ranks),
         base_values=before.values,
         delta_values=update.values,
     )
 
 
-def range_basis(base: Float[Array, "l m n"], *, energy: float = 0.9, method: Method = "full") -> Float[Array, "l n r"]:
+@checked
+def range_basis(base: Float[Array, "l m n"], *, energy: Share = 0.9, method: Method = "full") -> Float[Array, "l n r"]:
     """Returns the leading output directions that hold ``energy`` of a stack's squared spectrum, zeros behind them.
 
     A layer that ``method`` ``gram`` does not resolve inside jit or vmap is NaN.
@@ -172,13 +188,15 @@ def range_basis(base: Float[Array, "l m n"], *, energy: float = 0.9, method: Met
         ValueError: as :func:`output_space`.
     """
     check_name("method", method, get_args(Method))
-    (base,) = _checked(base=base)
+    check_share("energy", energy)
+    (base,) = undifferentiated("range_basis", _numbers(base=base))
     found = svd.decompose(base, method=method)
     rank = _rank(base, found, energy=energy)
     basis = jnp.where(subspace.leading(rank, found.values.shape[-1])[:, None], found.outputs, 0.0)
     return jnp.where(rank[:, None, None] < 0, jnp.nan, basis)
 
 
+@checked
 def input_space(
     base: Float[Array, "l m n"],
     delta: Float[Array, "l m n"],
@@ -198,6 +216,7 @@ def input_space(
 
     Returns:
         See :class:`InputSpace`; NaN for an input of norm zero, and the ratio NaN where the base maps an input to zero.
+        Base and inputs have gradients, the update has none; that of a norm that is zero is zero.
 
     Raises:
         ValueError: rank out of range, an unknown method, shapes that do not fit, or values that are not finite.
@@ -208,12 +227,11 @@ def input_space(
     Fidelity: the paper's claim in its clean definition. The released code decomposes the base, its mean row subtracted,
         instead of the update, feeds it the attention output alone, and plots the last singular index of 15 samples.
     """
-    if (inputs.shape[0], inputs.shape[-1]) != base.shape[:2]:
-        raise ValueError(f"inputs have shape {inputs.shape}, expected [l, b, m] for weights of shape {base.shape}")
-    base, delta, inputs = _checked(base=base, delta=delta, inputs=inputs)
+    base, delta, inputs = _numbers(base=base, delta=delta, inputs=inputs)
+    delta = undifferentiated("input_space: the update", delta)
     update = svd.decompose(delta, method=method, rank=rank, key=key)
-    norms = jnp.linalg.norm(inputs, axis=-1)
-    changed, kept = (jnp.linalg.norm(_product(inputs, stack), axis=-1) for stack in (delta, base))
+    norms = norm(inputs, axis=-1)
+    changed, kept = (norm(_product(inputs, stack), axis=-1) for stack in (delta, base))
     coordinates = _quotient(_product(inputs, update.inputs), norms[..., None])
     return InputSpace(
         gain=_quotient(changed, norms),
@@ -223,31 +241,30 @@ def input_space(
     )
 
 
+@checked
 def changed_norm(base: Float[Array, "l m n"], delta: Float[Array, "l m n"]) -> Float[Array, " l"]:
     """Size of an update beside what it changes, ``|dW|_F / |W|_F``: ``[l]``, NaN for a zero base.
+
+    The gradient of an update of zero is zero.
 
     Raises:
         ValueError: different shapes, or values that are not finite.
     """
-    changed, kept = (jnp.linalg.norm(stack, axis=(1, 2)) for stack in reversed(_checked(base=base, delta=delta)))
+    changed, kept = (norm(stack, axis=(1, 2)) for stack in reversed(_numbers(base=base, delta=delta)))
     return _quotient(changed, kept)
 
 
-def _checked(**arrays: Array) -> tuple[Array, ...]:
-    """All arrays in one dtype of at least float32, once they are known to fit and to hold numbers."""
-    shapes = [arrays[name].shape for name in ("base", "delta") if name in arrays]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"base has shape {shapes[0]} and delta {shapes[1]}: expected the same")
-    for name, array in arrays.items():
-        if not is_finite(array):
-            raise ValueError(f"{name} holds values that are not finite, expected numbers only")
+def _numbers(**arrays: Array) -> tuple[Array, ...]:
+    """All arrays in one dtype of at least float32, once they are known to hold numbers."""
+    check_finite(**arrays)
     dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
-    return tuple(array.astype(dtype) for array in arrays.values())
+    return tuple(jnp.asarray(array, dtype) for array in arrays.values())
 
 
-def _null_space(base: Array, before: svd.SVD, *, delta: Array, update: svd.SVD, energy: float) -> NullSpace:
-    """The outputs of an update against the null space of its base, both decomposed."""
-    rank_base, rank_delta = _rank(base, before, energy=energy), _rank(delta, update, energy=energy)
+@compiled()
+def _null_space(base: Array, before: svd.SVD, delta: Array, update: svd.SVD, ranks: tuple[Array, Array]) -> NullSpace:
+    """The outputs of an update against the null space of its base, both decomposed, with their leading directions."""
+    rank_base, rank_delta = ranks
     width = base.shape[-1]
     used, leading = (
         subspace.leading(rank, found.values.shape[-1]) for rank, found in ((rank_base, before), (rank_delta, update))
@@ -281,7 +298,7 @@ def _null_space(base: Array, before: svd.SVD, *, delta: Array, update: svd.SVD, 
     )
 
 
-def _rank(matrices: Float[Array, "l m n"], found: svd.SVD, *, energy: float) -> Int[Array, " l"]:
+def _rank(matrices: Float[Array, "l m n"], found: svd.SVD, *, energy: float | Array) -> Int[Array, " l"]:
     """Leading directions that hold ``energy``, -1 where that takes values which the decomposition has refused."""
     refused = jnp.isnan(found.values)
     # Triplets that were not computed count as one more that was refused.

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
 from jaxsafety.config.fields import check, traced
+from jaxsafety.entry.annotations import checked
 from jaxsafety.training import answers
 from jaxsafety.types import Key, Method, Model, Needs, Params, PreferenceBatch, Terms
 
 Weight = float | Float[Array, ""]
 
 
+@checked
 def dpo(
     margin_chosen: Float[Array, " b"], margin_rejected: Float[Array, " b"], *, weight_chosen: Weight,
     weight_rejected: Weight,
@@ -28,10 +29,10 @@ def dpo(
     References:
         Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; two weights as in Jain et al. 2024 (arXiv 2407.10264).
     """
-    chex.assert_equal_shape([margin_chosen, margin_rejected])
     return -jax.nn.log_sigmoid(weight_chosen * margin_chosen - weight_rejected * margin_rejected)
 
 
+@checked
 def slope(margins: Float[Array, " b"]) -> Float[Array, " b"]:
     """Weight that DPO gives the gradient of each pair, ``sigmoid(-margin)`` in (0, 1), of the weighted margin.
 

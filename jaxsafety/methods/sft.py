@@ -6,11 +6,13 @@ from typing import Any
 from jaxtyping import Array, Bool, Float
 
 from jaxsafety import losses
+from jaxsafety.entry.annotations import checked
 from jaxsafety.losses import SumCount
 from jaxsafety.training import answers
 from jaxsafety.types import Key, Method, Model, Needs, Params, PreferenceBatch, Terms
 
 
+@checked
 def sft(logprobs: Float[Array, "b t"], mask: Bool[Array, "b t"]) -> SumCount:
     """Negative log-likelihood in nats of the scored tokens, and their number.
 

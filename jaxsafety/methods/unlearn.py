@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import chex
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
 from jaxsafety.config.fields import check, traced
+from jaxsafety.entry.annotations import checked
 from jaxsafety.training import answers
 from jaxsafety.types import Key, Method, Model, Needs, Params, PreferenceBatch, Terms
 
 Weight = float | Float[Array, ""]
 
 
+@checked
 def unlearn(
     nll_chosen: Float[Array, " b"], nll_rejected: Float[Array, " b"], *, weight_chosen: Weight,
     weight_rejected: Weight,
@@ -25,7 +26,6 @@ def unlearn(
     References:
         Jain et al. 2024 (arXiv 2407.10264).
     """
-    chex.assert_equal_shape([nll_chosen, nll_rejected])
     return weight_chosen * nll_chosen - weight_rejected * nll_rejected
 
 

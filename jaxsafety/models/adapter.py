@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxsafety.entry.checks import check_indices
 from jaxsafety.models.generation import windowed
 from jaxsafety.types import Model, Output, Unsupported
 
@@ -69,4 +70,8 @@ def _apply(
     if run is None:
         raise Unsupported("inputs: this model takes no embeddings, expected tokens [b, t]")
     logits = run(params, inputs).astype(jnp.float32)
-    return Output(logits if at is None else jnp.take_along_axis(logits, at[..., None], axis=1), {})
+    if at is None:
+        return Output(logits, {})
+    check_indices("at", at, inputs.shape[1], of="a place of the sequence")
+    at = jnp.where(at < 0, inputs.shape[1], at)  # an index below zero would count from the end
+    return Output(jnp.take_along_axis(logits, at[..., None], axis=1), {})

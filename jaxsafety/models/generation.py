@@ -7,9 +7,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import keys
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_indices, check_positive, known, whole_number
+from jaxsafety.entry.programs import compiled
 from jaxsafety.types import Decoder, Hook, Key, Leaf, Model, Output
 
 # Parameters of any structure, and whose they are.
@@ -18,6 +22,7 @@ Source = tuple[Any, Model]
 Combine = Callable[[list[Array]], Array]
 
 
+@checked
 def generate(
     sources: Source | Sequence[Source],
     tokens: Int[Array, "b t"],
@@ -35,7 +40,8 @@ def generate(
 
     Args:
         sources: ``(params, model)``, or several of them that read the same tokens.
-        tokens: ``[b, t]`` prompts of at least one real token each.
+        tokens: ``[b, t]`` prompts of at least one real token each, of the vocabulary; what stands in the place of
+            padding does not matter.
         count: the most tokens to write, at least 1; the loop ends early when every row has ended. The last is not read.
         mask: ``[b, t]``, True where a prompt's token is real; padding may stand anywhere. None is no padding.
         combine: the decoding rule, see ``Combine``; None takes the logits of the only source.
@@ -47,18 +53,30 @@ def generate(
 
     Returns:
         ``[b, count]`` int32; a row that has ended holds its stop token, then ``pad``. A row ends, too, where its logits
-        are NaN: the model has no place left for it, or is not finite.
+        are NaN: the model has no place left for it, or is not finite. Tokens have no gradient: it is zero.
+        Called eagerly, it is compiled once, but for an ``edit`` or a rule that is no :class:`jax.tree_util.Partial`.
 
     Raises:
         ValueError: fewer than one token to write, several sources without a rule, a temperature that is not positive or
-            that no key goes with; more places than a model with a cache has.
+            that no key goes with; more places than a model with a cache has; (unless traced) real tokens outside of a
+            source's vocabulary, where a model does as with traced ones.
         Unsupported: an edit that a model does not take.
 
     Fidelity:
         The tokens that whole forward passes give; for the exception see :func:`jaxsafety.models.llama_cache.decoder`.
     """
     sources = [sources] if sources and isinstance(sources[-1], Model) else list(sources)
-    _check(sources, combine=combine, count=count, key=key, temperature=temperature)
+    _check(sources, tokens, mask, combine=combine, key=key, temperature=temperature)
+    count = whole_number("count", count, 1)
+    params, models = zip(*jax.tree.map(_constant, sources), strict=True)
+    return _continued(
+        params, tokens, mask, key, temperature, pad, combine, edit, models=models, count=count, stop=tuple(stop)
+    )
+
+
+@compiled("models", "count", "stop")
+def _continued(params, tokens, mask, key, temperature, pad, combine, edit, *, models, count, stop):
+    sources = list(zip(params, models, strict=True))
     choose = partial(_choose, key=key, temperature=1.0 if temperature is None else temperature, pad=pad)
 
     def decide(read: Any, done: Array | bool, *, step: int | Array) -> tuple[Array, Array, list[Any]]:
@@ -103,7 +121,11 @@ def windowed(apply: Callable[..., Output], *, max_tokens: int) -> Decoder:
     """
 
     def read(params: Any, window: Window, edit: Hook | None) -> tuple[Array, Window]:
-        return apply(params, window.tokens, at=window.last[:, None], edit=edit).logits[:, 0], window
+        # A row that has no place left has its last token beyond the window.
+        places = window.tokens.shape[1]
+        at = jnp.minimum(window.last, places - 1)[:, None]
+        logits = apply(params, window.tokens, at=at, edit=edit).logits[:, 0]
+        return jnp.where((window.last < places)[:, None], logits, jnp.nan), window
 
     def begin(
         params: Any, tokens: Int[Array, "b t"], *, mask: Bool[Array, "b t"], room: int, edit: Hook | None = None
@@ -132,12 +154,18 @@ def _choose(logits, done, *, step, key, temperature, pad):
     return jnp.where(ended, pad, token).astype(jnp.int32), ended
 
 
-def _check(sources, *, combine, count, key, temperature):
+def _constant(leaf):
+    return jax.lax.stop_gradient(jnp.asarray(leaf)) if isinstance(leaf, np.ndarray | jax.Array) else leaf
+
+
+def _check(sources, tokens, mask, *, combine, key, temperature):
     if not sources or (len(sources) > 1 and combine is None):
         raise ValueError(f"sources: got {len(sources)} and no rule, expected one, or combine to make one of them")
-    if count < 1:
-        raise ValueError(f"count: got {count}, expected at least 1")
     if temperature is not None and key is None:
         raise ValueError(f"temperature: got {temperature} without a key, expected None or a key to draw with")
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, expected a number greater than 0")
+    if temperature is not None:
+        check_positive("temperature", temperature)
+    if known(tokens) is not None:
+        for params, model in sources:
+            logits = jax.eval_shape(model.apply, params, jnp.asarray(tokens)).logits
+            check_indices("tokens", tokens, logits.shape[-1], of="the vocabulary", mask=mask)

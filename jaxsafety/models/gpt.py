@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.programs import compiled
 from jaxsafety.models import layers as nn
 from jaxsafety.models.generation import windowed
-from jaxsafety.models.inputs import embed, embedded
+from jaxsafety.models.inputs import check_inputs, embed, embedded
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored, watched
 from jaxsafety.types import Hook, Key, Model, Output, Params, Unsupported
@@ -146,6 +148,7 @@ def model(config: GPTConfig) -> Model:
     return Model(embed=embed, apply=run, decoder=windowed(run, max_tokens=config.max_tokens))
 
 
+@checked
 def apply(
     params: Params,
     inputs: Int[Array, "b t"] | Float[Array, "b t d"],
@@ -178,11 +181,17 @@ def apply(
     if mask is not None:
         raise Unsupported("mask: a GPT attends to padding like any token, expected None and padding after the tokens")
     chosen = chosen_layers(layers, depth=config.layers, sites=sites, known=get_args(Site))
-    x = embedded(params, inputs, max_tokens=config.max_tokens)
+    check_inputs(params, inputs, max_tokens=config.max_tokens, mask=None, places={"at": at, "positions": positions})
+    return _applied(params, inputs, at, positions, edit, config=config, sites=tuple(sites), layers=chosen)
+
+
+@compiled("config", "sites", "layers")
+def _applied(params, inputs, at, positions, edit, *, config, sites, layers):
+    x = embedded(params, inputs)
     batch, tokens, width = x.shape
     x = (x + _additive_positions(params, tokens, config=config)).reshape(batch * tokens, width)
     x, seen = _layers(
-        x, params["blocks"], config=config, tokens=tokens, sites=sites, layers=chosen, positions=positions, edit=edit
+        x, params["blocks"], config=config, tokens=tokens, sites=sites, layers=layers, positions=positions, edit=edit
     )
     x = nn.layer_norm(scored(x, tokens=tokens, at=at), **params["norm"])
     logits = nn.project(x, params["unembed"], dtype=config.compute_dtype)

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.programs import compiled
 from jaxsafety.models import layers as nn
 from jaxsafety.models import llama_cache
-from jaxsafety.models.inputs import embed, embedded
+from jaxsafety.models.inputs import check_inputs, embed, embedded
 from jaxsafety.models.llama_block import HIDDEN_SITES, Site, attention, block, scan_layers, unembed
 from jaxsafety.models.llama_config import LlamaConfig
 from jaxsafety.models.rope import Rope, RopeScaling
@@ -64,6 +66,7 @@ def model(config: LlamaConfig, *, cache_dtype: str = "float32") -> Model:
     return Model(embed=embed, apply=partial(apply, config=config), decoder=decoder)
 
 
+@checked
 def apply(
     params: Params,
     inputs: Int[Array, "b t"] | Float[Array, "b t d"],
@@ -96,10 +99,16 @@ def apply(
         arXiv:2407.10671.
     """
     chosen = chosen_layers(layers, depth=config.layers, sites=sites, known=get_args(Site))
-    x = embedded(params, inputs, max_tokens=config.max_tokens)
+    check_inputs(params, inputs, max_tokens=config.max_tokens, mask=mask, places={"at": at, "positions": positions})
+    return _applied(params, inputs, mask, at, positions, edit, config=config, sites=tuple(sites), layers=chosen)
+
+
+@compiled("config", "sites", "layers")
+def _applied(params, inputs, mask, at, positions, edit, *, config, sites, layers):
+    x = embedded(params, inputs, mask=mask)
     batch, tokens, _ = x.shape
     mask = jnp.ones((1, tokens), bool) if mask is None else mask
-    x, seen = _layers(x, params, config=config, mask=mask, sites=sites, layers=chosen, positions=positions, edit=edit)
+    x, seen = _layers(x, params, config=config, mask=mask, sites=sites, layers=layers, positions=positions, edit=edit)
     logits = unembed(params, scored(x, tokens=tokens, at=at), config=config)
     return Output(logits.reshape(batch, -1, logits.shape[-1]), seen)
 

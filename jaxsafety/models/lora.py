@@ -40,8 +40,9 @@ def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Para
 
 def joined(params: Params, adapter: Params, *, scale: float | Float[Array, ""]) -> Params:
     """Returns the parameters of a model with its adapter, whose product counts ``scale`` times (``alpha / r``)."""
-    scaled = {path: leaf * scale if path.endswith("_lora_b") else leaf for path, leaf in tree.flatten(adapter).items()}
-    return tree.unflatten(tree.flatten(params) | scaled)
+    flat = tree.flatten(adapter)
+    scaled = {path: (leaf * scale).astype(leaf.dtype) for path, leaf in flat.items() if path.endswith("_lora_b")}
+    return tree.unflatten(tree.flatten(params) | flat | scaled)
 
 
 def merged(

@@ -25,7 +25,7 @@ def chosen_layers(
     chosen = tuple(range(depth)) if layers is None else layers
     if not chosen or list(chosen) != sorted(set(chosen) & set(range(depth))):
         raise ValueError(f"layers: got {layers}, expected ascending indices from 0 to {depth - 1}")
-    return chosen
+    return tuple(chosen)
 
 
 def pick(
@@ -36,7 +36,10 @@ def pick(
     They are ``[b, p, d]``, or ``[b, t, d]`` without positions; NaN where a position is out of range.
     """
     activations = rows.reshape(-1, tokens, rows.shape[-1])
-    return activations if positions is None else jnp.take_along_axis(activations, positions[..., None], axis=1)
+    if positions is None:
+        return activations
+    # An index below zero would count from the end.
+    return jnp.take_along_axis(activations, jnp.where(positions < 0, tokens, positions)[..., None], axis=1)
 
 
 def scored(rows: Float[Array, "rows d"], *, tokens: int, at: Int[Array, "b p"] | None) -> Float[Array, "_ d"]:

@@ -50,7 +50,7 @@ def gated(delta: Params, gates: Params, *, scale: float | Array, rescale: bool =
     if rescale:
         sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(whole)]
         scale = scale * sum(leaf.size for leaf in jax.tree.leaves(whole)) / sum(sums)
-    return jax.tree.map(lambda gate, leaf: scale * gate * leaf, whole, delta)
+    return jax.tree.map(lambda gate, leaf: (scale * gate * leaf).astype(leaf.dtype), whole, delta)
 
 
 def _gates(path: str, leaf: Array, per: Per) -> Array:

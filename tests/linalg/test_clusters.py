@@ -20,7 +20,7 @@ L, B, C, F = 3, 7, 9, 5
 KEPT, OTHERS = np.array([1, 0, 1, 1, 0, 1, 1]), np.array([0, 1, 1, 0, 1, 0, 0, 1, 1])
 
 
-# Jitted, which compiles faster than all the operations one by one; test_jitted_is_eager compares the two.
+# Jitted, which compiles faster than all the operations one by one; contracts/test_entry.py compares the two.
 def one_program(function, **options):
     """Results in NumPy."""
     compiled = jax.jit(function, **options)
@@ -323,13 +323,6 @@ def lanes():
 
 def stacked(lanes):
     return [np.stack(arrays) for arrays in zip(*lanes, strict=True)]
-
-
-@pytest.mark.slow
-def test_jitted_is_eager():
-    given = lanes()[0]
-    close = partial(np.testing.assert_allclose, rtol=SAME, atol=SAME)
-    jax.tree.map(close, measured(*given), measure(*concrete(given)))
 
 
 def test_vmapped_is_looped():

@@ -153,9 +153,9 @@ def test_bfloat16_points_are_served_and_float64_stays(key):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"iterations": 0}, "iterations is 0, expected at least 1"),
-        ({"tolerance": 0.0}, "tolerance is 0.0, expected a relative residual above 0"),
-        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"iterations": 0}, "iterations: got 0, expected at least 1"),
+        ({"tolerance": 0.0}, "tolerance: got 0.0, expected a number greater than 0"),
+        ({"tolerance": float("nan")}, "tolerance: got nan"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message, key):

@@ -237,13 +237,6 @@ def test_the_gradient_norm_of_a_gpt_is_its_steepest_slope(decoder, decoder_norms
 # Transformations
 
 
-@pytest.mark.slow
-def test_jitted_is_eager():
-    (gradient, found), (eager_gradient, eager) = precise(*case()), norms(*concrete(case()), tolerance=1e-3)
-    np.testing.assert_allclose(gradient, eager_gradient, rtol=SAME)
-    np.testing.assert_allclose(found.value, eager.value, rtol=NORM)
-
-
 def test_vmapped_is_looped():
     lanes = [case(seed) for seed in range(3)]
     gradients, found = precise_lanes(*tree.stack(lanes))
@@ -296,10 +289,10 @@ def test_bad_samples_are_named(measure):
     broken[1, 0, 0] = np.inf
     with pytest.raises(ValueError, match="embeddings hold 0 prompts, expected at least 1"):
         run(embeddings[:0], position[:0], prompt[:0])
-    with pytest.raises(ValueError, match="embeddings hold values that are not finite"):
+    with pytest.raises(ValueError, match="embeddings holds values that are not finite"):
         run(broken)
     for outside in (-1, T):
-        with pytest.raises(ValueError, match=f"position is {outside}, expected 0 to {T - 1}"):
+        with pytest.raises(ValueError, match=f"position: got {outside}, expected from 0 to {T - 1}"):
             run(position=np.where(np.arange(B) == 1, outside, position))
     with pytest.raises(ValueError, match="prompt 2 of the batch is empty"):
         run(prompt=prompt & (np.arange(B)[:, None] != 2))
@@ -307,5 +300,5 @@ def test_bad_samples_are_named(measure):
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"tolerance": 0.0}, {"tolerance": -1.0}], ids=str)
 def test_bad_iterations_are_named(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: got"):
         norms(*concrete(case()), **options)

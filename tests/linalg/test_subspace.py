@@ -366,16 +366,16 @@ def test_16_bit_arrays_are_computed_in_float32_and_float64_stays():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: subspace.rank_at_energy(jnp.ones(3), energy=0.0), r"energy is 0.0, expected a share in \(0, 1\]"),
-        (lambda: subspace.rank_at_energy(jnp.ones(3), energy=90.0), "energy is 90.0"),
-        (lambda: subspace.rank_at_tolerance(jnp.ones(3), tolerance=1.0), "tolerance is 1.0, expected a share"),
-        (lambda: subspace.rank_at_tolerance(jnp.ones(3), tolerance=-0.1), "tolerance is -0.1"),
-        (lambda: subspace.random_energy(5, dimension=4), "rank is 5, expected 0 to 4"),
-        (lambda: subspace.random_norm(jnp.asarray([1, -1]), dimension=4), r"rank is \[ 1 -1\], expected 0 to 4"),
-        (lambda: subspace.random_energy(0, dimension=0), "dimension is 0, expected at least 1"),
+        (lambda: subspace.rank_at_energy(jnp.ones(3), energy=0.0), r"energy: got 0.0, expected a share in \(0, 1\]"),
+        (lambda: subspace.rank_at_energy(jnp.ones(3), energy=90.0), "energy: got 90.0"),
+        (lambda: subspace.rank_at_tolerance(jnp.ones(3), tolerance=1.0), "tolerance: got 1.0, expected a share"),
+        (lambda: subspace.rank_at_tolerance(jnp.ones(3), tolerance=-0.1), "tolerance: got -0.1"),
+        (lambda: subspace.random_energy(5, dimension=4), "rank: got 5, expected from 0 to 4, the dimension"),
+        (lambda: subspace.random_norm(jnp.asarray([1, -1]), dimension=4), "rank: got -1, expected from 0 to 4"),
+        (lambda: subspace.random_energy(0, dimension=0), "dimension: got 0, expected at least 1"),
         (
             lambda: subspace.sample_random_energy(jnp.eye(3), key=jax.random.key(0), samples=0),
-            "samples is 0, expected at least 1",
+            "samples: got 0, expected at least 1",
         ),
     ],
 )

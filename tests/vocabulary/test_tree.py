@@ -1,11 +1,18 @@
 """Parameter trees by path, and stacked lanes."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from flax.core import freeze
 
 from jaxsafety import tree
+from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
+from jaxsafety.linalg import alignment
 
 
 @pytest.fixture
@@ -31,7 +38,9 @@ def test_select_matches_whole_paths_only(params):
 
 
 def test_select_of_nothing_lists_the_paths(params):
-    with pytest.raises(ValueError, match=r"no parameter path matches 'up'; the paths are embed, blocks/mlp/up, "):
+    with pytest.raises(
+        ValueError, match=r"no parameter path matches 'up'; the paths are blocks/mlp/up, blocks/mlp/up_b"
+    ):
         tree.select(params, "up")
 
 
@@ -60,3 +69,77 @@ def test_a_lane_of_a_stack_is_what_was_stacked(params):
 
 def test_count_is_the_number_of_scalars(params):
     assert tree.count(params) == 8 + 12 + 6
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Module:
+    """A module as equinox has them: a dataclass that is a tree."""
+
+    w: Any
+    inner: Any
+
+
+W = np.random.default_rng(0).integers(-9, 9, size=(2, 3, 4)).astype(np.float32)
+# What other libraries keep their parameters in, and the path of the one stack of matrices.
+CONTAINERS = {
+    "haiku": ({"mlp/~/linear_0": {"w": W, "b": W[:, 0]}}, "mlp/~/linear_0/w"),
+    "FrozenDict": (freeze({"mlp": {"w": W}}), "mlp/w"),
+    "empty subtrees and None": ({"a": W, "b": {}, "c": None, "d": ()}, "a"),
+    "list of layers": ({"layers": [{"w": W}, {"b": W[0]}]}, "layers/0/w"),
+    "nnx.State": (nnx.State({"linear": {"kernel": nnx.Param(W)}}), "linear/kernel/value"),
+    "dataclass": (Module(W, [W[0], Module(None, {"b": W[:, 0]})]), "w"),
+    "an array alone": (W, ""),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_trees_of_other_libraries_keep_their_structure(name):
+    base, path = CONTAINERS[name]
+    base = jax.tree.map(jnp.asarray, base)
+    tuned = jax.tree.map(lambda x: x * 3 + 1, base)
+    delta = tree.difference(tuned, base)
+    assert same(delta, jax.tree.map(lambda x: x * 2 + 1, base))
+    assert same(tree.label(base, lambda path, leaf: leaf), base)
+    for moved in (scaled.scaled(base, delta, alpha=1.0), transferred.transferred(base, delta, alpha=1.0)):
+        assert same(moved, tuned)
+    split = {"pattern": path, "keep": "only"}
+    parts = [space_part.space_part(base, delta, space, **split) for space in ("null_space", "range")]
+    assert all(jax.tree.structure(part) == jax.tree.structure(base) for part in parts)
+    whole = tree.flatten(delta)[path]
+    np.testing.assert_allclose(sum(tree.flatten(part)[path] for part in parts), whole, atol=1e-5)
+    cut = rank_part.rank_part(delta, rank=3, pattern=path)
+    assert jax.tree.structure(cut) == jax.tree.structure(base)
+    np.testing.assert_allclose(tree.flatten(cut)[path], whole, atol=1e-5)
+    np.testing.assert_allclose(alignment.tree_cosine(delta, delta), 1.0, atol=1e-6)
+
+
+def test_a_layer_of_a_module_is_cut_out_of_it():
+    found = layer_part.layer_part({"blocks": Module(jnp.asarray(W), None)}, layer=1)["blocks"]
+    np.testing.assert_array_equal(found.w, [np.zeros_like(W[0]), W[1]])
+
+
+@pytest.mark.parametrize(
+    "alpha", [0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5)], ids=["float", "f32", "f64", "jax"]
+)
+def test_an_alpha_of_any_type_leaves_the_weights_theirs(alpha, unchecked):
+    base = {"a": jnp.asarray([1.0, 256.0], jnp.bfloat16)}
+    delta = {"a": jnp.asarray([2.0, 3.0], jnp.bfloat16)}
+    for move in (lambda: scaled.scaled(base, delta, alpha=alpha), lambda: tree.interpolate(base, delta, alpha)):
+        assert move()["a"].dtype == jnp.bfloat16
+        # Rounded once, from float32: 257.5 lies between 256 and 258.
+        np.testing.assert_array_equal(move()["a"].astype(np.float32), [2.0, 258.0])
+    assert tree.interpolate(base, {"a": np.ones(2, np.float32)}, alpha)["a"].dtype == jnp.float32
+
+
+def test_what_is_no_tree_of_numbers_is_named():
+    ones = {"a": jnp.ones(2)}
+    for other, message in [
+        ({"a": jax.nn.relu}, "a of tuned is a .*, expected arrays of numbers alone"),
+        ({"a": jax.random.key(0)}, "a of tuned is a PRNGKeyArray, expected arrays of numbers alone"),
+        (freeze(ones), "the same paths lie in different containers in tuned, a FrozenDict, and base, a dict"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tree.difference(other, ones)
+    with pytest.raises(ValueError, match="got 2 leaves at 1 paths, expected one at each"):
+        tree.flatten({"a/b": {"c": 1.0}, "a": {"b": {"c": 2.0}}})

@@ -1,0 +1,246 @@
+"""Every public function on arrays: arguments, which of them have a gradient, and which a ValueError refuses one."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsafety import losses, tree
+from jaxsafety.analysis import refusal_depth
+from jaxsafety.attacks import prefill, soft_tokens
+from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
+from jaxsafety.linalg import alignment, clusters, masked, power, sensitivity, subspace, svd, update_spaces
+from jaxsafety.methods import dpo, sft, unlearn
+from jaxsafety.models import generation, gpt, inputs, llama, lora
+from jaxsafety.parametrisations import mask as gates
+from jaxsafety.types import Batch
+
+L, B, T, V, D, F, R = 2, 3, 4, 5, 4, 6, 2
+SIZES = {"vocab_size": V, "max_tokens": 2 * T, "layers": 1, "heads": 2, "width": D}
+GPT = gpt.GPTConfig(**SIZES)
+LLAMA = llama.LlamaConfig(**SIZES, kv_heads=1, mlp_width=F, head_width=2)
+KEY = jax.random.key(0)
+_RNG = np.random.default_rng(0)
+
+
+class Case(NamedTuple):
+    """A public function, its arrays by argument, and the names of those with a gradient, and of those refused one."""
+
+    call: Any
+    arrays: dict[str, Any]
+    smooth: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+def weighted(found):
+    """A number that every float of a result moves."""
+    leaves = [leaf for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return sum(jnp.sum(leaf * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)) for leaf in leaves)
+
+
+def normal(*shape):
+    return _RNG.normal(size=shape).astype(np.float32)
+
+
+def basis(*shape):
+    return np.linalg.qr(normal(*shape))[0]
+
+
+def params_of(module, config):
+    """Weights of order one for the shapes that a model begins with."""
+    shapes = jax.eval_shape(partial(module.init, config), key=KEY)
+    return jax.tree.map(lambda leaf: 0.5 * normal(*leaf.shape), shapes)
+
+
+LOGITS, TARGETS = normal(B, T, V), _RNG.integers(0, V, (B, T)).astype(np.int32)
+LOGPROBS, MASK = -np.abs(normal(B, T)), np.arange(T)[None] >= np.array([0, 1, 2])[:, None]
+BASE, DELTA = normal(L, D, F), 0.1 * normal(L, D, F)
+VALUES = np.sort(np.abs(normal(L, D)), axis=-1)[:, ::-1].copy()
+VECTORS, BASIS, OTHER = normal(L, B, F), basis(L, F, R), basis(L, F, R)
+SAFE, UNSAFE = normal(L, B, F), normal(L, B, F) + 1
+MEANS = clusters.Centroids(normal(L, F), normal(L, F))
+TREES = {"base": {"blocks": {"mlp": {"up": BASE}}}, "delta": {"blocks": {"mlp": {"up": DELTA}}}}
+PAIR = {"a": TREES["base"], "b": TREES["delta"]}
+ROWS = {"margin_chosen": normal(B), "margin_rejected": normal(B)}
+WEIGHTS = {"weight_chosen": np.float32(0.3), "weight_rejected": np.float32(0.7)}
+BATCH = Batch(TARGETS, TARGETS[::-1].copy(), MASK)
+REFUSED = Batch(TARGETS, TARGETS[:, ::-1].copy(), MASK)
+AT, KEPT = np.array([1, 2, 3], np.int32), np.array([True, True, False])
+EMBEDDINGS = normal(B, T, D)
+PLACES = {"position": np.array([1, 2, 3], np.int32), "prompt": np.arange(T)[None] < np.array([[1], [2], [3]])}
+HEAD = jax.tree_util.Partial(lambda w, x: (x.cumsum(1) @ w) ** 2, normal(D, V))
+SQUARES = jax.tree_util.Partial(lambda w, x: (w @ x) ** 2, normal(F, D))
+GPT_PARAMS, LLAMA_PARAMS = params_of(gpt, GPT), params_of(llama, LLAMA)
+ADAPTER = {"blocks": {"attn": {"q_lora_a": normal(1, D, R), "q_lora_b": normal(1, R, D)}}}
+GPT_MODEL, LLAMA_MODEL = gpt.model(GPT), llama.model(LLAMA)
+SHIFT = {"at": AT, "count": np.int32(1)}
+ATTACK = {
+    "targets": TARGETS,
+    "mask": MASK,
+    "at": AT,
+    "count": np.int32(1),
+    "radius": np.float32(1),
+    "taken": np.int32(2),
+}
+BOTH = ("base", "delta")
+
+
+def generated(model):
+    return lambda params, tokens, mask: generation.generate((params, model), tokens, mask=mask, count=3, stop=(1,))
+
+
+CASES = {
+    "losses.token_logprobs": Case(losses.token_logprobs, {"logits": LOGITS, "targets": TARGETS}, ("logits",)),
+    "losses.masked_sum": Case(losses.masked_sum, {"values": LOGPROBS, "mask": MASK}, ("values",)),
+    "losses.summed": Case(losses.summed, {"values": normal(B)}, ("values",)),
+    "losses.quotient": Case(losses.quotient, {"total": normal(B), "count": np.float32(2)}, ("total", "count")),
+    "losses.nll": Case(losses.nll, {"logprobs": LOGPROBS, "mask": MASK}, ("logprobs",)),
+    "losses.bounded": Case(losses.bounded, {"logprobs": LOGPROBS, "bound": np.float32(1)}, ("logprobs", "bound")),
+    "losses.sequence_logprobs": Case(
+        partial(losses.sequence_logprobs, reduction="mean"), {"logprobs": LOGPROBS, "mask": MASK}, ("logprobs",)
+    ),
+    "losses.correct": Case(losses.correct, {"logits": LOGITS, "targets": TARGETS}),
+    "losses.exact_match": Case(losses.exact_match, {"ok": TARGETS > 2, "mask": MASK}),
+    "losses.token_accuracy": Case(losses.token_accuracy, {"ok": TARGETS > 2, "mask": MASK}),
+    "dpo.dpo": Case(dpo.dpo, ROWS | WEIGHTS, (*ROWS, *WEIGHTS)),
+    "dpo.slope": Case(dpo.slope, {"margins": normal(B)}, ("margins",)),
+    "sft.sft": Case(sft.sft, {"logprobs": LOGPROBS, "mask": MASK}, ("logprobs",)),
+    "unlearn.unlearn": Case(
+        unlearn.unlearn, {"nll_chosen": normal(B), "nll_rejected": normal(B)} | WEIGHTS, ("nll_chosen", "nll_rejected")
+    ),
+    "tree.difference": Case(tree.difference, {"tuned": TREES["base"], "base": TREES["delta"]}, ("tuned", "base")),
+    "tree.interpolate": Case(tree.interpolate, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
+    "svd.decompose": Case(svd.decompose, {"matrices": BASE}, refused=("matrices",)),
+    "svd.decompose, gram": Case(partial(svd.decompose, method="gram", rank=1), {"matrices": BASE}),
+    "svd.decompose, randomized": Case(
+        partial(svd.decompose, method="randomized", rank=2, chunk=1, key=KEY), {"matrices": BASE}
+    ),
+    "subspace.rank_at_energy": Case(subspace.rank_at_energy, {"values": VALUES, "energy": np.float32(0.9)}),
+    "subspace.rank_at_tolerance": Case(subspace.rank_at_tolerance, {"values": VALUES, "tolerance": np.float32(0.3)}),
+    "subspace.leading": Case(partial(subspace.leading, size=R), {"rank": np.array([1, 2])}),
+    "subspace.projection_energy": Case(
+        subspace.projection_energy, {"vectors": VECTORS, "basis": BASIS}, ("vectors", "basis")
+    ),
+    "subspace.complement_energy": Case(
+        subspace.complement_energy, {"vectors": VECTORS, "basis": BASIS}, ("vectors", "basis")
+    ),
+    "subspace.principal_angles": Case(
+        subspace.principal_angles, {"basis_a": BASIS, "basis_b": OTHER}, refused=("basis_a", "basis_b")
+    ),
+    "subspace.stable_rank": Case(subspace.stable_rank, {"values": VALUES}, ("values",)),
+    "subspace.effective_rank": Case(subspace.effective_rank, {"values": VALUES}, ("values",)),
+    "subspace.cosine": Case(subspace.cosine, {"a": BASE, "b": DELTA}, ("a", "b")),
+    "subspace.random_energy": Case(partial(subspace.random_energy, dimension=F), {"rank": np.array([1, 2])}),
+    "subspace.random_norm": Case(partial(subspace.random_norm, dimension=F), {"rank": np.array([1, 2])}),
+    "subspace.sample_random_energy": Case(
+        partial(subspace.sample_random_energy, key=KEY, samples=3), {"basis": BASIS}, ("basis",)
+    ),
+    "power.largest_singular_value": Case(
+        partial(power.largest_singular_value, SQUARES, key=KEY), {"point": normal(D)}, refused=("point",)
+    ),
+    "masked.norm": Case(partial(masked.norm, axis=(1, 2)), {"values": BASE}, ("values",)),
+    "masked.averaged": Case(masked.averaged, {"values": LOGPROBS, "weights": MASK}, ("values",)),
+    "update_spaces.output_space": Case(
+        update_spaces.output_space, {"base": BASE, "delta": DELTA, "energy": np.float32(0.9)}, refused=BOTH
+    ),
+    "update_spaces.output_space, gram": Case(
+        partial(update_spaces.output_space, method="gram", energy=0.5), {"base": BASE, "delta": DELTA}
+    ),
+    "update_spaces.both_spaces": Case(
+        partial(update_spaces.both_spaces, method="randomized", rank=2, key=KEY), {"base": BASE, "delta": DELTA},
+        refused=BOTH,
+    ),
+    "update_spaces.range_basis": Case(update_spaces.range_basis, {"base": BASE}, refused=("base",)),
+    "update_spaces.input_space": Case(
+        update_spaces.input_space, {"base": BASE, "delta": DELTA, "inputs": normal(L, B, D)}, ("base", "inputs"),
+        ("delta",),
+    ),
+    "update_spaces.changed_norm": Case(update_spaces.changed_norm, {"base": BASE, "delta": DELTA}, BOTH),
+    "clusters.centroids": Case(
+        clusters.centroids, {"safe": SAFE, "unsafe": UNSAFE, "safe_weights": KEPT}, ("safe", "unsafe")
+    ),
+    "clusters.tau": Case(clusters.tau, {"activations": SAFE, "centroids": MEANS}, ("activations", "centroids")),
+    "clusters.tau, cosine": Case(
+        partial(clusters.tau, form="cosine"), {"activations": SAFE, "centroids": MEANS}, ("activations", "centroids")
+    ),
+    "clusters.relative_tau": Case(
+        clusters.relative_tau, {"activations": SAFE, "centroids": MEANS}, ("activations", "centroids")
+    ),
+    "clusters.separation": Case(
+        clusters.separation,
+        {"tau_safe": normal(L, B), "tau_unsafe": normal(L, B), "centroids": MEANS, "safe_weights": KEPT},
+        ("tau_safe", "tau_unsafe"),
+    ),
+    "clusters.leading_share": Case(
+        clusters.leading_share, {"activations": SAFE, "weights": KEPT}, refused=("activations",)
+    ),
+    "sensitivity.gradient_norm": Case(
+        partial(sensitivity.gradient_norm, HEAD), {"embeddings": EMBEDDINGS} | PLACES, ("embeddings",)
+    ),
+    "sensitivity.jacobian_norm": Case(
+        partial(sensitivity.jacobian_norm, HEAD, key=KEY), {"embeddings": EMBEDDINGS} | PLACES, refused=("embeddings",)
+    ),
+    "alignment.align": Case(
+        partial(alignment.align, rank=R), {"delta_a": TREES["base"], "delta_b": TREES["delta"]},
+        refused=("delta_a", "delta_b"),
+    ),
+    "alignment.overlap": Case(alignment.overlap, {"angles": np.abs(normal(L, R))}, ("angles",)),
+    "alignment.tree_cosine": Case(alignment.tree_cosine, PAIR, ("a", "b")),
+    "scaled.part_delta": Case(partial(scaled.part_delta, part="mlp"), {"delta": TREES["delta"]}, ("delta",)),
+    "scaled.tree_part": Case(partial(scaled.tree_part, pattern=".*/up"), {"delta": TREES["delta"]}, ("delta",)),
+    "scaled.scaled": Case(scaled.scaled, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
+    "transferred.transferred": Case(
+        transferred.transferred, {"tuned": TREES["base"], "other_delta": TREES["delta"], "alpha": np.float32(0.5)},
+        ("tuned", "other_delta", "alpha"),
+    ),
+    "layer_part.layer_part": Case(
+        layer_part.layer_part, {"delta": TREES["delta"], "layer": np.int32(1)}, ("delta",)
+    ),
+    "rank_part.rank_part": Case(
+        rank_part.rank_part, {"delta": TREES["delta"], "rank": np.int32(2)}, refused=("delta",)
+    ),
+    "space_part.space_part": Case(
+        partial(space_part.space_part, space="random", keep="only", key=KEY), TREES, ("delta",), ("base",)
+    ),
+    "soft_tokens.insert": Case(
+        soft_tokens.insert, {"array": EMBEDDINGS, "inserted": normal(B, R, D)} | SHIFT, ("array", "inserted")
+    ),
+    "soft_tokens.shifted": Case(partial(soft_tokens.shifted, fill=0), {"array": TARGETS} | SHIFT),
+    "soft_tokens.shifted_mask": Case(soft_tokens.shifted_mask, {"mask": MASK} | SHIFT),
+    "soft_tokens.fits": Case(soft_tokens.fits, {"mask": MASK} | SHIFT),
+    "soft_tokens.optimise": Case(
+        partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
+        refused=("embeddings",),
+    ),
+    "prefill.prefilled": Case(prefill.prefilled, {"complied": BATCH, "refused": REFUSED, "depth": np.int32(1)}),
+    "prefill.complied_after": Case(prefill.complied_after, {"complied": BATCH, "depth": np.int32(1)}),
+    "prefill.beyond": Case(prefill.beyond, {"mask": MASK, "depth": np.int32(1)}),
+    "refusal_depth.first_refusal": Case(
+        refusal_depth.first_refusal, {"predicted": TARGETS, "complied": BATCH, "refused": REFUSED}
+    ),
+    "mask.gated": Case(
+        gates.gated, {"delta": TREES["delta"], "gates": jax.tree.map(np.abs, TREES["delta"]), "scale": np.float32(2)},
+        ("delta", "gates", "scale"),
+    ),
+    "lora.joined": Case(
+        lora.joined, {"params": LLAMA_PARAMS, "adapter": ADAPTER, "scale": np.float32(2)},
+        ("params", "adapter", "scale"),
+    ),
+    # Models compute in float32: tests/models compares their gradients with oracles.
+    "inputs.embed": Case(inputs.embed, {"params": GPT_PARAMS, "tokens": TARGETS}),
+    "gpt.apply": Case(
+        partial(gpt.apply, config=GPT, sites=("mlp.hook_post",)),
+        {"params": GPT_PARAMS, "inputs": TARGETS, "at": AT[:, None], "positions": AT[:, None]},
+    ),
+    "llama.apply": Case(
+        partial(llama.apply, config=LLAMA), {"params": LLAMA_PARAMS, "inputs": TARGETS, "mask": MASK}
+    ),
+    "generation.generate, windowed": Case(
+        generated(GPT_MODEL), {"params": GPT_PARAMS, "tokens": TARGETS, "mask": MASK}
+    ),
+    "generation.generate": Case(
+        generated(LLAMA_MODEL), {"params": LLAMA_PARAMS, "tokens": TARGETS, "mask": MASK}
+    ),
+}  # fmt: skip

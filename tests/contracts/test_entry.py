@@ -1,0 +1,126 @@
+"""Public functions as strangers call them: from NumPy, eagerly and again, closed over by a trace, for a gradient."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+from tests.contracts.public import CASES, weighted
+
+# float32 programs that XLA fuses and adds up in another order.
+RTOL, ATOL = 1e-4, 1e-5
+# Central differences in float64: the step squared, and the rounding over the step.
+STEP, SLOPE = 1e-5, 1e-6
+NAMES = sorted(CASES)
+# What is public in their modules and takes no arrays, or no array of numbers but the trees that others are made of.
+APART = {"tree": {"flatten", "unflatten", "select", "matrix_stacks", "label", "check_match", "check_finite", "stack",
+                  "lane", "count"}, "svd": {"gram_limit"}, "gpt": {"preset", "init", "model"},
+         "llama": {"init", "model", "attention", "block", "embed"}, "generation": {"windowed"},
+         "inputs": {"check_inputs", "embedded"}, "lora": {"init", "merged"}, "mask": {"init", "join"}}  # fmt: skip
+STUDY = {"totals", "reference", "edit", "attack", "points", "measure", "draw"}  # what a study asks of a file of them
+
+lowered = []
+monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: lowered.append(event) if event.endswith("jaxpr_to_mlir_module_duration") else None
+)
+
+
+def same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.abs(left), np.abs(right), rtol=RTOL, atol=ATOL)  # vectors have any sign
+
+
+def test_every_public_function_is_in_the_table():
+    modules = {inspect.getmodule(inspect.unwrap(getattr(case.call, "func", case.call))) for case in CASES.values()}
+    for module in (module for module in modules if module.__name__.startswith("jaxsafety.")):
+        short = module.__name__.rpartition(".")[2]
+        found = {
+            f"{short}.{name}"
+            for name, function in inspect.getmembers(module, inspect.isfunction)
+            if function.__module__ == module.__name__ and not name.startswith("_")
+            and name not in APART.get(short, set()) | STUDY
+        }  # fmt: skip
+        assert found <= {name.partition(",")[0] for name in CASES}, found - set(CASES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_call_compiles_nothing(name, unchecked):
+    """With NumPy's arrays, as a stranger has them."""
+    call, arrays = CASES[name][:2]
+    first = jax.block_until_ready(call(**arrays))
+    lowered.clear()
+    second = jax.block_until_ready(call(**arrays))
+    assert not lowered
+    jax.tree.map(np.testing.assert_array_equal, second, first)
+
+
+def ways(name):
+    """What to jit, and its argument: the function's arguments traced, closed over, the first of them, or the others."""
+    call, constants = CASES[name].call, jax.tree.map(jnp.asarray, CASES[name].arrays)
+    first, *others = constants
+    rest = {other: constants[other] for other in others}
+    yield lambda given: call(**given), constants
+    yield lambda _: call(**constants), ()
+    yield lambda given: call(**{first: given}, **rest), constants[first]
+    yield lambda given: call(**{first: constants[first]}, **given), rest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_may_be_traced_closed_over_or_mixed(name, unchecked):
+    for function, given in ways(name):
+        jax.make_jaxpr(function)(given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_jitted_is_eager(name, unchecked):
+    call, arrays = CASES[name][:2]
+    eager = call(**arrays)
+    for function, given in ways(name):
+        same(jax.jit(function)(given), eager)
+
+
+def wide(leaf):
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].smooth])
+def test_gradients_are_finite_differences(name, unchecked):
+    call, arrays, smooth, _ = CASES[name]
+    with jax.enable_x64(True):
+        arrays = jax.tree.map(wide, arrays)
+        moved = {argument: arrays[argument] for argument in smooth}
+        rng = np.random.default_rng(1)
+        along = jax.tree.map(lambda leaf: rng.normal(size=np.shape(leaf)), moved)
+
+        def value(given):
+            return weighted(call(**(arrays | given)))
+
+        @jax.jit
+        def slopes(moved, along):
+            ends = [value(jax.tree.map(lambda x, v, by=by: x + by * v, moved, along)) for by in (STEP, -STEP)]
+            products = jax.tree.map(lambda g, v: jnp.sum(g * v), jax.grad(value)(moved), along)
+            return sum(jax.tree.leaves(products)), (ends[0] - ends[1]) / (2 * STEP)
+
+        found, expected = slopes(moved, along)
+        np.testing.assert_allclose(found, expected, rtol=SLOPE, atol=SLOPE)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].refused])
+def test_a_gradient_that_is_none_is_a_sentence(name):
+    call, arrays, _, refused = CASES[name]
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    short = name.rpartition(".")[2]
+    for argument in refused:
+        for derivative in (jax.grad, partial(jax.jacfwd)):
+            ask = derivative(lambda given, argument=argument: weighted(call(**(arrays | {argument: given}))))
+            with pytest.raises(ValueError, match=rf"{short}.* has no gradient here: put jax.lax.stop_gradient around"):
+                jax.eval_shape(ask, arrays[argument])
+        held = {argument: jax.tree.map(jax.lax.stop_gradient, arrays[argument])}
+        jax.eval_shape(jax.grad(lambda x, held=held: x * weighted(call(**(arrays | held)))), 1.0)
