@@ -16,6 +16,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from jaxsafety.config.names import nearest
+from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import is_finite
 from jaxsafety.types import Leaf, Params
 
@@ -133,6 +134,7 @@ def difference(tuned: Params, base: Params) -> Params:
     return jax.tree.map(jnp.subtract, tuned, base)
 
 
+@checked
 def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) -> Params:
     """Returns ``base + alpha * delta``; alpha 0 is the base, 1 the tuned model, above 1 extrapolates.
 

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_alike
 from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Section, Trial, View
 
 
+@checked
 def first_refusal(predicted: Int[Array, "b t"], *, complied: Batch, refused: Batch) -> Int[Array, " b"]:
     """Where a model that is fed the complied answer first says the refusal's token instead of the true one.
 

@@ -18,6 +18,7 @@ from jaxsafety.types import Attack, Attacked, Batch, Key, Point, Section, Target
 Depth = int | Int[Array, ""]
 
 
+@checked
 def prefilled(complied: Batch, refused: Batch, *, depth: Depth) -> Batch:
     """Returns the answers that comply for ``depth`` judged tokens and refuse from there on.
 
@@ -43,6 +44,7 @@ def prefilled(complied: Batch, refused: Batch, *, depth: Depth) -> Batch:
     )
 
 
+@checked
 def complied_after(complied: Batch, *, depth: Depth) -> Batch:
     """Returns the complied answers, scored only after the first ``depth`` judged tokens; see :func:`prefilled`.
 

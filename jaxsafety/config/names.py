@@ -1,12 +1,8 @@
 """The sentences that misspelt, missing and extra names get, and those of another version."""
 
 import difflib
-import functools
-import inspect
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterable
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _SHOWN = 3  # names in one message
 # What stands for a seed in the name of a file or directory of each.
 SEED = "{seed}"
@@ -30,26 +26,6 @@ def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
         raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(names)}{nearest(name, names)}")
-
-
-def names_checked(function: _Function) -> _Function:
-    """Refuses arguments that are none of the names that their parameters' ``Literal`` lists, as :func:`check_name`."""
-    signature = inspect.signature(function)
-
-    @functools.cache
-    def known() -> dict[str, tuple[Any, ...]]:
-        hints = get_type_hints(function)
-        return {name: get_args(kind) for name, kind in hints.items() if get_origin(kind) is Literal}
-
-    @functools.wraps(function)
-    def call(*args: Any, **named: Any) -> Any:
-        given = signature.bind(*args, **named).arguments
-        for name, names in known().items():
-            if name in given:
-                check_name(name, given[name], names)
-        return function(*args, **named)
-
-    return call
 
 
 def check_all(where: str, found: Collection[str], expected: Collection[str], *, lacks: str, holds: str) -> None:

@@ -8,10 +8,12 @@ from jaxtyping import Array, Int
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between
 from jaxsafety.types import Edit, Key, Params, Point
 
 
+@checked
 def layer_part(delta: Params, *, layer: int | Int[Array, ""]) -> Params:
     """Returns the part of an update in one layer, a 0-based index that may be traced; zeros everywhere else.
 

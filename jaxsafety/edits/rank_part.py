@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between
 from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import subspace, svd
@@ -15,6 +16,7 @@ from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
 
 
+@checked
 def rank_part(
     delta: Params, *, rank: int | Int[Array, ""], pattern: str = tree.MATRICES, method: Method = "full"
 ) -> Params:

@@ -1,14 +1,14 @@
 """A walk along an update, ``W + alpha * part(dW)``: less of it, more of it, or a part alone."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
-from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Edit, Key, Params, Point
 
 Part = Literal["whole", "mlp", "mlp_matrices", "up", "down", "attention"]
@@ -24,16 +24,17 @@ PATTERNS: dict[str, str] = {
 }
 
 
+@checked
 def part_delta(delta: Params, part: Part) -> Params:
     """Returns the named part of an update, zeros elsewhere; matrices go with their biases but in ``mlp_matrices``.
 
     Raises:
         ValueError: unknown part, or a tree that has no such leaves.
     """
-    check_name("part", part, get_args(Part))
     return tree_part(delta, PATTERNS[part])
 
 
+@checked
 def tree_part(delta: Params, pattern: str) -> Params:
     """Returns the leaves whose whole path matches the regular expression ``pattern``, zeros elsewhere.
 
@@ -44,6 +45,7 @@ def tree_part(delta: Params, pattern: str) -> Params:
     return tree.label(delta, lambda path, leaf: leaf if path in chosen else jnp.zeros_like(leaf))
 
 
+@checked
 def scaled(base: Params, delta: Params, *, alpha: float | Float[Array, ""], part: Part = "whole") -> Params:
     """Walks along an update ``tree.difference(tuned, base)``: ``W + alpha * part(delta W)``.
 

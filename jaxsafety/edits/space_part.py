@@ -5,7 +5,7 @@ model refuse and ``all_but`` it does not, beyond what a random subspace as large
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static
-from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_share
 from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import update_spaces
@@ -25,6 +25,7 @@ Space = Literal["null_space", "range", "random"]
 Keep = Literal["only", "all_but"]
 
 
+@checked
 def space_part(
     base: Params,
     delta: Params,
@@ -63,8 +64,6 @@ def space_part(
 
     Fidelity: the intervention is ours; P is the paper's, in its clean definition (no centring, whole columns).
     """
-    check_name("space", space, get_args(Space))
-    check_name("keep", keep, get_args(Keep))
     check_share("energy", energy)
     if space == "random" and key is None:
         raise ValueError("space 'random' got no key, expected key=jax.random.key(...)")

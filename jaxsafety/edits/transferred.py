@@ -6,9 +6,11 @@ from jaxtyping import Array, Float
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Edit, Key, Params, Point
 
 
+@checked
 def transferred(tuned: Params, other_delta: Params, *, alpha: float | Float[Array, ""]) -> Params:
     """Returns one method's model plus ``alpha`` times the update of another method that started from the same base.
 

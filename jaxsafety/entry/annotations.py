@@ -1,4 +1,4 @@
-"""Array annotations of public functions, checked where they are called: traced or not, jax's arrays or NumPy's.
+"""Annotations of public functions, checked where they are called: traced or not, jax's arrays or NumPy's.
 
 What the tests' type checker says of everything, users are told at the functions that they import: an array of another
 shape would broadcast, one of another type would be computed on.
@@ -6,30 +6,40 @@ shape would broadcast, one of another type would be computed on.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import jaxtyping
 from jaxtyping import Integer
 
+from jaxsafety.config.names import check_name
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 _NUMBERS = (bool, int, float, complex)
+# What Python shows of an annotation, and how it is written.
+_SHORT = {r"(jax\.)?jaxlib\._jax\.Array": "Array", r"\b(jaxtyping|typing|collections\.abc|jaxsafety(\.\w+)*)\.": "",
+          "NoneType": "None"}  # fmt: skip
 
 
 def checked(function: _F) -> _F:
-    """Has a function compare its arrays with its annotations: axes of one name are equally long in all of them.
+    """Has a function compare its arrays and names with its annotations: axes of one name are equally long in all.
 
     Whoever calls it with an array of another shape or type, or with a list in the place of one, meets a ValueError
-    that names argument, shape and expectation.
+    that names argument, shape and expectation; one with a name that its ``Literal`` does not list, what it lists and
+    the nearest. Its signature shows annotations as they are written, where Python would show the classes behind them.
     """
     signature = inspect.signature(function)
-    kinds = {name: _kinds(parameter.annotation) for name, parameter in signature.parameters.items()}
-    kinds = {name: own for name, own in kinds.items() if own}
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    names = {name: get_args(kind) for name, kind in annotations.items() if get_origin(kind) is Literal}
+    kinds = {name: own for name, kind in annotations.items() if (own := _kinds(kind))}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
+        for name in names.keys() & given.keys():
+            check_name(name, given[name], names[name])
         # None where an argument may be left out, a Python number where it may be a scalar.
         arrays = {name: given[name] for name in kinds if not isinstance(given.get(name), (type(None), *_NUMBERS))}
         with jaxtyping.jaxtyped("context"):
@@ -38,13 +48,34 @@ def checked(function: _F) -> _F:
                     raise ValueError(_sentence(function.__name__, name, arrays, kinds[name]))
         return function(*args, **kwargs)
 
+    call.__signature__ = _readable(signature)
     return call
+
+
+class _Written:
+    """An annotation as it is written."""
+
+    def __init__(self, annotation: Any):
+        self.text = inspect.formatannotation(annotation)
+        for pattern, short in _SHORT.items():
+            self.text = re.sub(pattern, short, self.text)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _readable(signature: inspect.Signature) -> inspect.Signature:
+    shown = [one.replace(annotation=_Written(one.annotation)) for one in signature.parameters.values()]
+    return signature.replace(parameters=shown, return_annotation=_Written(signature.return_annotation))
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _kinds(annotation: Any) -> list[Any]:
     """The arrays that an annotation allows, of any library; tokens may well be unsigned."""
-    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    alternatives = [kind for kind in alternatives if hasattr(kind, "dim_str")]
+    alternatives = [kind for kind in _alternatives(annotation) if hasattr(kind, "dim_str")]
     return [(Integer if kind.dtype is jaxtyping.Int else kind.dtype)[Any, kind.dim_str] for kind in alternatives]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Sharding
 
-from jaxsafety.config.names import names_checked
+from jaxsafety.entry.annotations import checked
 from jaxsafety.formats.hf_checkpoint import Checkpoint, check_tied, open_checkpoint
 from jaxsafety.formats.hf_config import ParamsDtype, read_config
 from jaxsafety.formats.hf_names import leaf_shapes
@@ -32,7 +32,7 @@ __all__ = [
 ShardingRule = Callable[[str, tuple[int, ...]], Sharding]
 
 
-@names_checked
+@checked
 def load(
     directory: Path, *, dtype: ParamsDtype, shardings: ShardingRule | Params | None = None
 ) -> tuple[LlamaConfig, Params]:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsafety.config.names import names_checked, nearest
+from jaxsafety.config.names import nearest
+from jaxsafety.entry.annotations import checked
 from jaxsafety.formats import hf_names as names
 from jaxsafety.formats import safetensors_file
 from jaxsafety.formats.hf_config import CONFIG_FILE, ParamsDtype, config_text
@@ -42,7 +43,7 @@ _COPIED = (
 )
 
 
-@names_checked
+@checked
 def save(
     directory: Path,
     params: Params,
@@ -66,7 +67,7 @@ def save(
     write_checkpoint(directory, read, config=config, dtype=dtype, shard_bytes=shard_bytes, source=source)
 
 
-@names_checked
+@checked
 def write_checkpoint(
     directory: Path,
     read: Callable[[str, int | None], Any],

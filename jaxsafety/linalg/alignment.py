@@ -41,6 +41,7 @@ class Alignment:
     output_chance: dict[str, Leaf]
 
 
+@checked
 def align(delta_a: Params, delta_b: Params, *, rank: int, pattern: str = tree.MLP_MATRICES) -> Alignment:
     """Compares two updates of one model, ``tree.difference(tuned, base)``; a matrix that did not change has NaN.
 
@@ -80,6 +81,7 @@ def overlap(angles: Float[Array, "*batch k"]) -> Float[Array, "*batch"]:
     return jnp.sum(squares, axis=-1) / jnp.sum(~missing, axis=-1)
 
 
+@checked
 def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
     """Cosine ``<a, b> / (|a| |b|)`` of two whole trees, updates or gradients, in [-1, 1]; NaN where either is zero.
 

@@ -6,7 +6,7 @@ anything, NaN included. Means belong to other draws than the samples that are me
 lies nearer to a mean that it is part of. Statistics are float32, or float64 for float64 input.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import flax.struct
 import jax
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
-from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_finite, known
 from jaxsafety.entry.programs import compiled, undifferentiated
@@ -92,7 +91,6 @@ def tau(activations: Float[Array, "l b f"], centroids: Centroids, *, form: Form 
     Fidelity: the paper's tau, over all the neurons given. The released code keeps the first d of the 4 d neurons (pass
         ``activations[..., :d]`` and means of the same) and gives its cosine form the opposite sign.
     """
-    check_name("form of tau", form, get_args(Form))
     _check_centroids(activations, centroids)
     return _tau(activations, centroids, form=form)
 

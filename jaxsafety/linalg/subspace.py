@@ -63,6 +63,7 @@ def rank_at_tolerance(values: Float[Array, "*batch r"], *, tolerance: float | Fl
     return _counted(values > tolerance * jnp.max(values, axis=-1, keepdims=True), values)
 
 
+@checked
 def leading(rank: Int[Array, "*batch"], size: int) -> Bool[Array, "*batch size"]:
     """Returns the mask of the first ``rank`` of ``size`` directions: none for a rank below 1, all from ``size`` on."""
     return _along(size, rank) < rank[..., None]

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import flax.struct
 import jax
@@ -21,7 +21,6 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_finite, known, whole_number
 from jaxsafety.entry.programs import compiled, undifferentiated
@@ -105,7 +104,6 @@ def decompose(
 
     References: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
     """
-    check_name("SVD method", method, get_args(Method))
     size = min(matrices.shape[-2:])
     counts = {
         "rank": whole_number("rank", size if rank is None else rank, 1, size, what=", the smaller side"),

@@ -7,14 +7,13 @@ value of random directions. Statistics are float32, or float64 for float64 weigh
 and a ValueError says so; values that are not finite are refused where they are known, and NaN where traced.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_finite, check_share
 from jaxsafety.entry.programs import compiled, undifferentiated
@@ -126,7 +125,6 @@ def output_space(
         in its null space. The released code compares the tuned weights instead of the update, subtracts the mean row
         first, takes rows of the factor for singular vectors, and leaves out the last direction of P.
     """
-    check_name("method", method, get_args(Method))
     check_share("energy", energy)
     base, delta = undifferentiated("output_space", _numbers(base=base, delta=delta))
     before, update = (svd.decompose(stack, method=method) for stack in (base, delta))
@@ -160,7 +158,6 @@ def both_spaces(
 
     Fidelity: as :func:`output_space`; the paper does not look at the inputs that way.
     """
-    check_name("method", method, get_args(DeltaMethod))
     check_share("energy", energy)
     base, delta = undifferentiated("both_spaces", _numbers(base=base, delta=delta))
     randomized = method == "randomized"
@@ -187,7 +184,6 @@ def range_basis(base: Float[Array, "l m n"], *, energy: Share = 0.9, method: Met
     Raises:
         ValueError: as :func:`output_space`.
     """
-    check_name("method", method, get_args(Method))
     check_share("energy", energy)
     (base,) = undifferentiated("range_basis", _numbers(base=base))
     found = svd.decompose(base, method=method)

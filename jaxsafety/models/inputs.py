@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_indices
 from jaxsafety.types import Params
 
 
+@checked
 def embed(params: Params, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
     """Returns the embeddings of tokens in float32, before any position is added; of a GPT or a Llama.
 

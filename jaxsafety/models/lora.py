@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsafety import tree
+from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Key, Params
 
 TARGETS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "gate": "mlp", "up": "mlp", "down": "mlp"}
@@ -38,6 +39,7 @@ def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Para
     return tree.unflatten(flat)
 
 
+@checked
 def joined(params: Params, adapter: Params, *, scale: float | Float[Array, ""]) -> Params:
     """Returns the parameters of a model with its adapter, whose product counts ``scale`` times (``alpha / r``)."""
     flat = tree.flatten(adapter)

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static, traced
+from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Key, Parametrisation, Params
 
 Per = Literal["entry", "row", "leaf"]
@@ -41,6 +42,7 @@ class Config:
     __post_init__ = check
 
 
+@checked
 def gated(delta: Params, gates: Params, *, scale: float | Array, rescale: bool = True) -> Params:
     """Returns ``scale * gates * delta``, divided by the mean of all gates over all entries with ``rescale``.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -147,10 +148,13 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = only_trained(updates, trained)
         aux = state.aux if update_aux is None else update_aux(state.aux, metrics)
-        moved = (optax.apply_updates(state.params, updates), opt_state, aux)
-        params, opt_state, aux = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state, state.aux)
+        moved, before = (
+            (optax.apply_updates(state.params, updates), opt_state, aux),
+            (state.params, state.opt_state, state.aux),
         )
+        # What has another shape or type would be broadcast or promoted below, in silence.
+        chex.assert_trees_all_equal_shapes_and_dtypes(moved, before)
+        params, opt_state, aux = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, before)
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, aux=aux, finite=finite)
         return state, metrics | {"loss": value, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
 

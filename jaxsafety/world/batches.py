@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsafety.config.names import names_checked
+from jaxsafety.entry.annotations import checked
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
 from jaxsafety.world import conditions
@@ -71,7 +71,7 @@ def preferences(trial: Trial) -> PreferenceBatch:
     )
 
 
-@names_checked
+@checked
 def mixed_at(
     world: World,
     *,

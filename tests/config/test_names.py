@@ -1,12 +1,8 @@
 """The one sentence that a misspelt name gets."""
 
-import inspect
-from typing import Literal
-
-import jax
 import pytest
 
-from jaxsafety.config.names import check_name, names_checked, nearest
+from jaxsafety.config.names import check_name, nearest
 
 
 def test_the_nearest_known_name_is_asked_for():
@@ -27,16 +23,3 @@ def test_a_known_name_passes_and_an_unknown_one_is_one_sentence():
     with pytest.raises(ValueError) as caught:
         check_name("world", "tinny", iter(["paper", "tiny"]))
     assert str(caught.value) == "unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?"
-
-
-def test_a_function_refuses_what_its_literals_do_not_list():
-    @names_checked
-    def power(x: float, *, by: Literal["two", "three"] = "two") -> float:
-        """Powers."""
-        return x ** {"two": 2, "three": 3}[by]
-
-    assert power(2.0) == 4 and power(2.0, by="three") == 8 and power.__doc__ == "Powers."
-    assert jax.jit(power, static_argnames="by")(2.0, by="three") == 8
-    assert list(inspect.signature(power).parameters) == ["x", "by"]
-    with pytest.raises(ValueError, match=r"^unknown by 'twoo': expected one of two, three; did you mean 'two'\?$"):
-        power(2.0, by="twoo")

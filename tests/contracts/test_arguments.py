@@ -43,6 +43,10 @@ llama_apply = partial(llama.apply, LLAMA_PARAMS, config=LLAMA)
 written = partial(generation.generate, (GPT_PARAMS, GPT_MODEL), count=2)
 
 REFUSALS = {
+    "a name": (
+        lambda: losses.sequence_logprobs(LOGPROBS, MASK, reduction="Sum"),
+        r"^unknown reduction 'Sum': expected one of sum, mean; did you mean 'sum'\?$",
+    ),
     "a mask of one row": (
         lambda: losses.nll(LOGPROBS, MASK[0]),
         r"nll: mask is bool\[4\], expected Bool\[\*b t\] beside logprobs float32\[3, 4\]",

@@ -1,6 +1,7 @@
 """Public functions as strangers call them: from NumPy, eagerly and again, closed over by a trace, for a gradient."""
 
 import inspect
+import re
 from functools import partial
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from tests.contracts.public import CASES, weighted
+from jaxsafety import losses
+from tests.contracts.public import CASES, LOGPROBS, MASK, weighted
 
 # float32 programs that XLA fuses and adds up in another order.
 RTOL, ATOL = 1e-4, 1e-5
@@ -46,6 +48,20 @@ def test_every_public_function_is_in_the_table():
             and name not in APART.get(short, set()) | STUDY
         }  # fmt: skip
         assert found <= {name.partition(",")[0] for name in CASES}, found - set(CASES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signatures_can_be_read(name):
+    """As they are written, where Python would show the classes behind annotations."""
+    function = inspect.unwrap(CASES[name].call, stop=lambda one: hasattr(one, "__signature__"))
+    assert not {"jaxlib", "jaxtyping"} & {*re.findall(r"\w+", str(inspect.signature(function)))}
+
+
+def test_a_signature_is_that_of_the_function():
+    shown = "(logprobs: Float[Array, 'b t'], mask: Bool[Array, 'b t'], *, reduction: Literal['sum', 'mean']) -> "
+    assert str(inspect.signature(losses.sequence_logprobs)) == shown + "Float[Array, 'b']"
+    jitted = jax.jit(losses.sequence_logprobs, static_argnames="reduction")
+    assert jax.eval_shape(partial(jitted, reduction="sum"), LOGPROBS, MASK).shape == LOGPROBS.shape[:1]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -410,5 +410,5 @@ def test_values_that_are_not_finite_are_named():
 
 
 def test_an_unknown_form_is_named(unchecked):
-    with pytest.raises(ValueError, match=r"unknown form of tau 'cosin': .*did you mean 'cosine'"):
+    with pytest.raises(ValueError, match=r"unknown form 'cosin': .*did you mean 'cosine'"):
         clusters.tau(*concrete((draw()[0], means(*draw()))), form="cosin")

@@ -308,7 +308,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest(unchecked):
-    with pytest.raises(ValueError, match=r"unknown SVD method 'randomised'.*did you mean 'randomized'"):
+    with pytest.raises(ValueError, match=r"unknown method 'randomised'.*did you mean 'randomized'"):
         svd.decompose(jnp.asarray(np.ones((6, 4))), method="randomised")
 
 

@@ -214,3 +214,11 @@ def test_a_loss_knows_its_step_by_key_and_progress(params):
         seen.append((float(metrics["progress"]), float(metrics["drawn"])))
     np.testing.assert_allclose([progress for progress, _ in seen], [0, 1 / 9, 2 / 9], rtol=RTOL)
     assert len({drawn for _, drawn in seen}) == 3
+
+
+def test_what_a_method_carries_keeps_its_shape(params):
+    gradient = stepping.make_gradient(totals, key=jax.random.key(0), total_steps=9)
+    step = stepping.make_step(gradient, optax.sgd(0.1), update_aux=lambda aux, _: {"n": jnp.stack([aux["n"]] * 2)})
+    state = stepping.init_state(params, optax.sgd(0.1), aux={"n": jnp.zeros(())})
+    with pytest.raises(AssertionError, match="shape"):
+        jax.eval_shape(step, state, batch_of(0))
