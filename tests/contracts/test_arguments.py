@@ -85,7 +85,7 @@ REFUSALS = {
     ),
     "predictions of other prompts": (
         lambda: refusal_depth.first_refusal(TARGETS[0], complied=BATCH, refused=REFUSED),
-        "expected answers to the same",
+        r"first_refusal: predicted is int32\[4\], expected Integer\[b t\]",
     ),
     "a place behind the window": (
         lambda: soft_tokens.insert(EMBEDDINGS, EMBEDDINGS, at=AT + 1, count=1),
