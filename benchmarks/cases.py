@@ -8,7 +8,6 @@ from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.training.optim import Algorithm
 from jaxsafety.types import Strategy
 from jaxsafety.world import CONDITIONS
-from jaxsafety.world.spec import WorldName
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class SamplerCase:
         peer_samples: samples in one call of the plain generator; 0 where it has no such draw.
     """
 
-    world: WorldName
+    world: str
     draw: str
     batch_size: int = 4096
     rounds: int = 10
@@ -54,7 +53,7 @@ class TrainCase:
     """
 
     name: str
-    world: WorldName
+    world: str
     preset: Preset
     positions: Positions
     algorithm: Algorithm
@@ -181,7 +180,7 @@ class SensitivityCase:
         rounds: timed calls.
     """
 
-    world: WorldName
+    world: str
     preset: Preset
     prompts: int
     rounds: int

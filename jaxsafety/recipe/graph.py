@@ -6,7 +6,9 @@ whatever they begin with.
 """
 
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,11 +34,6 @@ def expand(models: Mapping[str, Any]) -> tuple[Lane, ...]:
     found: dict[str, tuple[Lane, ...]] = {}
     for label in _ordered(models):
         found[label] = _lanes(label, models[label], found)
-        if (count := sum(map(len, found.values()))) > _MOST_LANES:
-            raise ValueError(
-                f"models must have at most {_MOST_LANES} lanes in all, got {count} up to {label}: give it fewer "
-                "values, or split the recipe"
-            )
     return tuple(itertools.chain(*found.values()))
 
 
@@ -137,6 +134,7 @@ def _lanes(label: str, given: Mapping[str, Any], before: Mapping[str, tuple[Lane
     if kind_of(given) is Edited and not starts:
         raise ValueError(f"models.{label} has no `from`: expected the model that is edited")
     axes, found = list(products.axes(label, given)), []
+    _check_count(label, max(len(starts), 1) * math.prod(len(axis.values) for axis in axes), before)
     for parent in starts or [None]:
         for combination in itertools.product(*(axis.values.items() for axis in axes)):
             words = {"from": f"from={parent.name}"} if parent and len(starts) > 1 else {}
@@ -145,12 +143,21 @@ def _lanes(label: str, given: Mapping[str, Any], before: Mapping[str, tuple[Lane
                 words[".".join(axis.path)] = word
                 content = products.at(content, axis, value)
             found.append(_lane(label, words, parent, content, before))
-            if len(found) > _MOST_LANES:
-                raise ValueError(f"models.{label} must have at most {_MOST_LANES} lanes: give it fewer values")
-    names = [lane.name for lane in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    names = Counter(lane.name for lane in found)
+    if twice := next((name for name, count in names.items() if count > 1), None):
         raise ValueError(f"models.{label} has two lanes called {twice}: give its values other names")
     return tuple(found)
+
+
+def _check_count(label: str, count: int, before: Mapping[str, tuple[Lane, ...]]) -> None:
+    """Refuses a model of more lanes than are planned, before they are made."""
+    if count > _MOST_LANES:
+        raise ValueError(f"models.{label} must have at most {_MOST_LANES} lanes: give it fewer values")
+    if (count := sum(map(len, before.values())) + count) > _MOST_LANES:
+        raise ValueError(
+            f"models must have at most {_MOST_LANES} lanes in all, got {count} up to {label}: give it fewer values, or "
+            "split the recipe"
+        )
 
 
 def _lane(

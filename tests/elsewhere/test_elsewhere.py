@@ -251,6 +251,7 @@ def test_a_grid_of_its_traced_fields_is_one_program_and_of_its_static_ones_sever
     assert groups("layer", [0, 1]) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_carries_what_it_carried(run, recipe, tmp_path):
     """The state beside the optimiser's is the checkpoint's: an earlier one ends in the same numbers."""
     from jaxsafety.cli import main as command

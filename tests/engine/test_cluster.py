@@ -86,7 +86,7 @@ def test_a_process_whose_others_do_not_come_ends_and_says_so(mini_yaml, tmp_path
     ("environment", "missing"),
     [
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_MCA_orte_hnp_uri"),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "SLURM_JOB_ID"),
+        pytest.param({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "SLURM_JOB_ID", marks=pytest.mark.slow),
     ],
 )
 def test_a_launcher_that_tells_too_little_is_one_sentence(mini_yaml, tmp_path, monkeypatch, environment, missing):

@@ -201,6 +201,7 @@ def test_seeds_that_processes_cannot_share_are_refused(mini_yaml, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_were_not_started_alike_are_refused(mini_yaml, tmp_path):
     """Else one would train its seeds at a learning rate that the run directory does not tell."""
     port, words = free_port(), ("pretrain", mini_yaml, "--out", tmp_path / "out", "--strategy", "sharded")

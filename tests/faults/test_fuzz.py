@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxsafety import world
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
-from jaxsafety.world import grammar
+from jaxsafety.world import grammar, loading
 
+LETTERS = loading.source("tiny").spec.letters
 RECIPES = [path.read_text() for path in sorted(Path("experiments").glob("*.yaml"))] + [yaml_file.to_yaml(Recipe())]
 GRAMMARS = [
     path.read_text()
@@ -80,11 +80,10 @@ def read_recipe(text):
 
 
 def compile_grammar(text):
-    alphabet = world.load("tiny").spec.letters
     with in_time():
         try:
             composed = grammar.compose(text, GRAMMARS[0], name="mine")
-            grammar.check_window(grammar.compile_grammar([composed], name="mine", alphabet=alphabet), max_window=8)
+            grammar.check_window(grammar.compile_grammar([composed], name="mine", alphabet=LETTERS), max_window=8)
         except ValueError as error:
             assert "'mine'" in str(error) and "\n" not in str(error)
 

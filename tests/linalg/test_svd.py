@@ -127,6 +127,13 @@ def test_a_rank_one_matrix_has_one_value(method):
     np.testing.assert_allclose(projector(found.outputs[:, :1]), projector(outputs), atol=4 * RTOL)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_matrices_of_any_size_have_the_values_of_their_unit(method, size):
+    matrix, _, _ = made(WIDE, [2.0, 1.0, 0.5])
+    found = decompose(single(size * matrix), method=method)
+    np.testing.assert_allclose(found.values[:3] / size, [2.0, 1.0, 0.5], rtol=4 * RTOL)
+
+
 def test_gram_sets_values_at_rounding_level_to_zero_with_zero_directions_on_the_long_side():
     matrix, _, _ = made(WIDE[::-1], [2.0, 1.0])
     found = decompose(single(matrix), method="gram")

@@ -158,9 +158,9 @@ def test_status_of_a_plain_run(main, finished_run, capsys):
     assert capsys.readouterr().out.splitlines()[1].split() == ["mini", "6/6", "12/12", "12/12", *["done"] * 4]
 
 
-def test_a_grid_prints_no_table(main, tuned, capsys):
-    assert main("report", tuned[0], "--format", "json") == 2
-    assert "--format json is of a run's table: expected no grid" in capsys.readouterr().err
+def test_a_recipe_is_printed_as_yaml_alone(main, tuned, capsys):
+    assert main("report", tuned[0], "--print_config", "--format", "json") == 2
+    assert "--format json: a recipe is printed as YAML, expected no --print_config" in capsys.readouterr().err
 
 
 def test_a_grid_is_no_run(main, tuned, capsys):
