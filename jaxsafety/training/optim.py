@@ -27,7 +27,7 @@ class OptimConfig:
 
     Attributes:
         algorithm: ``adamw``, or ``muon`` (matrices by Muon, the rest by Adam).
-        warmup: fraction of the run over which the rate rises linearly from 0.
+        warmup: fraction of the run over which the rate rises linearly from 0; where that is less than a step, none.
         decay_end: fraction of the run at which the cosine reaches its floor; constant after it.
         floor: final rate over peak rate, in [0, 1].
         clip_norm: global gradient norm above which a gradient is scaled down; ``inf`` never clips.
@@ -61,6 +61,8 @@ class OptimConfig:
 def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
     """Returns the schedule with peak 1: linear warm-up from 0, cosine to ``floor``, then constant."""
     warmup, end = config.warmup * total_steps, config.decay_end * total_steps
+    # Of less than a step it would be a rate of 0 alone: a run of one step would change nothing.
+    warmup = warmup if warmup >= 1 else 0.0
 
     def schedule(step: int | Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)

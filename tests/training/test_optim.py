@@ -36,6 +36,12 @@ def test_no_warmup_starts_at_the_peak():
     assert optim.unit_schedule(OptimConfig(warmup=0.0), total_steps=10)(0) == 1.0
 
 
+@pytest.mark.parametrize("total_steps", [1, 9])
+def test_a_warmup_of_less_than_a_step_is_none(total_steps):
+    """A run of one step would be of rate 0."""
+    assert optim.unit_schedule(OptimConfig(warmup=0.1), total_steps=total_steps)(0) == 1.0
+
+
 def first_update(optimizer, grads, params):
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
