@@ -1,7 +1,8 @@
 """Optimisers and schedules whose peak learning rate is traced: a unit schedule times the peak.
 
-Per-layer matrices are stacked ``[l, in, out]``; Muon orthogonalises each layer's matrix on its own, and Adam takes
-embeddings, norms and biases. Clipping is by the global norm of one seed's gradient, so it belongs inside the lane.
+Per-layer matrices, an adapter's factors among them, are stacked ``[l, in, out]``; Muon orthogonalises each layer's
+matrix on its own, and Adam takes embeddings, norms and biases. Clipping is by the global norm of one seed's gradient,
+so it belongs inside the lane.
 """
 
 import re
@@ -74,8 +75,8 @@ def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | I
 
 
 def is_layer_matrix(path: str) -> bool:
-    """Whether a parameter is a stack of per-layer weight matrices, ``[l, in, out]``."""
-    return re.fullmatch(tree.MATRICES, path) is not None
+    """Whether a parameter is a stack of per-layer weight matrices, ``[l, in, out]``, or of an adapter's factors."""
+    return re.fullmatch(f"{tree.MATRICES}(_lora_[ab])?", path) is not None
 
 
 def make_optimizer(
