@@ -8,6 +8,7 @@ control tokens of a checkpoint.
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -124,14 +125,24 @@ def objects(path: Path, *, keys: Sequence[str], what: str, such: str) -> list[tu
 
 def _object(line: str, keys: Sequence[str], where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
+        row = json.loads(line, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        # Of the decoder's own words not the place: every line is the first to it.
+        told = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"{where} is not JSON: {told}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where} must be an object of {', '.join(keys)}, got {shown(row)}")
     for key in row:
         check_name(f"key in {where}", key, keys)
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: of several of a name json takes the last, whatever the others say."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has {Counter(key for key, _ in pairs).most_common(1)[0][0]} twice, expected once")
+    return found
 
 
 def _parsed(row: dict[str, Any], where: str) -> Prompt:

@@ -64,6 +64,9 @@ def test_what_is_written_is_read(own, tmp_path):
     [
         ("{", r"line 2 is not JSON: "),
         ("[1]", r"line 2 must be an object of prompt, messages, label, got \[1\]"),
+        ('{"prompt": "a" "label": "safe"}', "line 2 is not JSON: Expecting ',' delimiter at character 16"),
+        ('{"prompt": "a", "label": "safe", "prompt": "b"}', "line 2 is not JSON: an object has prompt twice"),
+        (f'{{"prompt": {"1" * 5000}}}', "line 2 is not JSON: Exceeds the limit"),
         ('{"prompt": "a"}', "line 2 has no label: expected safe, unsafe or jailbreak:KIND"),
         ('{"prompt": "a", "label": "unsave"}', "unknown label in .*line 2 'unsave'.*did you mean 'unsafe'"),
         ('{"prompt": "a", "label": "jailbreak"}', "unknown label in .*line 2 'jailbreak'.*jailbreak:KIND"),
