@@ -131,6 +131,11 @@ def test_refusals_are_told_by_how_they_begin(answer, refused):
     assert prompts.is_refusal(answer) is refused
 
 
+def test_an_answer_that_says_nothing_is_neither_complied_nor_refused():
+    told = [prompts.verdict(answer) for answer in ("", " \n", "Sure.", "Sorry, no.")]
+    assert told == ["other", "other", "complied", "refused"]
+
+
 def test_answers_stand_beside_their_prompts():
     given = [prompts.Prompt((prompts.Message("user", "hi"),), "safe")]
     text = prompts.answers_to_jsonl(given, {"pretrained": ["a\nb"], "tuned": ["c"]})

@@ -111,7 +111,7 @@ def test_answers_are_judged_in_every_seeds_rows(whole, few):
     labels = {json.loads(line)["label"] for line in few.read_text().splitlines()}
     shares = judged.pivot("metric", index=["method", "lr_name", "seed", "condition"], values="value")
     assert shares.height == 5 * 2 * 4 and set(shares["condition"]) == labels
-    assert ((shares["complied"] + shares["refused"] - 1).abs() < 1e-6).all() and (shares["other"] == 0).all()
+    assert ((shares["complied"] + shares["refused"] + shares["other"] - 1).abs() < 1e-6).all()
     steps = judged.select("method", "step").unique().rows()
     assert dict(steps) == {"pretrained": 0, "sft": 4, "half": 0, "attacked": 4}
     # What is one model for all seeds has been asked once.
@@ -128,7 +128,8 @@ def test_examples_show_the_answers_of_all_models(whole):
     assert len(shown) == 2 * 4
     models = ["pretrained", "sft", "half", "attacked lr=0.001", "attacked lr=0.01"]
     assert all([one["model"] for one in row["answers"]] == models for row in shown)
-    assert {one["verdict"] for row in shown for one in row["answers"]} <= {"complied", "refused"}
+    told = {(bool(one["answer"].strip()), one["verdict"]) for row in shown for one in row["answers"]}
+    assert told <= {(True, "complied"), (True, "refused"), (False, "other")}
 
 
 def test_analyses_have_rows_of_every_seed(whole):
