@@ -340,8 +340,12 @@ def test_a_seed_may_have_its_own_checkpoint(params, checkpoints, encoder, run, t
 
 
 @pytest.mark.slow
-def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path):
-    """A number of them are the first; a file of its own takes the place of the subject's."""
+def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path, capsys):
+    """A number of them are the first; a file of its own takes the place of the subject's. What reads them goes along,
+    here a tokenizer whose template writes no end of an answer."""
+    other = shutil.copytree(checkpoints[0], tmp_path / "other")
+    template = json.loads((other / "tokenizer_config.json").read_text())["chat_template"]
+    (other / "chat_template.jinja").write_text(template.replace("{{ eos_token }}", ""))
     (tmp_path / "first.jsonl").write_text("".join(pairs.read_text().splitlines(keepends=True)[:4]))
     how = {
         "from": "pretrained",
@@ -353,13 +357,14 @@ def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path):
     }
     data = {"some": {"prompts": 4}, "own": {"file": "first.jsonl"}, "all": {}}
     models = {name: how | {"data": one} for name, one in data.items()}
-    about = {"checkpoint": str(checkpoints[0]), "pairs": str(pairs), "max_tokens": 64}
+    about = {"checkpoint": str(checkpoints[0]), "tokenizer": "other", "pairs": str(pairs), "max_tokens": 64}
     file = written(tmp_path, {"subject": about, "seeds": [0], "models": models})
     assert run("tune", file, "--out", tmp_path / "run") == 0
-    some, own, every = (
-        (tmp_path / "run" / "models" / name / "seed_0" / "model.safetensors").read_bytes() for name in data
-    )
+    made = [tmp_path / "run" / "models" / name / "seed_0" for name in data]
+    some, own, every = ((place / "model.safetensors").read_bytes() for place in made)
     assert some == own != every
+    assert all((place / "chat_template.jinja").exists() for place in made)
+    assert "4 of 4 examples of some have an answer that no special token ends" in capsys.readouterr().err
 
 
 def test_what_is_cut_of_examples_is_said(checkpoints, pairs, run, tmp_path, capsys):
