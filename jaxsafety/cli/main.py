@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from jaxsafety.cli import errors, listing, sample, short
+from jaxsafety.cli.declared import path
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import printed
@@ -99,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, summary in _STAGES.items():
         stage = add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}")
-        stage.add_argument("recipe", type=Path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
-        stage.add_argument("--out", type=Path, help="run directory (default: RUN, or runs/NAME)")
+        stage.add_argument("recipe", type=path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
+        stage.add_argument("--out", type=path, help="run directory (default: RUN, or runs/NAME)")
         stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
         stage.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                            help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
@@ -111,25 +112,25 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
     imported = add("import", _import, _IMPORT, description=f"{_IMPORT}. {_OVERRIDES}")
     imported.add_argument(
-        "recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml"
+        "recipe", type=path, help="YAML recipe that they belong to, such as experiments/official.yaml"
     )
     imported.add_argument("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path "
                           "stands for each of the recipe's seeds")  # fmt: skip
     imported.add_argument("--tuned", action="append", default=[], metavar="MODEL:POINT=FILE",
                           help="a tuned model, by its names in the recipe; once for each")  # fmt: skip
-    imported.add_argument("--out", type=Path, help="run directory to make (default: runs/NAME)")
+    imported.add_argument("--out", type=path, help="run directory to make (default: runs/NAME)")
     imported.add_argument("--compilation_cache", default="~/.cache/jaxsafety", metavar="DIR",
                           help="where compiled programs are kept between runs; 'off' for nowhere")  # fmt: skip
     status = add("status", _status, "show how far a run or every cell of a grid is")
     claims = add("claims", _claims, "judge the paper's statements by a run's analyses")
     for verb in (status, claims):
-        verb.add_argument("run", type=Path, help="run directory")
+        verb.add_argument("run", type=path, help="run directory")
     for verb in (status, claims, verbs.choices["run"], verbs.choices["report"]):
         verb.add_argument("--format", choices=get_args(Form), help="of what is printed (default: table)")
     figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
-    figure.add_argument("run", type=Path, help="run directory")
-    figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
+    figure.add_argument("run", type=path, help="run directory")
+    figure.add_argument("--out", type=path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
     drawn = add("sample", sample.run, "print prompts of a condition with their answers")
     drawn.add_argument("--world", default="tiny", help="paper, tiny, or a YAML file of your own")
     drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
@@ -138,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--format", choices=(*get_args(Form), "jsonl"),
                        help="of what is printed (default: table); jsonl: prompt, chosen, rejected")  # fmt: skip
     prompts = add("prompts", sample.prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
-    prompts.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    prompts.add_argument("--tokenizer", type=Path, metavar="DIR",
+    prompts.add_argument("--out", type=path, metavar="FILE", help="JSONL file to write (default: standard output)")
+    prompts.add_argument("--tokenizer", type=path, metavar="DIR",
                          help="Hugging Face directory whose control tokens a further jailbreak injects")  # fmt: skip
     named = add(
         "list", _list, "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
