@@ -4,6 +4,7 @@ No default is typed twice, and ``--config FILE`` gives any of a command's option
 """
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -43,6 +44,13 @@ class Option(NamedTuple):
         """Its default as a help text shows it."""
         found = tables.constant("jaxsafety.subjects.checkpoint", self.instead) if self.instead else {}
         return str(found[self.field]) if self.field in found else self.declared.default
+
+
+def path(text: str) -> Path:
+    """Returns a path that a user gives, ``~`` in it being the home; an empty one, as of a variable not set, is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty path, expected a place such as runs/mine")
+    return Path(os.path.expanduser(text))
 
 
 def add(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jaxsafety.cli import declared, errors, listing, sample, short
+from jaxsafety.cli.declared import path
 from jaxsafety.config.names import nearest
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import printed
@@ -110,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_stage(stage: argparse.ArgumentParser, *, prints: bool) -> None:
-    stage.add_argument("recipe", type=Path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
-    stage.add_argument("--out", type=Path, help="run directory (default: RUN, or runs/NAME)")
+    stage.add_argument("recipe", type=path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
+    stage.add_argument("--out", type=path, help="run directory (default: RUN, or runs/NAME)")
     stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
     declared.add_cache(stage)
     stage.add_argument("--dry_run", action="store_true", help="print models, programs, memory and time, and stop")
@@ -125,12 +126,12 @@ def _add_stage(stage: argparse.ArgumentParser, *, prints: bool) -> None:
 
 def _add_import(imported: argparse.ArgumentParser) -> None:
     add = imported.add_argument
-    add("recipe", type=Path, help="YAML recipe that they belong to, such as experiments/official.yaml")
+    add("recipe", type=path, help="YAML recipe that they belong to, such as experiments/official.yaml")
     add("--pretrained", required=True, metavar="FILE", help="the pretrained model; {seed} in a path stands for each of "
         "the recipe's seeds")  # fmt: skip
     add("--tuned", action="append", default=[], metavar="MODEL:POINT=FILE", help="a tuned model, by its names in the "
         "recipe; once for each")  # fmt: skip
-    add("--out", type=Path, help="run directory to make (default: runs/NAME)")
+    add("--out", type=path, help="run directory to make (default: runs/NAME)")
     declared.add_cache(imported)
 
 
@@ -140,12 +141,12 @@ def _add_readers(add: Callable[..., argparse.ArgumentParser]) -> None:
         ("claims", _claims, "judge the paper's statements by a run's analyses"),
     ):
         verb = add(name, handler, summary)
-        verb.add_argument("run", type=Path, help="run directory")
+        verb.add_argument("run", type=path, help="run directory")
         declared.add_format(verb)
     figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
-    figure.add_argument("run", type=Path, help="run directory")
-    figure.add_argument("--out", type=Path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
+    figure.add_argument("run", type=path, help="run directory")
+    figure.add_argument("--out", type=path, metavar="FILE", help="ends in .svg, .png or .pdf (default: NAME.svg)")
 
 
 def _recipe(options: argparse.Namespace, overrides: Sequence[str]) -> "tuple[Recipe, Path]":

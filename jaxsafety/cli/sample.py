@@ -4,10 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxsafety.cli import declared
+from jaxsafety.cli.declared import path
 from jaxsafety.rundir import printed
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     drawn.add_argument("--seed", type=int, default=0)
     declared.add_format(drawn, "jsonl", about="; jsonl: prompt, chosen, rejected")
     written = add("prompts", prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
-    written.add_argument("--out", type=Path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    written.add_argument("--tokenizer", type=Path, metavar="DIR",
+    written.add_argument("--out", type=path, metavar="FILE", help="JSONL file to write (default: standard output)")
+    written.add_argument("--tokenizer", type=path, metavar="DIR",
                          help="Hugging Face directory whose control tokens a further jailbreak injects")  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxsafety import methods
 from jaxsafety.cli import declared, listing, written
+from jaxsafety.cli.declared import path
 
 ANALYSES = {
     "weights": "where the update of every matrix lies in the spaces of the base, its spectrum and rank",
@@ -42,10 +43,10 @@ def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("start", type=Path, metavar="DIR", help="Hugging Face directory of the model")
-    add("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
+    add("start", type=path, metavar="DIR", help="Hugging Face directory of the model")
+    add("--data", type=path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
     add("--method", required=True, help="a method of the list below, or somebody else's as package.module:NAME")
-    add("--out", type=Path, required=True, metavar="RUN", help="run directory; models will be in RUN/models/tuned")
+    add("--out", type=path, required=True, metavar="RUN", help="run directory; models will be in RUN/models/tuned")
     add("--steps", type=int, help="optimiser steps (default: those of --epochs)")
     add("--epochs", type=float, default=1.0, help="passes over the examples (default: 1)")
     add("--full", action="store_true", help="tune all parameters, not an adapter; --lr is 1e-5 then")
@@ -68,11 +69,11 @@ def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="ANALYSIS")
     for name, summary in ANALYSES.items():
         verb = verbs.add_parser(name, help=summary, description=f"Two checkpoints: {summary}.", allow_abbrev=False)
-        verb.add_argument("base", type=Path, metavar="BASE", help="Hugging Face directory before tuning")
-        verb.add_argument("tuned", type=Path, metavar="TUNED", help="the one after")
-        verb.add_argument("--out", type=Path, required=True, metavar="RUN", help=_OUT[name])
+        verb.add_argument("base", type=path, metavar="BASE", help="Hugging Face directory before tuning")
+        verb.add_argument("tuned", type=path, metavar="TUNED", help="the one after")
+        verb.add_argument("--out", type=path, required=True, metavar="RUN", help=_OUT[name])
         if name == "activations":
-            verb.add_argument("--prompts", type=Path, required=True, metavar="FILE",
+            verb.add_argument("--prompts", type=path, required=True, metavar="FILE",
                               help="labelled JSONL, such as `jaxsafety prompts --out FILE` writes")  # fmt: skip
         if name == "merge":
             _add_merge(verb)

@@ -17,6 +17,7 @@ from jaxsafety.models.llama import LlamaConfig
 
 ParamsDtype = Literal["float32", "bfloat16", "float16"]
 CONFIG_FILE = "config.json"
+_ADAPTER_FILE = "adapter_config.json"
 _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
@@ -76,7 +77,10 @@ def _read(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory} is not a directory: expected a Hugging Face checkpoint")
     file = directory / CONFIG_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"{directory} holds no {CONFIG_FILE}: expected a Hugging Face checkpoint")
+        alone = (directory / _ADAPTER_FILE).exists()
+        found = "an adapter of PEFT and no model" if alone else f"no {CONFIG_FILE}"
+        hint = ", such as merge_and_unload() makes of it" if alone else ""
+        raise FileNotFoundError(f"{directory} holds {found}: expected a Hugging Face checkpoint{hint}")
     return attributes.read_object(file, what="a configuration")
 
 

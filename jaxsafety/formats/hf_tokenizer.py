@@ -47,6 +47,12 @@ class Tokenizer:
         return self.encoder.token_to_id(self.special["eos_token"]) if "eos_token" in self.special else None
 
     @cached_property
+    def ends(self) -> frozenset[int]:
+        """The ids of its special tokens, one of which ends an answer."""
+        added = self.encoder.get_added_tokens_decoder()
+        return frozenset({number for number, one in added.items() if one.special} | ({self.eos} - {None}))
+
+    @cached_property
     def turn(self) -> str:
         """What the template writes between the user's last words and where an answer begins.
 

@@ -31,7 +31,7 @@ from jaxsafety.types import Params
 
 SHARD_BYTES = 5 * 10**9  # of one file, as transformers cuts them
 # What goes with the weights: the tokenizer's files, its chat templates, and the defaults of sampling.
-_COPIED = (
+_TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -39,8 +39,8 @@ _COPIED = (
     "merges.txt",
     "chat_template*",
     "additional_chat_templates",
-    "generation_config.json",
 )
+_GENERATION = ("generation_config.json",)
 
 
 @checked
@@ -76,16 +76,17 @@ def write_checkpoint(
     dtype: ParamsDtype,
     shard_bytes: int = SHARD_BYTES,
     source: Path | None = None,
+    tokenizer: Path | None = None,
 ) -> None:
     """Writes a checkpoint directory from tensors that are made one at a time.
 
     ``directory`` must not exist or be empty. ``read`` goes from one of our paths and a layer (None outside the layers)
     to that tensor, matrices ``[in, out]``, which is stored in ``dtype``. ``shard_bytes`` are the most that one file may
-    hold, if no tensor alone is larger. ``source`` is a checkpoint directory whose tokenizer goes with the model; see
-    also :func:`~jaxsafety.formats.hf_config.config_text`.
+    hold, if no tensor alone is larger. ``source`` is a checkpoint directory whose tokenizer, unless ``tokenizer`` is
+    another's, goes with the model; see also :func:`~jaxsafety.formats.hf_config.config_text`.
 
     Raises:
-        FileNotFoundError: ``source`` is not a checkpoint directory.
+        FileNotFoundError: ``source`` is not a checkpoint directory, or see :func:`companions`.
         ValueError: a tensor has another shape than ``config`` says or is not finite in ``dtype``; no model type has
             this configuration; or ``directory`` holds something.
         OSError: it cannot be written; nothing is left there.
@@ -94,11 +95,13 @@ def write_checkpoint(
         raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not an empty directory: choose another one to write to")
-    text = config_text(config, dtype=dtype, source=source)
+    text, beside = config_text(config, dtype=dtype, source=source), companions(source, tokenizer=tokenizer)
     try:
         with _unfinished(directory) as scratch:
             atomic.atomic_write(scratch / CONFIG_FILE, text)
-            _copy_tokenizer(source, scratch)
+            for file in beside:
+                copy = shutil.copytree if file.is_dir() else shutil.copyfile
+                copy(file, scratch / file.name)
             _write_weights(scratch, read, names.slots(config), dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
             atomic.sync(scratch)
             scratch.rename(directory)
@@ -107,6 +110,19 @@ def write_checkpoint(
         raise OSError(
             f"cannot write {directory} ({error.strerror or error}): free some space there or choose another place"
         ) from error
+
+
+def companions(source: Path | None, *, tokenizer: Path | None = None) -> list[Path]:
+    """Returns what goes with a model's weights: the tokenizer's files, of ``source`` or another, and how it generates.
+
+    Raises:
+        FileNotFoundError: one of them is a link to nothing.
+    """
+    places = ((tokenizer or source, _TOKENIZER), (source, _GENERATION))
+    files = {file for place, patterns in places if place for pattern in patterns for file in place.glob(pattern)}
+    if lost := next((file for file in sorted(files) if not file.exists()), None):
+        raise FileNotFoundError(f"{lost} is a link to {lost.readlink()}, which is not there: expected the file")
+    return sorted(files)
 
 
 def _check_fits(flat: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -167,13 +183,6 @@ def _stored(tensor: Any, slot: names.Slot, dtype: np.dtype) -> np.ndarray:
         where = slot.path if slot.layer is None else f"{slot.path}, layer {slot.layer},"
         raise ValueError(f"{where} is not finite as {dtype}: expected numbers only")
     return values
-
-
-def _copy_tokenizer(source: Path | None, scratch: Path) -> None:
-    files = {file for pattern in _COPIED for file in source.glob(pattern)} if source else set()
-    for file in sorted(files):
-        copy = shutil.copytree if file.is_dir() else shutil.copyfile
-        copy(file, scratch / file.name)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Parsing, typing and unknown-key detection are jsonargparse's; this module turns 
 """
 
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -181,7 +182,8 @@ def plain_value(name: str, text: str) -> Any:
 
 
 def _beside(path: Path, file: str) -> str:
-    return str((path.parent / file).resolve())
+    # No shell has seen a recipe.
+    return str((path.parent / os.path.expanduser(file)).resolve())
 
 
 def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:

@@ -3,8 +3,8 @@
 One row per quantity (``LABELS``), with ``mean``, ``low``, ``high``, ``n`` and a column ``seed_<k>`` per seed. ``low``
 and ``high`` are the 95 % Student-t interval over the finite seeds, null below two of them, and clipped to [0, 1] for
 shares. A seed that is not finite is null and left out. Where rows bring an interval of their own, over prompts, as the
-metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, and it is one for all seeds (of one seed, or a model that they
-share), it and its number stand there instead.
+metrics ``METRIC_low``, ``METRIC_high`` and ``METRIC_n``, and a model's are all the same for all seeds (of one seed, or
+a model that they share), it and its number stand there instead.
 """
 
 import polars as pl
@@ -125,8 +125,9 @@ def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     seeds = plain.group_by(LABELS).agg(pl.col("seed").n_unique().alias("seeds"))
     counted = given.with_columns(pl.len().over(list(LABELS)).alias("own"))
     whole = counted.join(seeds, on=list(LABELS), how="inner", nulls_equal=True).filter(pl.col("own") == pl.col("seeds"))
-    one = whole.drop("seed", "own", "seeds").unique()
-    return plain, one.filter(pl.len().over(list(LABELS)) == 1)
+    one = whole.drop("seed", "own", "seeds").unique().with_columns(pl.len().over(list(LABELS)).alias("alike"))
+    # Of a model in all that it has: shares of a few prompts are the same in two seeds by chance.
+    return plain, one.filter(pl.col("alike").max().over(*_MODEL, "step") == 1).drop("alike")
 
 
 def _ordered(table: pl.DataFrame) -> pl.DataFrame:

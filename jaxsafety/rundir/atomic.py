@@ -24,15 +24,22 @@ def sync(path: Path) -> None:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader, a kill or a full disk finds either the old content or all of the new.
 
+    A link stays one; a device or a pipe is written to, as root could replace even these.
+
     Raises:
         OSError: the file cannot be written; the old content is intact.
     """
+    content = data.encode() if isinstance(data, str) else data
     try:
-        with _temporary(path.parent) as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        place = Path(os.path.realpath(path))
+        with _temporary(place.parent) as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).replace(path)
+            Path(file.name).replace(place)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}): free some space or choose another place") from error
 

@@ -1,7 +1,8 @@
 """Optimisers and schedules whose peak learning rate is traced: a unit schedule times the peak.
 
-Per-layer matrices are stacked ``[l, in, out]``; Muon orthogonalises each layer's matrix on its own, and Adam takes
-embeddings, norms and biases. Clipping is by the global norm of one seed's gradient, so it belongs inside the lane.
+Per-layer matrices, an adapter's factors among them, are stacked ``[l, in, out]``; Muon orthogonalises each layer's
+matrix on its own, and Adam takes embeddings, norms and biases. Clipping is by the global norm of one seed's gradient,
+so it belongs inside the lane.
 """
 
 import re
@@ -27,7 +28,7 @@ class OptimConfig:
 
     Attributes:
         algorithm: ``adamw``, or ``muon`` (matrices by Muon, the rest by Adam).
-        warmup: fraction of the run over which the rate rises linearly from 0.
+        warmup: fraction of the run over which the rate rises linearly from 0; where that is less than a step, none.
         decay_end: fraction of the run at which the cosine reaches its floor; constant after it.
         floor: final rate over peak rate, in [0, 1].
         clip_norm: global gradient norm above which a gradient is scaled down; ``inf`` never clips.
@@ -61,6 +62,8 @@ class OptimConfig:
 def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
     """Returns the schedule with peak 1: linear warm-up from 0, cosine to ``floor``, then constant."""
     warmup, end = config.warmup * total_steps, config.decay_end * total_steps
+    # Of less than a step it would be a rate of 0 alone: a run of one step would change nothing.
+    warmup = warmup if warmup >= 1 else 0.0
 
     def schedule(step: int | Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
@@ -72,8 +75,8 @@ def unit_schedule(config: OptimConfig, *, total_steps: int) -> Callable[[int | I
 
 
 def is_layer_matrix(path: str) -> bool:
-    """Whether a parameter is a stack of per-layer weight matrices, ``[l, in, out]``."""
-    return re.fullmatch(tree.MATRICES, path) is not None
+    """Whether a parameter is a stack of per-layer weight matrices, ``[l, in, out]``, or of an adapter's factors."""
+    return re.fullmatch(f"{tree.MATRICES}(_lora_[ab])?", path) is not None
 
 
 def make_optimizer(

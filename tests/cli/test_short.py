@@ -469,6 +469,12 @@ def test_a_missing_option_shows_the_usage(capsys, words):
     assert exit_.value.code == 2 and capsys.readouterr().err.startswith("usage: jaxsafety analyze")
 
 
+def test_an_empty_place_is_not_the_working_directory(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(["analyze", "weights", "a", "b", "--out", ""])
+    assert exit_.value.code == 2 and "--out: got an empty path, expected a place such as" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_what_does_not_fit_is_said_before_it_is_loaded(refuse, checkpoints, few, tmp_path, monkeypatch):
     monkeypatch.setattr(answers.memory, "available", lambda: 10_000)

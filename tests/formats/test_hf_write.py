@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from jaxsafety.formats import hf, hf_names, safetensors_file
+from jaxsafety.formats import hf, hf_names, hf_write, safetensors_file
 
 
 def test_one_file_or_several_with_an_index(tmp_path, params, config):
@@ -74,6 +74,11 @@ def test_the_tokenizer_of_the_source_goes_along(tmp_path, params, config):
     assert copied == {*names, "additional_chat_templates", "config.json", "model.safetensors"}
     assert (tmp_path / "out/tokenizer.model").read_text() == "tokenizer.model"
     assert (tmp_path / "out/additional_chat_templates/tools.jinja").read_text() == "tools"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text("other")
+    (other / "generation_config.json").write_text("other")
+    assert hf_write.companions(source, tokenizer=other) == [other / "tokenizer.json", source / "generation_config.json"]
 
 
 def test_a_source_that_is_no_checkpoint_is_refused_before_anything_is_written(tmp_path, params, config):

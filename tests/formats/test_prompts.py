@@ -64,6 +64,9 @@ def test_what_is_written_is_read(own, tmp_path):
     [
         ("{", r"line 2 is not JSON: "),
         ("[1]", r"line 2 must be an object of prompt, messages, label, got \[1\]"),
+        ('{"prompt": "a" "label": "safe"}', "line 2 is not JSON: Expecting ',' delimiter at character 16"),
+        ('{"prompt": "a", "label": "safe", "prompt": "b"}', "line 2 is not JSON: an object has prompt twice"),
+        (f'{{"prompt": {"1" * 5000}}}', "line 2 is not JSON: Exceeds the limit"),
         ('{"prompt": "a"}', "line 2 has no label: expected safe, unsafe or jailbreak:KIND"),
         ('{"prompt": "a", "label": "unsave"}', "unknown label in .*line 2 'unsave'.*did you mean 'unsafe'"),
         ('{"prompt": "a", "label": "jailbreak"}', "unknown label in .*line 2 'jailbreak'.*jailbreak:KIND"),
@@ -126,6 +129,11 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path):
 )
 def test_refusals_are_told_by_how_they_begin(answer, refused):
     assert prompts.is_refusal(answer) is refused
+
+
+def test_an_answer_that_says_nothing_is_neither_complied_nor_refused():
+    told = [prompts.verdict(answer) for answer in ("", " \n", "Sure.", "Sorry, no.")]
+    assert told == ["other", "other", "complied", "refused"]
 
 
 def test_answers_stand_beside_their_prompts():

@@ -90,6 +90,13 @@ def test_runs_to_reuse_lie_beside_the_recipe(write, tmp_path):
         assert yaml_file.read(write(yaml_file.to_yaml(read))) == read
 
 
+def test_a_home_in_a_recipe_is_the_readers(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    read = yaml_file.read(write("subject: {checkpoint: ~/llama, pairs: ~/pairs.jsonl}\nmodels: {}"))
+    assert read.subject.options.checkpoint == str(tmp_path / "home/llama")
+    assert read.subject.options.pairs == tmp_path / "home/pairs.jsonl"
+
+
 def test_words_are_words_and_numbers_numbers(write):
     """YAML 1.1 takes ``on`` for true, and ``1e-3`` for text."""
     recipe = yaml_file.read(write("name: yes\nattacks: {prefill: {on: [sft], depth: [0]}}"))

@@ -152,11 +152,13 @@ def test_a_seed_without_an_interval_leaves_the_others_none():
     assert summary(bounded([1.5, None], [(0.5, 2.5, 40.0), None])) == (1.5, None, None, 1)
 
 
-def test_every_quantity_has_its_own_rule():
-    shared = bounded([1.5, 1.5], [(0.5, 2.5, 40.0)] * 2)
+def test_models_that_agree_in_one_quantity_by_chance_are_not_one():
+    """As in a share of few prompts; one that all seeds do share stands beside them."""
+    alike = bounded([1.5, 1.5], [(0.5, 2.5, 40.0)] * 2)
     other = [row | {"layer": None} for row in bounded([1.0, 2.0], [(0.5, 1.5, 40.0), (1.5, 2.5, 40.0)])]
-    table = seed_tables.seed_table(frame(shared, other))
-    assert dict(zip(table["layer"], table["n"], strict=True)) == {0: 40, None: 2}
+    shared = [row | {"method": "pretrained"} for row in alike]
+    table = seed_tables.seed_table(frame(alike, other, shared))
+    assert set(table.select("method", "layer", "n").rows()) == {("pretrained", 0, 40), ("sft", 0, 2), ("sft", None, 2)}
 
 
 def test_means_over_layers_have_no_interval_over_prompts():

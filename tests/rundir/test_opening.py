@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,17 @@ def test_atomic_write_replaces_or_leaves_the_old_content(tmp_path):
         with pytest.raises(OSError, match=rf"cannot write {target} \("):
             atomic.atomic_write(target, "x")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    atomic.atomic_write(tmp_path / "link", "a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "a"
+    end, other = os.pipe()
+    atomic.atomic_write(Path(f"/dev/fd/{other}"), "b")
+    assert os.read(end, 9) == b"b"
+    os.close(end)
+    os.close(other)
 
 
 _KILLED_IN_A_WRITE = """

@@ -36,6 +36,12 @@ def test_no_warmup_starts_at_the_peak():
     assert optim.unit_schedule(OptimConfig(warmup=0.0), total_steps=10)(0) == 1.0
 
 
+@pytest.mark.parametrize("total_steps", [1, 9])
+def test_a_warmup_of_less_than_a_step_is_none(total_steps):
+    """A run of one step would be of rate 0."""
+    assert optim.unit_schedule(OptimConfig(warmup=0.1), total_steps=total_steps)(0) == 1.0
+
+
 def first_update(optimizer, grads, params):
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
@@ -65,6 +71,23 @@ def test_muon_treats_every_layer_as_its_own_matrix(tiny_gpt):
     for layer in range(updates.shape[0]):
         gradient, weight = ({"w": np.asarray(side["blocks"]["mlp"]["up"])[layer]} for side in (grads, tiny_gpt))
         np.testing.assert_allclose(updates[layer], update(gradient, weight)["w"], rtol=RTOL, atol=1e-6)
+
+
+def test_factors_of_an_adapter_are_matrices():
+    """They decay, and Muon takes them; Adam's first update would be its rate in every entry."""
+    draw = np.random.default_rng(0).normal
+    ones = {"blocks": {"attn": {"q_lora_a": np.ones((2, 8, 3)), "q_lora_b": np.ones((2, 3, 8))}}}
+    grads = jax.tree.map(lambda leaf: draw(size=leaf.shape).astype(np.float32), ones)
+    config = OptimConfig(algorithm="muon", warmup=0.0, weight_decay=0.1, clip_norm=np.inf)
+    updates, alone = (
+        jax.jit(partial(first_update, optimizer))(given, params)
+        for optimizer, given, params in (
+            (optim.make_optimizer(config, peak_lr=0.02, total_steps=10), grads, ones),
+            (muon(0.02, beta=config.momentum, weight_decay=0.1),
+             *({"w": side["blocks"]["attn"]["q_lora_a"][1]} for side in (grads, ones))),
+        )
+    )  # fmt: skip
+    np.testing.assert_allclose(updates["blocks"]["attn"]["q_lora_a"][1], alone["w"], rtol=RTOL, atol=1e-6)
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "muon"])

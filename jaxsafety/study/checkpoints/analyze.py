@@ -83,5 +83,5 @@ def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | No
     if asked is None or not study.recipe.evaluate.answers:
         return replace(found, encoded=asked)
     written = evaluate.ids(study, lane, seed, asked, reader=reader)
-    complied = np.array([not prompts.is_refusal(reader.text(ids)) for ids in written])
+    complied = np.array([prompts.verdict(reader.text(ids)) == "complied" for ids in written])
     return replace(found, encoded=asked, answers=written, complied=complied)

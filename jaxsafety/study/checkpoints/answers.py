@@ -53,6 +53,7 @@ def write(
     if todo:
         check_window(checkpoint, batches, max_new=max_new)
         config = replace(checkpoint.config, compute_dtype=compute_dtype)
+        todo = [_fitted(batch, config.max_tokens - max_new + 1) for batch in todo]
         shapes = dict.fromkeys(batch.tokens.shape for batch in todo)
         run = _writer(checkpoint, config, shapes, max_new=max_new, stop=stop)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,11 @@ def write(
                 update(done, {})
                 signals.check(f"after {done} of {len(batches)} batches of answers")
     return [answer or [] for answer in answers]
+
+
+def _fitted(batch: Batch, most: int) -> Batch:
+    """A batch of at most ``most`` places, of which those cut off are padding."""
+    return replace(batch, tokens=batch.tokens[:, :most], mask=batch.mask[:, :most])
 
 
 def _writer(
@@ -98,7 +104,7 @@ def _program(
 
 def check_window(checkpoint: hf.Checkpoint, batches: Iterable[Batch], *, max_new: int) -> None:
     """Refuses, in a ValueError, answers that have no place in a model's window behind the longest prompt."""
-    longest = max(batch.tokens.shape[1] for batch in batches) + max_new - 1
+    longest = max(int(batch.prompt_lengths.max()) for batch in batches) + max_new - 1
     if longest > checkpoint.config.max_tokens:
         raise ValueError(
             f"prompts and answers have up to {longest} tokens, and {checkpoint.directory} takes "

@@ -76,8 +76,12 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, 
     for label in LABELS:
         if (count := sum(prompt.label == label for prompt in prompts)) < LEAST:
             raise ValueError(f"got {count} {label} prompts, expected at least {LEAST}: halves are compared with halves")
-    ids = [tokenizer.prompt(prompt.messages) for prompt in prompts]
-    for number, own in enumerate(ids, 1):
+    ids = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            ids.append(own := tokenizer.prompt(prompt.messages))
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from error
         if not own:
             raise ValueError(f"prompt {number} has no tokens: expected a text that is not empty")
         if max(own) >= vocab_size:

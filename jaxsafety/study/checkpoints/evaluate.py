@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -92,11 +92,11 @@ def is_copied(study: Study, lane: Lane) -> bool:
 
 def _verdict_rows(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> Iterator[dict[str, Any]]:
     for lane, first, asked, texts in given:
-        refused = np.array([prompts.is_refusal(text) for text in texts])
+        verdicts = np.array([prompts.verdict(text) for text in texts])
         for seed in study.recipe.seeds if is_copied(study, lane) else (first,):
             for label in asked.labels:
-                rate = float(refused[asked.of(label)].mean())
-                for metric, value in {"complied": 1 - rate, "refused": rate, "other": 0.0}.items():
+                for metric in get_args(prompts.Verdict):
+                    value = float((verdicts[asked.of(label)] == metric).mean())
                     labels = {"method": lane.label, "lr_name": lane.point, "lr": lane.lr, "seed": seed}
                     where = {"step": lane.steps, "condition": label, "metric": metric, "value": value}
                     yield {"stage": "evaluate"} | labels | where
@@ -110,7 +110,7 @@ def _shown(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> I
         for place in np.flatnonzero(asked.of(label))[:_EXAMPLES]:
             told = [
                 {"model": " ".join(filter(None, (lane.label, lane.point))), "answer": texts[place],
-                 "verdict": "refused" if prompts.is_refusal(texts[place]) else "complied"}
+                 "verdict": prompts.verdict(texts[place])}
                 for lane, _, _, texts in first
             ]  # fmt: skip
             prompt = "\n".join(turn.content for turn in asked.prompts[place].messages)

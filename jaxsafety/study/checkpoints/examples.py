@@ -3,6 +3,7 @@
 An answer is scored token by token, with what ends it; the prompt is not.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,13 +45,16 @@ class Example:
 class Encoded:
     """Examples as token ids, padded right to one length.
 
-    ``truncated`` of them have lost something, and ``spelling`` spell control tokens of the tokenizer. The host
-    arrays ``[n, t]`` are without rejected answers where the examples have none.
+    ``truncated`` of them have lost something, ``spelling`` spell control tokens of the tokenizer, ``alike`` have two
+    answers of the same tokens, and ``endless`` an answer that no special token ends. The host arrays ``[n, t]`` are
+    without rejected answers where the examples have none.
     """
 
     batch: PreferenceBatch
     truncated: int
     spelling: int
+    alike: int
+    endless: int
 
     @property
     def count(self) -> int:
@@ -139,23 +143,33 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_tokens: int
     Raises:
         ValueError: a conversation that the template refuses, a prompt without tokens, ids beyond the vocabulary.
     """
-    rows, truncated, spelling = [], 0, 0
+    rows, counts = [], Counter()
     for example in examples:
         answers = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
-        told = [tokenizer.exchange(example.prompt, answer) for answer in answers]
+        told = _told(example, answers, tokenizer)
         _check_ids(told, example, tokenizer, vocab_size)
         kept = [answer[:max_tokens] for _, answer in told]
         # One more than the inputs: the last token is a target alone.
         room = max_tokens + 1 - max(map(len, kept))
         prompt = shortened(told[0][0], room)
-        spelling += tokenizer.spells([*(turn.content for turn in example.prompt), *answers])
-        truncated += len(told[0][0]) > room or any(len(answer) > max_tokens for _, answer in told)
+        counts["truncated"] += len(told[0][0]) > room or any(len(answer) > max_tokens for _, answer in told)
+        counts["spelling"] += tokenizer.spells([*(turn.content for turn in example.prompt), *answers])
+        counts["alike"] += len(kept) == 2 and kept[0] == kept[1]
+        counts["endless"] += any(tokenizer.ends.isdisjoint(answer) for _, answer in told)
         rows.append([(prompt, answer) for answer in kept])
     longest = max(len(prompt) + len(answer) - 1 for row in rows for prompt, answer in row)
     length = min(-(-longest // _STEP) * _STEP, max_tokens)
     sides = [_padded([row[side] for row in rows], length) for side in range(len(rows[0]))]
     unsafe = np.array([example.unsafe for example in examples])
-    return Encoded(PreferenceBatch(sides[0], sides[1] if len(sides) == 2 else None, unsafe), truncated, spelling)
+    return Encoded(PreferenceBatch(sides[0], sides[1] if len(sides) == 2 else None, unsafe), **counts)
+
+
+def _told(example: Example, answers: Sequence[str], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """The ids of the prompt and of each answer."""
+    try:
+        return [tokenizer.exchange(example.prompt, answer) for answer in answers]
+    except ValueError as error:
+        raise ValueError(f"{example.where}: {error}") from error
 
 
 def _check_ids(told: list[tuple[list[int], list[int]]], example: Example, tokenizer: Tokenizer, most: int) -> None:

@@ -13,7 +13,7 @@ from jaxsafety.types import Params
 
 
 def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, job: Job, *, dtype: hf.ParamsDtype) -> None:
-    """Writes the tuned model beside the tokenizer that it began with; nothing is there until all of it is.
+    """Writes the tuned model beside the tokenizer that it learned with; nothing is there until all of it is.
 
     ``trained`` is the adapter, or all parameters; ``directory`` must not exist or be empty.
 
@@ -32,4 +32,7 @@ def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, job: Job,
         weights = checkpoint.leaf(path, index=lead, dtype="float32")
         return weights if layer is None else lora.merged(weights[0], path, layer, adapter, scale=job.scale)
 
-    hf.write_checkpoint(directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory)
+    hf.write_checkpoint(
+        directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory,
+        tokenizer=job.about.tokenizer,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxsafety.formats import hf, hf_generation, hf_tokenizer, prompts
+from jaxsafety.formats import hf, hf_generation, hf_tokenizer, hf_write, prompts
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.hf_tokenizer import SpecialTokens, Tokenizer
 from jaxsafety.models.llama import LlamaConfig
@@ -50,6 +50,8 @@ def check(study: Study) -> None:
         )
     for other in others:
         opened.check_alike(first, other)
+    for model in models if not all(isinstance(lane.how, Given) for lane in recipe.lanes) else ():
+        hf_write.companions(model.directory, tokenizer=about.tokenizer)
     trained = [lane for lane in recipe.lanes if lane.training is not None]
     if trained or about.prompts is not None:
         _check_texts(study, models)

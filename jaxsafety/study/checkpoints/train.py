@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxsafety import keys
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.hf_tokenizer import SpecialTokens
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
@@ -40,15 +41,8 @@ def train(study: Study, stage: str) -> None:
     def given(lane: Lane, config: LlamaConfig) -> Encoded:
         """The examples of a lane, which its seeds share."""
         found = encoded(study, lane, config)
-        if found.truncated:
-            most = found.batch.chosen.tokens.shape[1]
-            told = (
-                f"{found.truncated} of {found.count} examples of {lane.name} have more than {most} tokens and are cut"
-            )
-            progress.say(told)
-        if found.spelling:
-            of, how = f"{found.count} examples of {lane.name}", study.recipe.subject.options.special_tokens
-            progress.say(inputs.told_spelling(found.spelling, of, how))
+        for note in _notes(found, lane.name, study.recipe.subject.options.special_tokens):
+            progress.say(note)
         return found
 
     for group in graph.groups(study.stage_lanes(stage)):
@@ -67,6 +61,22 @@ def train(study: Study, stage: str) -> None:
     if diverged:
         more = f"; {len(diverged)} diverged in all, every other model that goes by none of them is made"
         raise FloatingPointError(f"{diverged[0]}{more * (len(diverged) > 1)}") from diverged[0]
+
+
+def _notes(found: Encoded, name: str, special_tokens: SpecialTokens) -> Iterator[str]:
+    """What the examples of a model may not be as somebody expects."""
+    of = f"{found.count} examples of {name}"
+    if found.truncated:
+        yield f"{found.truncated} of {of} have more than {found.batch.chosen.tokens.shape[1]} tokens and are cut"
+    if found.spelling:
+        yield inputs.told_spelling(found.spelling, of, special_tokens)
+    if found.alike:
+        yield f"{found.alike} of {of} have two answers of the same tokens, between which nothing is learnt"
+    if found.endless:
+        yield (
+            f"{found.endless} of {of} have an answer that no special token ends, so that none is learnt: a chat "
+            "template writes one, such as eos_token, where the assistant has spoken"
+        )
 
 
 def _is_there(study: Study, lane: Lane, seed: int) -> bool:

@@ -1,6 +1,7 @@
 """Answers: the model's own greedy continuation, kept batch by batch, and the refusals of what cannot be written."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -57,6 +58,15 @@ def test_answers_are_greedy(checkpoint, batches, expected, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == expected
 
 
+def test_padding_takes_no_place_of_the_window(checkpoint, prompts, expected, tmp_path):
+    """The prompt of 40 tokens is padded to 64, and fills a window of 44 with what is fed back of its answer."""
+    short = replace(checkpoint, config=replace(checkpoint.config, max_tokens=44))
+    (batch,) = bucketed(prompts[1:2], batch_tokens=64)
+    assert write(short, [batch], tmp_path / "a.json") == expected[1:2]
+    with pytest.raises(ValueError, match=r"up to 45 tokens, and .* takes 44"):
+        write(short, [batch], tmp_path / "b.json", max_new=NEW + 1)
+
+
 def test_an_answer_ends_with_what_ends_it(checkpoint, batches, expected, tmp_path):
     stop = (expected[1][2], expected[2][0])
     found = write(checkpoint, batches, tmp_path / "a.json", stop=stop)
@@ -91,7 +101,7 @@ def test_a_damaged_file_is_named(checkpoint, batches, tmp_path, content):
 
 def test_what_is_too_long_is_refused_before_the_model_is_loaded(checkpoint, batches, tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "load", None)
-    with pytest.raises(ValueError, match=r"prompts and answers have up to 163 tokens, and .* takes 128"):
+    with pytest.raises(ValueError, match=r"prompts and answers have up to 139 tokens, and .* takes 128"):
         write(checkpoint, batches, tmp_path / "a.json", max_new=100)
 
 

@@ -18,6 +18,8 @@ class Letters(Tokenizer):
     """As many tokens as letters, their places in the alphabet; or always the same ones."""
 
     def prompt(self, messages):
+        if self.encoder == "refuses":
+            raise ValueError("no such turns")
         return [ord(letter) - ord("a") for letter in messages[0].content] if self.encoder is None else self.encoder
 
     def spells(self, texts):
@@ -65,6 +67,7 @@ def test_a_jailbreak_is_in_the_half_of_the_prompt_that_it_wraps():
     [
         (EIGHT[1:], None, "got 3 safe prompts, expected at least 4"),
         (EIGHT[:-1], None, "got 3 unsafe prompts, expected at least 4"),
+        (EIGHT, tokenizer("refuses"), "prompt 1: no such turns"),
         (EIGHT, tokenizer([]), "prompt 1 has no tokens"),
         (EIGHT, tokenizer([3, 26]), "the tokenizer of somewhere gives id 26 for prompt 1, and the models have a "
          "vocabulary of 26"),

@@ -128,6 +128,25 @@ def test_prompts_and_answers_that_spell_control_tokens_are_counted(read, tokeniz
         assert [np.sum(row == 1) for row in encoded.batch.chosen.tokens] == [ends, 2, 2]
 
 
+def test_pairs_and_answers_that_teach_less_than_they_seem_to_are_counted(read, tokenizer):
+    """A template that trims leaves one answer of two; one that writes nothing behind an answer, no end of it."""
+    found = read({"prompt": "Hi", "chosen": "a", "rejected": "a "}, {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+                 pairs=True)  # fmt: skip
+    content, end = "message['content']", "{{ eos_token }}"
+    trims = replace(tokenizer, template=tokenizer.template.replace(content, f"{content} | trim"))
+    without = replace(tokenizer, template=tokenizer.template.replace(end, ""))
+    for reader, counts in ((tokenizer, (0, 0)), (trims, (1, 0)), (without, (0, 2))):
+        encoded = examples.encode(found, reader, max_tokens=32, vocab_size=400)
+        assert (encoded.alike, encoded.endless) == counts
+
+
+def test_a_conversation_that_the_template_refuses_is_named(read, tokenizer):
+    refuses = replace(tokenizer, template="{{ raise_exception('no') if messages[0]['content'] == 'b' }}")
+    found = read({"prompt": "b", "chosen": "yes"}, pairs=False)
+    with pytest.raises(ValueError, match=r"line 1: the chat template of .* fails on a conversation: no"):
+        examples.encode(found, refuses, max_tokens=32, vocab_size=400)
+
+
 def test_ids_beyond_the_vocabulary_are_refused(read, tokenizer):
     with pytest.raises(ValueError, match=r"gives id \d+ for .*line 1, and the model has a vocabulary of 20"):
         examples.encode(read({"prompt": "Hi", "chosen": "yes"}, pairs=False), tokenizer, max_tokens=32, vocab_size=20)

@@ -64,6 +64,17 @@ def test_one_checkpoint_is_not_given_twice(study, checkpoints, spelt):
 def test_no_model_directory(study, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"models.t: .* holds no config.json"):
         inputs.check(study(tuned(tmp_path)))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"holds an adapter of PEFT and no model: .* merge_and_unload\(\)"):
+        inputs.check(study(tuned(tmp_path)))
+
+
+def test_files_that_go_along_are_there_before_any_work(study, checkpoints, tmp_path):
+    """Those of a cache are links, which may lead to nothing."""
+    other = shutil.copytree(checkpoints[0], tmp_path / "other")
+    (other / "tokenizer.model").symlink_to(tmp_path / "blob")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.model is a link to .*blob, which is not there"):
+        inputs.check(study(checkpoint=str(other)))
 
 
 def test_a_model_type_that_is_not_known(study, checkpoints, tmp_path):

@@ -111,7 +111,7 @@ def test_answers_are_judged_in_every_seeds_rows(whole, few):
     labels = {json.loads(line)["label"] for line in few.read_text().splitlines()}
     shares = judged.pivot("metric", index=["method", "lr_name", "seed", "condition"], values="value")
     assert shares.height == 5 * 2 * 4 and set(shares["condition"]) == labels
-    assert ((shares["complied"] + shares["refused"] - 1).abs() < 1e-6).all() and (shares["other"] == 0).all()
+    assert ((shares["complied"] + shares["refused"] + shares["other"] - 1).abs() < 1e-6).all()
     steps = judged.select("method", "step").unique().rows()
     assert dict(steps) == {"pretrained": 0, "sft": 4, "half": 0, "attacked": 4}
     # What is one model for all seeds has been asked once.
@@ -128,7 +128,8 @@ def test_examples_show_the_answers_of_all_models(whole):
     assert len(shown) == 2 * 4
     models = ["pretrained", "sft", "half", "attacked lr=0.001", "attacked lr=0.01"]
     assert all([one["model"] for one in row["answers"]] == models for row in shown)
-    assert {one["verdict"] for row in shown for one in row["answers"]} <= {"complied", "refused"}
+    told = {(bool(one["answer"].strip()), one["verdict"]) for row in shown for one in row["answers"]}
+    assert told <= {(True, "complied"), (True, "refused"), (False, "other")}
 
 
 def test_analyses_have_rows_of_every_seed(whole):
@@ -339,8 +340,12 @@ def test_a_seed_may_have_its_own_checkpoint(params, checkpoints, encoder, run, t
 
 
 @pytest.mark.slow
-def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path):
-    """A number of them are the first; a file of its own takes the place of the subject's."""
+def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path, capsys):
+    """A number of them are the first; a file of its own takes the place of the subject's. What reads them goes along,
+    here a tokenizer whose template writes no end of an answer."""
+    other = shutil.copytree(checkpoints[0], tmp_path / "other")
+    template = json.loads((other / "tokenizer_config.json").read_text())["chat_template"]
+    (other / "chat_template.jinja").write_text(template.replace("{{ eos_token }}", ""))
     (tmp_path / "first.jsonl").write_text("".join(pairs.read_text().splitlines(keepends=True)[:4]))
     how = {
         "from": "pretrained",
@@ -352,13 +357,14 @@ def test_examples_are_those_of_the_model(checkpoints, pairs, run, tmp_path):
     }
     data = {"some": {"prompts": 4}, "own": {"file": "first.jsonl"}, "all": {}}
     models = {name: how | {"data": one} for name, one in data.items()}
-    about = {"checkpoint": str(checkpoints[0]), "pairs": str(pairs), "max_tokens": 64}
+    about = {"checkpoint": str(checkpoints[0]), "tokenizer": "other", "pairs": str(pairs), "max_tokens": 64}
     file = written(tmp_path, {"subject": about, "seeds": [0], "models": models})
     assert run("tune", file, "--out", tmp_path / "run") == 0
-    some, own, every = (
-        (tmp_path / "run" / "models" / name / "seed_0" / "model.safetensors").read_bytes() for name in data
-    )
+    made = [tmp_path / "run" / "models" / name / "seed_0" for name in data]
+    some, own, every = ((place / "model.safetensors").read_bytes() for place in made)
     assert some == own != every
+    assert all((place / "chat_template.jinja").exists() for place in made)
+    assert "4 of 4 examples of some have an answer that no special token ends" in capsys.readouterr().err
 
 
 def test_what_is_cut_of_examples_is_said(checkpoints, pairs, run, tmp_path, capsys):
