@@ -101,7 +101,7 @@ def test_every_seed_has_its_checkpoint(study, checkpoints, tmp_path):
     [
         ({"batch_size": 9}, "models.sft.batch_size: got 9, expected at most the 8 examples there are"),
         ({"data": {"prompts": 9}}, "models.sft.data.prompts: got 9, expected at most the 8 there are"),
-        ({"data": {"prompts": 3}}, "models.sft.batch_size: got 4, expected at most the 3 examples there are"),
+        ({"data": {"prompts": 3}}, "models.sft.batch_size: got 4, expected at most the 3 examples of data.prompts"),
         ({"data": {"file": "/no/such.jsonl"}}, "no examples at /no/such.jsonl"),
     ],
 )
