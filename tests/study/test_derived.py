@@ -103,8 +103,8 @@ def test_a_mask_keeps_parts_of_an_update(params):
         told = np.abs(delta) > 1e-3
         gates.append(((found[path] - base[path])[told] / delta[told]).ravel())
     gates = np.concatenate(gates)
-    # Two steps of one each, over gates that began half open, and divided by their mean.
-    assert gates.min() > 0 and gates.max() < 3 and gates.std() > 0.1
+    # Two steps, of one and half of it, from gates that began half open: at most e^1.505 apart, and so from their mean.
+    assert gates.min() > 0 and gates.max() < 4.6 and gates.std() > 0.1
 
 
 @pytest.mark.slow
