@@ -183,6 +183,7 @@ def torn(main, mini_yaml, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_unfinished_training_comes_with_advice_too(refuse, main, mini_yaml, torn, finished_run):
     folder = torn / "checkpoints" / "pretrained"
     cut(folder / "00000004" / "digests.json")

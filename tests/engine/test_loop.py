@@ -245,7 +245,7 @@ def test_a_run_fails_only_when_every_lane_is_dead(tmp_path):
     assert checkpoint.latest(tmp_path / "checkpoints" / "toy.eta_S") == 6
 
 
-@pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
+@pytest.mark.parametrize("resumed", [pytest.param(False, marks=pytest.mark.slow), True], ids=["fresh", "resumed"])
 def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, caplog, resumed):
     traces, compiled = [], {}
 
@@ -267,7 +267,7 @@ def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, cap
     assert compiled[4] == compiled[8] >= 2
 
 
-@pytest.mark.parametrize("strategy", ["map", "vmap", "sharded"])
+@pytest.mark.parametrize("strategy", [pytest.param("map", marks=pytest.mark.slow), "vmap", "sharded"])
 def test_a_chunk_moves_nothing_between_hosts_and_devices(tmp_path, monkeypatch, strategy):
     """Every dispatch after the first, which compiles, runs where each transfer that is not asked for raises."""
     calls, program = [], programs.program

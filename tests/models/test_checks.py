@@ -18,7 +18,10 @@ from tests.models.llama_cases import config_of, params_of, tokens_of
 TOKENS, WINDOW, V, D = tokens_of(2, 6), 8, 11, 4
 
 
-@pytest.mark.parametrize(("block", "positions"), [("paper", "sinusoidal"), ("pre_ln", "learned"), ("paper", "rope")])
+@pytest.mark.parametrize(
+    ("block", "positions"),
+    [("paper", "sinusoidal"), pytest.param("pre_ln", "learned", marks=pytest.mark.slow), ("paper", "rope")],
+)
 def test_a_gpt_is_a_model_but_for_masks(block, positions):
     config = gpt.GPTConfig(V, WINDOW, 2, 2, width=8, mlp_width=12, block=block, positions=positions, unroll=1)
     rng = np.random.default_rng(0)

@@ -154,8 +154,8 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, row):
     path, frame = tmp_path / "a.parquet", results.rows_to_frame([row(), row(seed=1)])
     results.write_results(path, frame)
     whole = path.read_bytes()
-    refused = 0
-    for place in range(len(whole)):
+    refused, tried = 0, range(0, len(whole), 3)
+    for place in tried:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
@@ -164,7 +164,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, row):
         except ValueError as error:
             assert re.search(r"a\.parquet is (damaged|not a readable Parquet file): remove it and run", str(error))
             refused += 1
-    assert refused > 0.9 * len(whole)
+    assert refused > 0.9 * len(tried)
 
 
 def test_files_of_other_writers_are_read(tmp_path, row):

@@ -360,6 +360,7 @@ def test_all_models_know_the_tokens_that_the_smallest_knows(paper_world, recipe,
     jax.tree.map(np.testing.assert_array_equal, *alone.values(), tuned)
 
 
+@pytest.mark.slow
 def test_the_program_reads_files_of_torch_or_says_what_to_install(folder, tensors_of, cache_directory):
     there = importlib.util.find_spec("torch") is not None
     for number, model in enumerate(MODELS if there else ()):

@@ -100,7 +100,7 @@ def test_training_draws_from_the_stream_of_its_stage_and_generation(
         assert drawn.value.args[0].p_unsafe is point.data["p_unsafe"]
 
 
-@pytest.mark.parametrize("prompts", [3, 5])
+@pytest.mark.parametrize("prompts", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_number_of_prompts_comes_in_turn(mini_recipe, tiny_world, key, prompts):
     training = lane_of(mini_recipe, "tune", data=Data("explicit", prompts=prompts)).training
     scalars = {"p_unsafe": jnp.float32(1.0), "prompts": jnp.float32(prompts)}
