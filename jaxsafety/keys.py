@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import jax
 from jaxtyping import Array, Int, Integer
 
+from jaxsafety.entry.checks import known
 from jaxsafety.types import Key
 
 Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis", "method", "validate"]
@@ -23,7 +24,8 @@ def root(seed: int | Integer[Array, ""]) -> Key:
     Raises:
         ValueError: a number that is not in [0, 2^32), of which jax would take the last 32 bits.
     """
-    if isinstance(seed, int) and not 0 <= seed < 2**32:
+    value = known(seed)
+    if value is not None and not 0 <= int(value) < 2**32:
         raise ValueError(f"a seed must be >= 0 and < 2^32, got {seed}")
     return jax.random.key(seed)
 

@@ -1,6 +1,7 @@
 """How an error ends a command: what a user caused in one sentence, a bug of ours with its traceback."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,8 @@ def guarded(work: Callable[[], int], *, again: str = "", shown: bool) -> tuple[i
     except Exception as error:
         told = is_told(error)
         problem = (str(error) or "memory ran out") if told else _BUG
+        if told and "RESOURCE_EXHAUSTED" in str(error):
+            problem = f"{problem}: fewer seeds or smaller batches at once need less, and other processes may hold some"
         # Whatever a missing device has made of itself on its way here, an assertion of jax's among it.
         if (not told or isinstance(error, RuntimeError)) and (missing := _no_device()):
             told, problem = True, missing
@@ -44,17 +47,22 @@ def _no_device() -> str | None:
     """What keeps jax from its devices, None where it has some."""
     try:
         import jax
-    except ValueError as error:  # of a variable that is none of its values
+    except Exception as error:  # a variable that is none of its values, versions that do not go together
         return f"jax does not start: {error}"
+    if jax.distributed.is_initialized():  # a backend that is not up would wait for the other processes
+        return None
     try:
         jax.devices()
     except Exception as error:
         named = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
         asked = [f"{name}={os.environ[name]}" for name in named if os.environ.get(name)]
-        there = " or ".join(["cpu", *sorted(one.name for one in metadata.entry_points(group="jax_plugins"))])
+        # A plugin is called xla_cuda12 for a platform cuda.
+        plugins = {re.sub(r"^xla_|\d+$", "", one.name) for one in metadata.entry_points(group="jax_plugins")}
+        there = " or ".join(["cpu", *sorted(name for name in plugins if not any(name in one for one in asked))])
+        how = "unset the variable, or install" if asked else "set JAX_PLATFORMS to one, or install"
         return (
             f"jax finds no device{f' for {asked[0]}' if asked else ''} ({str(error) or 'it is not there'}): expected "
-            f"{there}; unset the variable, or install what it needs, such as jax[cuda12]"
+            f"{there}; {how} what it needs, such as jax[cuda12]"
         )
     return None
 

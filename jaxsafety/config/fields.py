@@ -73,8 +73,10 @@ def check(config: Any, *, prefix: str = "") -> None:
     """
     hints = get_type_hints(type(config))
     for one in fields(config):
-        value, bounds = getattr(config, one.name), one.metadata.get("bounds")
-        typed(value, hints[one.name], f"{prefix}{one.name}")
+        value, bounds = plain(getattr(config, one.name)), one.metadata.get("bounds")
+        # An array is a lane's scalar, whose value may be traced.
+        if not (one.metadata.get("traced") and hasattr(value, "dtype")):
+            typed(value, hints[one.name], f"{prefix}{one.name}")
         kinds = _alternatives(hints[one.name])
         names = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), None)
         if names and not (value is None and type(None) in kinds):
@@ -88,6 +90,12 @@ def check(config: Any, *, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{one.name} must be numbers, got {list(value)}")
         if one.metadata.get("swept") and list(value) != sorted(set(value)):
             raise ValueError(f"{prefix}{one.name} must be ascending numbers, got {list(value)}")
+
+
+def plain(value: Any) -> Any:
+    """Returns one of NumPy's scalars as Python's, anything else as it is."""
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

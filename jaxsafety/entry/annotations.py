@@ -34,14 +34,18 @@ def checked(function: _F) -> _F:
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     names = {name: get_args(kind) for name, kind in annotations.items() if get_origin(kind) is Literal}
     kinds = {name: own for name, kind in annotations.items() if (own := _kinds(kind))}
+    others = {name: _others(annotations[name]) for name in kinds}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # which Python refuses by the function's name
         for name in names.keys() & given.keys():
             check_name(name, given[name], names[name])
-        # None where an argument may be left out, a Python number where it may be a scalar.
-        arrays = {name: given[name] for name in kinds if not isinstance(given.get(name), (type(None), *_NUMBERS))}
+        named = [name for name in kinds if name in given and not isinstance(given[name], others[name])]
+        arrays = {name: given[name] for name in named}
         with jaxtyping.jaxtyped("context"):
             for name, value in arrays.items():
                 if not any(isinstance(value, kind) for kind in kinds[name]):
@@ -77,6 +81,14 @@ def _kinds(annotation: Any) -> list[Any]:
     """The arrays that an annotation allows, of any library; tokens may well be unsigned."""
     alternatives = [kind for kind in _alternatives(annotation) if hasattr(kind, "dim_str")]
     return [(Integer if kind.dtype is jaxtyping.Int else kind.dtype)[Any, kind.dim_str] for kind in alternatives]
+
+
+def _others(annotation: Any) -> tuple[type, ...]:
+    """What else than an array it allows: what is written beside, and Python's numbers for a scalar or any shape."""
+    alternatives = _alternatives(annotation)
+    beside = tuple(kind for kind in alternatives if isinstance(kind, type) and not hasattr(kind, "dim_str"))
+    scalar = any(getattr(kind, "dim_str", " ").strip() in ("", "...") for kind in alternatives)
+    return (*beside, *(_NUMBERS if scalar or set(beside) & set(_NUMBERS) else ()))
 
 
 def _sentence(function: str, name: str, arrays: dict[str, Any], kinds: list[Any]) -> str:

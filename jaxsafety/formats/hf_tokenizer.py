@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from jaxsafety.config.names import check_name
+from jaxsafety.entry.annotations import checked
 from jaxsafety.formats import hf_special, hf_template
 from jaxsafety.formats.hf_attributes import flag, read_object
 from jaxsafety.formats.hf_config import CONFIG_FILE
@@ -40,6 +42,9 @@ class Tokenizer:
     special: Mapping[str, str]
     template: str | None
     special_tokens: SpecialTokens = "control"
+
+    def __post_init__(self):
+        check_name("special_tokens", self.special_tokens, get_args(SpecialTokens))
 
     @property
     def eos(self) -> int | None:
@@ -141,6 +146,7 @@ def shortened(ids: Sequence[int], most: int) -> list[int]:
     return list(ids) if len(ids) <= most else [ids[0], *ids[len(ids) - most + 1 :]]
 
 
+@checked
 def open_tokenizer(directory: Path, *, raw: bool = False, special_tokens: SpecialTokens = "control") -> Tokenizer:
     """Opens the tokenizer of a Hugging Face checkpoint.
 

@@ -169,5 +169,5 @@ def _prepared(
     size = embeddings.shape[1]
     defined = jnp.any(prompt, axis=1) & (position >= 0) & (position < size)
     used = prompt | (jnp.arange(size)[None] <= position[:, None])
-    embeddings = jnp.where(used[..., None] | jnp.isfinite(embeddings), embeddings, 0)
+    embeddings = jnp.where(used[..., None], embeddings, 0)
     return embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32)), defined

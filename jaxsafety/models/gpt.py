@@ -6,7 +6,7 @@ Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unemb
 
 import itertools
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any, Literal, get_args
 
@@ -142,6 +142,7 @@ def init(config: GPTConfig, *, key: Key) -> Params:
     return params
 
 
+@cache
 def model(config: GPTConfig) -> Model:
     """Returns the model that methods, attacks and analyses ask; it writes by running the whole sequence again."""
     run = partial(apply, config=config)

@@ -6,7 +6,7 @@ float16: a scan over layers widens one layer's at a time, and whatever is comput
 """
 
 import itertools
-from functools import partial
+from functools import cache, partial
 from typing import get_args
 
 import jax
@@ -57,6 +57,7 @@ def init(config: LlamaConfig, *, key: Key) -> Params:
     return params if config.tied else params | {"unembed": normal(d, v)}
 
 
+@cache
 def model(config: LlamaConfig, *, cache_dtype: str = "float32") -> Model:
     """Returns the model that methods, attacks and analyses ask; it writes with a cache of keys and values.
 

@@ -81,12 +81,13 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     settings["subject"] = _subject_beside(path, settings["subject"])
     settings["models"] = {label: _model_beside(path, given) for label, given in settings["models"].items()}
     files = {f"subject.{name}" for name in _file_fields(settings["subject"].options)}
-    settings["grid"] = {
-        name: tuple(_beside(path, str(value)) if value is not None else None for value in values)
-        if name.startswith("subject.grammars.") or name in files
-        else values
-        for name, values in settings["grid"].items()
-    }
+
+    def beside(name: str, value: Any) -> Any:
+        own_world = name == "subject.world" and isinstance(value, str) and is_file(value)
+        of_file = name.startswith("subject.grammars.") or name in files or own_world
+        return _beside(path, str(value)) if of_file and value is not None else value
+
+    settings["grid"] = {name: tuple(beside(name, one) for one in given) for name, given in settings["grid"].items()}
     if "name" not in written and settings["name"] == Recipe.name:
         settings["name"] = path.stem
     return Recipe(**settings)

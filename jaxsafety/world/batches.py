@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import known
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
 from jaxsafety.world import conditions
@@ -89,7 +90,8 @@ def mixed_at(
     Raises:
         ValueError: another ``mix``, or a probability that is none (a traced one is not looked at).
     """
-    if isinstance(p_unsafe, int | float) and not 0 <= p_unsafe <= 1:
+    share = known(p_unsafe)
+    if share is not None and not 0 <= share <= 1:
         raise ValueError(f"p_unsafe must be in [0, 1], got {p_unsafe}")
     coin, draw = jax.random.split(at_step(key, step))
     shape = (batch_size,) if mix == "prompt" else (1,)

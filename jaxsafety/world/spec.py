@@ -145,6 +145,8 @@ class World:
 
 def _problems(spec: WorldSpec) -> Iterator[str]:
     """Yields what keeps a spec from being a world's, in the order of its fields."""
+    if bad := next((pair for pair in spec.duplicates if len(pair) != 2), None):
+        yield f"duplicates must be pairs of a token and an operator, got {list(bad)}"
     seen: set[str] = set()
     for token in spec.tokens:
         if token in seen or not token or token.split() != [token]:

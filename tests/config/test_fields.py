@@ -5,11 +5,16 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxsafety import methods
 from jaxsafety.config import fields, tables
 from jaxsafety.config.fields import check, static, traced
+from jaxsafety.methods import dpo
+from jaxsafety.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,12 @@ def test_what_the_source_declares_is_what_the_method_has(name):
 def test_a_method_that_is_not_there_is_one_sentence(name, message):
     with pytest.raises(ValueError, match=message):
         methods.load(name)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_and_a_lanes_arrays_are_numbers():
+    assert OptimConfig(warmup=np.float32(0.25)).warmup == 0.25
+    with pytest.raises(ValueError, match=r"got warmup 2\.0"):
+        OptimConfig(warmup=np.float32(2.0))
+    built = jax.vmap(lambda weight: dpo.Config(weight_chosen=weight).weight_chosen)(jnp.arange(3.0))
+    assert built.shape == (3,)

@@ -43,6 +43,12 @@ llama_apply = partial(llama.apply, LLAMA_PARAMS, config=LLAMA)
 written = partial(generation.generate, (GPT_PARAMS, GPT_MODEL), count=2)
 
 REFUSALS = {
+    "a number for many": (lambda: losses.nll(0.5, MASK), r"^nll: logprobs is a float, expected Float\[\*b t\]"),
+    "nothing for an array": (lambda: losses.nll(None, MASK), r"^nll: logprobs is a NoneType, expected Float"),
+    "one flag for a mask": (
+        lambda: losses.masked_sum(np.ones(2, np.float32), True),
+        r"^masked_sum: mask is a bool, expected Bool\[\*b\]",
+    ),
     "a name": (
         lambda: losses.sequence_logprobs(LOGPROBS, MASK, reduction="Sum"),
         r"^unknown reduction 'Sum': expected one of sum, mean; did you mean 'sum'\?$",

@@ -14,7 +14,7 @@ from jaxsafety.models import generation, llama
 from tests.contracts import public
 from tests.contracts.public import AT, BASE, KEPT, KEY, LLAMA, LLAMA_PARAMS, LOGITS, LOGPROBS, MASK, PLACES, TARGETS
 
-BAD = (np.nan, np.inf, -np.inf)
+BAD = (np.nan, np.inf, -np.inf, np.finfo(np.float32).max)
 EMBEDDINGS, MEANS, ATTACK = public.EMBEDDINGS, public.MEANS, {"max_count": 2, "steps": 2, "key": KEY} | public.ATTACK
 SEEN = np.arange(public.T)[None] <= PLACES["position"][:, None]
 HELD = np.arange(2)[None, :, None] < np.full((3, 1, 4), 1)

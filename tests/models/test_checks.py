@@ -161,3 +161,9 @@ def test_a_planted_fault_is_named(fault, message):
 def test_too_few_tokens_are_refused():
     with pytest.raises(ValueError, match=r"tokens: got \[1, 6\], expected at least two rows of four tokens"):
         check_model(toy(), LEAVES, tokens=TOKENS[:1])
+
+
+def test_a_model_of_one_configuration_is_one():
+    """Programs that are compiled for it are found again."""
+    for module, config in ((gpt, gpt.GPTConfig(V, WINDOW, layers=1, heads=2, width=D)), (llama, config_of())):
+        assert module.model(config) is module.model(config)

@@ -32,7 +32,8 @@ def test_no_two_positions_of_any_stream_or_seed_share_a_key():
     assert len(set(seen)) == len(seen)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("seed", [-1, 2**32, np.int64(2**32)])
+@pytest.mark.usefixtures("unchecked")
 def test_a_seed_that_jax_would_cut_is_refused(seed):
     with pytest.raises(ValueError, match=rf"^a seed must be >= 0 and < 2\^32, got {seed}$"):
         keys.root(seed)

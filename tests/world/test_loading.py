@@ -56,6 +56,7 @@ def test_a_world_of_one_grammar_and_other_operators(write):
         ("like: tiny\nletters: [a]", "letters and operators must be at least two each, got 1 and 5"),
         ('like: tiny\nduplicates: {x: "}"}', "duplicates.x must be an operator, got '}'"),
         ("like: tiny\nduplicates: 3", "duplicates must be a list, got 3"),
+        ('like: tiny\nduplicates: [[x, ")", y]]', r"duplicates must be pairs of a token and an operator, got \['x'"),
         ("like: tiny\nmisgen_tokens: [r9]", "misgen_tokens must be duplicates, got 'r9'"),
         ("like: tiny\nmisgen_tokens: [r3]", "misgen_tokens must have a duplicate of what policy 1 makes always_unsafe"),
         ("like: tiny\npermutation_seeds: [1]", "must have an entry a PCFG each, got 2 and 1"),
@@ -69,6 +70,7 @@ def test_a_world_of_one_grammar_and_other_operators(write):
         ("like: tiny\ngrammars: gone", "cannot read the grammar file .*gone/upper_full.pcfg of text condition 'full'"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_what_makes_no_world_is_one_sentence(write, text, message):
     with pytest.raises(ValueError, match=message):
         world.load(write(text))
@@ -84,6 +86,8 @@ def test_a_run_keeps_the_files_that_its_world_is_made_of(write, tmp_path):
     assert recipe.subject.options.world == str(path)
     kept = pipeline.own_files(recipe)
     assert kept["world.yaml"] == path.read_text() and {"upper_full.pcfg", "leaves_2.pcfg"} < kept.keys()
+    (tmp_path / "grid.yaml").write_text("{grid: {subject.world: [mine.yaml, tiny]}}")
+    assert yaml_file.read(tmp_path / "grid.yaml").grid == {"subject.world": (str(path), "tiny")}
     # By content, wherever the files lie.
     told = pipeline.subject_told(recipe, kept)
     assert str(tmp_path) not in str(told) and pipeline.subject_told(recipe, kept | {"world.yaml": ""}) != told
