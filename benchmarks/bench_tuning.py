@@ -45,7 +45,7 @@ def plan_row(case: PlanCase) -> dict[str, Any]:
     side = Batch(*(np.zeros((case.sequences, case.tokens), dtype) for dtype in (np.int32, np.int32, bool)))
     own = _job(case.method, rank=case.rank, batch_size=case.sequences, max_tokens=case.tokens, dtype="bfloat16")
     unsafe = np.zeros(case.sequences, bool)
-    encoded = Encoded(PreferenceBatch(side, side if own.how.needs.rejected else None, unsafe), 0)
+    encoded = Encoded(PreferenceBatch(side, side if own.how.needs.rejected else None, unsafe))
     found = tuned.plan(case.model, encoded, own, places=places.local())
     sizes = {"weights_gb": found.frozen_bytes, "state_gb": found.state_bytes, "step_gb": found.step_bytes}
     sizes["total_gb"] = sum(sizes.values()) + found.data_bytes

@@ -51,10 +51,10 @@ class Encoded:
     """
 
     batch: PreferenceBatch
-    truncated: int
-    spelling: int
-    alike: int
-    endless: int
+    truncated: int = 0
+    spelling: int = 0
+    alike: int = 0
+    endless: int = 0
 
     @property
     def count(self) -> int:
