@@ -53,10 +53,10 @@ def embedded(
 ) -> Float[Array, "b t d"]:
     """Returns what enters the first layer of a model but for positions, of tokens or of embeddings, checked before.
 
-    Embeddings that the mask leaves out are zero, whatever they are: attention would multiply them with no weight.
+    What is not finite of embeddings that the mask leaves out is zero: attention would multiply it with no weight.
     """
     if jnp.issubdtype(inputs.dtype, jnp.integer):
         return jnp.asarray(params["embed"])[inputs].astype(jnp.float32)
     if mask is not None:
-        inputs = jnp.where(mask[..., None], inputs, 0)
+        inputs = jnp.where(mask[..., None] | jnp.isfinite(inputs), inputs, 0)
     return inputs.astype(jnp.float32)
