@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from jaxsafety.config import tables, yaml12
+from jaxsafety.config import tables
 from jaxsafety.rundir.printed import Form
 
 _CONFIG = "--config"
@@ -94,6 +94,8 @@ def words(arguments: Sequence[str]) -> list[str]:
     named = [place for place, word in enumerate(arguments) if word == _CONFIG or word.startswith(f"{_CONFIG}=")]
     if not named:
         return []
+    from jaxsafety.config import yaml12  # a help text reads no YAML
+
     word = arguments[named[-1]]
     path = word.removeprefix(f"{_CONFIG}=") if "=" in word else next(iter(arguments[named[-1] + 1 :]), "")
     found = []

@@ -5,7 +5,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 
 from jaxsafety.config.told import is_told
 from jaxsafety.engine import cluster
@@ -54,6 +53,8 @@ def _no_device() -> str | None:
     try:
         jax.devices()
     except Exception as error:
+        from importlib import metadata  # slow, and wanted here alone
+
         named = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
         asked = [f"{name}={os.environ[name]}" for name in named if os.environ.get(name)]
         # A plugin is called xla_cuda12 for a platform cuda.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from jaxsafety import methods
 from jaxsafety.cli import declared
 from jaxsafety.cli.declared import Option
-from jaxsafety.config import yaml12
 from jaxsafety.config.names import nearest
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ def _parsed(content: dict[str, Any], options: argparse.Namespace) -> "Recipe":
     for option in OPTIONS[options.verb]:
         if hasattr(options, option.name):
             _put(content, option.place.split("."), declared.value(option, getattr(options, option.name)))
+    from jaxsafety.config import yaml12
+
     path = options.out / "config.yaml"
     recorded = yaml12.read(path) if path.is_file() else {}
     # A run that was moved keeps its name.

@@ -73,7 +73,7 @@ def check(config: Any, *, prefix: str = "") -> None:
     """
     hints = get_type_hints(type(config))
     for one in fields(config):
-        value, bounds = plain(getattr(config, one.name)), one.metadata.get("bounds")
+        value, bounds = as_python(getattr(config, one.name)), one.metadata.get("bounds")
         # An array is a lane's scalar, whose value may be traced.
         if not (one.metadata.get("traced") and hasattr(value, "dtype")):
             typed(value, hints[one.name], f"{prefix}{one.name}")
@@ -92,7 +92,7 @@ def check(config: Any, *, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{one.name} must be ascending numbers, got {list(value)}")
 
 
-def plain(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """Returns one of NumPy's scalars as Python's, anything else as it is."""
     is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
     return value.item() if is_scalar else value
