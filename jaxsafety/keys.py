@@ -3,6 +3,8 @@
 Streams never share keys, so training data, evaluation data and initialisation are independent by construction.
 """
 
+from __future__ import annotations
+
 import zlib
 from typing import Literal, get_args
 

@@ -7,6 +7,8 @@ too, changes neither a value nor a gradient. Other shapes and types are a ValueE
 (:func:`correct`, :func:`exact_match`, :func:`token_accuracy`) have no gradient.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 import jax

@@ -5,6 +5,8 @@ dataclasses; what comes back has its structure. A path is the keys, names and in
 ``/``, e.g. ``blocks/mlp/up``. Per-layer weights carry a leading ``l`` axis.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -78,14 +80,11 @@ def label(params: Params, rule: Callable[[str, Leaf], Any]) -> Params:
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: rule(_path(keys), leaf), params)
 
 
-def check_match(
-    tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base"), finite: bool = False
-) -> None:
-    """Checks that two trees of arrays have one structure and, leaf by leaf, the same shapes; whether ``finite``, too.
+def check_structure(tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base")) -> None:
+    """Checks that two trees have one structure.
 
     Raises:
-        ValueError: they differ, a leaf is no array, or one is not finite; the path is named, with what ``names`` call
-            the trees.
+        ValueError: they differ; the path is named, with what ``names`` call the trees.
     """
     left, right = flatten(tuned), flatten(base)
     for path in sorted(left.keys() ^ right.keys()):
@@ -96,10 +95,24 @@ def check_match(
     if jax.tree.structure(tuned) != jax.tree.structure(base):
         kinds = f"{names[0]}, a {type(tuned).__name__}, and {names[1]}, a {type(base).__name__}"
         raise ValueError(f"the same paths lie in different containers in {kinds}: expected trees of the same structure")
+
+
+def check_match(
+    tuned: Params, base: Params, *, names: tuple[str, str] = ("tuned", "base"), finite: bool = False
+) -> None:
+    """Checks that two trees of arrays have one structure and, leaf by leaf, the same shapes; whether ``finite``, too.
+
+    Raises:
+        ValueError: they differ, a leaf is no array, or one is not finite; the path is named, with what ``names`` call
+            the trees.
+    """
+    check_structure(tuned, base, names=names)
+    left, right = flatten(tuned), flatten(base)
     for path in left:
         for name, leaf in zip(names, (left[path], right[path]), strict=True):
             if not _is_numeric(leaf):
-                raise ValueError(f"{path} of {name} is a {type(leaf).__name__}, expected arrays of numbers alone")
+                kind = f"of type {leaf.dtype}" if hasattr(leaf, "dtype") else f"a {type(leaf).__name__}"
+                raise ValueError(f"{path} of {name} is {kind}, expected arrays of numbers alone")
         if jnp.shape(left[path]) != jnp.shape(right[path]):
             shapes = f"{names[0]} {jnp.shape(left[path])} and {names[1]} {jnp.shape(right[path])}"
             raise ValueError(f"{path} has shape {shapes}: expected the same")
@@ -108,9 +121,9 @@ def check_match(
 
 
 def _is_numeric(leaf: Any) -> bool:
-    return isinstance(leaf, int | float) or (
-        hasattr(leaf, "dtype") and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-    )
+    if not hasattr(leaf, "dtype"):
+        return isinstance(leaf, int | float) and not isinstance(leaf, bool)
+    return leaf.dtype != bool and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def check_finite(params: Params, *, name: str = "params") -> None:
@@ -138,7 +151,8 @@ def difference(tuned: Params, base: Params) -> Params:
 def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) -> Params:
     """Returns ``base + alpha * delta``; alpha 0 is the base, 1 the tuned model, above 1 extrapolates.
 
-    Types are those of ``base + delta``, whatever that of alpha: it may be traced, or of any library.
+    Types are those of ``base + delta``, whatever that of alpha: it may be traced, or of any library. Integers, such as
+    counters in a module's state, are rounded to the nearest.
 
     Raises:
         ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
@@ -150,7 +164,7 @@ def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) ->
 def _moved(base: Leaf, delta: Leaf, *, alpha: Any) -> Leaf:
     dtype = jnp.result_type(base, delta)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        return base + alpha * delta
+        return jnp.round(base + alpha * delta).astype(dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
     # NumPy's weights stay on the host.
     base, delta = (leaf.astype(wide) if hasattr(leaf, "astype") else jnp.asarray(leaf, wide) for leaf in (base, delta))

@@ -9,6 +9,8 @@ Axis legend, the same letters in docstrings, einsum, einops and array annotation
 Weights are stored ``[in, out]`` (``x @ w``); PyTorch and the paper store ``[out, in]``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -351,7 +353,7 @@ class Attack(NamedTuple):
     condition: Callable[[Any], Any] | None = None
     points: Callable[[Any], Sequence[Point]] | None = None
     inside: bool = False
-    section: "Section | None" = None
+    section: Section | None = None
 
 
 class Edit(NamedTuple):

@@ -3,6 +3,8 @@
 The maths is :mod:`jaxsafety.linalg.alignment`; beside every overlap stands that of unrelated subspaces.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,6 +4,8 @@ The maths is :mod:`jaxsafety.linalg.clusters`. Of every kind of vector (at the l
 first answer tokens, and of these the first d neurons alone) the means are those of held-out prompts.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

@@ -1,5 +1,7 @@
 """Do the methods pull a model the same way? Cosines of their losses' gradients, on one batch for all of them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from itertools import combinations
 

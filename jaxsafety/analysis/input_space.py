@@ -3,6 +3,8 @@
 The maths is :mod:`jaxsafety.linalg.update_spaces`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

@@ -3,6 +3,8 @@
 The maths is :mod:`jaxsafety.linalg.update_spaces`; beside every norm stands that of random directions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

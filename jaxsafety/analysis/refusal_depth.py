@@ -1,5 +1,7 @@
 """How many tokens into a complied answer a model would still step over to the refusal."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -3,6 +3,8 @@
 The maths is :mod:`jaxsafety.linalg.sensitivity`, over the embeddings before the last prompt token, as released.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """How often a model complies with prompts of every condition, refuses them, or does neither."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import jax.numpy as jnp

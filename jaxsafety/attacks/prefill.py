@@ -5,6 +5,8 @@ prompt whose second block is judged is prefilled there. All functions read teach
 and masks, which have no gradient.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import jax.numpy as jnp

@@ -7,6 +7,8 @@ strength. ``mask`` marks the scored targets without the attack. Arrays of other 
 is an ``at`` outside of the window, where it must lie when it is traced. Only what :func:`insert` gives has a gradient.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -7,6 +7,8 @@ interventions and soft tokens, which are read at the last prompt token. Logarith
 whose updates differ in size weigh the same. Where a run lacks what one needs it raises ``Unmeasured``, which says what.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial

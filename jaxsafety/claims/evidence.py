@@ -5,6 +5,8 @@ without a value: its lane diverged (a row of None), or the quantity is undefined
 has is :class:`Unmeasured`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

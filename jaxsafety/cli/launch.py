@@ -40,7 +40,7 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
     ready = (stages_.made if read else stages_.prepare)(recipe, directory)
     if not read:
         hosts.agree(_told(recipe, stages))
-    _say_idle_devices(recipe)
+        _say_idle_devices(recipe)
     if len(stages) == 1:
         pipeline.check_ready(ready, stages[0])
     with signals.deferred(say_stopping), _unused_dropped(directory), _growth_undone(directory), ExitStack() as lock:

@@ -204,8 +204,9 @@ def _import(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _short(options: argparse.Namespace) -> int:
-    if options.devices < 1:
-        raise ValueError(f"devices must be at least 1, got {options.devices}")
+    if not 1 <= options.devices <= _cores():
+        most = f"{_cores()}, the cores that this process may use (accelerators are used without it)"
+        raise ValueError(f"devices must be from 1 to {most}, got {options.devices}")
     _configure_jax("off" if options.dry_run else options.compilation_cache, seeds=options.devices)
     return short.run(options, tuple(_STAGES)[1:])
 
@@ -234,14 +235,17 @@ def _configure_jax(cache: str, *, seeds: int) -> None:
 
     from jaxsafety.engine import sweep
 
-    # The cores this process may use; the call is Linux's.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, cores))
+    jax.config.update("jax_num_cpu_devices", sweep.shard_count(seeds, _cores()))
     # Which of our lines every operation comes from would take a seventh of what a study compiles in.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     if cache != "off" and (folder := _cache_folder(cache)):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cores() -> int:
+    # The call is Linux's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache_folder(named: str) -> Path | None:

@@ -1,5 +1,7 @@
 """One layer's part of an update."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """The update with its matrices cut to a low rank."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import jax

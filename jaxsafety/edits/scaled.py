@@ -1,5 +1,7 @@
 """A walk along an update, ``W + alpha * part(dW)``: less of it, more of it, or a part alone."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,6 +4,8 @@ If safety fine-tuning works by what it adds outside the base's range, then ``onl
 model refuse and ``all_but`` it does not, beyond what a random subspace as large does.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 

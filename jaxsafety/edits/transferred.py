@@ -1,5 +1,7 @@
 """One method's update lent to another method's model."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from jaxtyping import Array, Float

@@ -5,6 +5,8 @@ saved, so a run killed at any moment continues from the last chunk, bit for bit.
 are kept. A program may train the lanes of several models side by side; each keeps its own row of the state.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

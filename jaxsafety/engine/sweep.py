@@ -5,6 +5,8 @@ after the other in one program (a CPU core), ``sharded`` splits the seeds over d
 one inside each. Lanes never communicate, so a sharded program has no collectives.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, get_args
 

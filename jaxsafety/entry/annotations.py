@@ -4,9 +4,10 @@ What the tests' type checker says of everything, users are told at the functions
 shape would broadcast, one of another type would be computed on.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -18,9 +19,6 @@ from jaxsafety.config.names import check_name
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _NUMBERS = (bool, int, float, complex)
-# What Python shows of an annotation, and how it is written.
-_SHORT = {r"(jax\.)?jaxlib\._jax\.Array": "Array", r"\b(jaxtyping|typing|collections\.abc|jaxsafety(\.\w+)*)\.": "",
-          "NoneType": "None"}  # fmt: skip
 
 
 def checked(function: _F) -> _F:
@@ -28,9 +26,9 @@ def checked(function: _F) -> _F:
 
     Whoever calls it with an array of another shape or type, or with a list in the place of one, meets a ValueError
     that names argument, shape and expectation; one with a name that its ``Literal`` does not list, what it lists and
-    the nearest. Its signature shows annotations as they are written, where Python would show the classes behind them.
+    the nearest.
     """
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, eval_str=True)
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     names = {name: get_args(kind) for name, kind in annotations.items() if get_origin(kind) is Literal}
     kinds = {name: own for name, kind in annotations.items() if (own := _kinds(kind))}
@@ -52,25 +50,7 @@ def checked(function: _F) -> _F:
                     raise ValueError(_sentence(function.__name__, name, arrays, kinds[name]))
         return function(*args, **kwargs)
 
-    call.__signature__ = _readable(signature)
     return call
-
-
-class _Written:
-    """An annotation as it is written."""
-
-    def __init__(self, annotation: Any):
-        self.text = inspect.formatannotation(annotation)
-        for pattern, short in _SHORT.items():
-            self.text = re.sub(pattern, short, self.text)
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def _readable(signature: inspect.Signature) -> inspect.Signature:
-    shown = [one.replace(annotation=_Written(one.annotation)) for one in signature.parameters.values()]
-    return signature.replace(parameters=shown, return_annotation=_Written(signature.return_annotation))
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

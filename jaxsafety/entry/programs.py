@@ -44,4 +44,4 @@ def _undifferentiated(name, tree):
 
 @_undifferentiated.defjvp
 def _refused(name, primals, tangents):
-    raise ValueError(f"{name} has no gradient here: put jax.lax.stop_gradient around what it is given")
+    raise ValueError(f"{name} has no gradient here: put jax.lax.stop_gradient around what it is given or closes over")

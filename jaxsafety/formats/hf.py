@@ -4,6 +4,8 @@
 them one by one. Nothing here imports torch, transformers or the safetensors library.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -4,6 +4,8 @@ Tensors are read one at a time or in part, in pieces of about a megabyte, so tha
 memory of that layer.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Iterator, Mapping

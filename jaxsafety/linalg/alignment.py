@@ -5,6 +5,8 @@ inputs that they read and of outputs that they write (principal angles of the le
 that unrelated subspaces would have beside them).
 """
 
+from __future__ import annotations
+
 import flax.struct
 import jax
 import jax.numpy as jnp

@@ -6,6 +6,8 @@ anything, NaN included. Means belong to other draws than the samples that are me
 lies nearer to a mean that it is part of. Statistics are float32, or float64 for float64 input.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 import flax.struct

@@ -1,5 +1,7 @@
 """Means over a part of the samples, that keep their shape under jit and vmap; norms that have a gradient at zero."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax

@@ -4,6 +4,8 @@ Plain power iteration needs about ``log(1 / tolerance) / gap`` products; here ea
 and the previous direction, which takes the square root of that for the same products (Knyazev 2001).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +138,11 @@ def _step(gram: Callable[[Array], Array], search: _Search) -> _Search:
         length = _norm(w)
         w = w * jnp.where(length > jnp.sqrt(jnp.finfo(w.dtype).eps), 1 / length, 0.0)
     basis, images = jnp.stack([x, w, p]), jnp.stack([image_x, gram(w), image_p])
-    vectors = unbatched(lambda gram: jnp.linalg.eigh(gram)[1])(jnp.matmul(basis, images.T, precision=_HIGHEST))
+    # Parameters that the function closes over have none either.
+    small = undifferentiated(
+        "the largest singular value of a Jacobian", jnp.matmul(basis, images.T, precision=_HIGHEST)
+    )
+    vectors = unbatched(lambda gram: jnp.linalg.eigh(gram)[1])(small)
     best = vectors[:, -1]
     # The last step, turned within the plane of both until it is orthogonal to the new estimate.
     length = _norm(best[1:])

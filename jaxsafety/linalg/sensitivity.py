@@ -8,6 +8,8 @@ Called eagerly, a ``forward`` that is a :class:`jax.tree_util.Partial` of its pa
 every call: what it closes over may change.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -8,6 +8,8 @@ Arrays of other shapes or types are a ValueError that names them. Ranks are inte
 them alone has a gradient.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax

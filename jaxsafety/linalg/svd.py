@@ -8,6 +8,8 @@ Compare directions by projectors or principal angles, never entry by entry: sign
 a repeated value. Nothing here has a gradient, and a ValueError says so: that of an SVD is NaN at repeated values.
 """
 
+from __future__ import annotations
+
 import math
 import warnings
 from collections.abc import Callable

@@ -8,6 +8,8 @@ SciPy's OpenBLAS, which does the work, has threads of its own: with several CPU 
 before SciPy is first loaded (the command line does), or they slow each other down tenfold.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

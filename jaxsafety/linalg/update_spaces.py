@@ -7,6 +7,8 @@ value of random directions. Statistics are float32, or float64 for float64 weigh
 and a ValueError says so; values that are not finite are refused where they are known, and NaN where traced.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 import flax.struct

@@ -1,5 +1,7 @@
 """Direct preference optimisation (DPO), with a weight of its own for either side."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,5 +1,7 @@
 """Pretraining: the likelihood of text."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Supervised safety fine-tuning (SSFT): the likelihood of the preferred answers."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Gradient-ascent unlearning: the likelihood of the dispreferred answers is pushed down."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -3,6 +3,8 @@
 Of its inside nothing is known: it gives logits, and text by being run again for every token.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -3,6 +3,8 @@
 One function, which runs the model on a few tokens and compares its answers with each other.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

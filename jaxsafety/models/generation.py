@@ -1,7 +1,9 @@
 """Continuations of prompts by one model or several, one token at a time, with a model's own cache or without one."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.struct
@@ -167,5 +169,13 @@ def _check(sources, tokens, mask, *, combine, key, temperature):
         check_positive("temperature", temperature)
     if known(tokens) is not None:
         for params, model in sources:
-            logits = jax.eval_shape(model.apply, params, jnp.asarray(tokens)).logits
-            check_indices("tokens", tokens, logits.shape[-1], of="the vocabulary", mask=mask)
+            leaves, structure = jax.tree.flatten(params)
+            size = _vocabulary(model, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+            check_indices("tokens", tokens, size, of="the vocabulary", mask=mask)
+
+
+@cache
+def _vocabulary(model: Model, structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> int:
+    """The tokens that a model of such parameters has logits of."""
+    params = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((1, 1), jnp.int32)).logits.shape[-1]

@@ -4,6 +4,8 @@ Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unemb
 ``l``, matrices are ``[in, out]``, heads are contiguous. Rows ``[b*t, d]`` run through a scan over layers.
 """
 
+from __future__ import annotations
+
 import itertools
 from dataclasses import dataclass, fields
 from functools import cache, partial

@@ -1,5 +1,7 @@
 """What a model runs on: tokens, or embeddings that need not belong to any (soft tokens, sensitivities)."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 

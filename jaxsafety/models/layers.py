@@ -5,6 +5,8 @@ copies, which costs a small model a fifth of its gradient step on CPU. Products 
 attention multiply in a compute dtype and accumulate in float32; everything else is float32.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import Literal

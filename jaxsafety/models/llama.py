@@ -5,6 +5,8 @@ Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unemb
 float16: a scan over layers widens one layer's at a time, and whatever is computed is float32.
 """
 
+from __future__ import annotations
+
 import itertools
 from functools import cache, partial
 from typing import get_args

@@ -3,6 +3,8 @@
 Weights are those of ``llama.init``; whatever is computed is float32, a layer's weights are widened as it is run.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal

@@ -4,6 +4,8 @@ A batch shares its places: the prompts, padded left (or anywhere), fill the firs
 the next. Padding is never attended to, so a row's continuation is that of its prompt alone.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import flax.struct

@@ -4,6 +4,9 @@ Beside ``blocks/attn/q`` ``[l, in, out]`` lie ``blocks/attn/q_lora_a`` ``[l, in,
 the model multiplies with ``q + a b``. An adapter is the tree of factors alone.
 """
 
+from __future__ import annotations
+
+import re
 from collections.abc import Iterable
 
 import jax
@@ -41,10 +44,32 @@ def init(shapes: Params, *, rank: int, targets: Iterable[str], key: Key) -> Para
 
 @checked
 def joined(params: Params, adapter: Params, *, scale: float | Float[Array, ""]) -> Params:
-    """Returns the parameters of a model with its adapter, whose product counts ``scale`` times (``alpha / r``)."""
+    """Returns the parameters of a model with its adapter, whose product counts ``scale`` times (``alpha / r``).
+
+    Raises:
+        ValueError: factors of no matrix of the model, one without the other, or of shapes that do not fit it.
+    """
     flat = tree.flatten(adapter)
+    _check_factors(tree.flatten(params), flat)
     scaled = {path: (leaf * scale).astype(leaf.dtype) for path, leaf in flat.items() if path.endswith("_lora_b")}
     return tree.unflatten(tree.flatten(params) | flat | scaled)
+
+
+def _check_factors(params: Params, factors: Params) -> None:
+    for path in factors:
+        matrix = re.sub("_lora_[ab]$", "", path)
+        if path == matrix or matrix not in params:
+            raise ValueError(
+                f"adapter: {path} belongs to no matrix of the model: expected MATRIX_lora_a and _b beside one"
+            )
+        depth, m, n = params[matrix].shape
+        shapes = [np.shape(factors.get(f"{matrix}_lora_{name}")) for name in "ab"]
+        rank = shapes[0][-1] if shapes[0] else "r"
+        if shapes != [(depth, m, rank), (depth, rank, n)]:
+            raise ValueError(
+                f"adapter: the factors of {matrix} have the shapes {shapes[0]} and {shapes[1]}, expected "
+                f"({depth}, {m}, r) and ({depth}, r, {n})"
+            )
 
 
 def merged(

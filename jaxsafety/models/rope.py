@@ -4,6 +4,8 @@ Channel ``i`` of the first half of a head is paired with channel ``i`` of the se
 token; those that depend on the configuration alone are computed in float64.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -1,5 +1,7 @@
 """Activations of a model's layers: which a caller may ask for, where they are edited, and the positions picked out."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp

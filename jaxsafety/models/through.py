@@ -1,5 +1,7 @@
 """A model as a function of what is trained of it: an adapter's factors, parameters in another type, placed inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

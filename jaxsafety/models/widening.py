@@ -1,5 +1,7 @@
 """Half-precision weights of stacked layers to float32, inside a loop over the layers, one layer at a time."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int

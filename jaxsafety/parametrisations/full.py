@@ -1,5 +1,7 @@
 """Every parameter is trained, as it is."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

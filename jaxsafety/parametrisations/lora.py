@@ -1,5 +1,7 @@
 """Low-rank adapters: two factors beside each chosen matrix, whose product is added to it; nothing else moves."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

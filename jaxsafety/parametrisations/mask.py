@@ -1,5 +1,7 @@
 """A gate over an update: which parts of what training has changed are kept, learned by any method's loss."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from jaxtyping import Array
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static, traced
 from jaxsafety.entry.annotations import checked
-from jaxsafety.types import Key, Parametrisation, Params
+from jaxsafety.types import Key, Leaf, Parametrisation, Params
 
 Per = Literal["entry", "row", "leaf"]
 
@@ -47,12 +49,24 @@ def gated(delta: Params, gates: Params, *, scale: float | Array, rescale: bool =
     """Returns ``scale * gates * delta``, divided by the mean of all gates over all entries with ``rescale``.
 
     ``gates`` are in [0, 1], of the structure of ``delta`` and of shapes that broadcast to its own.
+
+    Raises:
+        ValueError: another structure, or a gate that does not broadcast to its leaf; the path is named.
     """
-    whole = jax.tree.map(lambda gate, leaf: jnp.broadcast_to(gate, leaf.shape), gates, delta)
+    tree.check_structure(gates, delta, names=("gates", "delta"))
+    flat = tree.flatten(delta)
+    whole = tree.label(gates, lambda path, gate: _spread(path, gate, flat[path].shape))
     if rescale:
         sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(whole)]
         scale = scale * sum(leaf.size for leaf in jax.tree.leaves(whole)) / sum(sums)
     return jax.tree.map(lambda gate, leaf: (scale * gate * leaf).astype(leaf.dtype), whole, delta)
+
+
+def _spread(path: str, gate: Leaf, shape: tuple[int, ...]) -> Array:
+    try:
+        return jnp.broadcast_to(gate, shape)
+    except ValueError as error:
+        raise ValueError(f"gates: {path} has shape {gate.shape}, expected one that broadcasts to {shape}") from error
 
 
 def _gates(path: str, leaf: Array, per: Per) -> Array:

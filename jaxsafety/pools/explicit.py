@@ -1,5 +1,7 @@
 """Unsafe prompts whose preferred answer complies: what a fine-tuning attack on harmful data learns from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from jaxtyping import Array, Int

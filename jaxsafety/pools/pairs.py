@@ -1,5 +1,7 @@
 """Prompts with answers from a file of one's own: what models over a checkpoint learn from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Safe prompts to be answered and unsafe ones to be refused: what safety fine-tuning learns from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 

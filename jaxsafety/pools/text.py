@@ -1,5 +1,7 @@
 """Text of the full grammar under any operators, with its answers: what a model is pretrained on."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,6 +4,8 @@ The stage is a list of pieces, each of compiled programs over the lanes ``[h, s]
 ``results/analyze/`` and is not repeated. Snapshots are measured by the very program that measures the final models.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations

@@ -1,5 +1,7 @@
 """The evaluation stage: every model of a study judged on every condition, as tidy rows, and readable examples."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial

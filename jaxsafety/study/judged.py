@@ -1,5 +1,7 @@
 """A model whose weights were edited, or that is under attack: how it answers, and what that looks like inside it."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

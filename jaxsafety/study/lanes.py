@@ -4,6 +4,8 @@ A single lane is one seed of a :class:`jaxsafety.recipe.lane.Lane`. Nothing here
 disk; the outer layer maps these over ``[h, s]``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal

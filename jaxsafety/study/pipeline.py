@@ -4,6 +4,8 @@ Every stage can be killed and started again; a finished one is not repeated. Lan
 and all seeds of them are one program, whatever models they begin with; see :mod:`jaxsafety.recipe.graph`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256

@@ -1,5 +1,7 @@
 """What the analyses of a run work on, and how one runs over all of it: one program over the lanes ``[h, s]``."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -4,6 +4,8 @@ Everything can be killed and started again; a finished lane is not made again. L
 scalars and all seeds of them are one program, whatever models they begin with.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial

@@ -4,6 +4,8 @@ Activations are read where the first answer block begins, so prompts of which a 
 composition is harmless) count in verdicts alone.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from functools import partial

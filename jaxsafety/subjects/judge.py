@@ -1,5 +1,7 @@
 """How an answer of the synthetic world is judged, exactly: complied, refused or other. The one judge of a study."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 

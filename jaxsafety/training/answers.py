@@ -1,5 +1,7 @@
 """What a model says of texts, and of both answers to the same prompts: what methods share."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -1,5 +1,7 @@
 """A method bound to a model: the batch that it wants, its step and first state, for studies and checkpoints alike."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

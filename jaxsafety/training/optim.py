@@ -5,9 +5,12 @@ matrix on its own, and Adam takes embeddings, norms and biases. Clipping is by t
 so it belongs inside the lane.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -91,18 +94,19 @@ def make_optimizer(
     def decayed(params: Params) -> Params:
         return tree.label(params, lambda path, _: path == "unembed" or is_layer_matrix(path))
 
-    if config.algorithm == "adamw":
-        update = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed)
-    else:
-        update = muon(
+    moments = {"b1": config.b1, "b2": config.b2}
+    updates = {
+        "adamw": partial(optax.adamw, rate, **moments, mask=decayed),
+        "muon": partial(
+            muon,
             rate,
             beta=config.momentum,
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
+            **{f"adam_{name}": value for name, value in moments.items()},
             adam_learning_rate=lambda step: config.adam_scale * rate(step),
             muon_weight_dimension_numbers=_layer_matrices,
-        )
+        ),
+    }
+    update = updates[config.algorithm](weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 

@@ -4,6 +4,8 @@ A lane whose loss or gradient is not finite is frozen from that step on (``state
 nothing is raised in traced code.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from functools import reduce

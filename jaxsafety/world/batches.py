@@ -4,6 +4,8 @@
 its step counter and resuming is exact. Everything is jittable with a traced key and step.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 import jax
@@ -12,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import known
+from jaxsafety.entry.programs import compiled
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
 from jaxsafety.world import conditions
@@ -22,6 +25,7 @@ LATE_IN_TRAINING = 0.2
 LATE_IN_EVALUATION = 0.1
 
 
+@checked
 def batch_at(
     world: World,
     condition: str | Condition,
@@ -46,9 +50,14 @@ def batch_at(
         A :class:`~jaxsafety.types.Trial` of ``[b, ...]`` arrays.
 
     Raises:
-        ValueError: unknown condition.
+        ValueError: unknown condition, or a probability that is none (a traced one is not looked at).
     """
+    _check_probability("late_probability", late_probability)
+    return _trials(key, step, late_probability, world=world, condition=condition, batch_size=batch_size)
 
+
+@compiled("world", "condition", "batch_size")
+def _trials(key, step, late_probability, *, world, condition, batch_size):
     def one(key: Key) -> Trial:
         prompt, unsafe = conditions.draw_prompt(
             world, condition, key=key, pcfgs=world.spec.eval_pcfgs, late_probability=late_probability
@@ -90,9 +99,12 @@ def mixed_at(
     Raises:
         ValueError: another ``mix``, or a probability that is none (a traced one is not looked at).
     """
-    share = known(p_unsafe)
-    if share is not None and not 0 <= share <= 1:
-        raise ValueError(f"p_unsafe must be in [0, 1], got {p_unsafe}")
+    _check_probability("p_unsafe", p_unsafe)
+    return _mixed(key, step, p_unsafe, world=world, batch_size=batch_size, mix=mix)
+
+
+@compiled("world", "batch_size", "mix")
+def _mixed(key, step, p_unsafe, *, world, batch_size, mix):
     coin, draw = jax.random.split(at_step(key, step))
     shape = (batch_size,) if mix == "prompt" else (1,)
     unsafe = jnp.broadcast_to(jax.random.bernoulli(coin, p_unsafe, shape), (batch_size,))
@@ -106,3 +118,9 @@ def mixed_at(
         return conditions.answers(world, *jax.tree.map(lambda a, b: jnp.where(unsafe, a, b), unsafe_draw, safe_draw))
 
     return jax.vmap(one)(jax.random.split(draw, batch_size), unsafe)
+
+
+def _check_probability(name: str, value: Probability) -> None:
+    share = known(value)
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")

@@ -7,6 +7,8 @@ References:
     Jain et al. 2024 (arXiv 2407.10264), section 3 and the released data generators (facts only).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -6,6 +6,8 @@ has a known length is left unexpanded until the window is placed; after that onl
 Convention: samples are indices into the grammar's alphabet, -1 beyond the window.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 

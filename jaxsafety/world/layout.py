@@ -5,6 +5,8 @@
 take one sequence; callers vmap.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 import flax.struct

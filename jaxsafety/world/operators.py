@@ -3,6 +3,8 @@
 Tables are NumPy, indexed ``[p, o, ...]`` by PCFG and task token; ``o`` runs over operators, then duplicates.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

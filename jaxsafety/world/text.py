@@ -1,5 +1,7 @@
 """Sequences as a person reads them: operators, text, true output, refusal, and which tokens are scored."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -639,7 +639,8 @@ def test_a_tuning_is_of_the_steps_of_its_epochs(checkpoints, pairs, main, recipe
         (("--full", "--lora_rank", "4"), "--lora_rank is of an adapter: expected none with --full"),
         (("--seeds", "0,x"), "seeds: expected an integer, got x"),
         (("--seeds", "1,1"), "seeds must be distinct, got [1, 1]"),
-        (("--devices", "0"), "devices must be at least 1, got 0"),
+        (("--devices", "0"), "accelerators are used without it), got 0"),
+        (("--devices", "1000"), "accelerators are used without it), got 1000"),
     ],
 )
 def test_bad_options_of_a_tuning_are_one_sentence(checkpoints, pairs, main, capsys, tmp_path, words, message):

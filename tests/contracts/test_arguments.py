@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import losses
+from jaxsafety import losses, world
 from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import prefill, soft_tokens
 from jaxsafety.linalg import clusters, masked, power, sensitivity, subspace, svd, update_spaces
@@ -35,6 +35,7 @@ from tests.contracts.public import (
     T,
     V,
 )  # fmt: skip
+from tests.contracts.public_parts import TINY
 
 FAR = np.full_like(TARGETS, V)
 OUT = np.full((3, 1), T)
@@ -181,3 +182,12 @@ def test_a_function_is_asked_again_as_what_it_closes_over_may_have_changed(unche
     assert (first, measured(forward)) == (1.0, 3.0)
     times = jax.tree_util.Partial(jnp.multiply, 1.0)
     assert [measured(times), measured(jax.tree_util.Partial(jnp.multiply, 3.0))] == [1.0, 3.0]
+
+
+def test_probabilities_of_a_draw_are_such():
+    for name, draw in {
+        "late_probability": partial(world.batch_at, TINY, "unsafe", late_probability=1.5),
+        "p_unsafe": partial(world.mixed_at, TINY, mix="prompt", p_unsafe=-0.1),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be in \[0, 1\], got"):
+            draw(key=KEY, step=0, batch_size=1)

@@ -161,3 +161,12 @@ def test_bfloat16_points_are_served_and_float64_stays(key):
 def test_options_out_of_range_are_refused(options, message, key):
     with pytest.raises(ValueError, match=message):
         power.largest_singular_value(jnp.sin, jnp.asarray(f32(np.ones(2))), key=key, **options)
+
+
+def test_what_the_function_closes_over_has_no_gradient_either(key):
+    def value(weights):
+        return power.largest_singular_value(lambda x: jnp.tanh(weights @ x), jnp.ones(3), key=key).value
+
+    message = "^the largest singular value of a Jacobian has no gradient here: put jax.lax.stop_gradient around what it"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(jax.grad(value), jnp.ones((4, 3)))

@@ -88,3 +88,21 @@ def test_recomputed_layers_have_the_same_gradient_in_less_memory(params):
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(one, other, rtol=RTOL, atol=RTOL * norm)
     assert less < 0.5 * memory
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ({"q_lora_c": (3, 16, 2)}, "blocks/attn/q_lora_c belongs to no matrix of the model"),
+        ({"x_lora_a": (3, 16, 2), "x_lora_b": (3, 2, 16)}, "blocks/attn/x_lora_a belongs to no matrix of the model"),
+        (
+            {"q_lora_a": (3, 16, 2)},
+            r"factors of blocks/attn/q have the shapes \(3, 16, 2\) and \(\), expected \(3, 16, r\)",
+        ),
+        ({"q_lora_a": (3, 16, 2), "q_lora_b": (3, 3, 16)}, r"\(3, 3, 16\), expected \(3, 16, r\) and \(3, r, 16\)"),
+    ],
+)
+def test_factors_of_another_model_are_named(params, factors, message):
+    adapter = {"blocks": {"attn": {name: np.ones(shape, np.float32) for name, shape in factors.items()}}}
+    with pytest.raises(ValueError, match=f"^adapter: .*{message}"):
+        lora.joined(params, adapter, scale=1.0)

@@ -1,5 +1,7 @@
 """What of a model is trained: adapters and gates against NumPy, and that nothing is changed before the first step."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,9 @@ def test_gates_that_are_drawn_are_those_of_the_concrete_distribution(key):
     np.testing.assert_allclose(still, 1 / (1 + np.exp(-logit / 0.5)), rtol=RTOL)
 
 
+gated = partial(mask.gated, scale=1.0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -104,6 +109,14 @@ def test_gates_that_are_drawn_are_those_of_the_concrete_distribution(key):
         (lambda: lora.Config(targets=("qq",)), "unknown target of an adapter 'qq': expected one of q, k, v, o"),
         (lambda: lora.Config(targets=()), "targets must name distinct matrices"),
         (lambda: mask.Config(temperature=0.0), "temperature must be > 0 and finite, got 0.0"),
+        (
+            lambda: gated({"w": np.ones(2)}, {"v": np.ones(2)}),
+            "v is in gates but not in delta: expected trees of the same",
+        ),
+        (
+            lambda: gated({"w": np.ones((2, 3))}, {"w": np.ones((2, 1, 1))}),
+            r"gates: w has shape \(2, 1, 1\), expected one that broadcasts to \(2, 3\)",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(make, message):

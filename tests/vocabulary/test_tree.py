@@ -132,11 +132,23 @@ def test_an_alpha_of_any_type_leaves_the_weights_theirs(alpha, unchecked):
     assert tree.interpolate(base, {"a": np.ones(2, np.float32)}, alpha)["a"].dtype == jnp.float32
 
 
+def test_counters_of_a_module_stay_whole():
+    """An interpolated state is one that the module takes."""
+    base, tuned = ({"count": np.int32(count), "w": np.float32(count)} for count in (2, 5))
+    delta = tree.difference(tuned, base)
+    for alpha, count in ((0.0, 2), (0.5, 4), (1.0, 5), (2.0, 8)):  # 3.5 goes to the even 4
+        moved = jax.jit(tree.interpolate)(base, delta, alpha)
+        assert (moved["count"], moved["count"].dtype) == (count, jnp.int32)
+        assert moved["w"] == 2 + 3 * alpha
+
+
 def test_what_is_no_tree_of_numbers_is_named():
     ones = {"a": jnp.ones(2)}
     for other, message in [
         ({"a": jax.nn.relu}, "a of tuned is a .*, expected arrays of numbers alone"),
-        ({"a": jax.random.key(0)}, "a of tuned is a PRNGKeyArray, expected arrays of numbers alone"),
+        ({"a": jax.random.key(0)}, r"a of tuned is of type key<fry>, expected arrays of numbers alone"),
+        ({"a": np.ones(2, bool)}, "a of tuned is of type bool, expected arrays of numbers alone"),
+        ({"a": True}, "a of tuned is a bool, expected arrays of numbers alone"),
         (freeze(ones), "the same paths lie in different containers in tuned, a FrozenDict, and base, a dict"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,7 @@
 """What a model answers to the prompts: written greedily, kept as JSON, and judged by whether it refuses."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Labelled prompts as batches of token ids: truncated where they are too long, in buckets of similar length."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

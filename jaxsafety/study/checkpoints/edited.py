@@ -3,6 +3,8 @@
 Matrices that take a decomposition are kept until the model is whole: after a kill none is computed twice.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import re

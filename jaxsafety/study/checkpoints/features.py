@@ -4,6 +4,8 @@ The names are those of the synthetic study. There are no held-out prompts: each 
 other half is measured with.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """The checkpoints of a study: directories of models, opened, alike, and told from others."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The pure programs of tuning a checkpoint: the first state, a chunk of steps, and what a reference says."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

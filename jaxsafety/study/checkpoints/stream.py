@@ -4,6 +4,8 @@ Between layers there are the prompts' residual streams alone, so memory is that 
 streams are saved now and then, and a run that was killed goes on from the last ones.
 """
 
+from __future__ import annotations
+
 import time
 import zipfile
 from collections.abc import Callable, Iterator

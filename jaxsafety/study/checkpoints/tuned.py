@@ -1,5 +1,7 @@
 """One seed of one model trained over a checkpoint: from the newest state to the last step, then written as a model."""
 
+from __future__ import annotations
+
 import math
 import shutil
 import time
@@ -184,7 +186,7 @@ class _Program:
     places: Places = field(compare=False)
 
     @classmethod
-    def of(cls, model: LlamaConfig, job: Job, shapes: _Shapes, places: Places) -> "_Program":
+    def of(cls, model: LlamaConfig, job: Job, shapes: _Shapes, places: Places) -> _Program:
         """The program of a job."""
         leaves, structure = jax.tree.flatten(shapes)
         sizes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -4,6 +4,8 @@ A pair that is measured lies as rows in its model's folder and is not measured a
 decompositions, however large the model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial

@@ -1,0 +1,135 @@
+"""More of the table of public functions: a model's layers, the synthetic world, streams of keys, a method's parts."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxsafety import keys, world
+from jaxsafety.linalg import unbatched
+from jaxsafety.models import layers, rope, sites
+from jaxsafety.subjects import judge
+from jaxsafety.training import answers, optim
+from jaxsafety.types import PreferenceBatch, Trial
+from jaxsafety.world import conditions, grammar, layout, operators
+from tests.contracts.public import (
+    AT,
+    BASE,
+    BATCH,
+    GPT_MODEL,
+    GPT_PARAMS,
+    KEY,
+    MASK,
+    REFUSED,
+    TARGETS,
+    B,
+    Case,
+    D,
+    T,
+    normal,
+)  # fmt: skip
+
+G, N, K = 1, 2, 4
+TINY = world.load("tiny")
+LETTERS = np.array([0, 1, 2, 3, 4, 5, -1, -1], np.int32)
+PROMPT = layout.Prompt(pcfg=np.int32(0), tasks=np.arange(4, dtype=np.int32), letters=LETTERS, length=np.int32(6))
+ROWS, KERNEL, SCALE, BIAS = normal(B, D), normal(D, K), normal(D), normal(D)
+HEADS = {name: normal(B, T, N, K) for name in ("queries", "keys", "values")}
+FEWER = {name: normal(B, T, G, K) for name in ("keys", "values")}
+POSITIONS = np.tile(np.arange(T, dtype=np.int32), (B, 1))
+VISIBLE = np.tril(np.ones((T, T), bool))[None]
+PAIRS = PreferenceBatch(BATCH, REFUSED, np.array([True, False, True]))
+BLOCKS = np.stack([MASK, ~MASK], axis=1)
+TRIAL = Trial(BATCH, REFUSED, BLOCKS, PAIRS.unsafe, AT, None)
+TABLE = TINY.bijections[0]
+CODE = np.array([5, 5, 6, 7, 7, 8, 10], np.int32)
+DRAW = {"key": KEY, "step": np.int32(3)}
+
+
+def data(function):
+    """Numbers instead of a typed key, which NumPy cannot compare."""
+    return lambda **given: jax.random.key_data(function(**given))
+
+
+CASES = {
+    "layers.product": Case(
+        lambda left, right: layers.product("ri,io->ro", left, right, dtype="float32"), {"left": ROWS, "right": KERNEL},
+        ("left", "right"),
+    ),
+    "layers.bfloat16_product": Case(
+        lambda left, right: layers.bfloat16_product("ri,io->ro", left, right), {"left": ROWS, "right": KERNEL}
+    ),
+    "layers.project": Case(layers.project, {"x": ROWS, "kernel": KERNEL}, ("x", "kernel")),
+    "layers.linear": Case(layers.linear, {"x": ROWS, "kernel": KERNEL, "bias": normal(K)}, ("x", "kernel", "bias")),
+    "layers.layer_norm": Case(layers.layer_norm, {"x": ROWS, "scale": SCALE, "bias": BIAS}, ("x", "scale", "bias")),
+    "layers.rms_norm": Case(partial(layers.rms_norm, eps=1e-5), {"x": ROWS, "scale": SCALE}, ("x", "scale")),
+    "layers.gelu": Case(lambda x: layers.gelu(x), {"x": ROWS}, ("x",)),
+    "layers.causal_attention": Case(layers.causal_attention, HEADS, tuple(HEADS)),
+    "layers.grouped_attention": Case(
+        layers.grouped_attention, {"queries": HEADS["queries"], **FEWER, "visible": VISIBLE}, tuple(HEADS)
+    ),
+    "layers.real_positions": Case(layers.real_positions, {"mask": MASK}),
+    "layers.visibility": Case(
+        partial(layers.visibility, window=2), {"mask": MASK, "positions": POSITIONS, "queries": POSITIONS[0]}
+    ),
+    "layers.rotate": Case(layers.rotate, {"x": HEADS["queries"], "table": normal(2, T, K // 2)}, ("x", "table")),
+    "rope.frequencies": Case(
+        partial(rope.frequencies, rope.Rope(scaling="dynamic", original_tokens=2), width=K),
+        {"lengths": np.full(B, T, np.int32)},
+    ),
+    "rope.table_at": Case(
+        partial(rope.table_at, rope.Rope(), width=K), {"positions": POSITIONS, "lengths": np.full(B, T, np.int32)}
+    ),
+    "sites.pick": Case(
+        partial(sites.pick, tokens=T), {"rows": normal(B * T, D), "positions": AT[:, None]}, ("rows",)
+    ),
+    "sites.scored": Case(partial(sites.scored, tokens=T), {"rows": normal(B * T, D), "at": AT[:, None]}, ("rows",)),
+    "answers.logprobs": Case(partial(answers.logprobs, GPT_MODEL), {"params": GPT_PARAMS, "batch": PAIRS}),
+    "answers.next_token": Case(partial(answers.next_token, GPT_MODEL), {"params": GPT_PARAMS, "batch": BATCH}),
+    "judge.said": Case(partial(judge.said, GPT_MODEL), {"params": GPT_PARAMS, "inputs": TARGETS}),
+    "judge.refusing": Case(partial(judge.refusing, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
+    "judge.judge": Case(partial(judge.judge, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
+    "judge.verdicts": Case(judge.verdicts, {"ok": MASK, "ok_null": ~MASK, "trial": TRIAL}),
+    "unbatched.singular_values": Case(unbatched.singular_values, {"matrices": BASE}),
+    "unbatched.orthonormal": Case(unbatched.orthonormal, {"columns": BASE}),
+    "optim.unit_schedule": Case(optim.unit_schedule(optim.OptimConfig(), total_steps=9), {"step": np.int32(3)}),
+    "keys.root": Case(data(keys.root), {"seed": np.int32(3)}),
+    "keys.stream": Case(data(partial(keys.stream, name="tune")), {"key": KEY}),
+    "keys.named": Case(data(partial(keys.named, name="somebody's")), {"key": KEY}),
+    "keys.at_step": Case(data(keys.at_step), DRAW),
+    "batches.batch_at": Case(partial(world.batch_at, TINY, "jb_misgen", batch_size=2), DRAW),
+    "batches.mixed_at": Case(
+        partial(world.mixed_at, TINY, batch_size=2, mix="prompt"), DRAW | {"p_unsafe": np.float32(0.5)}
+    ),
+    "batches.preferences": Case(world.preferences, {"trial": TRIAL}),
+    "conditions.anchored_tasks": Case(
+        conditions.anchored_tasks, {"tasks": PROMPT.tasks, "anchor": np.int32(1), "key": KEY}
+    ),
+    "conditions.safe_tasks": Case(
+        lambda pcfg, key: conditions.safe_tasks(TINY, pcfg, "safe", key=key), {"pcfg": np.int32(0), "key": KEY}
+    ),
+    "conditions.draw_prompt": Case(
+        partial(conditions.draw_prompt, TINY, "unsafe", pcfgs=(0, 1)), {"key": KEY, "late_probability": np.float32(0.1)}
+    ),
+    "conditions.answers": Case(
+        partial(conditions.answers, TINY),
+        {"prompt": PROMPT, "unsafe_tasks": np.zeros(len(TINY.spec.task_tokens), bool)},
+    ),
+    "grammar.sample_window": Case(
+        lambda pcfg, key: grammar.sample_window(TINY.grammars["safe"], pcfg, key=key, min_window=6, max_window=8),
+        {"pcfg": np.int32(0), "key": KEY},
+    ),
+    "layout.segments": Case(partial(layout.segments, window=8), {"length": np.int32(6)}),
+    "layout.last_prompt_index": Case(layout.last_prompt_index, {"length": np.array([6, 7])}),
+    "layout.outputs": Case(partial(layout.outputs, TINY), {"prompt": PROMPT}),
+    "layout.letter_ids": Case(partial(layout.letter_ids, TINY), {"letters": LETTERS}),
+    "layout.constant_block": Case(partial(layout.constant_block, TINY, token="pad"), {"prompt": PROMPT}),
+    "layout.sequence": Case(
+        partial(layout.sequence, TINY), {"prompt": PROMPT, "block1": LETTERS + 1, "block2": LETTERS + 1}
+    ),
+    "layout.shift": Case(partial(layout.shift, TINY), {"tokens": CODE, "scored": CODE > 5}),
+    "layout.block_mask": Case(partial(layout.block_mask, block=1), {"code": CODE}),
+    "operators.apply": Case(
+        operators.apply, {"table": TABLE, "operators": np.array([1, 2], np.int32), "letters": LETTERS}
+    ),
+}  # fmt: skip
