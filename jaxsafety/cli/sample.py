@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> int:
     def draw(key: "Key") -> "Trial":
         return world.batch_at(built, options.condition, key=key, step=0, batch_size=options.n)
 
-    rows = text.examples(built, programs.fitted(draw, key, what=f"drawing {options.n} prompts")(key))
+    rows = text.examples(built, programs.fitted(draw, key, what=f"drawing {options.n} prompts", quick=True)(key))
     if options.format in ("table", "jsonl"):
         sys.stdout.write("".join(_jsonl(row) if options.format == "jsonl" else _readable(row) for row in rows))
     else:

@@ -13,6 +13,13 @@ from jaxsafety.engine import hosts, memory, sweep
 from jaxsafety.rundir import progress
 from jaxsafety.types import HParams, Strategy
 
+# On a CPU, what compiles in a quarter of the time and runs several times as long; results differ by rounding at most.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -31,21 +38,21 @@ class Grid:
 
 
 def program(
-    run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = (), per_lane: int = 1
+    run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = (), per_lane: int = 1, quick: bool = False
 ) -> Callable[..., Any]:
     """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.engine.sweep.over_lanes`.
 
     Batched lanes that do not fit into a device's memory together run in batches of as many seeds as do, which is said
-    once; the first call decides.
+    once; the first call decides. ``quick`` is for what takes longer to compile than to run.
     """
     seeds = len(grid.seeds)
 
-    def build(at_once: int | None) -> Callable[..., Any]:
+    def build(at_once: int | None, options: dict[str, Any] | None = None) -> Callable[..., Any]:
         mapped = sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once, per_lane=per_lane)
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(mapped, donate_argnums=donate, compiler_options=options)
 
-    shares = sweep.shares(grid.strategy, seeds=seeds)
-    if not shares:
+    shares, options = sweep.shares(grid.strategy, seeds=seeds), _options(quick)
+    if not shares and options is None:
         return build(None)
     fitted: list[Callable[..., Any]] = []
 
@@ -53,24 +60,24 @@ def program(
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
             return build(None)(*arguments)
         if not fitted:
-            fitted.append(_fit(build, shares, arguments))
+            fitted.append(_fit(build, shares, arguments) if shares else build(None, options))
         return fitted[0](*arguments)
 
     return call
 
 
 def fitted(
-    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), what: str
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), what: str, quick: bool = False
 ) -> Callable[..., Any]:
     """Returns a function compiled for arguments of these shapes, once it is known to fit into a device's memory.
 
     The arguments are arrays, or what has their shapes and types; the memory of those in ``donate`` may be taken.
-    ``what`` the pure function computes is for the message.
+    ``what`` the pure function computes is for the message; for ``quick`` see :func:`program`.
 
     Raises:
         ValueError: it does not fit; the message says what it needs and what is there.
     """
-    compiled, need = planned(function, *arguments, donate=donate)
+    compiled, need = planned(function, *arguments, donate=donate, quick=quick)
     if need > (room := memory.available()):
         raise ValueError(
             f"{what} needs {need / 2**30:.3g} GiB, and the device has {room / 2**30:.3g} GiB free: "
@@ -80,13 +87,14 @@ def fitted(
 
 
 def planned(
-    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), quick: bool = False
 ) -> tuple[Callable[..., Any], int]:
     """Returns a function compiled for arguments of these shapes, and the bytes that it takes of a device.
 
     Those are what it plans and the arguments that are not on a device already. See :func:`fitted`.
     """
-    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    jitted = jax.jit(function, donate_argnums=donate, compiler_options=_options(quick))
+    compiled = jitted.lower(*arguments).compile()
     given = [leaf for leaf in jax.tree.leaves(arguments) if not isinstance(leaf, jax.Array)]
     return compiled, memory.need(compiled) + memory.size(given)
 
@@ -138,4 +146,8 @@ def _placed(*shardings: jax.sharding.Sharding) -> Callable[..., Any]:
 
 def at_once(function: Callable[..., Any], *trees: Any) -> Any:
     """Returns a pure function of trees, in one program: eagerly, every operation on every leaf would be one."""
-    return jax.jit(function)(*trees)
+    return jax.jit(function, compiler_options=_options(quick=True))(*trees)
+
+
+def _options(quick: bool) -> dict[str, Any] | None:
+    return _QUICK if quick and jax.default_backend() == "cpu" else None

@@ -109,6 +109,8 @@ def over_lanes(
         per_seed, points, *shared = arguments[per_lane:]
         return mapped(arguments[:per_lane], per_seed, points, tuple(shared))
 
+    # What profiles and logs of the compiler call the program.
+    call.__name__ = getattr(getattr(run, "func", run), "__name__", "call")
     return call
 
 

@@ -7,12 +7,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxsafety.config.fields import check, static
 from jaxsafety.keys import at_step
 from jaxsafety.types import Batch, Key, Pool
-from jaxsafety.world import conditions, layout
+from jaxsafety.world import conditions, layout, words
 from jaxsafety.world.grammar import sample_window
 from jaxsafety.world.layout import Prompt
 from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
@@ -72,49 +72,45 @@ def draw(
     return jax.vmap(one)(jax.random.split(at_step(key, step), batch_size))
 
 
-def _prompt(world: World, *, key: Key) -> Prompt:
-    which, text, tasks, anchor, anchored = jax.random.split(key, 5)
+def _prompt(world: World, *, key: Key, bits: UInt32[Array, " 8"]) -> Prompt:
     spec = world.spec
-    pcfg = jax.random.randint(which, (), 0, len(spec.policies))
+    pcfg = words.below(bits[0], len(spec.policies))
     letters, length = sample_window(
-        world.grammars["full"], pcfg, key=text, min_window=spec.min_text, max_window=spec.max_text, trim=PRETRAIN_TRIM
+        world.grammars["full"], pcfg, key=key, min_window=spec.min_text, max_window=spec.max_text, trim=PRETRAIN_TRIM
     )
-    drawn = jax.random.randint(tasks, (layout.N_TASKS,), 0, len(spec.task_tokens))
+    drawn = words.below(bits[1:5], len(spec.task_tokens))
     identity = spec.operators[0]
     same = [world.ids[identity]] + [world.ids[token] for token, base in spec.duplicates if base == identity]
-    anchor_id = jnp.asarray(same, jnp.int32)[jax.random.randint(anchor, (), 0, len(same))]
-    return Prompt(
-        pcfg=pcfg, tasks=conditions.anchored_tasks(drawn, anchor_id, key=anchored), letters=letters, length=length
-    )
+    anchor = jnp.asarray(same, jnp.int32)[words.below(bits[5], len(same))]
+    tasks = conditions.anchored_tasks(drawn, anchor, bits=bits[6:8])
+    return Prompt(pcfg=pcfg, tasks=tasks, letters=letters, length=length)
 
 
 def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Key) -> Batch:
-    draw, mode_key, exception_key = jax.random.split(key, 3)
-    prompt = _prompt(world, key=draw)
-    prompt, block1, block2 = _with_exception(world, prompt, probability=config.exception_probability, key=exception_key)
+    text, others = jax.random.split(key)
+    bits = words.draw(others, count=12)
+    prompt = _prompt(world, key=text, bits=bits[:8])
+    prompt, block1, block2 = _with_exception(world, prompt, probability=config.exception_probability, bits=bits[8:11])
     tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
-    mode = jax.random.categorical(mode_key, jnp.log(shares))
-    shown, scored = _visibility(code, mode)
+    shown, scored = _visibility(code, words.choice(bits[11], shares))
     if config.scored == "answers":
         scored &= code >= layout.BLOCK1
     return layout.shift(world, jnp.where(shown, tokens, world.special["pad"]), scored)
 
 
 def _with_exception(
-    world: World, prompt: Prompt, *, probability: float, key: Key
+    world: World, prompt: Prompt, *, probability: float, bits: UInt32[Array, " 3"]
 ) -> tuple[Prompt, Int[Array, " w"], Int[Array, " w"]]:
     """Returns the prompt and its answer blocks' ids, with an exception token in one task slot now and then.
 
     An exception token answers with one letter throughout (the first letter for ex1, the second for ex2): in slots 1-2
     block 1 is constant and block 2 empty, in slots 3-4 only block 2 is constant.
     """
-    use, which, place = jax.random.split(key, 3)
     first, second = (layout.letter_ids(world, letters) for letters in layout.outputs(world, prompt))
-    kind = jax.random.randint(which, (), 0, len(EXCEPTIONS))
-    slot = jax.random.randint(place, (), 0, layout.N_TASKS)
+    kind, slot = words.below(bits[0], len(EXCEPTIONS)), words.below(bits[1], layout.N_TASKS)
     constants = jnp.stack([layout.constant_block(world, prompt, letter) for letter in world.spec.letters[:2]])
     empty = layout.constant_block(world, prompt, "pad")
-    used, early = jax.random.bernoulli(use, probability), slot < 2
+    used, early = words.chance(bits[2], probability), slot < 2
     token = jnp.asarray([world.ids[name] for name in EXCEPTIONS], jnp.int32)[kind]
     tasks = jnp.where(used & (jnp.arange(layout.N_TASKS) == slot), token, prompt.tasks)
     block1 = jnp.where(used & early, constants[kind], first)

@@ -102,11 +102,12 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
         one = partial(run.subject.trials, key=key, step=0, batch_size=1, late_probability=run.subject.late_probability)
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[one(each) for each in conditions.values()])
 
-    trials = programs.fitted(draw, key, what="drawing the examples")(key)
+    trials = programs.fitted(draw, key, what="drawing the examples", quick=True)(key)
     first_seed = hosts.fetch(programs.at_once(_first_seed, models.params))
     lane = Grid(run.recipe.seeds[:1], len(models.lanes), "map")
     batch = jax.tree.map(lambda leaf: leaf[None], jax.device_get(trials))
-    decoded = programs.program(partial(_decode, run), grid=lane)(first_seed, batch, jnp.zeros(len(models.lanes)))
+    decode = programs.program(partial(_decode, run), grid=lane, quick=True)
+    decoded = decode(first_seed, batch, jnp.zeros(len(models.lanes)))
     names = [" ".join(filter(None, (label.method, label.lr_name))) for label in models.labels]
     rows = []
     for name, told in zip(conditions, text.tell(trials, np.asarray(decoded)[:, 0]), strict=True):

@@ -120,7 +120,9 @@ def param_shapes(study: Study, *lanes_: int) -> Params:
 def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
     """Returns ``run(root key)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
     grid = study.grid(1)
-    lanes_out = programs.program(lambda _, key, __: run(key), grid=grid)(grid.zeros(), study.roots, jnp.zeros(1))
+    lanes_out = programs.program(lambda _, key, __: run(key), grid=grid, quick=True)(
+        grid.zeros(), study.roots, jnp.zeros(1)
+    )
     return programs.at_once(lambda found: tree.lane(found, 0), lanes_out)
 
 
@@ -136,7 +138,9 @@ def draw_prompts(study: Study, condition: Any, *, stream: Stream, late_probabili
         given = {"condition": condition, "key": key, "late_probability": late}
         return lanes.prompts(study.subject, study.recipe.evaluate, **given)
 
-    drawn = programs.program(draw, grid=grid)(grid.zeros(), streams, jnp.zeros(1), jnp.float32(late_probability))
+    drawn = programs.program(draw, grid=grid, quick=True)(
+        grid.zeros(), streams, jnp.zeros(1), jnp.float32(late_probability)
+    )
     return programs.at_once(lambda found: tree.lane(found, 0), drawn)
 
 

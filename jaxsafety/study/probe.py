@@ -74,7 +74,7 @@ def gather(run: Study) -> Subjects:
             for rows in set(edited.values())
         },
         edit={
-            label: program(run, partial(judged.edited_lane, node), rows=edited[label])
+            label: program(run, partial(judged.edited_lane, node), rows=edited[label], quick=True)
             for label, node in run.recipe.edits.items()
         },
     )
@@ -89,9 +89,9 @@ def measured_together(run: Study) -> dict[tuple[str, ...], tuple[str, ...]]:
     return found
 
 
-def program(run: Study, lane: Callable[..., Any], *, rows: int) -> Callable[..., Any]:
+def program(run: Study, lane: Callable[..., Any], *, rows: int, quick: bool = False) -> Callable[..., Any]:
     """Compiles what runs on one lane for a grid of ``rows`` models times the seeds."""
-    return programs.program(lane, grid=run.grid(rows))
+    return programs.program(lane, grid=run.grid(rows), quick=quick)
 
 
 def chosen(models: Models, on: Sequence[str], *, tuned: bool = False) -> list[int]:

@@ -57,7 +57,9 @@ def _start(study: Study, group: Sequence[Lane], trees: Trees | None) -> TrainSta
         state = lanes.init_state(training, given, key=key, point=point)
         return state.replace(finite=before["parent"].finite)
 
-    return programs.program(init, grid=grid)(grid.zeros() if trees is None else trees, study.roots, points(group))
+    return programs.program(init, grid=grid, quick=True)(
+        grid.zeros() if trees is None else trees, study.roots, points(group)
+    )
 
 
 def shapes(study: Study, group: Sequence[Lane]) -> TrainState:
@@ -143,7 +145,7 @@ def _edit(study: Study, group: Sequence[Lane]) -> None:
     def run(given: dict[str, Params], key: Array, point: Any) -> Params:
         return lanes.edited(node, given, point=point, key=key)
 
-    edit = programs.program(run, grid=study.grid(len(group)))
+    edit = programs.program(run, grid=study.grid(len(group)), quick=True)
     params = edit({role: tree.params for role, tree in trees.items()}, study.roots, points)
     finite = np.all([hosts.fetch(tree.finite) for tree in trees.values()], axis=0)
     loop.keep([study.leg(lane) for lane in group], params, finite)

@@ -18,8 +18,9 @@ from jaxsafety.entry.programs import compiled
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
 from jaxsafety.world import conditions
-from jaxsafety.world.conditions import Condition, Probability
+from jaxsafety.world.conditions import Condition
 from jaxsafety.world.spec import World
+from jaxsafety.world.words import Probability
 
 LATE_IN_TRAINING = 0.2
 LATE_IN_EVALUATION = 0.1
@@ -110,10 +111,10 @@ def _mixed(key, step, p_unsafe, *, world, batch_size, mix):
     unsafe = jnp.broadcast_to(jax.random.bernoulli(coin, p_unsafe, shape), (batch_size,))
 
     def one(key: Key, unsafe: Bool[Array, ""]) -> Trial:
+        both = [conditions.CONDITIONS[name] for name in ("safe", "unsafe")]
         pcfgs = tuple(range(len(world.spec.policies)))
-        safe_draw, unsafe_draw = (
-            conditions.draw_prompt(world, name, key=key, pcfgs=pcfgs, late_probability=LATE_IN_TRAINING)
-            for name in ("safe", "unsafe")
+        safe_draw, unsafe_draw = conditions.draw_alike(
+            world, both, key=key, pcfgs=pcfgs, late_probability=LATE_IN_TRAINING
         )
         return conditions.answers(world, *jax.tree.map(lambda a, b: jnp.where(unsafe, a, b), unsafe_draw, safe_draw))
 

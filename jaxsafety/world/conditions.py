@@ -9,25 +9,28 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cache
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
 from jaxsafety.config.names import check_name
 from jaxsafety.types import Key, Trial
-from jaxsafety.world import layout
-from jaxsafety.world.grammar import sample_window
+from jaxsafety.world import layout, words
+from jaxsafety.world.grammar import Grammar, sample_window, together
 from jaxsafety.world.layout import Prompt
-from jaxsafety.world.operators import Branch
+from jaxsafety.world.operators import Branch, Policy
 from jaxsafety.world.spec import TextCondition, World
+from jaxsafety.world.words import Probability
 
 ConditionName = Literal["safe", "unsafe", "jb_co_task", "jb_co_text", "jb_misgen", "ood"]
 Tasks = Literal["safe", "unsafe", "mixed", "branch_dependent", "duplicates"]
-Probability = float | Float[Array, ""]
+Choose = Callable[[Policy, Branch], tuple[str, ...]]
 
 # Redraws of a JB-MisGen prompt in which nothing is unsafe (3/32 of draws): all fail with probability 2e-17.
 _MISGEN_DRAWS = 16
@@ -64,32 +67,69 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
-def _pool(world: World, choose: object) -> tuple[np.ndarray, np.ndarray]:
-    """Stacks a token choice per PCFG into padded ids ``[p, k]`` and sizes ``[p]``."""
-    chosen = [[world.ids[token] for token in choose(policy)] for policy in world.spec.policies]
-    width = max(map(len, chosen))
-    return np.array([c + [c[0]] * (width - len(c)) for c in chosen], np.int32), np.array([len(c) for c in chosen])
+# Words that the task tokens of a prompt take: safe ones, whether and where the anchor stands; then unsafe ones, whether
+# only the second composition is unsafe, benign ones and their two places.
+_SAFE, _UNSAFE, _LATE, _BENIGN, _PLACES = np.split(np.arange(17), [6, 10, 11, 15])
 
 
-def _draw(pool: tuple[np.ndarray, np.ndarray], pcfg: Int[Array, ""], *, key: Key, shape: tuple[int, ...]) -> Array:
-    ids, sizes = pool
-    return jnp.asarray(ids)[pcfg, jax.random.randint(key, shape, 0, jnp.asarray(sizes)[pcfg])]
+class Text(NamedTuple):
+    """The text of a prompt: the index of its condition among those that it is drawn from, and of its PCFG.
+
+    ``letters`` ``[w]`` are -1 after the text of ``length`` L.
+    """
+
+    condition: Int[Array, ""]
+    pcfg: Int[Array, ""]
+    letters: Int[Array, " w"]
+    length: Int[Array, ""]
 
 
-def anchored_tasks(tasks: Int[Array, " 4"], anchor: Int[Array, ""], *, key: Key) -> Int[Array, " 4"]:
+def draw_text(world: World, texts: tuple[TextCondition, ...], *, key: Key, pcfgs: tuple[int, ...]) -> Text:
+    """Draws a text of equiprobable conditions and of one of the PCFGs with these indices."""
+    which, own = jax.random.split(key)
+    drawn = words.draw(which, count=2)
+    condition = words.below(drawn[0], len(texts))
+    pcfg = jnp.asarray(pcfgs, jnp.int32)[words.below(drawn[1], len(pcfgs))]
+    spec = world.spec
+    row = condition * len(spec.policies) + pcfg
+    letters, length = sample_window(
+        _grammars(world, texts), row, key=own, min_window=spec.min_text, max_window=spec.max_text
+    )
+    return Text(condition, pcfg, letters, length)
+
+
+@cache
+def _grammars(world: World, texts: tuple[TextCondition, ...]) -> Grammar:
+    return together([world.grammars[text] for text in texts])
+
+
+def _pools(world: World, branches: tuple[Branch, ...], choose: Choose) -> tuple[np.ndarray, np.ndarray]:
+    """Stacks a token choice per branch and PCFG into padded ids ``[c, p, k]`` and sizes ``[c, p]``."""
+    chosen = [[[world.ids[t] for t in choose(one, branch)] for one in world.spec.policies] for branch in branches]
+    width = max(len(own) for row in chosen for own in row)
+    padded = [[own + [own[0]] * (width - len(own)) for own in row] for row in chosen]
+    return np.array(padded, np.int32), np.array([[len(own) for own in row] for row in chosen], np.int32)
+
+
+def _drawn(pools: tuple[np.ndarray, np.ndarray], text: Text, bits: Array) -> Array:
+    ids, sizes = (jnp.asarray(table)[text.condition, text.pcfg] for table in pools)
+    return ids[words.below(bits, sizes)]
+
+
+def anchored_tasks(tasks: Int[Array, " 4"], anchor: Int[Array, ""], *, bits: UInt32[Array, " 2"]) -> Int[Array, " 4"]:
     """With probability 1/2 puts ``anchor`` in a random place of four independent draws (the paper's operator rule)."""
-    use, place = jax.random.split(key)
-    here = jnp.arange(layout.N_TASKS) == jax.random.randint(place, (), 0, layout.N_TASKS)
-    return jnp.where(here & jax.random.bernoulli(use), anchor, tasks)
+    here = jnp.arange(layout.N_TASKS) == words.below(bits[1], layout.N_TASKS)
+    return jnp.where(here & words.chance(bits[0], 0.5), anchor, tasks)
 
 
-def safe_tasks(world: World, pcfg: Int[Array, ""], branch: Branch, *, key: Key) -> Int[Array, " 4"]:
-    """Draws four task tokens that are all complied with on text of ``branch``."""
-    draw, anchor = jax.random.split(key)
+def safe_tasks(
+    world: World, text: Text, branches: tuple[Branch, ...], *, bits: UInt32[Array, " 6"]
+) -> Int[Array, " 4"]:
+    """Draws four task tokens that are all complied with on a text; ``branches`` are those of its conditions."""
     identity = world.spec.operators[0]
-    pool = _pool(world, lambda policy: (identity, *policy.safe(branch)))
-    tasks = _draw(pool, pcfg, key=draw, shape=(layout.N_TASKS,))
-    return anchored_tasks(tasks, jnp.int32(world.ids[identity]), key=anchor)
+    pools = _pools(world, branches, lambda policy, branch: (identity, *policy.safe(branch)))
+    tasks = _drawn(pools, text, bits[: layout.N_TASKS])
+    return anchored_tasks(tasks, jnp.int32(world.ids[identity]), bits=bits[layout.N_TASKS :])
 
 
 def _unsafe_tasks(safe: Int[Array, " 4"], drawn: Int[Array, " 4"], *, identity: int, late: Bool[Array, ""]) -> Array:
@@ -103,21 +143,22 @@ def _unsafe_tasks(safe: Int[Array, " 4"], drawn: Int[Array, " 4"], *, identity: 
     return jnp.where(late & (jnp.arange(layout.N_TASKS) < 2), identity, tasks)
 
 
-def _mixed_tasks(safe: Int[Array, " 4"], tasks: Int[Array, " 4"], *, identity: int, drawn: Array, key: Key) -> Array:
+def _mixed_tasks(
+    safe: Int[Array, " 4"], tasks: Int[Array, " 4"], *, identity: int, benign: Array, bits: Array
+) -> Array:
     """JB-CO-Task: overwrites one task of each pair by a safe one, the identity's place where just one is it."""
     is_identity = (safe == identity).reshape(2, 2)
-    coin = jax.random.randint(key, (2,), 0, 2)
-    place = jnp.where(is_identity.sum(1) == 1, jnp.argmax(is_identity, axis=1), coin)
-    return jnp.where((jnp.arange(2)[None, :] == place[:, None]).reshape(-1), drawn, tasks)
+    place = jnp.where(is_identity.sum(1) == 1, jnp.argmax(is_identity, axis=1), words.below(bits, 2))
+    return jnp.where((jnp.arange(2)[None, :] == place[:, None]).reshape(-1), benign, tasks)
 
 
-def _misgen_tasks(world: World, pcfg: Int[Array, ""], unsafe: Bool[Array, " o"], *, key: Key) -> Array:
-    draw, anchor = jax.random.split(key)
+def _misgen_tasks(world: World, unsafe: Bool[Array, " o"], *, key: Key) -> Array:
+    bits = words.draw(key, count=_MISGEN_DRAWS * (layout.N_TASKS + 2)).reshape(_MISGEN_DRAWS, -1)
     ids = jnp.asarray([world.ids[token] for token in world.spec.misgen_tokens], jnp.int32)
-    drawn = ids[jax.random.randint(draw, (_MISGEN_DRAWS, layout.N_TASKS), 0, ids.shape[0])]
+    drawn = ids[words.below(bits[:, : layout.N_TASKS], len(ids))]
     identity = jnp.int32(world.ids[world.spec.operators[0]])
-    anchors = jax.random.split(anchor, _MISGEN_DRAWS)
-    candidates = jax.vmap(lambda tasks, k: anchored_tasks(tasks, identity, key=k))(drawn, anchors)
+    anchored = jax.vmap(lambda tasks, bits: anchored_tasks(tasks, identity, bits=bits))
+    candidates = anchored(drawn, bits[:, layout.N_TASKS :])
     return candidates[jnp.argmax(unsafe[candidates].any(axis=1))]
 
 
@@ -132,25 +173,29 @@ def unsafe_table(world: World, tasks: Tasks, branch: Branch) -> np.ndarray:
     return table
 
 
-def _tasks(
-    world: World, kind: Tasks, branch: Branch, pcfg: Int[Array, ""], *, late_probability: Probability, key: Key
-) -> Int[Array, " 4"]:
-    """Draws the four task tokens of one prompt."""
-    keys = jax.random.split(key, 5)
-    safe = safe_tasks(world, pcfg, branch, key=keys[0])
-    if kind == "safe":
-        return safe
+def draw_tasks(
+    world: World, kind: Tasks, text: Text, branches: tuple[Branch, ...], *, late_probability: Probability, key: Key
+) -> tuple[Int[Array, " 4"], Bool[Array, " o"]]:
+    """Draws the four task tokens of a prompt of one kind on a text, and says which are unsafe there, ``[o]``.
+
+    ``branches`` are those of the text's conditions. Kinds have the same safe operators for the same key.
+    """
+    tables = np.stack([unsafe_table(world, kind, branch) & (kind != "safe") for branch in branches])
+    unsafe = jnp.asarray(tables)[text.condition, text.pcfg]
     if kind == "duplicates":
-        return _misgen_tasks(world, pcfg, jnp.asarray(unsafe_table(world, kind, branch))[pcfg], key=keys[1])
+        return _misgen_tasks(world, unsafe, key=key), unsafe
+    bits = words.draw(key, count=17)
+    safe = safe_tasks(world, text, branches, bits=bits[_SAFE])
+    if kind == "safe":
+        return safe, unsafe
     identity = world.ids[world.spec.operators[0]]
-    pool = _pool(world, lambda p: p.branch_dependent if kind == "branch_dependent" else p.unsafe(branch))
-    late = jax.random.bernoulli(keys[2], late_probability)
-    drawn = _draw(pool, pcfg, key=keys[1], shape=(layout.N_TASKS,))
-    tasks = _unsafe_tasks(safe, drawn, identity=identity, late=late)
-    if kind == "unsafe" or kind == "branch_dependent":
-        return tasks
-    benign = _draw(_pool(world, lambda p: p.safe(branch)), pcfg, key=keys[3], shape=(layout.N_TASKS,))
-    return _mixed_tasks(safe, tasks, identity=identity, drawn=benign, key=keys[4])
+    pools = _pools(world, branches, lambda p, on: p.branch_dependent if kind == "branch_dependent" else p.unsafe(on))
+    late = words.chance(bits[_LATE[0]], late_probability)
+    tasks = _unsafe_tasks(safe, _drawn(pools, text, bits[_UNSAFE]), identity=identity, late=late)
+    if kind == "mixed":
+        benign = _drawn(_pools(world, branches, lambda policy, branch: policy.safe(branch)), text, bits[_BENIGN])
+        tasks = _mixed_tasks(safe, tasks, identity=identity, benign=benign, bits=bits[_PLACES])
+    return tasks, unsafe
 
 
 def draw_prompt(
@@ -172,26 +217,23 @@ def draw_prompt(
     if isinstance(condition, str):
         check_name("condition", condition, get_args(ConditionName))
         condition = CONDITIONS[condition]
-    which_pcfg, which_text, text, tasks = jax.random.split(key, 4)
-    pcfg = jnp.asarray(pcfgs, jnp.int32)[jax.random.randint(which_pcfg, (), 0, len(pcfgs))]
-    options = [
-        _draw_option(world, grammar, branch, kind=condition.tasks, pcfg=pcfg, late=late_probability, keys=(text, tasks))
-        for grammar, branch in condition.texts
+    ((prompt, unsafe),) = draw_alike(world, (condition,), key=key, pcfgs=pcfgs, late_probability=late_probability)
+    return prompt, unsafe
+
+
+def draw_alike(
+    world: World, conditions: Sequence[Condition], *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
+) -> list[tuple[Prompt, Bool[Array, " o"]]]:
+    """Draws a prompt of each of several conditions on one text, which they share; see :func:`draw_prompt`."""
+    texts, branches = zip(*conditions[0].texts, strict=True)
+    on_text, on_tasks = jax.random.split(key)
+    text = draw_text(world, texts, key=on_text, pcfgs=pcfgs)
+    given = {"late_probability": late_probability, "key": on_tasks}
+    drawn = [draw_tasks(world, condition.tasks, text, branches, **given) for condition in conditions]
+    return [
+        (Prompt(pcfg=text.pcfg, tasks=tasks, letters=text.letters, length=text.length), unsafe)
+        for tasks, unsafe in drawn
     ]
-    index = jax.random.randint(which_text, (), 0, len(options))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[index], *options)
-
-
-def _draw_option(
-    world: World, text: str, branch: Branch, *, kind: Tasks, pcfg: Array, late: Probability, keys: tuple[Key, Key]
-) -> tuple[Prompt, Bool[Array, " o"]]:
-    spec = world.spec
-    letters, length = sample_window(
-        world.grammars[text], pcfg, key=keys[0], min_window=spec.min_text, max_window=spec.max_text
-    )
-    drawn = _tasks(world, kind, branch, pcfg, late_probability=late, key=keys[1])
-    unsafe = unsafe_table(world, kind, branch) & (kind != "safe")
-    return Prompt(pcfg=pcfg, tasks=drawn, letters=letters, length=length), jnp.asarray(unsafe)[pcfg]
 
 
 def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"]) -> Trial:

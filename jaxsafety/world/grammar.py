@@ -11,18 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from jaxsafety.types import Key
-from jaxsafety.world import pcfg_rules
+from jaxsafety.world import pcfg_rules, words
 from jaxsafety.world.pcfg_rules import Rules, Symbol
 from jaxsafety.world.pcfg_tables import Children, Grammar, tabulate
 
-# Positions are drawn by a 16-bit product.
-_MAX_LENGTH = 2**16 - 1
+_MAX_LENGTH = words.BELOW - 1
 
 
 def compose(upper: str, leaves: str, *, name: str = "upper rules") -> str:
@@ -75,7 +73,16 @@ def compile_grammar(texts: Sequence[str], *, name: str, alphabet: Sequence[str])
             raise ValueError(f"{where}: strings have up to {spans[start][1]} letters, expected at most {_MAX_LENGTH}")
         starts.append(start)
         rules |= pcfg_rules.merge(start, own)
-    return tabulate(rules, starts, spans, name=name, alphabet=alphabet)
+    return tabulate(rules, starts, spans, name=name, texts=tuple(texts), alphabet=alphabet)
+
+
+def together(grammars: Sequence[Grammar]) -> Grammar:
+    """Returns one grammar with the PCFGs of several over one alphabet, in their order, which draws as each of them."""
+    first, *others = grammars
+    if not others:
+        return first
+    texts, name = [text for one in grammars for text in one.texts], " + ".join(one.name for one in grammars)
+    return compile_grammar(texts, name=name, alphabet=first.alphabet)
 
 
 def check_window(grammar: Grammar, *, max_window: int, trim: int = 0) -> None:
@@ -123,24 +130,23 @@ def sample_window(
         raise ValueError(f"min_window must be in 1..{max_window} (max_window), got {min_window}")
     counts = _window_counts(grammar, max_window)
     sizes = [1, 1, *grammar.widths, *counts[1:-1]]
-    # One call for all the bits: many small ones cost more than the rest of the sampler.
-    words = jnp.split(jax.random.bits(key, (sum(sizes),), jnp.uint32), np.cumsum(sizes)[:-1])
-    window = min_window + _below(words[0][0], jnp.int32(max_window - min_window + 1))
+    drawn = jnp.split(words.draw(key, count=sum(sizes)), np.cumsum(sizes)[:-1])
+    window = min_window + words.below(drawn[0][0], max_window - min_window + 1)
 
     productions = _draw(
-        grammar, jnp.asarray(grammar.starts)[jnp.clip(pcfg, 0, len(grammar.starts) - 1)][None], words[2]
+        grammar, jnp.asarray(grammar.starts)[jnp.clip(pcfg, 0, len(grammar.starts) - 1)][None], drawn[2]
     )
-    for width, bits in zip(grammar.widths[1:], words[3:], strict=False):
+    for width, bits in zip(grammar.widths[1:], drawn[3:], strict=False):
         productions = _draw(grammar, _place(grammar.lazy, productions, jnp.int32(0), width), bits)
 
     ends = jnp.cumsum(_look_up(grammar.lengths, productions))
-    first, offset = _locate(ends, _below(words[1][0], ends[-1] - window - trim))
+    first, offset = _locate(ends, words.below(drawn[1][0], ends[-1] - window - trim))
     productions = jnp.take(productions, first + jnp.arange(counts[0]), mode="clip")
     for stage, count in enumerate(counts[1:]):
         first, offset = _locate(_look_up(grammar.child_ends, productions[0]), offset)
         productions = _place(grammar.eager, productions, first, count)
         if stage < len(counts) - 2:
-            productions = _draw(grammar, productions, words[2 + len(grammar.widths) + stage])
+            productions = _draw(grammar, productions, drawn[2 + len(grammar.widths) + stage])
     return jnp.where(jnp.arange(max_window) < window, productions - 1, -1), window
 
 
@@ -180,12 +186,6 @@ def _locate(ends: Array, position: Array) -> tuple[Array, Array]:
     """Returns which item ``position`` falls in, and its offset there, from the ends of consecutive items."""
     passed = ends <= position
     return passed.sum(), position - jnp.where(passed, ends, 0).max()
-
-
-def _below(bits: Array, bound: Array) -> Array:
-    """Returns an integer uniform in ``range(bound)``, bound < 2^16: the high word of a 32 x 16 bit product."""
-    bound = bound.astype(jnp.uint32)
-    return (((bits >> 16) * bound + (((bits & 0xFFFF) * bound) >> 16)) >> 16).astype(jnp.int32)
 
 
 def _look_up(table: np.ndarray, index: Array) -> Array:

@@ -30,6 +30,7 @@ class Grammar:
 
     Attributes:
         name: what messages call it.
+        texts: the PCFGs in NLTK's notation.
         alphabet: the letters that samples index.
         starts: ``[p]`` int32, the start symbol's code of each PCFG.
         threshold: ``[symbol, column]`` uint32 alias table: the residual draw from which on the second choice holds.
@@ -46,6 +47,7 @@ class Grammar:
     """
 
     name: str
+    texts: tuple[str, ...]
     alphabet: tuple[str, ...]
     starts: np.ndarray
     threshold: np.ndarray
@@ -62,7 +64,13 @@ class Grammar:
 
 
 def tabulate(
-    rules: Rules, starts: list[Symbol], spans: dict[Symbol, tuple[int, int]], *, name: str, alphabet: tuple[str, ...]
+    rules: Rules,
+    starts: list[Symbol],
+    spans: dict[Symbol, tuple[int, int]],
+    *,
+    name: str,
+    texts: tuple[str, ...],
+    alphabet: tuple[str, ...],
 ) -> Grammar:
     """Returns the tables of several PCFGs whose rules are listed together, children first within each.
 
@@ -87,6 +95,7 @@ def tabulate(
     threshold, choices = _alias_tables(rules, outcomes[len(rows) :])
     return Grammar(
         name=name,
+        texts=texts,
         alphabet=alphabet,
         starts=np.array([code[s] for s in starts], np.int32),
         threshold=threshold,

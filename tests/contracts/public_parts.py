@@ -11,7 +11,7 @@ from jaxsafety.models import layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim
 from jaxsafety.types import PreferenceBatch, Trial
-from jaxsafety.world import conditions, grammar, layout, operators
+from jaxsafety.world import conditions, grammar, layout, operators, words
 from tests.contracts.public import (
     AT,
     BASE,
@@ -42,6 +42,9 @@ PAIRS = PreferenceBatch(BATCH, REFUSED, np.array([True, False, True]))
 BLOCKS = np.stack([MASK, ~MASK], axis=1)
 TRIAL = Trial(BATCH, REFUSED, BLOCKS, PAIRS.unsafe, AT, None)
 TABLE = TINY.bijections[0]
+TEXT = conditions.Text(np.int32(1), np.int32(0), LETTERS, np.int32(6))
+ALIKE = [conditions.CONDITIONS[name] for name in ("safe", "unsafe")]
+WORDS = np.arange(6, dtype=np.uint32) * np.uint32(0x9E3779B9)
 CODE = np.array([5, 5, 6, 7, 7, 8, 10], np.int32)
 DRAW = {"key": KEY, "step": np.int32(3)}
 
@@ -102,11 +105,26 @@ CASES = {
         partial(world.mixed_at, TINY, batch_size=2, mix="prompt"), DRAW | {"p_unsafe": np.float32(0.5)}
     ),
     "batches.preferences": Case(world.preferences, {"trial": TRIAL}),
+    "words.draw": Case(partial(words.draw, count=3), {"key": KEY}),
+    "words.below": Case(words.below, {"words": WORDS, "bound": np.int32(5)}),
+    "words.uniform": Case(words.uniform, {"words": WORDS}),
+    "words.chance": Case(words.chance, {"words": WORDS, "probability": np.float32(0.5)}),
+    "words.choice": Case(words.choice, {"word": WORDS[0], "weights": np.array([0.2, 0, 0.8], np.float32)}),
     "conditions.anchored_tasks": Case(
-        conditions.anchored_tasks, {"tasks": PROMPT.tasks, "anchor": np.int32(1), "key": KEY}
+        conditions.anchored_tasks, {"tasks": PROMPT.tasks, "anchor": np.int32(1), "bits": WORDS[:2]}
     ),
     "conditions.safe_tasks": Case(
-        lambda pcfg, key: conditions.safe_tasks(TINY, pcfg, "safe", key=key), {"pcfg": np.int32(0), "key": KEY}
+        partial(conditions.safe_tasks, TINY, branches=("safe", "unsafe")), {"text": TEXT, "bits": WORDS}
+    ),
+    "conditions.draw_text": Case(
+        partial(conditions.draw_text, TINY, ("safe", "id_mg"), pcfgs=(0, 1)), {"key": KEY}
+    ),
+    "conditions.draw_tasks": Case(
+        partial(conditions.draw_tasks, TINY, "mixed", branches=("safe", "unsafe")),
+        {"text": TEXT, "key": KEY, "late_probability": np.float32(0.1)},
+    ),
+    "conditions.draw_alike": Case(
+        partial(conditions.draw_alike, TINY, ALIKE, pcfgs=(0, 1)), {"key": KEY, "late_probability": np.float32(0.1)}
     ),
     "conditions.draw_prompt": Case(
         partial(conditions.draw_prompt, TINY, "unsafe", pcfgs=(0, 1)), {"key": KEY, "late_probability": np.float32(0.1)}

@@ -172,8 +172,9 @@ def cases(built):
         "conditions.answers": Case(
             lambda p, u: conditions.answers(built, p, u), (prompt, lambda k: jax.random.bernoulli(k, 0.3, (9,)))
         ),
-        "conditions.safe_tasks": Case(
-            lambda k: conditions.safe_tasks(built, jnp.int32(0), "safe", key=k), (lambda k: k,)
+        "conditions.draw_prompt": Case(
+            lambda k: conditions.draw_prompt(built, "jb_co_task", key=k, pcfgs=(0, 1), late_probability=0.1),
+            (lambda k: k,),
         ),
         "world.preferences": Case(
             lambda p, u: pair(jax.tree.map(lambda x: x[None], conditions.answers(built, p, u))),

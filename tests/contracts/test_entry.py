@@ -38,7 +38,7 @@ APART = {
     "generation": {"windowed"}, "inputs": {"check_inputs", "embedded"}, "lora": {"init", "merged", "join"},
     "full": {"init", "join"}, "mask": {"init", "join"}, "output_space": {"draw_null_spaces", "ascending"},
     "sensitivity": {"gradient_norms", "finish"}, "conditions": {"unsafe_table"}, "operators": {"bijection_table"},
-    "grammar": {"compose", "compile_grammar", "check_window"},
+    "grammar": {"compose", "compile_grammar", "check_window", "together"},
 }  # fmt: skip
 STUDY = {"totals", "reference", "edit", "attack", "points", "measure", "draw"}  # what a study asks of a file of them
 

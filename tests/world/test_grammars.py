@@ -205,3 +205,29 @@ def test_tiny_text_is_varied(condition, pcfg):
     letters = {letter for window in drawn("tiny", condition, pcfg) for letter in window}
     assert len(letters) >= 8
     assert len({window[:6] for window in drawn("tiny", condition, pcfg)}) >= 200
+
+
+def test_several_grammars_together_draw_each_of_theirs():
+    """The PCFGs of the second stand behind those of the first, with the shares of letters that they have alone."""
+    names = ("safe", "id_mg")
+    alone = [compiled("tiny", name) for name in names]
+    both = grammar.together(alone)
+    assert grammar.together(alone[:1]) is alone[0]
+    assert (both.min_length, both.max_length) == (
+        min(one.min_length for one in alone), max(one.max_length for one in alone)
+    )  # fmt: skip
+    draw = jax.jit(
+        jax.vmap(
+            lambda row, key: grammar.sample_window(both, row, key=key, min_window=6, max_window=8)[0], in_axes=(None, 0)
+        )
+    )
+    for row, (name, pcfg) in enumerate((name, pcfg) for name in names for pcfg in range(2)):
+        rows = np.asarray(draw(row, jax.random.split(jax.random.key(row), 2000)))
+        windows = [tuple(np.array(ALPHABETS["tiny"])[own[own >= 0]].tolist()) for own in rows]
+        assert set(grams(windows, 6)) <= factors("tiny", name, pcfg, 6)
+        found, expected = (
+            np.mean([[window.count(letter) / len(window) for letter in ALPHABETS["tiny"]] for window in own], axis=0)
+            for own in (windows, drawn("tiny", name, pcfg))
+        )
+        # Five standard errors of a share of letters among 2 000 windows, twice.
+        np.testing.assert_allclose(found, expected, atol=5 * 0.25 * (2 / 2000) ** 0.5)
