@@ -31,7 +31,7 @@ from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.rundir import atomic, machine
 
 _COMMAND = (sys.executable, "-c", "import sys; from jaxsafety.cli.main import main; sys.exit(main())")
-# Weights of quick.yaml.
+# Weights of paper_small.yaml.
 _WEIGHTS = {
     "sft": {},
     "dpo": {"weight_chosen": 6.28931e-4, "weight_rejected": 6.28931e-6},
