@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxsafety.types import Key
-from jaxsafety.world import pcfg_rules, words
+from jaxsafety.world import pcfg_rules, pcfg_text, words
 from jaxsafety.world.pcfg_rules import Rules, Symbol
 from jaxsafety.world.pcfg_tables import Children, Grammar, tabulate
 
@@ -32,29 +32,29 @@ def compose(upper: str, leaves: str, *, name: str = "upper rules") -> str:
     Raises:
         ValueError: one of the two is not in NLTK's PCFG notation, or has no rules.
     """
-    _, above = pcfg_rules.read(upper, where=f"grammar {name!r}")
-    _, below = pcfg_rules.read(leaves, where=f"the leaf text for grammar {name!r}")
+    _, above = pcfg_text.read(upper, where=f"grammar {name!r}")
+    _, below = pcfg_text.read(leaves, where=f"the leaf text for grammar {name!r}")
     defined = {production.lhs for production in above}
     wanted = set()
-    pending = list(itertools.chain.from_iterable(map(pcfg_rules.nonterminals, above)))
+    pending = list(itertools.chain.from_iterable(map(pcfg_text.nonterminals, above)))
     while pending:
         symbol = pending.pop()
         if symbol not in defined | wanted:
             wanted.add(symbol)
-            pending.extend(s for rule in below if rule.lhs == symbol for s in pcfg_rules.nonterminals(rule))
-    added = [pcfg_rules.spell(rule) for rule in below if rule.lhs in wanted]
+            pending.extend(s for rule in below if rule.lhs == symbol for s in pcfg_text.nonterminals(rule))
+    added = [pcfg_text.spell(rule) for rule in below if rule.lhs in wanted]
     return "\n".join([upper.rstrip("\n"), *added, ""])
 
 
 def compile_grammar(texts: Sequence[str], *, name: str, alphabet: Sequence[str]) -> Grammar:
     """Returns the tables of several PCFGs, one text in NLTK's PCFG notation each; messages call them by ``name``.
 
-    Alternatives that are listed twice are merged, probabilities are normalised (NLTK tolerates sums within 0.01 of 1),
-    and nonterminals that the start symbol does not reach are dropped. The start symbol is the left side of the first
-    rule, or what a ``%start`` line names. ``alphabet`` has every terminal; its order numbers the letters.
+    Alternatives that are listed twice are merged, probabilities are normalised (sums within 0.01 of 1 pass, as in
+    NLTK), and nonterminals that the start symbol does not reach are dropped. The start symbol is the left side of the
+    first rule, or what a ``%start`` line names. ``alphabet`` has every terminal; its order numbers the letters.
 
     Raises:
-        ValueError: no texts, an empty text or alphabet, a line that NLTK cannot parse, probabilities that do not sum
+        ValueError: no texts, an empty text or alphabet, a line not in that notation, probabilities that do not sum
             to 1, an undefined nonterminal, a terminal outside the alphabet, recursion, or strings too long to sample.
     """
     alphabet = tuple(alphabet)

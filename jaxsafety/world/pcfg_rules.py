@@ -1,4 +1,4 @@
-"""Grammar text in NLTK's PCFG notation -> checked rules: one probability for each distinct alternative of a symbol.
+"""Grammar text -> checked rules: one probability for each distinct alternative of a symbol.
 
 Convention: rules are listed children first, every symbol after all that it uses; recursion is refused.
 """
@@ -7,11 +7,9 @@ import graphlib
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
 
 from jaxsafety.config.names import nearest
+from jaxsafety.world.pcfg_text import Nonterminal, Production, read, spell
 
 # Larger merged rules would save few rounds and push the sampler's tables out of the processor's nearest cache.
 _MAX_ALTERNATIVES = 64
@@ -22,61 +20,8 @@ _MAX_ENUMERATED = 4096
 _SUM_TOLERANCE = 0.01
 
 
-class Nonterminal(NamedTuple):
-    """A nonterminal; a plain string is a letter."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class Production(NamedTuple):
-    """One alternative of a nonterminal, with its probability."""
-
-    lhs: Nonterminal
-    rhs: tuple[Nonterminal | str, ...]
-    prob: float
-
-
 Symbol = str | tuple[int, Nonterminal]  # a letter, or a nonterminal of PCFG p
 Rules = dict[Symbol, dict[tuple[Symbol, ...], float]]
-
-
-def read(text: str, *, where: str) -> tuple[Nonterminal, list[Production]]:
-    """Returns the start symbol and the productions of a text, as NLTK reads them.
-
-    NLTK is imported here, since it brings SciPy's statistics along: a second that importing this package should not
-    cost.
-
-    Raises:
-        ValueError: there is no rule, or NLTK cannot parse a line.
-    """
-    if all(not line.strip() or line.strip().startswith("#") for line in text.split("\n")):
-        raise ValueError(f"{where} is empty: expected rules in NLTK's PCFG notation, e.g. v -> u t [0.5] | 'a' [0.5]")
-    from nltk import grammar as nltk_grammar
-
-    try:
-        start, parsed = nltk_grammar.read_grammar(text, nltk_grammar.standard_nonterm_parser, probabilistic=True)
-    except ValueError as error:
-        raise ValueError(f"{where} is not in NLTK's PCFG notation: {' '.join(str(error).split())}") from error
-
-    def symbol(parsed_symbol: object) -> Nonterminal | str:
-        return Nonterminal(str(parsed_symbol)) if isinstance(parsed_symbol, nltk_grammar.Nonterminal) else parsed_symbol
-
-    productions = [Production(symbol(p.lhs()), tuple(map(symbol, p.rhs())), p.prob()) for p in parsed]
-    return symbol(start), productions
-
-
-def nonterminals(production: Production) -> list[Nonterminal]:
-    """Returns the nonterminals on the right side, in order."""
-    return [symbol for symbol in production.rhs if isinstance(symbol, Nonterminal)]
-
-
-def spell(production: Production) -> str:
-    """Returns the production as a line that :func:`read` reads back exactly (NLTK's own form rounds)."""
-    names = [str(s) if isinstance(s, Nonterminal) else f'"{s}"' if "'" in s else f"'{s}'" for s in production.rhs]
-    return " ".join([str(production.lhs), "->", *names, f"[{np.format_float_positional(production.prob)}]"])
 
 
 def parse(text: str, pcfg: int, *, where: str, alphabet: Sequence[str]) -> tuple[Symbol, Rules]:

@@ -60,7 +60,6 @@ CONFINED = {
     "rich": ("rundir.progress", "report"),
     "jsonargparse": ("recipe.yaml_file",),
     "yaml": ("config.yaml12", "formats.prompts", "recipe.yaml_file", "rundir"),
-    "nltk": ("world.pcfg_rules",),
     "optax": ("training", "study"),
     "argparse": ("cli",),
     "subprocess": ("rundir.machine", "engine.cluster"),

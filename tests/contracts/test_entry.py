@@ -28,7 +28,7 @@ NAMES = sorted(CASES)
 HOMES = ("losses", "tree", "keys", "linalg", "methods", "models", "edits", "attacks", "analysis", "parametrisations",
          "pools", "training", "world", "subjects.judge")  # fmt: skip
 FUNCTIONS = {"objective", "stepping", "adapter", "checks", "through", "llama_block", "llama_cache", "widening"}
-TEXT = {"loading", "pcfg_rules", "pcfg_tables", "text"}
+TEXT = {"loading", "pcfg_rules", "pcfg_tables", "pcfg_text", "text"}
 APART = {
     "tree": {"flatten", "unflatten", "select", "matrix_stacks", "label", "check_structure", "check_match",
              "check_finite", "stack", "lane", "count"},

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from jaxsafety.world import grammar, pcfg_rules
+from jaxsafety.world import grammar, pcfg_rules, pcfg_text
 
 LETTERS = ("a", "b", "c", "it's")
 # Products and sums of a few probabilities in float64.
@@ -21,8 +21,8 @@ def compile_text(text):
     [
         ("", r"grammar 'mine', PCFG 1 of 1 is empty: expected rules"),
         ("# only a comment\n\n", r"is empty"),
-        ("v -> 'a' [1.0]\nv = 'b' [1.0]", r"not in NLTK's PCFG notation: Unable to parse line 2: v = 'b'"),
-        ("v -> 'a [1.0]", r"line 1.*Unterminated string"),
+        ("v -> 'a' [1.0]\nv = 'b' [1.0]", r"not in NLTK's PCFG notation: line 2, v = 'b' \[1.0\]: expected an arrow"),
+        ("v -> 'a [1.0]", r"line 1.*unterminated string"),
         ("%start\nv -> 'a' [1.0]", r"not in NLTK's PCFG notation: .*line 1"),
         ("v -> 'a' [0.5] | 'b' [0.4]", r"the probabilities of v sum to 0.9, expected 1$"),
         ("v -> 'a'", r"the probabilities of v sum to 0, expected 1$"),
@@ -86,7 +86,7 @@ def test_compose_appends_what_is_used_and_lacking_only():
     leaves = "y -> 'a' [1.0]\nz -> \"it's\" [0.333333333333] | 'a' [0.666666666667]\nx -> z 'c' [1.0]\nq -> 'a' [1.0]"
     text = grammar.compose(upper, leaves)
     assert text.startswith(upper)
-    start, productions = pcfg_rules.read(text, where="text")
+    start, productions = pcfg_text.read(text, where="text")
     assert str(start) == "v"
     assert [str(p.lhs) for p in productions] == ["v", "y", "z", "z", "x"]
     assert [p.prob for p in productions] == [1.0, 1.0, 0.333333333333, 0.666666666667, 1.0]
