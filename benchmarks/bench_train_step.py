@@ -105,12 +105,12 @@ def lane_program(
     """Compiles a chunk of the recipe's pretraining for the seeds of ``start``; ``items`` and ``gflop`` of one call."""
     seeds = start.step.shape[1]
     states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
-    roots = jax.device_put(_roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
+    per_seed = jax.device_put(roots(seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
     (lane,) = recipe.lanes
     fn = sweep.over_lanes(lanes.train_chunk(subject, lane), strategy, seeds=seeds, per_lane=2)
     return harness.compile_program(
         fn,
-        (states, {}, roots, _points(recipe), jnp.int32(lane.training.chunk_steps)),
+        (states, {}, per_seed, points(recipe), jnp.int32(lane.training.chunk_steps)),
         name=strategy,
         items=items,
         gflop=gflop,
@@ -125,14 +125,16 @@ def start_state(recipe: Recipe, subject: Opened, *, seeds: int) -> TrainState:
         return lanes.init_state(recipe.lanes[0].training, {"parent": params}, key=key, point=point)
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
-    return program(jnp.zeros((1, seeds)), _roots(seeds), _points(recipe))
+    return program(jnp.zeros((1, seeds)), roots(seeds), points(recipe))
 
 
-def _roots(seeds: int) -> jax.Array:
+def roots(seeds: int) -> jax.Array:
+    """Returns the root keys ``[s]`` of the first seeds."""
     return jax.vmap(keys.root)(jnp.arange(seeds))
 
 
-def _points(recipe: Recipe) -> HParams:
+def points(recipe: Recipe) -> HParams:
+    """Returns the traced scalars ``[1]`` of the recipe's pretraining."""
     return HParams(peak_lr=jnp.full((1,), recipe.lanes[0].training.lr, jnp.float32))
 
 

@@ -43,7 +43,7 @@ def run() -> Iterator[dict[str, Any]]:
 def plan_row(case: PlanCase) -> dict[str, Any]:
     """What one device holds in a step."""
     side = Batch(*(np.zeros((case.sequences, case.tokens), dtype) for dtype in (np.int32, np.int32, bool)))
-    own = _job(case.method, rank=case.rank, batch_size=case.sequences, max_tokens=case.tokens, dtype="bfloat16")
+    own = job_of(case.method, rank=case.rank, batch_size=case.sequences, max_tokens=case.tokens, dtype="bfloat16")
     unsafe = np.zeros(case.sequences, bool)
     encoded = Encoded(PreferenceBatch(side, side if own.how.needs.rejected else None, unsafe))
     found = tuned.plan(case.model, encoded, own, places=places.local())
@@ -57,7 +57,7 @@ def plan_row(case: PlanCase) -> dict[str, Any]:
     }
 
 
-def _job(method: str, *, rank: int | None, batch_size: int, accumulate: int = 1, **about: Any) -> Job:
+def job_of(method: str, *, rank: int | None, batch_size: int, accumulate: int = 1, **about: Any) -> Job:
     """A step of a model as a recipe writes it; ``rank`` is the adapter's, None for all parameters."""
     config = checkpoint.Config("nowhere", **about)
     part = {"kind": "full"} if rank is None else {"rank": rank}
@@ -80,7 +80,7 @@ def step_rows() -> Iterator[dict[str, Any]]:
         "rank 8, recomputed": {"rank": 8, "recompute": True},
         "rank 8, in 4 parts": {"rank": 8, "recompute": False, "accumulate": 4},
     }.items():
-        own = _job("sft", batch_size=8, max_tokens=tokens, **changed)
+        own = job_of("sft", batch_size=8, max_tokens=tokens, **changed)
         state, frozen = program.start(params, own)
         step = partial(program.chunk(model, own), steps=jnp.int32(1))
         programs.append(harness.compile_program(step, (state, frozen, data, program.own(own)), name=name))

@@ -96,7 +96,7 @@ sys.stdout.flush()
 cluster.leave(code, lost=lost)
 sys.exit(code)
 """
-STEPS = 120
+STEPS = 60
 ENDED_S = 60  # jax's heartbeat of 20 s, its grace, and a busy machine
 
 

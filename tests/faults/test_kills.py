@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from functools import cache
 
 import pytest
 
@@ -26,25 +27,30 @@ from tests.disturbed import (
 )
 
 LEGS = ("pretrained", "sft.eta_M", "sft.eta_S", "dpo.eta_M", "dpo.eta_S")
-STEPS, KILLS = 180, 23
+FEW, MANY = {"steps": 80, "kills": 4}, {"steps": 180, "kills": 23}
 
 
 @pytest.fixture(scope="module")
 def whole_toy(tmp_path_factory):
-    """A toy that ran undisturbed."""
-    directory = tmp_path_factory.mktemp("toy") / "whole"
-    finish(TOY, directory, STEPS)
-    return directory
+    """A toy of so many steps that ran undisturbed."""
+
+    @cache
+    def ran(steps):
+        directory = tmp_path_factory.mktemp("toy") / "whole"
+        finish(TOY, directory, steps)
+        return directory
+
+    return ran
 
 
 def is_saving(directory):
     return any((directory / place / "toy" / ".unfinished").exists() for place in ("checkpoints", "snapshots"))
 
 
-def kill_toy(server, directory, rng, *, saving):
+def kill_toy(server, directory, rng, *, steps, saving):
     """Kills one toy a few chunks on, anywhere in a chunk or just after a save has begun; returns what it was doing."""
     folder = directory / "checkpoints" / "toy"
-    target = min((checkpoint.latest(folder) or 0) + 2 * rng.randint(1, 2), STEPS - 4)
+    target = min((checkpoint.latest(folder) or 0) + 2 * rng.randint(1, 2), steps - 4)
     toy = start_toy(server)
     limit = time.monotonic() + 120
     while (checkpoint.latest(folder) or 0) < target or (saving and not is_saving(directory)):
@@ -58,27 +64,27 @@ def kill_toy(server, directory, rng, *, saving):
     return "SIGKILL in saving" if is_saving(directory) else "SIGKILL in training"
 
 
-def kill_toys(whole, directory, fault, *, seed, kills):
+def kill_toys(whole_toy, directory, fault, *, seed, steps, kills):
     """Kills toys of one directory over and over, then lets the last one finish."""
-    rng = random.Random(seed)
-    with toys(directory, STEPS, log=directory.with_suffix(".log")) as server:
+    rng, whole = random.Random(seed), whole_toy(steps)
+    with toys(directory, steps, log=directory.with_suffix(".log")) as server:
         for kill in range(kills):
-            fault(kill_toy(server, directory, rng, saving=kill % 2 == 1))
+            fault(kill_toy(server, directory, rng, steps=steps, saving=kill % 2 == 1))
             assert is_prefix(directory, whole)
-        assert checkpoint.latest(directory / "checkpoints" / "toy") < STEPS
+        assert checkpoint.latest(directory / "checkpoints" / "toy") < steps
         start_toy(server)
         assert end_toy(server) == 0
     assert_same_toy(directory, whole)
 
 
 def test_a_loop_killed_at_random_moments_ends_as_an_undisturbed_one(whole_toy, tmp_path, fault):
-    kill_toys(whole_toy, tmp_path / "torn", fault, seed=0, kills=4)
+    kill_toys(whole_toy, tmp_path / "torn", fault, seed=0, **FEW)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(1, 10))
 def test_a_loop_killed_over_and_over_ends_as_an_undisturbed_one(whole_toy, tmp_path, fault, seed):
-    kill_toys(whole_toy, tmp_path / "torn", fault, seed=seed, kills=KILLS)
+    kill_toys(whole_toy, tmp_path / "torn", fault, seed=seed, **MANY)
 
 
 @pytest.fixture(scope="module")
