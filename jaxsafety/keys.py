@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import jax
 from jaxtyping import Array, Int, Integer
 
-from jaxsafety.entry.checks import known
+from jaxsafety.config.names import check_name
+from jaxsafety.entry.checks import check_between, known
 from jaxsafety.types import Key
 
 Stream = Literal["init", "pretrain", "tune", "evaluate", "attack", "analysis", "method", "validate"]
@@ -27,6 +28,8 @@ def root(seed: int | Integer[Array, ""]) -> Key:
         ValueError: a number that is not in [0, 2^32), of which jax would take the last 32 bits.
     """
     value = known(seed)
+    if value is not None and (value.dtype.kind not in "iu" or value.ndim):
+        raise ValueError(f"a seed must be a whole number, got {seed}")
     if value is not None and not 0 <= int(value) < 2**32:
         raise ValueError(f"a seed must be >= 0 and < 2^32, got {seed}")
     return jax.random.key(seed)
@@ -38,16 +41,26 @@ def stream(key: Key, name: Stream) -> Key:
     Raises:
         ValueError: ``name`` is not a known stream.
     """
-    if name not in _STREAMS:
-        raise ValueError(f"unknown stream {name!r}: expected one of {', '.join(_STREAMS)}")
+    check_name("stream", name, _STREAMS)
     return jax.random.fold_in(key, _STREAMS.index(name))
 
 
 def named(key: Key, name: str) -> Key:
-    """Returns the key of what has a name of somebody's choice: an attack, an edit, an analysis."""
+    """Returns the key of what has a name of somebody's choice: an attack, an edit, an analysis.
+
+    Raises:
+        ValueError: a name that is no string.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"name of a stream: got {name!r}, expected a string")
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def at_step(key: Key, step: int | Int[Array, ""]) -> Key:
-    """Returns the key of one step of a stream: a pure function of position, so resuming is exact."""
+    """Returns the key of one step of a stream: a pure function of position, so resuming is exact.
+
+    Raises:
+        ValueError: a step below zero (a traced one counts from 2^32).
+    """
+    check_between("step", step, 0)
     return jax.random.fold_in(key, step)

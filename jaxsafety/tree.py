@@ -18,6 +18,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from jaxsafety.config.names import nearest
+from jaxsafety.entry import checks
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import is_finite
 from jaxsafety.types import Leaf, Params
@@ -70,8 +71,9 @@ def matrix_stacks(params: Params, pattern: str) -> dict[str, Float[Array, "l m n
     """
     stacks = select(params, pattern)
     for path, leaf in stacks.items():
-        if leaf.ndim != 3:
-            raise ValueError(f"pattern {pattern!r} matches {path} of shape {leaf.shape}, expected matrices [l, m, n]")
+        if jnp.ndim(leaf) != 3:
+            shape = jnp.shape(leaf)
+            raise ValueError(f"pattern {pattern!r} matches {path} of shape {shape}, expected matrices [l, m, n]")
     return stacks
 
 
@@ -112,7 +114,10 @@ def check_match(
         for name, leaf in zip(names, (left[path], right[path]), strict=True):
             if not _is_numeric(leaf):
                 kind = f"of type {leaf.dtype}" if hasattr(leaf, "dtype") else f"a {type(leaf).__name__}"
-                raise ValueError(f"{path} of {name} is {kind}, expected arrays of numbers alone")
+                raise ValueError(
+                    f"{path} of {name} is {kind}, expected arrays of numbers alone: take the parameters without it, as "
+                    "nnx.state(module, nnx.Param) does"
+                )
         if jnp.shape(left[path]) != jnp.shape(right[path]):
             shapes = f"{names[0]} {jnp.shape(left[path])} and {names[1]} {jnp.shape(right[path])}"
             raise ValueError(f"{path} has shape {shapes}: expected the same")
@@ -155,20 +160,29 @@ def interpolate(base: Params, delta: Params, alpha: float | Float[Array, ""]) ->
     counters in a module's state, are rounded to the nearest.
 
     Raises:
-        ValueError: the trees differ in structure or shape, or one is not finite; the path is named.
+        ValueError: the trees differ in structure or shape, or one is not finite; the path is named. Or alpha is not.
     """
     check_match(base, delta, names=("base", "delta"), finite=True)
+    checks.check_finite(alpha=alpha)
     return jax.tree.map(partial(_moved, alpha=alpha), base, delta)
 
 
 def _moved(base: Leaf, delta: Leaf, *, alpha: Any) -> Leaf:
     dtype = jnp.result_type(base, delta)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.round(base + alpha * delta).astype(dtype)
+        return _moved_count(base, delta, alpha=alpha, dtype=dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
     # NumPy's weights stay on the host.
     base, delta = (leaf.astype(wide) if hasattr(leaf, "astype") else jnp.asarray(leaf, wide) for leaf in (base, delta))
     return (base + alpha * delta).astype(dtype)
+
+
+def _moved_count(base: Leaf, delta: Leaf, *, alpha: Any, dtype: Any) -> Leaf:
+    """An integer moved, exactly for alpha 0 and 1; the difference of unsigned ones has a sign that has wrapped."""
+    signed = jnp.asarray(delta).astype(dtype).view(jnp.dtype(f"int{8 * jnp.dtype(dtype).itemsize}"))
+    short = jnp.round(alpha * signed).astype(signed.dtype)
+    long = signed + jnp.round((alpha - 1) * signed).astype(signed.dtype)
+    return jnp.asarray(base).astype(dtype) + jnp.where(alpha <= 0.5, short, long).astype(dtype)
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -183,4 +197,4 @@ def lane(tree: Any, *index: int) -> Any:
 
 def count(params: Params) -> int:
     """Returns the number of scalar parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))

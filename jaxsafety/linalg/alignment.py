@@ -88,9 +88,11 @@ def tree_cosine(a: Params, b: Params) -> Float[Array, ""]:
     """Cosine ``<a, b> / (|a| |b|)`` of two whole trees, updates or gradients, in [-1, 1]; NaN where either is zero.
 
     Raises:
-        ValueError: the trees differ in structure or shape.
+        ValueError: the trees differ in structure or shape, or are empty.
     """
     tree.check_match(a, b, names=("a", "b"))
+    if not jax.tree.leaves(a):
+        raise ValueError("a and b hold no leaves, expected at least one")
     a, b = _largest_one(a), _largest_one(b)
     return jnp.clip(_dot(a, b) / jnp.sqrt(_dot(a, a) * _dot(b, b)), -1.0, 1.0)
 
@@ -114,7 +116,7 @@ def _spaces(a: Float[Array, "l m n"], b: Float[Array, "l m n"], *, rank: int) ->
 
 def _largest_one(params: Params) -> Params:
     """The tree in float32 or wider over its largest entry: squares of a saturated loss's gradients underflow."""
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), params)
     largest = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(wide)])))
     return jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), wide)
 

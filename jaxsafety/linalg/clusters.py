@@ -266,8 +266,9 @@ def _distance(centroids: Centroids) -> Float[Array, " l"]:
 
 
 def _relative(values: Array, size: Array) -> Array:
-    # Rounding may take a value past its bound.
-    return jnp.clip(values / jnp.where(size > 0, size, jnp.nan), -1.0, 1.0)
+    # Rounding may take a value past its bound; at the bound itself a clip would halve the gradient.
+    share = values / jnp.where(size > 0, size, jnp.nan)
+    return jnp.where(jnp.abs(share) > 1, jnp.sign(share), share)
 
 
 def _longer(x: Array, y: Array, *, difference: Array) -> Array:

@@ -59,16 +59,17 @@ def generate(
         Called eagerly, it is compiled once, but for an ``edit`` or a rule that is no :class:`jax.tree_util.Partial`.
 
     Raises:
-        ValueError: fewer than one token to write, several sources without a rule, a temperature that is not positive or
-            that no key goes with; more places than a model with a cache has; (unless traced) real tokens outside of a
-            source's vocabulary, where a model does as with traced ones.
+        ValueError: fewer than one token to write, a prompt without a real one (unless traced), a ``stop`` that is no
+            sequence, several sources without a rule, a temperature that is not positive or that no key goes with; more
+            places than a model with a cache has; (unless traced) real tokens outside of a source's vocabulary, where a
+            model does as with traced ones.
         Unsupported: an edit that a model does not take.
 
     Fidelity:
         The tokens that whole forward passes give; for the exception see :func:`jaxsafety.models.llama_cache.decoder`.
     """
     sources = [sources] if sources and isinstance(sources[-1], Model) else list(sources)
-    _check(sources, tokens, mask, combine=combine, key=key, temperature=temperature)
+    _check(sources, tokens, mask, combine=combine, key=key, temperature=temperature, stop=stop)
     count = whole_number("count", count, 1)
     params, models = zip(*jax.tree.map(_constant, sources), strict=True)
     return _continued(
@@ -160,13 +161,18 @@ def _constant(leaf):
     return jax.lax.stop_gradient(jnp.asarray(leaf)) if isinstance(leaf, np.ndarray | jax.Array) else leaf
 
 
-def _check(sources, tokens, mask, *, combine, key, temperature):
+def _check(sources, tokens, mask, *, combine, key, temperature, stop):
     if not sources or (len(sources) > 1 and combine is None):
         raise ValueError(f"sources: got {len(sources)} and no rule, expected one, or combine to make one of them")
     if temperature is not None and key is None:
         raise ValueError(f"temperature: got {temperature} without a key, expected None or a key to draw with")
     if temperature is not None:
         check_positive("temperature", temperature)
+    if not isinstance(stop, Sequence):
+        raise ValueError(f"stop: got {stop!r}, expected a tuple of tokens")
+    real = None if mask is None else known(mask)
+    if real is not None and not real.any(axis=1).all():
+        raise ValueError(f"mask: prompt {real.any(axis=1).argmin()} has no real token, expected at least one in each")
     if known(tokens) is not None:
         for params, model in sources:
             leaves, structure = jax.tree.flatten(params)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.entry.annotations import checked
-from jaxsafety.entry.checks import known
+from jaxsafety.entry.checks import known, whole_number
 from jaxsafety.entry.programs import compiled
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
@@ -51,9 +51,10 @@ def batch_at(
         A :class:`~jaxsafety.types.Trial` of ``[b, ...]`` arrays.
 
     Raises:
-        ValueError: unknown condition, or a probability that is none (a traced one is not looked at).
+        ValueError: unknown condition, no prompts, or a probability that is none (a traced one is not looked at).
     """
     _check_probability("late_probability", late_probability)
+    whole_number("batch_size", batch_size, 1)
     return _trials(key, step, late_probability, world=world, condition=condition, batch_size=batch_size)
 
 
@@ -98,9 +99,10 @@ def mixed_at(
     stream's, ``step`` the position in it.
 
     Raises:
-        ValueError: another ``mix``, or a probability that is none (a traced one is not looked at).
+        ValueError: another ``mix``, no prompts, or a probability that is none (a traced one is not looked at).
     """
     _check_probability("p_unsafe", p_unsafe)
+    whole_number("batch_size", batch_size, 1)
     return _mixed(key, step, p_unsafe, world=world, batch_size=batch_size, mix=mix)
 
 

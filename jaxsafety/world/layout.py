@@ -7,7 +7,7 @@ take one sequence; callers vmap.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.struct
 import jax.numpy as jnp
@@ -108,6 +108,12 @@ def shift(world: World, tokens: Int[Array, " n"], scored: Bool[Array, " n"]) -> 
 
 
 def block_mask(code: Int[Array, " n"], block: Block) -> Bool[Array, " n"]:
-    """Marks the letters of one answer block and its stop token."""
+    """Marks the letters of one answer block and its stop token.
+
+    Raises:
+        ValueError: another block than 0 and 1.
+    """
+    if block not in get_args(Block):
+        raise ValueError(f"block: got {block!r}, expected 0 or 1")
     first = (BLOCK1, BLOCK2)[block]
     return (code == first) | (code == first + 1)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsafety import losses, world
+from jaxsafety import keys, losses, world
 from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import prefill, soft_tokens
 from jaxsafety.linalg import clusters, masked, power, sensitivity, subspace, svd, update_spaces
 from jaxsafety.methods import dpo
 from jaxsafety.models import generation, gpt, inputs, llama
+from jaxsafety.world import layout
 from tests.contracts import public
 from tests.contracts.public import (
     AT,
@@ -44,6 +45,25 @@ llama_apply = partial(llama.apply, LLAMA_PARAMS, config=LLAMA)
 written = partial(generation.generate, (GPT_PARAMS, GPT_MODEL), count=2)
 
 REFUSALS = {
+    "a block of another name": (
+        lambda: layout.block_mask(jnp.zeros(3, int), "foo"),
+        "block: got 'foo', expected 0 or 1",
+    ),
+    "no prompts": (
+        lambda: world.mixed_at(TINY, key=KEY, step=0, batch_size=0, p_unsafe=0.5, mix="prompt"),
+        "batch_size: got 0, expected at least 1",
+    ),
+    "half a seed": (lambda: keys.root(1.5), "a seed must be a whole number, got 1.5"),
+    "a truth for a seed": (lambda: keys.root(True), "a seed must be a whole number, got True"),
+    "two seeds": (lambda: keys.root(np.array([1, 2])), "a seed must be a whole number, got"),
+    "a step before the first": (lambda: keys.at_step(KEY, -1), "step: got -1, expected at least 0"),
+    "a stream": (lambda: keys.stream(KEY, "tun"), "unknown stream 'tun': expected one of .*; did you mean 'tune'"),
+    "a number for a name": (lambda: keys.named(KEY, 3), "name of a stream: got 3, expected a string"),
+    "one stop": (lambda: written(TARGETS, stop=3), "stop: got 3, expected a tuple of tokens"),
+    "a text of padding": (
+        lambda: written(TARGETS, mask=np.array([[True] * T, [False] * T, [True] * T])),
+        "mask: prompt 1 has no real token, expected at least one in each",
+    ),
     "a number for many": (lambda: losses.nll(0.5, MASK), r"^nll: logprobs is a float, expected Float\[\*b t\]"),
     "nothing for an array": (lambda: losses.nll(None, MASK), r"^nll: logprobs is a NoneType, expected Float"),
     "one flag for a mask": (

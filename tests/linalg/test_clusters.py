@@ -412,3 +412,13 @@ def test_values_that_are_not_finite_are_named():
 def test_an_unknown_form_is_named(unchecked):
     with pytest.raises(ValueError, match=r"unknown form 'cosin': .*did you mean 'cosine'"):
         clusters.tau(*concrete((draw()[0], means(*draw()))), form="cosin")
+
+
+def test_at_a_mean_the_relative_tau_has_the_whole_slope_of_its_formula():
+    """A sample at the safe mean has the largest value there is: a clip would halve its gradient."""
+    means = clusters.Centroids(jnp.zeros((1, 3)), jnp.ones((1, 3)))
+    samples = jnp.zeros((1, 1, 3))
+    whole = jax.grad(lambda x: clusters.tau(x, means).sum())(samples) / jnp.sqrt(3.0)
+    found = jax.grad(lambda x: clusters.relative_tau(x, means).sum())(samples)
+    assert float(clusters.relative_tau(samples, means)[0, 0]) == 1
+    np.testing.assert_allclose(found, whole, rtol=1e-5)

@@ -142,6 +142,28 @@ def test_counters_of_a_module_stay_whole():
         assert moved["w"] == 2 + 3 * alpha
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int8, np.uint8])
+def test_counters_that_fall_or_are_large_are_moved_exactly(dtype, unchecked):
+    """A difference of unsigned numbers wraps, and beyond 2^24 float32 has no room for all digits."""
+    large = np.iinfo(dtype).max - 1
+    base, tuned = ({"n": np.array(values, dtype)} for values in ((5, large, large - 3), (3, large - 3, large)))
+    delta = tree.difference(tuned, base)
+    for alpha, expected in ((1.0, tuned["n"]), (0.0, base["n"])):
+        np.testing.assert_array_equal(tree.interpolate(base, delta, alpha)["n"], expected)
+    assert tree.interpolate(base, delta, 2.0)["n"][0] == 1
+
+
+def test_numbers_of_python_are_leaves():
+    params = {"w": jnp.ones(3), "s": 2.0}
+    assert (tree.count(params), float(alignment.tree_cosine(params, params))) == (4, 1.0)
+    with pytest.raises(ValueError, match=r"matches s of shape \(\), expected matrices"):
+        tree.matrix_stacks(params, ".*")
+    with pytest.raises(ValueError, match="a and b hold no leaves, expected at least one"):
+        alignment.tree_cosine({}, {})
+    with pytest.raises(ValueError, match="alpha holds values that are not finite"):
+        tree.interpolate(params, params, np.nan)
+
+
 def test_what_is_no_tree_of_numbers_is_named():
     ones = {"a": jnp.ones(2)}
     for other, message in [
