@@ -61,9 +61,10 @@ def _no_device() -> str | None:
         plugins = {re.sub(r"^xla_|\d+$", "", one.name) for one in metadata.entry_points(group="jax_plugins")}
         there = " or ".join(["cpu", *sorted(name for name in plugins if not any(name in one for one in asked))])
         how = "unset the variable, or install" if asked else "set JAX_PLATFORMS to one, or install"
+        wanted = f" for {asked[0]}" if asked else ""
         return (
-            f"jax finds no device{f' for {asked[0]}' if asked else ''} ({str(error) or 'it is not there'}): expected "
-            f"{there}; {how} what it needs, such as jax[cuda12]"
+            f"jax finds no device{wanted} ({str(error) or 'it is not there'}): expected one that is here, {there}; "
+            f"{how} what it needs, such as jax[cuda12]"
         )
     return None
 

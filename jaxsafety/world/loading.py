@@ -71,8 +71,11 @@ def _shipped(name: str) -> dict[str, Any]:
 
 
 def _source(owner: str, values: dict[str, Any], folder: Path | None, *, like: str | None) -> Source:
-    if isinstance(values.get("duplicates"), dict):
-        values["duplicates"] = list(values["duplicates"].items())
+    if (duplicates := values.get("duplicates")) is not None:
+        pairs = list(duplicates.items()) if isinstance(duplicates, dict) else duplicates
+        if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) for pair in pairs):
+            raise ValueError(f"{owner}: duplicates: got {duplicates!r}, expected a mapping from token to operator")
+        values["duplicates"] = pairs
     if isinstance(values.get("policies"), list):
         values["policies"] = [
             fields_.build(Policy, one, owner=f"{owner}: policy {number}") if isinstance(one, dict) else one

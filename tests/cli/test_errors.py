@@ -94,9 +94,17 @@ def test_a_sentence_of_somebody_elses_code_is_no_sentence_of_ours(ended):
 @pytest.mark.parametrize(
     ("variable", "error", "sentence"),
     [
-        ("JAX_PLATFORMS", AssertionError(), "for JAX_PLATFORMS=cuda (it is not there): expected cpu"),
-        ("JAX_PLATFORM_NAME", RuntimeError("no cuda"), "for JAX_PLATFORM_NAME=cuda (no cuda): expected cpu"),
-        ("OTHER", RuntimeError("Unable to initialize backend 'tpu'"), "(Unable to initialize backend 'tpu'): expected"),
+        ("JAX_PLATFORMS", AssertionError(), "for JAX_PLATFORMS=cuda (it is not there): expected one that is here, cpu"),
+        (
+            "JAX_PLATFORM_NAME",
+            RuntimeError("no cuda"),
+            "for JAX_PLATFORM_NAME=cuda (no cuda): expected one that is here, cpu",
+        ),
+        (
+            "OTHER",
+            RuntimeError("Unable to initialize backend 'tpu'"),
+            "(Unable to initialize backend 'tpu'): expected one",
+        ),
     ],
 )
 def test_a_device_that_is_not_there_is_one_sentence(ended, monkeypatch, variable, error, sentence):
