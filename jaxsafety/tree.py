@@ -7,6 +7,7 @@ dataclasses; what comes back has its structure. A path is the keys, names and in
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
@@ -71,8 +73,8 @@ def matrix_stacks(params: Params, pattern: str) -> dict[str, Float[Array, "l m n
     """
     stacks = select(params, pattern)
     for path, leaf in stacks.items():
-        if jnp.ndim(leaf) != 3:
-            shape = jnp.shape(leaf)
+        if np.ndim(leaf) != 3:
+            shape = np.shape(leaf)
             raise ValueError(f"pattern {pattern!r} matches {path} of shape {shape}, expected matrices [l, m, n]")
     return stacks
 
@@ -197,4 +199,4 @@ def lane(tree: Any, *index: int) -> Any:
 
 def count(params: Params) -> int:
     """Returns the number of scalar parameters."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
