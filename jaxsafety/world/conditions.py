@@ -69,7 +69,8 @@ CONDITIONS: dict[str, Condition] = {
 
 # Words that the task tokens of a prompt take: safe ones, whether and where the anchor stands; then unsafe ones, whether
 # only the second composition is unsafe, benign ones and their two places.
-_SAFE, _UNSAFE, _LATE, _BENIGN, _PLACES = np.split(np.arange(17), [6, 10, 11, 15])
+_WORDS = 17
+_SAFE, _UNSAFE, _LATE, _BENIGN, _PLACES = np.split(np.arange(_WORDS), [6, 10, 11, 15])
 
 
 class Text(NamedTuple):
@@ -184,7 +185,7 @@ def draw_tasks(
     unsafe = jnp.asarray(tables)[text.condition, text.pcfg]
     if kind == "duplicates":
         return _misgen_tasks(world, unsafe, key=key), unsafe
-    bits = words.draw(key, count=17)
+    bits = words.draw(key, count=_WORDS)
     safe = safe_tasks(world, text, branches, bits=bits[_SAFE])
     if kind == "safe":
         return safe, unsafe
@@ -224,7 +225,13 @@ def draw_prompt(
 def draw_alike(
     world: World, conditions: Sequence[Condition], *, key: Key, pcfgs: tuple[int, ...], late_probability: Probability
 ) -> list[tuple[Prompt, Bool[Array, " o"]]]:
-    """Draws a prompt of each of several conditions on one text, which they share; see :func:`draw_prompt`."""
+    """Draws a prompt of each of several conditions on one text, which they share; see :func:`draw_prompt`.
+
+    Raises:
+        ValueError: conditions of different texts.
+    """
+    if len({condition.texts for condition in conditions}) != 1:
+        raise ValueError(f"conditions: got {[one.texts for one in conditions]}, expected those of the same texts")
     texts, branches = zip(*conditions[0].texts, strict=True)
     on_text, on_tasks = jax.random.split(key)
     text = draw_text(world, texts, key=on_text, pcfgs=pcfgs)

@@ -13,7 +13,7 @@ from jaxsafety.attacks import prefill, soft_tokens
 from jaxsafety.linalg import clusters, masked, power, sensitivity, subspace, svd, update_spaces
 from jaxsafety.methods import dpo
 from jaxsafety.models import generation, gpt, inputs, llama
-from jaxsafety.world import layout
+from jaxsafety.world import conditions, layout
 from tests.contracts import public
 from tests.contracts.public import (
     AT,
@@ -48,6 +48,12 @@ REFUSALS = {
     "a block of another name": (
         lambda: layout.block_mask(jnp.zeros(3, int), "foo"),
         "block: got 'foo', expected 0 or 1",
+    ),
+    "prompts that share no text": (
+        lambda: conditions.draw_alike(
+            TINY, [conditions.CONDITIONS[name] for name in ("safe", "ood")], key=KEY, pcfgs=(0,), late_probability=0.1
+        ),
+        "conditions: got .*, expected those of the same texts",
     ),
     "no prompts": (
         lambda: world.mixed_at(TINY, key=KEY, step=0, batch_size=0, p_unsafe=0.5, mix="prompt"),
