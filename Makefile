@@ -12,13 +12,9 @@ export PYTHONDONTWRITEBYTECODE =
 demo: $(STAMP)
 	$(BIN)/jaxsafety run experiments/quick.yaml
 
-# Two runs side by side: most tests' programs are compiled without optimisation (tests/conftest.py), where that is the
-# longest part. The small one's words come last.
+# Most tests' programs are compiled without optimisation (tests/conftest.py), where that is the longest part.
 test: $(STAMP)
-	@XLA_FLAGS= $(BIN)/python -m pytest -q -m "optimized and not slow" tests/engine/test_sweep.py tests/linalg/test_power.py \
-		> $(VENV)/optimized.log 2>&1 & small=$$!; \
-	$(BIN)/python -m pytest -q -m "not slow and not faults and not optimized" -n 2 --dist loadfile --no-loadscope-reorder; large=$$?; \
-	wait $$small; small=$$?; cat $(VENV)/optimized.log; exit $$((large > small ? large : small))
+	$(BIN)/python -m pytest -q -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile

@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Most of the tests' time is XLA compiling programs that run once: code that it does not optimise is there 2.5 times as
 # fast, and a twelfth less is done where a program is compiled in one piece, as both cores are at work anyway.
-# `make test-slow` sets XLA_FLAGS to nothing and so tests what users run.
+# `make test-slow` sets XLA_FLAGS to nothing and so tests what users run; a test of single programs asks for `as_users`.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
@@ -110,6 +110,16 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def as_users() -> dict[str, int | bool]:
+    """Compiler options of a program whose bits are compared with another's: those that users have."""
+    return {
+        "xla_backend_optimization_level": 3,
+        "xla_cpu_use_fusion_emitters": True,
+        "xla_cpu_parallel_codegen_split_count": 32,
+    }
 
 
 @pytest.fixture
