@@ -1,6 +1,6 @@
 """One model of a study at one point of its values, with where it stands in the graph."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -40,6 +40,10 @@ class Lane:
     def name(self) -> str:
         """Its name among all lanes, a plain file name."""
         return f"{self.label}.{self.point}" if self.point else self.label
+
+    def is_among(self, names: Collection[str]) -> bool:
+        """Whether it is one of those that models or lanes of these names are; no names are all."""
+        return not names or self.label in names or self.name in names
 
     @cached_property
     def ancestors(self) -> tuple["Lane", ...]:

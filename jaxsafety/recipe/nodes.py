@@ -46,7 +46,7 @@ class Node:
 class EditConfig(Node):
     """One edit of every tuned model's weights, whose results are judged: its strongest point ``along`` training too.
 
-    ``on`` are the names of the models that it is made of; none is all.
+    ``on`` are the names of the models, or of single lanes of them (``sft.eta_M``), that it is made of; none is all.
     """
 
     FOLDER = edits
@@ -71,7 +71,7 @@ class AttackConfig(Node):
     """One attack on every model.
 
     ``conditions`` are whose prompts it attacks; none is every one but ``safe``. One with prompts of its own attacks
-    those. ``on`` are the names of the models that are attacked; none is all.
+    those. ``on`` are the names of the models, or of single lanes, that are attacked; none is all.
     """
 
     FOLDER = attacks
@@ -102,7 +102,7 @@ class AttackConfig(Node):
 
 @dataclass(frozen=True)
 class AnalysisConfig(Node):
-    """One analysis of every model, or of those whose names are ``on``."""
+    """One analysis of every model, or of those whose names, or lanes' names, are ``on``."""
 
     FOLDER = analysis
     analysis: str = "clusters"

@@ -246,7 +246,9 @@ def _check_rows(recipe: Recipe) -> None:
     for place in ("edits", "attacks", "analyses"):
         for label, one in getattr(recipe, place).items():
             for name in one.on:
-                check_name(f"model in {place}.{label}.on", name, recipe.models)
+                check_name(
+                    f"model in {place}.{label}.on", name, [*recipe.models, *(lane.name for lane in recipe.lanes)]
+                )
             if len(set(one.on)) < len(one.on):
                 raise ValueError(f"{place}.{label}.on must name distinct models, got {list(one.on)}")
     for label, attack in recipe.attacks.items():

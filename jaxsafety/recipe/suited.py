@@ -96,8 +96,8 @@ def _check_files(recipe: Any) -> None:
                 f"{', '.join(analysis.OF_CHECKPOINTS)}"
             )
     for (label, node), (other, twin) in itertools.combinations(recipe.analyses.items(), 2):
-        apart = node.on and twin.on and not set(node.on) & set(twin.on)
-        if node.analysis == twin.analysis and not apart:
+        both = any(lane.is_among(node.on) and lane.is_among(twin.on) for lane in recipe.lanes)
+        if node.analysis == twin.analysis and both:
             raise ValueError(
                 f"analyses.{other}: analyses.{label} asks {node.analysis} of the same models: expected others in `on`"
             )

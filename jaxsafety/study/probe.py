@@ -97,9 +97,7 @@ def program(run: Study, lane: Callable[..., Any], *, rows: int, quick: bool = Fa
 def chosen(models: Models, on: Sequence[str], *, tuned: bool = False) -> list[int]:
     """Returns the rows of the models of some names, all where there are none; the ``tuned`` ones begin with another."""
     return [
-        row
-        for row, lane in enumerate(models.lanes)
-        if (not on or lane.label in on) and (lane.parent is not None or not tuned)
+        row for row, lane in enumerate(models.lanes) if lane.is_among(on) and (lane.parent is not None or not tuned)
     ]
 
 

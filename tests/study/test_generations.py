@@ -31,7 +31,7 @@ def recipe(mini_recipe):
     return replace(
         mini_recipe, models=models, strategy="map", edits={}, attacks={"prefill": {"depth": [0], "on": ["attacked"]}},
         analyses={label: node for label, node in mini_recipe.analyses.items() if label not in mine}
-        | {"clusters": {"on": ["sft", "attacked"]}},
+        | {"clusters": {"on": ["sft.eta_M", "attacked"]}},
     )  # fmt: skip
 
 
@@ -162,6 +162,7 @@ def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, r
     frame = results.read_results([run.directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     of = {name: set(rows["method"]) for (name,), rows in frame.group_by("analysis")}
     assert of["clusters"] == {"sft", "attacked"} and of["prefill"] == {"attacked"}
+    assert {*frame.filter(analysis="clusters", method="sft")["lr_name"]} == {"eta_M"}
     assert of["verdicts"] == {"pretrained", "sft", "dpo", "attacked", "again"}
     assert of["output_space"] == {"sft", "dpo", "attacked", "again"}
     pairs = frame.filter(pl.col("analysis") == "alignment")

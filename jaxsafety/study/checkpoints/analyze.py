@@ -32,7 +32,7 @@ def write(study: Study) -> None:
     for label, node in study.recipe.analyses.items():
         for lane in study.recipe.lanes:
             for seed in study.recipe.seeds[: 1 if _is_one(study, lane) else None]:
-                if not node.on or lane.label in node.on:
+                if lane.is_among(node.on):
                     node.load().measure(_looked(study, label, lane, seed, asked, reader), node.options)
     frames = results.read_results(_pieces(study), schema=results.ANALYSIS_SCHEMA)
     shared = [lane for lane in study.recipe.lanes if is_copied(study, lane)]
