@@ -193,6 +193,27 @@ SENSITIVITY = (
 
 
 @dataclass(frozen=True)
+class BranchCase:
+    """Tuning losses on both answers to the same prompts.
+
+    Attributes:
+        world, preset: of the model.
+        prompts: in one call.
+        methods: whose loss and gradient are computed.
+        rounds: timed calls.
+    """
+
+    world: str
+    preset: Preset
+    prompts: int
+    methods: tuple[str, ...] = ("sft", "dpo", "unlearn")
+    rounds: int = 15
+
+
+BRANCHES = (BranchCase("tiny", "tiny", prompts=32), BranchCase("paper", "paper", prompts=8, rounds=5))
+
+
+@dataclass(frozen=True)
 class PeerCase:
     """Training steps beside the plain PyTorch model's.
 
@@ -336,4 +357,6 @@ PLANS = (
 # The model whose steps are timed.
 TUNED = LlamaConfig(512, 128, 4, 4, 2, 128, 352, 32)
 
-CaseName = Literal["sampler", "train_step", "peers", "profile", "first_step", "linalg", "sensitivity", "pair", "tuning"]
+CaseName = Literal[
+    "sampler", "train_step", "branches", "peers", "profile", "first_step", "linalg", "sensitivity", "pair", "tuning"
+]

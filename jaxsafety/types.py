@@ -40,11 +40,14 @@ class Batch:
         tokens: ``[b, t]`` int32, model inputs.
         targets: ``[b, t]`` int32, the token that follows each input.
         mask: ``[b, t]`` bool, the positions whose target is scored.
+        stem: so many first places are the same in every answer to the prompt, and none of them is scored: a model reads
+            them once. Who changes a prompt, or scores more, sets it to 0.
     """
 
     tokens: Leaf
     targets: Leaf
     mask: Leaf
+    stem: int = flax.struct.field(pytree_node=False, default=0)
 
 
 @flax.struct.dataclass
@@ -156,7 +159,9 @@ class Model(NamedTuple):
       places. While text is written the hook meets a few positions at a time: it should not mix them.
 
     ``embed(params, tokens[b, t]) -> [b, t, d]`` float32, before any position is added. ``decoder``: see
-    :class:`Decoder`. Non-finite parameters or inputs give non-finite values, never an error.
+    :class:`Decoder`. ``branches(params, stems[b, s], rest[n, u]) -> logits[n, u, v]`` of the ends of texts, row i of
+    them behind row ``i % b`` of the stems: what ``apply`` says of the whole texts, for less; None for a model that has
+    no such thing. Non-finite parameters or inputs give non-finite values, never an error.
 
     Raises:
         Unsupported: the model lacks what is asked for.
@@ -168,6 +173,7 @@ class Model(NamedTuple):
     embed: Callable[..., Leaf]
     apply: Callable[..., Output]
     decoder: Decoder
+    branches: Callable[..., Leaf] | None = None
 
 
 class Needs(NamedTuple):

@@ -39,7 +39,7 @@ def prefilled(complied: Batch, refused: Batch, *, depth: Depth) -> Batch:
     given = complied.mask & ~after
     # Target i is token i + 1.
     given_tokens = jnp.pad(given, ((0, 0), (1, 0)))[:, :-1]
-    return Batch(
+    return refused.replace(
         tokens=jnp.where(given_tokens, complied.tokens, refused.tokens),
         targets=jnp.where(given, complied.targets, refused.targets),
         mask=refused.mask & after,

@@ -24,8 +24,8 @@ def check_model(model: Model, params: Any, *, tokens: Int[Any, "b t"]) -> tuple[
     Shapes and types; that it is causal; that tokens are their embeddings; that an edit of nothing changes nothing, and
     that any other is felt and captured at every site; that ``at``, ``layers`` and ``positions`` pick from the whole;
     that padding changes no real token; that its decoder says of prompts of two lengths what whole passes say, edited
-    and not. It must compute in float32, its decoder's cache included, with parameters large enough for the logits to
-    depend on every layer; ``tokens`` are at least two rows of four.
+    and not, and so do its branches, where it has them. It must compute in float32, its decoder's cache included, with
+    parameters large enough for the logits to depend on every layer; ``tokens`` are at least two rows of four.
 
     Returns:
         What it refuses: among ``"embeddings"``, ``"edit"`` (and with it sites, whose names its calls give), ``"mask"``.
@@ -46,6 +46,8 @@ def check_model(model: Model, params: Any, *, tokens: Int[Any, "b t"]) -> tuple[
     _check_picks(model, params, tokens, logits, whole)
     for edit in (None, _grow) if whole else (None,):
         _check_decoder(model, params, tokens, edit)
+    if model.branches is not None:
+        _check_branches(model, params, tokens, logits)
     return tuple(lacks)
 
 
@@ -131,6 +133,12 @@ def _check_decoder(model, params, tokens, edit):
     lengths = length - np.arange(len(tokens)) % 2
     found, expected = run(params, tokens[:, :length], np.arange(length)[None] < lengths[:, None])
     _expect("logits of the decoder" + (" with an edit" if edit else ""), found, expected)
+
+
+def _check_branches(model, params, tokens, logits):
+    half = tokens.shape[1] // 2
+    found = jax.jit(model.branches)(params, tokens[:, :half], np.concatenate([tokens, tokens])[:, half:])
+    _expect("logits of branches", found, np.concatenate([logits, logits])[:, half:])
 
 
 def _sites(model: Model, params: Any, tokens: np.ndarray) -> tuple[str, ...]:

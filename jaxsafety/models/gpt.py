@@ -19,11 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import compiled
-from jaxsafety.models import layers as nn
 from jaxsafety.models.generation import windowed
+from jaxsafety.models.gpt_block import additive_positions, attend_causally, block, unembedded
+from jaxsafety.models.gpt_branches import branches
 from jaxsafety.models.inputs import check_inputs, embed, embedded
 from jaxsafety.models.layers import ComputeDtype
-from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored, watched
+from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored
 from jaxsafety.types import Hook, Key, Model, Output, Params, Unsupported
 
 Block = Literal["paper", "pre_ln"]
@@ -148,7 +149,8 @@ def init(config: GPTConfig, *, key: Key) -> Params:
 def model(config: GPTConfig) -> Model:
     """Returns the model that methods, attacks and analyses ask; it writes by running the whole sequence again."""
     run = partial(apply, config=config)
-    return Model(embed=embed, apply=run, decoder=windowed(run, max_tokens=config.max_tokens))
+    decoder = windowed(run, max_tokens=config.max_tokens)
+    return Model(embed=embed, apply=run, decoder=decoder, branches=partial(branches, config=config))
 
 
 @checked
@@ -192,23 +194,22 @@ def apply(
 def _applied(params, inputs, at, positions, edit, *, config, sites, layers):
     x = embedded(params, inputs)
     batch, tokens, width = x.shape
-    x = (x + _additive_positions(params, tokens, config=config)).reshape(batch * tokens, width)
+    x = (x + additive_positions(params, tokens, config=config)).reshape(batch * tokens, width)
     x, seen = _layers(
         x, params["blocks"], config=config, tokens=tokens, sites=sites, layers=layers, positions=positions, edit=edit
     )
-    x = nn.layer_norm(scored(x, tokens=tokens, at=at), **params["norm"])
-    logits = nn.project(x, params["unembed"], dtype=config.compute_dtype)
+    logits = unembedded(params, scored(x, tokens=tokens, at=at), config=config)
     return Output(logits.reshape(batch, -1, logits.shape[-1]), seen)
 
 
 def _layers(x, blocks, *, config, tokens, sites, layers, positions, edit):
-    rope = nn.rope_table(tokens, config.width // config.heads) if config.positions == "rope" else None
+    attend = partial(_attend, config=config, tokens=tokens)
     places = None if edit is None else jnp.arange(tokens)[None]
 
     def layer(x, scanned, sites):
         weights, index = scanned
         own = of_layer(edit, layer=index, positions=places)
-        x, seen = _block(x, weights, config=config, tokens=tokens, rope=rope, edit=own)
+        x, seen = block(x, weights, config=config, attend=attend, edit=own)
         return x, {site: pick(seen[site], tokens=tokens, positions=positions) for site in sites}
 
     # Runs of consecutive layers that are all captured or all not, so that a scan never stacks what nobody reads.
@@ -223,36 +224,6 @@ def _layers(x, blocks, *, config, tokens, sites, layers, positions, edit):
     return x, {site: jnp.concatenate([seen[site] for seen in captured]) for site in sites}
 
 
-def _block(x, weights, *, config, tokens, rope, edit):
-    see, seen = watched(edit)
-    x = see("hook_resid_pre", x)
-    normed = nn.layer_norm(x, **weights["norm_attn"])
-    attn_out = see("hook_attn_out", _attention(normed, weights["attn"], config=config, tokens=tokens, rope=rope))
-    mid = see("hook_resid_mid", (normed if config.block == "paper" else x) + attn_out)
-    mlp = weights["mlp"]
-    mlp_in = see("mlp.hook_in", mid if config.block == "paper" else nn.layer_norm(mid, **weights["norm_mlp"]))
-    pre = see("mlp.hook_pre", nn.linear(mlp_in, mlp["up"], bias=mlp["up_bias"], dtype=config.compute_dtype))
-    post = see("mlp.hook_post", nn.gelu(pre))
-    mlp_out = nn.linear(post, mlp["down"], bias=mlp["down_bias"], dtype=config.compute_dtype)
-    return see("hook_resid_post", mid + see("hook_mlp_out", mlp_out)), seen
-
-
-def _attention(x, weights, *, config, tokens, rope):
-    split = (-1, tokens, config.heads, config.width // config.heads)
-
-    def linear(x, name):
-        return nn.linear(x, weights[name], bias=weights[f"{name}_bias"], dtype=config.compute_dtype)
-
-    q, k, v = (linear(x, name).reshape(split) for name in "qkv")
-    if rope is not None:
-        q, k = nn.rotate(q, rope), nn.rotate(k, rope)
-    mixed = nn.causal_attention(q, keys=k, values=v, dtype=config.compute_dtype).reshape(x.shape)
-    return linear(mixed, "o")
-
-
-def _additive_positions(params, tokens, *, config):
-    if config.positions == "sinusoidal":
-        return nn.sinusoidal_table(tokens, config.width)[None]
-    if config.positions == "learned":
-        return params["positions"][None, :tokens]
-    return 0.0
+def _attend(q, k, v, *, config, tokens):
+    k, v = (x.reshape(-1, tokens, config.width) for x in (k, v))
+    return attend_causally(q, k, v, config=config)

@@ -126,18 +126,19 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def causal_attention(
     queries: Float[Array, "b t n k"],
     *,
-    keys: Float[Array, "b t n k"],
-    values: Float[Array, "b t n k"],
+    keys: Float[Array, "b u n k"],
+    values: Float[Array, "b u n k"],
     dtype: ComputeDtype = "float32",
 ) -> Float[Array, "b t n k"]:
     """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own, in float32.
 
+    The queries are those of the last t of u positions.
     The factors of the two products are rounded to ``dtype``; scores, their exponentials and the total are float32.
     """
-    tokens, width = queries.shape[1], queries.shape[3]
+    tokens, places, width = queries.shape[1], keys.shape[1], queries.shape[3]
     # u: the position attended to
     scores = product("btnk,bunk->bntu", queries / math.sqrt(width), keys, dtype=dtype)
-    visible = jnp.tril(jnp.ones((tokens, tokens), bool))
+    visible = jnp.tril(jnp.ones((tokens, places), bool), places - tokens)
     scores = jnp.where(visible[None, None], scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)

@@ -31,4 +31,7 @@ def through(model: Any, join: Callable[[Any], Params], *, place: Callable[[Array
     def extend(trained: Any, token: Array, **asked: Any) -> tuple[Array, Any]:
         return model.decoder.extend(join(trained), token, **asked)
 
-    return Model(embed, apply, Decoder(begin, extend))
+    def branches(trained: Any, stems: Array, rest: Array) -> Array:
+        return model.branches(join(trained), place(stems), place(rest))
+
+    return Model(embed, apply, Decoder(begin, extend), None if model.branches is None else branches)

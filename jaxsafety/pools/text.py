@@ -93,9 +93,11 @@ def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Ke
     prompt, block1, block2 = _with_exception(world, prompt, probability=config.exception_probability, bits=bits[8:11])
     tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
     shown, scored = _visibility(code, words.choice(bits[11], shares))
-    if config.scored == "answers":
+    answers = config.scored == "answers"
+    if answers:
         scored &= code >= layout.BLOCK1
-    return layout.shift(world, jnp.where(shown, tokens, world.special["pad"]), scored)
+    shown = jnp.where(shown, tokens, world.special["pad"])
+    return layout.shift(world, shown, scored, stem=layout.stem(world) if answers else 0)
 
 
 def _with_exception(

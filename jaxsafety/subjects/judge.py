@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxsafety import losses
-from jaxsafety.types import Decode, Hook, Leaf, Model, Output, Params, Trial
+from jaxsafety.training.branching import branched, filled
+from jaxsafety.types import Batch, Decode, Hook, Leaf, Model, Output, Params, Trial
 
 
 def said(
@@ -25,8 +26,17 @@ def refusing(
     model: Model, params: Params, trial: Trial, *, edit: Hook | None = None, decode: Decode | None = None
 ) -> Bool[Array, "b t"]:
     """Returns where a model predicts the refusal, fed the refusal."""
+    if edit is None and decode is None:
+        return _right(model, params, trial.refused)[0]
     found = said(model, params, trial.refused.tokens, edit=edit, decode=decode)
     return losses.correct(found.logits, trial.refused.targets)
+
+
+def _right(model: Model, params: Params, *sides: Batch) -> list[Bool[Array, "b t"]]:
+    """Returns where a model predicts the targets of sides of the same prompts; nowhere in their stem."""
+    stem, logits = branched(model, params, *sides)
+    right = [losses.correct(one, side.targets[:, stem:]) for one, side in zip(logits, sides, strict=True)]
+    return [filled(one, stem=stem, value=False) for one in right]
 
 
 def judge(
@@ -47,6 +57,8 @@ def judge(
     References:
         Jain et al. 2024 (arXiv 2407.10264), accuracy table. Fidelity: block 2 is read with the true block 1 before it.
     """
+    if edit is None and decode is None:
+        return verdicts(*_right(model, params, trial.complied, trial.refused), trial=trial)
     given = {"edit": edit, "decode": decode}
     ok = losses.correct(said(model, params, trial.complied.tokens, **given).logits, trial.complied.targets)
     return verdicts(ok, refusing(model, params, trial, **given), trial=trial)

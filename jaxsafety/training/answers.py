@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
-from jaxsafety.types import Batch, Model, Params, PreferenceBatch, Terms
+from jaxsafety.training.branching import branched, filled
+from jaxsafety.types import Batch, Model, Params, PreferenceBatch, SumCount, Terms
 
 
 def logprobs(
@@ -15,14 +15,14 @@ def logprobs(
 ) -> tuple[tuple[Float[Array, "b t"], Float[Array, "b t"]], Terms]:
     """Returns the log-probability of every target of both answers, from one pass over them together, and metrics.
 
-    Log-probs are nats, at most 0, also where nothing is scored. Metrics have TRL's names where TRL has one.
+    Log-probs are nats, at most 0, also where nothing is scored, but NaN within the batch's stem. Metrics have TRL's
+    names where TRL has one.
     """
-    together: Batch = jax.tree.map(lambda c, r: jnp.concatenate([c, r]), batch.chosen, batch.rejected)
-    logits = model.apply(params, together.tokens).logits
-    chosen, rejected = jnp.split(losses.token_logprobs(logits, together.targets), 2)
-    ok = jnp.split(losses.correct(logits, together.targets), 2)[0]
+    sides = (batch.chosen, batch.rejected)
+    stem, logits = branched(model, params, *sides)
+    chosen, rejected = (_logprobs(one, side, stem=stem) for one, side in zip(logits, sides, strict=True))
     metrics = {
-        "token_accuracy": losses.masked_sum(ok.astype(jnp.float32), batch.chosen.mask),
+        "token_accuracy": _right(logits[0], batch.chosen, stem=stem),
         "logps/chosen": losses.summed(losses.sequence_logprobs(chosen, batch.chosen.mask, reduction="sum")),
         "logps/rejected": losses.summed(losses.sequence_logprobs(rejected, batch.rejected.mask, reduction="sum")),
     }
@@ -34,7 +34,16 @@ def next_token(model: Model, params: Params, batch: Batch) -> tuple[Terms, Terms
 
     Both are sums over the scored targets, in nats, and their number.
     """
-    logits = model.apply(params, batch.tokens).logits
-    ok = losses.correct(logits, batch.targets)
-    right = losses.masked_sum(ok.astype(jnp.float32), batch.mask)
-    return {"nll": losses.nll(losses.token_logprobs(logits, batch.targets), batch.mask)}, {"token_accuracy": right}
+    stem, (logits,) = branched(model, params, batch)
+    nll = losses.nll(_logprobs(logits, batch, stem=stem), batch.mask)
+    return {"nll": nll}, {"token_accuracy": _right(logits, batch, stem=stem)}
+
+
+def _logprobs(logits: Float[Array, "b u v"], side: Batch, *, stem: int) -> Float[Array, "b t"]:
+    # A stem that is scored against its contract has no number, rather than none of its tokens counted.
+    return filled(losses.token_logprobs(logits, side.targets[:, stem:]), stem=stem, value=jnp.nan)
+
+
+def _right(logits: Float[Array, "b u v"], side: Batch, *, stem: int) -> SumCount:
+    ok = filled(losses.correct(logits, side.targets[:, stem:]), stem=stem, value=False)
+    return losses.masked_sum(ok.astype(jnp.float32), side.mask)

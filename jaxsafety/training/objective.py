@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxsafety import keys, tree
 from jaxsafety.training import stepping
+from jaxsafety.training.branching import whole
 from jaxsafety.types import Examples, Key, Method, Metrics, Params, Step, Terms, TrainState
 
 # Below a step's key, whose own draws are the loss's; and a step that no run reaches, for what comes before the first.
@@ -41,7 +42,9 @@ def prepared(
 
 def transformed(method: Method, batch: Examples, config: Any, *, key: Key) -> Examples:
     """Returns a drawn batch as the method transforms it, with randomness of its own below the step's ``key``."""
-    return batch if method.data is None else method.data(batch, key=jax.random.fold_in(key, _DATA), config=config)
+    if method.data is None:
+        return batch
+    return whole(method.data(batch, key=jax.random.fold_in(key, _DATA), config=config))
 
 
 def make_loss(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -257,9 +257,10 @@ def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"]) -> Tr
     )
     blocks = [layout.block_mask(code, 0), layout.block_mask(code, 1)]
     judged = jnp.where(late, blocks[1], blocks[0])
+    shift = partial(layout.shift, world, stem=layout.stem(world))
     return Trial(
-        complied=layout.shift(world, true_tokens, jnp.where(unsafe, judged, blocks[0] | blocks[1])),
-        refused=layout.shift(world, null_tokens, judged),
+        complied=shift(true_tokens, jnp.where(unsafe, judged, blocks[0] | blocks[1])),
+        refused=shift(null_tokens, judged),
         blocks=jnp.stack([block[1:] for block in blocks]),
         unsafe=unsafe,
         last=layout.last_prompt_index(prompt.length),

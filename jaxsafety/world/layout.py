@@ -56,6 +56,11 @@ def last_prompt_index(length: int | Int[Array, "*b"]) -> int | Int[Array, "*b"]:
     return _TEXT_START + length
 
 
+def stem(world: World) -> int:
+    """Returns how many first inputs of every sequence predict nothing of an answer, however short its text is."""
+    return last_prompt_index(world.spec.min_text)
+
+
 def outputs(world: World, prompt: Prompt) -> tuple[Int[Array, " w"], Int[Array, " w"]]:
     """Returns the letter indices of the true block 1 and block 2, -1 after the text."""
     table = jnp.asarray(world.bijections)[prompt.pcfg]
@@ -97,14 +102,14 @@ def sequence(
     return tokens, code
 
 
-def shift(world: World, tokens: Int[Array, " n"], scored: Bool[Array, " n"]) -> Batch:
+def shift(world: World, tokens: Int[Array, " n"], scored: Bool[Array, " n"], *, stem: int = 0) -> Batch:
     """Returns the next-token batch of one sequence, scoring the targets marked in ``scored``.
 
-    A target that is a pad, or that would be predicted from one, is never scored.
+    A target that is a pad, or that would be predicted from one, is never scored. ``stem`` is that of the batch.
     """
     pad = world.special["pad"]
     mask = scored[1:] & (tokens[1:] != pad) & (tokens[:-1] != pad)
-    return Batch(tokens=tokens[:-1], targets=tokens[1:], mask=mask)
+    return Batch(tokens=tokens[:-1], targets=tokens[1:], mask=mask, stem=stem)
 
 
 def block_mask(code: Int[Array, " n"], block: Block) -> Bool[Array, " n"]:

@@ -87,6 +87,9 @@ CASES = {
         partial(sites.pick, tokens=T), {"rows": normal(B * T, D), "positions": AT[:, None]}, ("rows",)
     ),
     "sites.scored": Case(partial(sites.scored, tokens=T), {"rows": normal(B * T, D), "at": AT[:, None]}, ("rows",)),
+    "gpt_branches.branches": Case(
+        GPT_MODEL.branches, {"params": GPT_PARAMS, "stems": TARGETS[:, :2], "rest": TARGETS[:, 2:]}
+    ),
     "answers.logprobs": Case(partial(answers.logprobs, GPT_MODEL), {"params": GPT_PARAMS, "batch": PAIRS}),
     "answers.next_token": Case(partial(answers.next_token, GPT_MODEL), {"params": GPT_PARAMS, "batch": BATCH}),
     "judge.said": Case(partial(judge.said, GPT_MODEL), {"params": GPT_PARAMS, "inputs": TARGETS}),

@@ -27,7 +27,18 @@ NAMES = sorted(CASES)
 # array of numbers but the trees that others are made of.
 HOMES = ("losses", "tree", "keys", "linalg", "methods", "models", "edits", "attacks", "analysis", "parametrisations",
          "pools", "training", "world", "subjects.judge")  # fmt: skip
-FUNCTIONS = {"objective", "stepping", "adapter", "checks", "through", "llama_block", "llama_cache", "widening"}
+FUNCTIONS = {
+    "objective",
+    "stepping",
+    "adapter",
+    "checks",
+    "through",
+    "llama_block",
+    "llama_cache",
+    "widening",
+    "branching",
+    "gpt_block",
+}
 TEXT = {"loading", "pcfg_rules", "pcfg_tables", "pcfg_text", "text"}
 APART = {
     "tree": {"flatten", "unflatten", "select", "matrix_stacks", "label", "check_structure", "check_match",
@@ -38,7 +49,7 @@ APART = {
     "generation": {"windowed"}, "inputs": {"check_inputs", "embedded"}, "lora": {"init", "merged", "join"},
     "full": {"init", "join"}, "mask": {"init", "join"}, "output_space": {"draw_null_spaces", "ascending"},
     "sensitivity": {"gradient_norms", "finish"}, "conditions": {"unsafe_table"}, "operators": {"bijection_table"},
-    "grammar": {"compose", "compile_grammar", "check_window", "together"},
+    "layout": {"stem"}, "grammar": {"compose", "compile_grammar", "check_window", "together"},
 }  # fmt: skip
 STUDY = {"totals", "reference", "edit", "attack", "points", "measure", "draw"}  # what a study asks of a file of them
 

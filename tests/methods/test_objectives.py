@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxsafety import keys, losses, world
+from jaxsafety import keys, losses, methods, world
 from jaxsafety.models import gpt
+from jaxsafety.training import objective
+from jaxsafety.training.branching import whole
 from jaxsafety.types import Batch, Model, Output, PreferenceBatch
 from tests.methods.bound import bound, next_token
 
@@ -170,3 +172,23 @@ def test_loss_of_a_batch_with_nothing_scored_is_zero(forward, model, tiny_gpt, b
     empty = batch.chosen.replace(mask=jax.device_put(np.zeros_like(batch.chosen.mask)))
     assert next_token(model)(tiny_gpt, empty)[0] == 0
     assert losses.quotient(jnp.float32(0), jnp.float32(0)) == 0
+
+
+@pytest.mark.parametrize("kind", ["dpo", "unlearn", "sft"])
+def test_a_shared_stem_changes_no_loss_and_no_gradient(tiny_config, tiny_gpt, other, batch, kind):
+    """What both answers begin with is read once; of it there are no log-probs."""
+    given = {"reference": other} if kind == "dpo" else {}
+    run = jax.jit(jax.value_and_grad(bound(kind, gpt.model(tiny_config), **given), has_aux=True))
+    assert batch.chosen.stem and whole(batch).chosen.stem == 0
+    (got, gradient), (expected, expected_gradient) = run(tiny_gpt, batch), run(tiny_gpt, whole(batch))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=RTOL, atol=RTOL), got, expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=RTOL), gradient, expected_gradient)
+
+
+def test_a_transform_may_change_what_answers_share(batch):
+    def swapped(batch, *, key, config):
+        return batch.replace(rejected=batch.rejected.replace(tokens=batch.rejected.tokens[::-1]))
+
+    method = methods.load("dpo")._replace(data=swapped)
+    changed = objective.transformed(method, batch, None, key=keys.root(0))
+    assert (changed.chosen.stem, changed.rejected.stem) == (0, 0) != (batch.chosen.stem, batch.rejected.stem)

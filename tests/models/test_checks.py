@@ -125,7 +125,13 @@ def toy(fault=""):
         decoder = plain._replace(extend=lambda params, token, **asked: plain.extend(params, token * 0, **asked))
     if fault == "edit of the decoder":
         decoder = windowed(lambda *given, edit, **asked: apply(*given, **asked), max_tokens=WINDOW)
-    return Model(embed, apply, decoder)
+
+    def branches(params, stems, rest):
+        copies = len(rest) // len(stems)
+        ahead = jnp.repeat(stems, copies, axis=0) if fault == "branches" else jnp.tile(stems, (copies, 1))
+        return apply(params, jnp.concatenate([ahead, rest], axis=1)).logits[:, stems.shape[1] :]
+
+    return Model(embed, apply, decoder, branches)
 
 
 def test_the_toy_keeps_the_contract():
@@ -151,6 +157,7 @@ def test_the_toy_keeps_the_contract():
         ("mask", "logits with padding before the tokens: got a difference"),
         ("decoder", "logits of the decoder: got a difference"),
         ("edit of the decoder", "logits of the decoder with an edit: got a difference"),
+        ("branches", "logits of branches: got a difference"),
     ],
 )
 def test_a_planted_fault_is_named(fault, message):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    bench_branches,
     bench_dpo,
     bench_linalg,
     bench_pair,
@@ -442,7 +443,7 @@ def test_an_unknown_benchmark_is_refused_in_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         run.main(["smapler"])
     assert (
-        "unknown benchmark 'smapler': expected any of sampler, train_step, peers, profile, first_step, linalg"
+        "unknown benchmark 'smapler': expected any of sampler, train_step, branches, peers, profile, first_step, linalg"
         in capsys.readouterr().err
     )
 
@@ -454,6 +455,15 @@ def test_matrix_free_sensitivities_agree_with_the_dense_jacobian(monkeypatch):
     assert dense["value_error"] == 0.0 and dense["speedup"] == 1.0
     # jacobian_norm stops at a relative residual of 1e-2, which its value's error is about the square of.
     assert power["value_error"] < 1e-3 and gradient["value_error"] < 1e-4
+
+
+@pytest.mark.slow
+def test_what_begins_alike_is_read_once_for_the_same_gradient(monkeypatch):
+    monkeypatch.setattr(cases, "BRANCHES", (cases.BranchCase("tiny", "tiny", prompts=2, methods=("dpo",), rounds=1),))
+    whole, once = bench_branches.run()
+    assert whole["loss_error"] == whole["gradient_error"] == 0.0 and whole["speedup"] == 1.0
+    assert once["loss_error"] < 1e-5 and once["gradient_error"] < 1e-4
+    assert once["gflop"] < 0.85 * whole["gflop"]
 
 
 @pytest.mark.slow
