@@ -9,6 +9,7 @@ import gc
 import importlib
 import inspect
 import os
+import shutil
 import signal
 import tempfile
 from collections import Counter
@@ -32,6 +33,9 @@ from jaxtyping import install_import_hook
 
 # A background shell has its children ignore Ctrl-C, which the tests of it send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What tests write before they delete it, several times over.
+_ROOM = 4 * 2**30
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -89,6 +93,21 @@ from jaxsafety.models import gpt  # noqa: E402
 from jaxsafety.recipe import yaml_file  # noqa: E402
 from jaxsafety.recipe.schema import AnalyzeConfig, EvaluateConfig, Recipe  # noqa: E402
 from jaxsafety.types import Opened  # noqa: E402
+
+
+def pytest_configure(config):
+    """Keeps the files of tests in memory where there is room: they wait for a disk longer than they compute.
+
+    ``--basetemp DIR`` keeps them in a directory, to be looked at.
+    """
+    memory = Path("/dev/shm")
+    is_worker, room = (
+        hasattr(config, "workerinput"),
+        shutil.disk_usage(memory).free if os.access(memory, os.W_OK) else 0,
+    )
+    if not is_worker and config.option.basetemp is None and room > _ROOM:
+        config.option.basetemp = tempfile.mkdtemp(prefix="jaxsafety-tests-", dir=memory)
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 def pytest_collection_finish():
