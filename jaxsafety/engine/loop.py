@@ -1,15 +1,18 @@
 """Trains the lanes of a grid chunk by chunk, with checkpoints, metrics and progress.
 
-A chunk is one dispatch: many steps, batches drawn inside, no host synchronisation. At its end every lane's state is
-saved, so a run killed at any moment continues from the last chunk, bit for bit. After the last step parameters alone
-are kept. A program may train the lanes of several models side by side; each keeps its own row of the state.
+A chunk is one dispatch: many steps, batches drawn inside, no host synchronisation. Its end is copied, and every lane's
+state is saved while the next chunk computes; a run killed at any moment continues from the last one saved, bit for bit.
+After the last step parameters alone are kept. A program may train the lanes of several models side by side; each keeps
+its own row of the state.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +206,16 @@ def train(
     state, done = _resume(start, grid=grid, legs=legs)
     hosts.decide(lambda: _forget(legs, after_step=done))
     label = f"{leg.stage} {'+'.join(dict.fromkeys(one.label for one in legs))}"
-    with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update:
+    with progress.track(leg.steps, label=label, start=done, seeds=len(grid.seeds)) as update, _finishing() as left:
         while done < leg.steps:
             hosts.check(f"after step {done} of {label}")
             end = leg.chunk_end(done)
             state, metrics = advance(state, given, per_seed, points, _steps(end - done, grid=grid))
+            _finish(left)  # what the chunk before leaves is written while this one computes
             done = end
             params = state.params if join is None else join(state.params, given, per_seed, points)
             host = hosts.fetch(metrics | read(params, readout[1], points))
-            _keep(state, params, host, grid=grid, legs=legs, step=done)
+            left.append(_keeper(state, params, host, grid=grid, legs=legs, step=done))
             update(done, _headline(host, headline))
             if not np.any(host["finite"]):
                 raise FloatingPointError(f"every lane of {label} diverged: lower its learning rate")
@@ -256,13 +260,28 @@ def _steps(count: int, *, grid: Grid) -> jax.Array:
     return jax.make_array_from_callback((), everywhere, lambda _: np.int32(count))
 
 
-def _keep(
+@contextmanager
+def _finishing() -> Iterator[list[Callable[[], None]]]:
+    """A list of what is left to do, which is done in every case at the end, a signal's or an error's as well."""
+    left: list[Callable[[], None]] = []
+    try:
+        yield left
+    finally:
+        _finish(left)
+
+
+def _finish(left: list[Callable[[], None]]) -> None:
+    while left:
+        left.pop()()
+
+
+def _keeper(
     state: TrainState, params: Params, metrics: Mapping[str, np.ndarray], *, grid: Grid, legs: Sequence[Leg], step: int
-) -> None:
-    """Writes what a chunk's end leaves, every leg its own row."""
-    host = hosts.fetch(state)
+) -> Callable[[], None]:
+    """Returns what writes the end of a chunk, every leg its own row, whatever becomes of the state's memory."""
+    host = _copied(state)
     # Of what is trained itself there is one copy.
-    shown = {"params": host.params if params is state.params else hosts.fetch(params), "finite": host.finite}
+    shown = {"params": host.params if params is state.params else _copied(params), "finite": host.finite}
 
     def write() -> None:
         rows = (_rows(metrics, seeds=grid.seeds, row=h, leg=leg, step=step) for h, leg in enumerate(legs))
@@ -273,7 +292,12 @@ def _keep(
                 checkpoint.save(leg.snapshot_folder, tree.lane(shown, h), step=step, keep=len(leg.snapshots))
             checkpoint.save(leg.checkpoints, tree.lane(shown if step == leg.steps else host, h), step=step)
 
-    hosts.decide(write)
+    return partial(hosts.decide, write)
+
+
+def _copied(tree: Any) -> Any:
+    # What is fetched from a CPU may be the very memory that the next chunk is given.
+    return jax.tree.map(np.array, hosts.fetch(tree))
 
 
 def _forget(legs: Sequence[Leg], *, after_step: int) -> None:

@@ -125,6 +125,29 @@ def metrics_of(legs):
     return (legs[0].directory / "metrics.jsonl").read_bytes()
 
 
+def test_a_chunk_is_written_while_the_next_one_computes(tmp_path, monkeypatch):
+    order, save = [], checkpoint.save
+
+    def noted(run, **how):
+        program = programs.program(run, **how)
+
+        def call(*arguments):
+            if run is chunk:
+                order.append("computes")
+            return program(*arguments)
+
+        return call
+
+    def saved(*given, step, **how):
+        order.append(step)
+        save(*given, step=step, **how)
+
+    monkeypatch.setattr(loop, "program", noted)
+    monkeypatch.setattr(checkpoint, "save", saved)
+    train(tmp_path / "run")
+    assert order == ["computes", "computes", 2, 2, "computes", 4, 4, "computes", 6, 6, 8, 8]
+
+
 def test_every_chunk_leaves_a_row_per_lane_and_a_checkpoint(whole):
     state, legs = whole
     assert all(loop.is_finished(leg) and checkpoint.steps(leg.checkpoints) == [6, 8] for leg in legs)
@@ -205,16 +228,16 @@ def test_a_signal_ends_the_run_after_the_chunk_that_it_came_in(tmp_path, monkeyp
     save = checkpoint.save
 
     def interrupted(folder, *arguments, step, **options):
-        # A second signal would end the process.
+        # Written while the chunk to step 6 computes. A second signal would end the process.
         if step == 4 and folder.name == "toy.eta_M":
             signal.raise_signal(signal.SIGTERM)
         save(folder, *arguments, step=step, **options)
 
     with monkeypatch.context() as patch, signals.deferred(lambda _: None):
         patch.setattr(checkpoint, "save", interrupted)
-        with pytest.raises(signals.Stopped, match=r"^stopped by SIGTERM after step 4 of tune toy$"):
+        with pytest.raises(signals.Stopped, match=r"^stopped by SIGTERM after step 6 of tune toy$"):
             train(tmp_path / "torn")
-    assert checkpoint.latest(tmp_path / "torn" / "checkpoints" / "toy.eta_M") == 4
+    assert checkpoint.latest(tmp_path / "torn" / "checkpoints" / "toy.eta_M") == 6
     resumed, _ = train(tmp_path / "torn", start=another_start)
     assert bits(resumed) == bits(state)
     assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == metrics_of(legs)
