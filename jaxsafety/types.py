@@ -41,7 +41,8 @@ class Batch:
         targets: ``[b, t]`` int32, the token that follows each input.
         mask: ``[b, t]`` bool, the positions whose target is scored.
         stem: so many first places are the same in every answer to the prompt, and none of them is scored: a model reads
-            them once. Who changes a prompt, or scores more, sets it to 0.
+            them once. Who changes a prompt of a drawn batch, or scores more of it, sets it to 0 on all sides: what is
+            scored within a stem has no log-probability (NaN), and counts as wrong.
     """
 
     tokens: Leaf
@@ -161,7 +162,8 @@ class Model(NamedTuple):
     ``embed(params, tokens[b, t]) -> [b, t, d]`` float32, before any position is added. ``decoder``: see
     :class:`Decoder`. ``branches(params, stems[b, s], rest[n, u]) -> logits[n, u, v]`` of the ends of texts, row i of
     them behind row ``i % b`` of the stems: what ``apply`` says of the whole texts, for less; None for a model that has
-    no such thing. Non-finite parameters or inputs give non-finite values, never an error.
+    no such thing. Who puts another ``apply`` in its place does so with ``branches``, or has None there. Non-finite
+    parameters or inputs give non-finite values, never an error.
 
     Raises:
         Unsupported: the model lacks what is asked for.

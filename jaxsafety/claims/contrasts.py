@@ -110,17 +110,18 @@ def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: flo
     refusals, reasons = {}, []
     for model in evidence.models:
         try:
-            rates = [_applied(evidence, model, "whole", metric, condition, alpha) for alpha in (1.0, EXTRAPOLATION)]
             refused = refusal(evidence, model)
         except Unmeasured as error:
             reasons.append(error)
             continue
         if np.isfinite(refused).any():
-            refusals[model] = (np.nanmean(refused), np.where(rates[0] >= least, rates[1] - rates[0], np.nan))
+            refusals[model] = np.nanmean(refused)
     if not refusals:
         raise reasons[0] if reasons else Unmeasured("no tuned model in this run")
-    weakest = min(refusals, key=lambda model: refusals[model][0])
-    return Measurement(refusals[weakest][1], f"the weakest is {label(weakest)}")
+    weakest = min(refusals, key=refusals.__getitem__)
+    # Of that one or of none: where it was not edited, another is no stand-in.
+    before, after = (_applied(evidence, weakest, "whole", metric, condition, alpha) for alpha in (1.0, EXTRAPOLATION))
+    return Measurement(np.where(before >= least, after - before, np.nan), f"the weakest is {label(weakest)}")
 
 
 def kinship(evidence: Evidence) -> Measurement:

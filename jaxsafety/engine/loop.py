@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from jaxsafety import tree
 from jaxsafety.engine import hosts, sweep
 from jaxsafety.engine.programs import Grid, at_once, place, program
-from jaxsafety.rundir import checkpoint, metrics_file, progress
+from jaxsafety.rundir import checkpoint, metrics_file, progress, signals
 from jaxsafety.rundir.layout import CHECKPOINTS, SNAPSHOTS
 from jaxsafety.types import HParams, Metrics, Params, TrainState
 
@@ -262,17 +261,24 @@ def _steps(count: int, *, grid: Grid) -> jax.Array:
 
 @contextmanager
 def _finishing() -> Iterator[list[Callable[[], None]]]:
-    """A list of what is left to do, which is done in every case at the end, a signal's or an error's as well."""
+    """A list of what is left to write, which is written in every case at the end, a signal's or an error's as well."""
     left: list[Callable[[], None]] = []
     try:
         yield left
-    finally:
+    except (signals.Stopped, FloatingPointError):
         _finish(left)
+        raise
+    except BaseException:
+        # It may be the error of one process alone, and the others don't come to decide anything.
+        while hosts.is_first() and left:
+            left.pop()()
+        raise
+    _finish(left)
 
 
 def _finish(left: list[Callable[[], None]]) -> None:
     while left:
-        left.pop()()
+        hosts.decide(left.pop())
 
 
 def _keeper(
@@ -292,12 +298,12 @@ def _keeper(
                 checkpoint.save(leg.snapshot_folder, tree.lane(shown, h), step=step, keep=len(leg.snapshots))
             checkpoint.save(leg.checkpoints, tree.lane(shown if step == leg.steps else host, h), step=step)
 
-    return partial(hosts.decide, write)
+    return write
 
 
 def _copied(tree: Any) -> Any:
     # What is fetched from a CPU may be the very memory that the next chunk is given.
-    return jax.tree.map(np.array, hosts.fetch(tree))
+    return jax.tree.map(lambda leaf: leaf if leaf.flags.owndata else np.array(leaf), hosts.fetch(tree))
 
 
 def _forget(legs: Sequence[Leg], *, after_step: int) -> None:

@@ -71,7 +71,8 @@ class Training(Node):
         batch_size: examples a step, per seed.
         lr: peak learning rate.
         accumulate: parts that a batch is taken in, one after the other; a divisor of ``batch_size``.
-        chunk_steps: steps per dispatch; metrics are averaged and a checkpoint written at each chunk's end.
+        chunk_steps: steps per dispatch; metrics are averaged over each, and a checkpoint of its end is
+            written while the next one computes.
         snapshots: how many log-spaced moments between the first and the last step to keep the parameters of, for the
             analyses along training; fewer where the run is too short to tell them apart.
         reference: whose likelihoods a method asks that compares with a reference: the model that training begins with

@@ -246,9 +246,8 @@ def _check_rows(recipe: Recipe) -> None:
     for place in ("edits", "attacks", "analyses"):
         for label, one in getattr(recipe, place).items():
             for name in one.on:
-                check_name(
-                    f"model in {place}.{label}.on", name, [*recipe.models, *(lane.name for lane in recipe.lanes)]
-                )
+                known = dict.fromkeys([*recipe.models, *(lane.name for lane in recipe.lanes)])
+                check_name(f"model or lane in {place}.{label}.on", name, known)
             if len(set(one.on)) < len(one.on):
                 raise ValueError(f"{place}.{label}.on must name distinct models, got {list(one.on)}")
     for label, attack in recipe.attacks.items():

@@ -53,7 +53,7 @@ def deferred(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def check(where: str) -> None:
-    """Ends the run here if it has been asked to; called where everything that is finished is saved.
+    """Ends the run here if it has been asked to; called where all that is finished is saved, or will be.
 
     ``where``, such as ``after step 200 of tune dpo``, is for the message.
 

@@ -19,6 +19,7 @@ from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study import lanes
 from jaxsafety.study.view import Prompts, class_means, first_prompts, opening, view
 from jaxsafety.subjects import judge
+from jaxsafety.training.branching import whole
 from jaxsafety.types import Attacked, Key, Measured, Model, Opened, Params, Point, Target, Trial
 
 # Where the first MLP matrix reads, and what its neurons say.
@@ -77,7 +78,9 @@ def attacked_measures(
     def condition(trial: Trial) -> Measured:
         target = Target(model, params, base, trial, subject.text.stop)
         done = attack.attack(target, node.options, point=point, key=own)
-        changed, weights = done.trial or trial, params if done.params is None else done.params
+        # An attack may have changed any place of what it gives.
+        changed = trial if done.trial is None else whole(done.trial)
+        weights = params if done.params is None else done.params
         found = judge.said(
             model, weights, changed.complied.tokens, edit=done.edit, decode=done.decode,
             sites=(_IN, _OUT) if attack.inside else (), positions=changed.last[:, None],

@@ -17,7 +17,7 @@ from jaxsafety.entry.checks import known, whole_number
 from jaxsafety.entry.programs import compiled
 from jaxsafety.keys import at_step
 from jaxsafety.types import Key, PreferenceBatch, Trial
-from jaxsafety.world import conditions
+from jaxsafety.world import conditions, layout
 from jaxsafety.world.conditions import Condition
 from jaxsafety.world.spec import World
 from jaxsafety.world.words import Probability
@@ -64,21 +64,22 @@ def _trials(key, step, late_probability, *, world, condition, batch_size):
         prompt, unsafe = conditions.draw_prompt(
             world, condition, key=key, pcfgs=world.spec.eval_pcfgs, late_probability=late_probability
         )
-        return conditions.answers(world, prompt, unsafe)
+        return conditions.answers(world, prompt, unsafe, stem=layout.stem(world))
 
     return jax.vmap(one)(jax.random.split(at_step(key, step), batch_size))
 
 
 def preferences(trial: Trial) -> PreferenceBatch:
     """Returns preferred and dispreferred answers: refusal over compliance for unsafe prompts, the reverse for safe."""
-    unsafe = trial.unsafe
+    unsafe, stem = trial.unsafe, min(trial.complied.stem, trial.refused.stem)
+    complied, refused = (side.replace(stem=stem) for side in (trial.complied, trial.refused))
 
     def where(a: Array, b: Array) -> Array:
         return jnp.where(unsafe.reshape(unsafe.shape + (1,) * (a.ndim - unsafe.ndim)), a, b)
 
     return PreferenceBatch(
-        chosen=jax.tree.map(where, trial.refused, trial.complied),
-        rejected=jax.tree.map(where, trial.complied, trial.refused),
+        chosen=jax.tree.map(where, refused, complied),
+        rejected=jax.tree.map(where, complied, refused),
         unsafe=unsafe,
     )
 
@@ -118,7 +119,8 @@ def _mixed(key, step, p_unsafe, *, world, batch_size, mix):
         safe_draw, unsafe_draw = conditions.draw_alike(
             world, both, key=key, pcfgs=pcfgs, late_probability=LATE_IN_TRAINING
         )
-        return conditions.answers(world, *jax.tree.map(lambda a, b: jnp.where(unsafe, a, b), unsafe_draw, safe_draw))
+        drawn = jax.tree.map(lambda a, b: jnp.where(unsafe, a, b), unsafe_draw, safe_draw)
+        return conditions.answers(world, *drawn, stem=layout.stem(world))
 
     return jax.vmap(one)(jax.random.split(draw, batch_size), unsafe)
 

@@ -243,8 +243,11 @@ def draw_alike(
     ]
 
 
-def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"]) -> Trial:
-    """Lays out the true output and the refusal of one prompt; the first block with an unsafe task is judged."""
+def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"], *, stem: int = 0) -> Trial:
+    """Lays out the true output and the refusal of one prompt; the first block with an unsafe task is judged.
+
+    ``stem`` is that of the batches: :func:`jaxsafety.world.layout.stem` for prompts that were drawn.
+    """
     pair_unsafe = unsafe_tasks[prompt.tasks].reshape(2, 2).any(axis=1)
     unsafe = pair_unsafe.any()
     late = ~pair_unsafe[0] & pair_unsafe[1]
@@ -257,7 +260,7 @@ def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"]) -> Tr
     )
     blocks = [layout.block_mask(code, 0), layout.block_mask(code, 1)]
     judged = jnp.where(late, blocks[1], blocks[0])
-    shift = partial(layout.shift, world, stem=layout.stem(world))
+    shift = partial(layout.shift, world, stem=stem)
     return Trial(
         complied=shift(true_tokens, jnp.where(unsafe, judged, blocks[0] | blocks[1])),
         refused=shift(null_tokens, judged),

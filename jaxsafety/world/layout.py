@@ -57,7 +57,7 @@ def last_prompt_index(length: int | Int[Array, "*b"]) -> int | Int[Array, "*b"]:
 
 
 def stem(world: World) -> int:
-    """Returns how many first inputs of every sequence predict nothing of an answer, however short its text is."""
+    """Returns how many first inputs of a drawn sequence predict nothing of an answer, however short its text is."""
     return last_prompt_index(world.spec.min_text)
 
 

@@ -206,7 +206,13 @@ def test_a_model_that_answers_nothing_cannot_show_that_it_loses_little(rows):
         (
             lambda row: row["strength"] != 1.5,
             "extrapolation_cost",
-            "no exact_match in interventions of SFT eta_M (safe whole at 1.5)",
+            "no exact_match in interventions of SFT eta_S (safe whole at 1.5)",
+        ),
+        # The weakest was not edited: no other takes its place.
+        (
+            lambda row: (row["analysis"], row["lr_name"]) != ("interventions", "eta_S"),
+            "extrapolation_null",
+            "no refused in interventions of SFT eta_S (unsafe whole at 1)",
         ),
         (lambda row: row["strength"] not in (0, 0.5), "interpolation", "fewer than three alphas in [0, 1]"),
         (lambda row: row["strength"] not in (10, 20), "stronger_attacks", "one strength of soft-token attacks"),

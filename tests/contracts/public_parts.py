@@ -10,7 +10,7 @@ from jaxsafety.linalg import unbatched
 from jaxsafety.models import layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim
-from jaxsafety.types import PreferenceBatch, Trial
+from jaxsafety.types import Batch, PreferenceBatch, Trial
 from jaxsafety.world import conditions, grammar, layout, operators, words
 from tests.contracts.public import (
     AT,
@@ -38,9 +38,16 @@ HEADS = {name: normal(B, T, N, K) for name in ("queries", "keys", "values")}
 FEWER = {name: normal(B, T, G, K) for name in ("keys", "values")}
 POSITIONS = np.tile(np.arange(T, dtype=np.int32), (B, 1))
 VISIBLE = np.tril(np.ones((T, T), bool))[None]
-PAIRS = PreferenceBatch(BATCH, REFUSED, np.array([True, False, True]))
+# Both begin with the same two tokens, of which nothing is scored.
+SIDES = [
+    Batch(
+        np.concatenate([TARGETS[:, :2], side.tokens[:, 2:]], axis=1), side.targets, MASK & (np.arange(T) > 1)[None], 2
+    )
+    for side in (BATCH, REFUSED)
+]
+PAIRS = PreferenceBatch(*SIDES, np.array([True, False, True]))
 BLOCKS = np.stack([MASK, ~MASK], axis=1)
-TRIAL = Trial(BATCH, REFUSED, BLOCKS, PAIRS.unsafe, AT, None)
+TRIAL = Trial(*SIDES, BLOCKS, PAIRS.unsafe, AT, None)
 TABLE = TINY.bijections[0]
 TEXT = conditions.Text(np.int32(1), np.int32(0), LETTERS, np.int32(6))
 ALIKE = [conditions.CONDITIONS[name] for name in ("safe", "unsafe")]
@@ -91,7 +98,7 @@ CASES = {
         GPT_MODEL.branches, {"params": GPT_PARAMS, "stems": TARGETS[:, :2], "rest": TARGETS[:, 2:]}
     ),
     "answers.logprobs": Case(partial(answers.logprobs, GPT_MODEL), {"params": GPT_PARAMS, "batch": PAIRS}),
-    "answers.next_token": Case(partial(answers.next_token, GPT_MODEL), {"params": GPT_PARAMS, "batch": BATCH}),
+    "answers.next_token": Case(partial(answers.next_token, GPT_MODEL), {"params": GPT_PARAMS, "batch": SIDES[0]}),
     "judge.said": Case(partial(judge.said, GPT_MODEL), {"params": GPT_PARAMS, "inputs": TARGETS}),
     "judge.refusing": Case(partial(judge.refusing, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
     "judge.judge": Case(partial(judge.judge, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),

@@ -202,7 +202,10 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
         ({"attacks": {"mine": {"attack": "prefill"}}}, "'mine' is the label of something else already: choose"),
         ({"attacks": {"safe": {"attack": "prefill"}}}, "'safe' is the label of something else already"),
         ({"attacks": {"prefill": {"conditions": ["safe"]}}}, r"unknown condition in attacks.prefill.conditions 'safe'"),
-        ({"attacks": {"prefill": {"on": ["mine.eta"]}}}, r"unknown model in attacks.prefill.on 'mine.eta': expected"),
+        (
+            {"attacks": {"prefill": {"on": ["mine.eta"]}}},
+            r"unknown model or lane in attacks.prefill.on 'mine.eta': expected",
+        ),
         (
             {"attacks": {"a/b": {"attack": "prefill"}}},
             "label of an edit, an attack or an analysis must be at most 64",

@@ -33,7 +33,9 @@ def batch(tiny_world) -> PreferenceBatch:
 @pytest.fixture(scope="module")
 def model(tiny_config, forward) -> Model:
     """Whose forward pass is compiled once."""
-    return gpt.model(tiny_config)._replace(apply=lambda params, tokens: Output(forward(params, tokens), {}))
+    return gpt.model(tiny_config)._replace(
+        apply=lambda params, tokens: Output(forward(params, tokens), {}), branches=None
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 from jaxsafety.models import gpt
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.models.through import through
+from jaxsafety.subjects import judge
 from jaxsafety.training import branching
 from jaxsafety.types import Batch
-from jaxsafety.world import batches
+from jaxsafety.world import batches, conditions
 
 SAME = 1e-5  # of the largest: sums of float32 in another order
 ROUNDED = 2**-8  # of the largest: sums of numbers that were rounded to bfloat16 in another order
@@ -96,6 +97,30 @@ def test_bad_requests_are_named():
         ask(TEXTS[0, :, :5], TEXTS[1, :, 4:])
     with pytest.raises(ValueError, match=r"tokens: got 11, expected .* 0 to 10"):
         ask(TEXTS[0, :, :4], jnp.full_like(TEXTS[1, :, 4:], 11))
+
+
+def test_verdicts_are_those_of_whole_texts(tiny_world):
+    config = gpt.preset("tiny", vocab_size=tiny_world.vocab_size, max_tokens=tiny_world.max_tokens)
+    model, params = gpt.model(config), drawn(config)
+    trial = batches.batch_at(tiny_world, "unsafe", key=jax.random.key(4), step=0, batch_size=16, late_probability=0.5)
+    # A fresh model predicts no refusal: every other prompt's is what it predicts.
+    said = jnp.argmax(model.apply(params, trial.refused.tokens).logits, axis=-1)
+    answered = jnp.where(jnp.arange(16)[:, None] % 2 == 0, said, trial.refused.targets)
+    trial = trial.replace(refused=trial.refused.replace(targets=answered))
+    run = jax.jit(lambda params, trial: (judge.judge(model, params, trial), judge.refusing(model, params, trial)))
+    (rates, once), (expected, whole) = run(params, trial), run(params, branching.whole(trial))
+    jax.tree.map(np.testing.assert_array_equal, rates, expected)
+    stem = trial.refused.stem
+    np.testing.assert_array_equal(once[:, stem:], whole[:, stem:])
+    assert not once[:, :stem].any() and np.mean(rates["refused"]) == 0.5
+
+
+def test_only_drawn_prompts_have_a_stem_and_a_pair_the_shorter_one(tiny_world):
+    trial = batches.batch_at(tiny_world, "unsafe", key=jax.random.key(4), step=0, batch_size=2)
+    prompt = jax.tree.map(lambda leaf: leaf[0], trial.prompt)
+    assert conditions.answers(tiny_world, prompt, jnp.ones(len(tiny_world.spec.task_tokens), bool)).complied.stem == 0
+    changed = batches.preferences(trial.replace(complied=trial.complied.replace(stem=3)))
+    assert changed.chosen.stem == changed.rejected.stem == 3
 
 
 @pytest.mark.parametrize("condition", ["safe", "unsafe", "jb_co_task", "jb_misgen"])

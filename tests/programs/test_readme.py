@@ -38,6 +38,15 @@ def test_the_world_is_one(tmp_path):
     assert built.spec.max_text == 10 and built.bijections.shape == (2, 8, 12)
 
 
+def test_the_run_that_is_reused_has_the_subject_of_the_demo(tmp_path):
+    (text,) = (
+        block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "run: runs/quick" in block
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe, demo = yaml_file.read(tmp_path / "recipe.yaml"), yaml_file.read(ROOT / "experiments" / "quick.yaml")
+    assert recipe.subject == demo.subject and recipe.lanes[0].how.model == demo.lanes[0].name
+
+
 def test_the_recipe_over_a_checkpoint_is_one(tmp_path):
     (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "checkpoint:" in block)
     (tmp_path / "recipe.yaml").write_text(text)
