@@ -213,17 +213,18 @@ def test_a_signal_stops_a_grid_after_the_chunk_and_fails_no_cell(
     good = copy / "cells" / GOOD
     shutil.rmtree(good / "checkpoints" / METHOD)
 
-    def save(folder, *words, **named):
-        checkpoint_save(folder, *words, **named)
-        # Once: a second signal would end the process, and a snapshot comes before the checkpoint.
-        if folder.parent.name == "checkpoints":
+    def save(folder, *words, step, **named):
+        checkpoint_save(folder, *words, step=step, **named)
+        # Once: a second signal would end the process, and a snapshot comes before the checkpoint. It comes while the
+        # chunk after step 2 computes.
+        if folder.parent.name == "checkpoints" and step == 2:
             signal.raise_signal(number)
 
     checkpoint_save = checkpoint.save
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == code
-    assert checkpoint.latest(good / "checkpoints" / METHOD) == 2
+    assert checkpoint.latest(good / "checkpoints" / METHOD) == 4
     assert manifest_file.read_manifest(good)["failed"] is None
     assert main("tune", grid_yaml, "--out", copy, "--shard", "1/2") == 0
     assert leaves(good, METHOD) == leaves(tuned[0] / "cells" / GOOD, METHOD)
