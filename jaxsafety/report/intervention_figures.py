@@ -85,7 +85,10 @@ def transfer(table: pl.DataFrame) -> Picture:
 
 
 def causal(table: pl.DataFrame) -> Picture:
-    """Null and Instruct when one part of the update is kept or left out: a panel per model, a row per part."""
+    """Null and Instruct when one part of the update is kept or left out: a panel per model, a row per part.
+
+    A model of which the whole update alone was tried has no panel beside models of which parts were.
+    """
     rows = panels.needed(_judged(table, ("Instruct", "Null")), "interventions")
     others = {part: f"{part} {{}}" for part in sorted(set(rows["part"]) - set(KEPT))}
     kept = [
@@ -93,7 +96,8 @@ def causal(table: pl.DataFrame) -> Picture:
         for part, label in (KEPT | others).items()
         for strength in sorted(pick(rows, part=part)["strength"].unique(), key=lambda value: value or 0)
     ]
-    models, styles = models_of(rows), _styles(("Instruct", "Null"))
+    parted = rows.filter(pl.col("part") != "whole")
+    models, styles = models_of(rows if parted.is_empty() else parted), _styles(("Instruct", "Null"))
 
     def draw(figure: FigureBase) -> None:
         grid = panels.flow_grid(figure, models)

@@ -171,6 +171,16 @@ def test_parts_that_were_not_measured_are_not_drawn(analysis_frames):
     assert "only null" in sections.draw("causal", {"analyze": only})
 
 
+def test_models_of_which_no_part_was_tried_have_no_panel_beside_the_others(analysis_frames):
+    rows = analysis_frames["analyze"]
+    slow = pl.col("lr_name") == "eta_S"
+    fewer = rows.filter((pl.col("analysis") != "interventions") | ~slow | (pl.col("part") == "whole"))
+    assert "eta_S" in sections.draw("causal", {"analyze": rows})
+    drawn = sections.draw("causal", {"analyze": fewer})
+    assert "eta_M" in drawn and "eta_S" not in drawn
+    assert "eta_S" in sections.draw("causal", {"analyze": rows.filter(pl.col("part") == "whole")})
+
+
 def assert_heights(drawn, values):
     """The heights of the curves of one scale are their values, but for place and unit; an SVG counts downwards."""
     heights, values = np.concatenate(drawn)[:, 1], np.concatenate(values)
