@@ -20,7 +20,7 @@ from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import compiled
 from jaxsafety.models.generation import windowed
-from jaxsafety.models.gpt_block import additive_positions, attend_causally, block, unembedded
+from jaxsafety.models.gpt_block import additive_positions, attended, block, heads, rope_table, unembedded
 from jaxsafety.models.gpt_branches import branches
 from jaxsafety.models.inputs import check_inputs, embed, embedded
 from jaxsafety.models.layers import ComputeDtype
@@ -203,7 +203,7 @@ def _applied(params, inputs, at, positions, edit, *, config, sites, layers):
 
 
 def _layers(x, blocks, *, config, tokens, sites, layers, positions, edit):
-    attend = partial(_attend, config=config, tokens=tokens)
+    attend = partial(_attend, config=config, tokens=tokens, rope=rope_table(tokens, config=config))
     places = None if edit is None else jnp.arange(tokens)[None]
 
     def layer(x, scanned, sites):
@@ -224,6 +224,6 @@ def _layers(x, blocks, *, config, tokens, sites, layers, positions, edit):
     return x, {site: jnp.concatenate([seen[site] for seen in captured]) for site in sites}
 
 
-def _attend(q, k, v, *, config, tokens):
-    k, v = (x.reshape(-1, tokens, config.width) for x in (k, v))
-    return attend_causally(q, k, v, config=config)
+def _attend(q, k, v, *, config, tokens, rope):
+    q, k = (heads(x, tokens, config=config, rope=rope) for x in (q, k))
+    return attended(q, k, heads(v, tokens, config=config), config=config)

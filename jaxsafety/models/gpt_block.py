@@ -54,19 +54,23 @@ def _attention(x, weights, *, config, attend, first):
     return linear(attend(linear(x[first:], "q"), linear(x, "k"), linear(x, "v")), "o")
 
 
-def attend_causally(
-    q: Float[Array, "queries d"], k: Float[Array, "b u d"], v: Float[Array, "b u d"], *, config: Any
-) -> Float[Array, "queries d"]:
-    """Attention of sequences' last places to themselves and to all places before them, each ``[b, u]``.
+def rope_table(tokens: int, *, config: Any) -> Float[Array, "2 {tokens} half"] | None:
+    """Returns the rotations of a sequence's positions, None where there are none."""
+    return nn.rope_table(tokens, config.width // config.heads) if config.positions == "rope" else None
 
-    The rows of queries are those of all sequences, as many of each.
-    """
-    tokens, places = len(q) // len(k), k.shape[1]
-    split = (config.heads, config.width // config.heads)
-    q, k, v = q.reshape(-1, tokens, *split), k.reshape(-1, places, *split), v.reshape(-1, places, *split)
-    if config.positions == "rope":
-        table = nn.rope_table(places, split[1])
-        q, k = nn.rotate(q, table[:, places - tokens :]), nn.rotate(k, table)
+
+def heads(
+    x: Float[Array, "rows d"], tokens: int, *, config: Any, rope: Float[Array, "2 {tokens} half"] | None = None
+) -> Float[Array, "b {tokens} n k"]:
+    """Returns rows of queries, keys or values as heads of sequences, turned by the rotations of their positions."""
+    x = x.reshape(-1, tokens, config.heads, config.width // config.heads)
+    return x if rope is None else nn.rotate(x, rope)
+
+
+def attended(
+    q: Float[Array, "b t n k"], k: Float[Array, "b u n k"], v: Float[Array, "b u n k"], *, config: Any
+) -> Array:
+    """Returns the rows ``[b*t, d]`` that the last t of u places mix of those up to their own."""
     return nn.causal_attention(q, keys=k, values=v, dtype=config.compute_dtype).reshape(-1, config.width)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import compiled
-from jaxsafety.models.gpt_block import additive_positions, attend_causally, block, unembedded
+from jaxsafety.models.gpt_block import additive_positions, attended, block, heads, rope_table, unembedded
 from jaxsafety.models.inputs import check_inputs, embedded
 from jaxsafety.types import Params
 
@@ -50,7 +50,8 @@ def _branched(params, stems, rest, *, config):
     added = jnp.broadcast_to(additive_positions(params, tokens, config=config), (1, tokens, width))
     parts = embedded(params, stems) + added[:, :start], embedded(params, rest) + added[:, start:]
     x = jnp.concatenate([part.reshape(-1, width) for part in parts])
-    attend = partial(_attend, config=config, shapes=((count, start, width), (n, length, width)))
+    shapes, rope = ((count, start), (n, length)), rope_table(tokens, config=config)
+    attend = partial(_attend, config=config, shapes=shapes, rope=rope)
     layer = partial(block, config=config, attend=attend)
     before, last = (jax.tree.map(itemgetter(of), params["blocks"]) for of in (slice(-1), -1))
     x, _ = jax.lax.scan(lambda x, own: (layer(x, own)[0], None), x, before, unroll=min(config.unroll, config.layers))
@@ -58,13 +59,15 @@ def _branched(params, stems, rest, *, config):
     return unembedded(params, x, config=config).reshape(n, length, -1)
 
 
-def _attend(q, k, v, *, config, shapes):
-    """Attention of the rows of the stems ``[b, s, d]``, whose queries may be missing, and of the rest ``[n, u, d]``."""
-    (count, start, _), rest = shapes
-    shared = [x[: count * start].reshape(shapes[0]) for x in (k, v)]
-    own = [x[count * start :].reshape(rest) for x in (k, v)]
-    copies = (rest[0] // count, 1, 1)
+def _attend(q, k, v, *, config, shapes, rope):
+    """Attention of the rows of the stems ``[b, s]``, whose queries may be missing, and of the rest ``[n, u]``."""
+    (count, start), (n, length) = shapes
+    early, late = (None, None) if rope is None else (rope[:, :start], rope[:, start:])
+    stem, end = partial(heads, tokens=start, config=config), partial(heads, tokens=length, config=config)
+    behind, of_stems = count * start, len(q) - n * length
+    shared = stem(k[:behind], rope=early), stem(v[:behind])
+    own = end(k[behind:], rope=late), end(v[behind:])
+    copies = (n // count, 1, 1, 1)
     whole = [jnp.concatenate([jnp.tile(x, copies), y], axis=1) for x, y in zip(shared, own, strict=True)]
-    of_stems = len(q) - rest[0] * rest[1]
-    mixed = [attend_causally(q[:of_stems], *shared, config=config)] if of_stems else []
-    return jnp.concatenate([*mixed, attend_causally(q[of_stems:], *whole, config=config)])
+    mixed = [attended(stem(q[:of_stems], rope=early), *shared, config=config)] if of_stems else []
+    return jnp.concatenate([*mixed, attended(end(q[of_stems:], rope=late), *whole, config=config)])
