@@ -32,6 +32,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("jaxsafety needs Python >= 3.11, got " + sys.version.split()[0] + ": set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "pip>=25"
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[report,llama,test,lint]" --constraint constraints.txt
 	touch $(STAMP)
 

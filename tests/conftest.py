@@ -3,7 +3,6 @@
 Array annotations of the package are checked by beartype here, and only here, so that users pay nothing.
 """
 
-import fcntl
 import functools
 import gc
 import importlib
@@ -93,6 +92,7 @@ from jaxsafety.models import gpt  # noqa: E402
 from jaxsafety.recipe import yaml_file  # noqa: E402
 from jaxsafety.recipe.schema import AnalyzeConfig, EvaluateConfig, Recipe  # noqa: E402
 from jaxsafety.types import Opened  # noqa: E402
+from tests.once import made_once  # noqa: E402
 
 
 def pytest_configure(config):
@@ -248,23 +248,16 @@ def mini_yaml(mini_recipe, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(mini_yaml, tmp_path_factory) -> Path:
-    """The run directory of the miniature study after all its stages; tests that change it work on a copy.
+    """The run directory of the miniature study after all its stages; tests that change it work on a copy."""
 
-    Made once for all workers of a session: whoever comes first makes it, the others wait.
-    """
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    directory = shared / "finished" / "mini"
-    directory.parent.mkdir(exist_ok=True)
-    with (directory.parent / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        patch.setattr(command, "_configure_jax", lambda *_, **__: None)
-        for name in ("plotting", "figures"):
-            patch.setattr(importlib.import_module(f"jaxsafety.report.{name}"), "svg", undrawn_svg)
-        if not (directory / "report.html").exists():
-            assert command.main(["run", str(mini_yaml), "--out", str(directory)]) == 0
-    return directory
+    def make(directory):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(command, "_configure_jax", lambda *_, **__: None)
+            for name in ("plotting", "figures"):
+                patch.setattr(importlib.import_module(f"jaxsafety.report.{name}"), "svg", undrawn_svg)
+            assert command.main(["run", str(mini_yaml), "--out", str(directory / "mini")]) == 0
+
+    return made_once(tmp_path_factory, "finished", make) / "mini"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -65,13 +66,17 @@ def swept(*values: float | int, **bounds: Any) -> Any:
     return field(default=values, metadata={"swept": True, "bounds": Bounds(**bounds)})
 
 
+hints_of = cache(get_type_hints)
+"""The types of a class's fields; evaluating their annotations takes longer than all that is checked by them."""
+
+
 def check(config: Any, *, prefix: str = "") -> None:
     """Checks every field of a config against its declared names and bounds; assign it to ``__post_init__``.
 
     A ValueError names the field, behind ``prefix``, whose value is of another type, whose name is not among the
     literal's, whose number is out of bounds, or whose swept values do not ascend.
     """
-    hints = get_type_hints(type(config))
+    hints = hints_of(type(config))
     for one in fields(config):
         value, bounds = as_python(getattr(config, one.name)), one.metadata.get("bounds")
         # An array is a lane's scalar, whose value may be traced.
@@ -125,7 +130,7 @@ def build(config: type, values: Mapping[str, Any], *, owner: str, **ready: Any) 
     """
     if not is_dataclass(config):
         raise ValueError(f"{owner}: its Config is {config!r}, expected a frozen dataclass")
-    hints, known = get_type_hints(config), [one.name for one in fields(config)]
+    hints, known = hints_of(config), [one.name for one in fields(config)]
     for name, value in values.items():
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

@@ -7,7 +7,7 @@ In a recipe each has a label of its choice and says whose it is: a name of that 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from jaxsafety import analysis, attacks, edits, subjects
 from jaxsafety.config import fields as fields_
@@ -151,7 +151,7 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, bel
     if not isinstance(given[first], str):
         return fields_.build(of, given, owner=owner)  # which refuses it
     try:
-        hints, config = get_type_hints(of), folder.load(given[first]).Config
+        hints, config = fields_.hints_of(of), folder.load(given[first]).Config
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from error
     rest = {name: one for name, one in value.items() if name not in own}

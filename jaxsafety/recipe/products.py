@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from jaxsafety.config.fields import swept_names, typed
+from jaxsafety.config.fields import hints_of, swept_names, typed
 from jaxsafety.recipe.models import Data, Edited, Reused, Training, default_pool, kind_of
 from jaxsafety.recipe.nodes import Node
 
@@ -114,7 +114,7 @@ def loaded(of: type[Node], kind: Any) -> Any:
 def _types(of: type) -> dict[str, Any]:
     if not is_dataclass(of):
         return {}
-    hints = get_type_hints(of)
+    hints = hints_of(of)
     # A node's first field says what it is, and so which others it has.
     apart = ("options", fields(of)[0].name) if issubclass(of, Node) else ()
     return {one.name: hints[one.name] for one in fields(of) if one.name not in apart}

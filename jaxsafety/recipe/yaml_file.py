@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config import yaml12
+from jaxsafety.config.fields import hints_of
 from jaxsafety.config.names import EARLIER, nearest, other_version
 from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
@@ -203,7 +204,7 @@ def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:
 
 def _file_fields(own: Any) -> list[str]:
     """The fields of a subject that are files: those of type ``Path``, and ``checkpoint``, which may hold a pattern."""
-    hints = get_type_hints(type(own))
+    hints = hints_of(type(own))
     return [name for name, kind in hints.items() if Path in (kind, *get_args(kind)) or name == "checkpoint"]
 
 
@@ -282,7 +283,7 @@ def _check_sections(content: dict[str, Any], *, where: str) -> None:
     for name, now in _GONE.items():
         if name in content:
             raise ValueError(f"{where}: `{name}` is now {now}")
-    for name, kind in get_type_hints(Recipe).items():
+    for name, kind in hints_of(Recipe).items():
         if name in content and content[name] is None:
             raise ValueError(f"{where}: {name} is empty: give it a value or leave the field out")
         if (is_dataclass(kind) or name == "subject") and not isinstance(content.get(name, {}), dict):
@@ -303,7 +304,7 @@ def _check_names(content: dict[Any, Any], *, where: str) -> None:
 
 def _check_nulls(config: type, values: dict[str, Any], *, where: str, prefix: str = "") -> None:
     """Refuses a field left empty that must have a value, which jsonargparse would pass on as None."""
-    for name, kind in get_type_hints(config).items():
+    for name, kind in hints_of(config).items():
         value, inner = values.get(name), [part for part in get_args(kind) if is_dataclass(part)]
         if name in values and value is None and type(None) not in get_args(kind):
             raise ValueError(f"{where}: {prefix}{name} is empty: give it a value or leave the field out")
@@ -362,7 +363,7 @@ def _nearest_field(name: str) -> str:
 
 def _keys(config: type, prefix: str = "") -> Iterator[str]:
     """Yields the dotted names of all fields; those of a mapping's values come right below the mapping's name."""
-    for name, kind in get_type_hints(config).items():
+    for name, kind in hints_of(config).items():
         yield prefix + name
         for inner in (kind, *get_args(kind)):
             if is_dataclass(inner):

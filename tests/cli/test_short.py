@@ -491,6 +491,7 @@ def test_a_misspelt_analysis_is_asked_about(capsys):
     assert capsys.readouterr().err == "jaxsafety: no recipe or analysis 'wieghts'; did you mean 'weights'?\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_command_that_asked_for_too_much_leaves_nothing_in_the_way(refuse, checkpoints, few, tmp_path):
     words = ("activations", *checkpoints, "--out", tmp_path / "out", "--prompts", few, "--answers")

@@ -22,7 +22,7 @@ def test_python_blocks_run_in_order(monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert names["trial"].unsafe.all()
     assert names["metrics"]["rewards/margins"].shape == (8,)
-    assert np.all(np.asarray(names["states"].step) == 10)
+    assert np.all(np.asarray(names["states"].step) == 3)
     assert names["excess"].shape == (2,) and names["tau"].shape == names["gain"].shape == (2, 100)
     assert names["halfway"]["mlp"]["w"].shape == (2, 16, 64)
     ((recipe, _, stages),) = studies

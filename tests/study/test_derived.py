@@ -8,8 +8,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import yaml
 
+from jaxsafety.config import yaml12
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.models import Selected
 from jaxsafety.recipe.schema import as_dict
@@ -19,47 +19,18 @@ from jaxsafety.tree import flatten
 from tests.disturbed import die_before_saving
 
 RTOL = 1e-5
+LENT = "lent.from=sft.eta_M"
 
 
 @pytest.fixture(scope="module")
-def recipe(mini_recipe):
-    """Two defences, an attack on both at two rates, the worse of these, edits, an adapter and a mask."""
-    how = {"steps": 2, "chunk_steps": 2, "batch_size": 4}
-    models = {
-        "half": {"from": "attacked", "edit": "scaled", "alpha": [0.5, 1.5], "base": "parent"},
-        "lent": {"from": "sft", "edit": "transferred", "alpha": 1.0, "other": "dpo"},
-        "worst": {"select": "attacked", "per": ["from"], "role": "attack"},
-        "pretrained": how | {"method": "pretrain"},
-        "sft": how | {"from": "pretrained", "method": "sft"},
-        "dpo": how | {"from": "pretrained", "method": "dpo"},
-        "attacked": how | {"from": ["sft", "dpo"], "method": "sft", "lr": [1e-2, 1e-4], "data": {"pool": "explicit"}},
-        "adapted": how
-        | {"from": "sft", "method": "dpo", "parametrisation": {"kind": "lora", "rank": 2, "alpha": [1, 8]}},
-        "masked": how
-        | {
-            "from": "attacked",
-            "method": "dpo",
-            "reference": "root",
-            "lr": 1.0,
-            "parametrisation": {"kind": "mask", "per": "row"},
-            "snapshots": 1,
-        },
-    }
-    return replace(mini_recipe, models=models, strategy="map", edits={}, attacks={}, analyses={})
+def recipe(graph):
+    """Its models alone, to be changed."""
+    return replace(graph, attacks={}, analyses={})
 
 
 @pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory):
-    """The study with all its models, in a directory that names its recipe."""
-    from jaxsafety.cli import main
-
-    directory = tmp_path_factory.mktemp("derived")
-    (directory / "study.yaml").write_text(yaml_file.to_yaml(recipe))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "_configure_jax", lambda *_, **__: None)
-        for verb in ("pretrain", "tune"):
-            assert main.main([verb, str(directory / "study.yaml"), "--out", str(directory / "run")]) == 0
-    return pipeline.prepare(recipe, directory / "run")
+def run(graph_run):
+    return graph_run
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +46,16 @@ def close(one, other):
 
 def test_an_edited_model_is_the_edit_of_its_own_ancestors(params):
     for alpha in (0.5, 1.5):
-        target, base = params["attacked.from=dpo.lr=0.01"], params["dpo"]
+        target, base = params["attacked.from=dpo.eta_M.prompts=2"], params["dpo.eta_M"]
         expected = jax.tree.map(lambda t, b, alpha=alpha: b + alpha * (t - b), target, base)
-        close(params[f"half.from=attacked.from=dpo.lr=0.01.alpha={alpha}"], expected)
-    lent = jax.tree.map(lambda s, d, b: s + (d - b), params["sft"], params["dpo"], params["pretrained"])
-    close(params["lent"], lent)
+        close(params[f"half.from=attacked.from=dpo.eta_M.prompts=2.alpha={alpha}"], expected)
+    lent = jax.tree.map(lambda s, d, b: s + (d - b), params["sft.eta_M"], params["dpo.eta_M"], params["pretrained"])
+    close(params[LENT], lent)
 
 
 def test_an_adapter_moves_its_matrices_by_a_low_rank_and_nothing_else(params):
     for alpha in (1.0, 8.0):
-        moved = jax.tree.map(np.subtract, params[f"adapted.alpha={alpha}"], params["sft"])
+        moved = jax.tree.map(np.subtract, params[f"adapted.from=dpo.eta_M.alpha={alpha}"], params["dpo.eta_M"])
         for path, leaf in flatten(moved).items():
             if path.endswith(("attn/q", "attn/k", "attn/v", "attn/o", "mlp/up", "mlp/down")):
                 ranks = np.linalg.matrix_rank(leaf, tol=1e-3 * np.abs(leaf).max())
@@ -94,7 +65,7 @@ def test_an_adapter_moves_its_matrices_by_a_low_rank_and_nothing_else(params):
 
 
 def test_a_mask_keeps_parts_of_an_update(params):
-    name = "attacked.from=sft.lr=0.01"
+    name = "attacked.from=sft.eta_M.prompts=2"
     base, target, found = (flatten(params[one]) for one in ("pretrained", name, f"masked.from={name}"))
     gates = []
     for path in base:
@@ -112,7 +83,7 @@ def test_a_masked_run_that_was_killed_ends_in_the_same_bits(run, main, tmp_path)
     copy = shutil.copytree(run.directory, tmp_path / "run")
     for folder in (copy / "checkpoints").glob("masked*"):
         shutil.rmtree(folder)
-    name = "masked.from=attacked.from=sft.lr=0.01"
+    name = "masked.from=attacked.from=sft.eta_M.prompts=2"
     die_before_saving(lambda: main("tune", copy), name, 2)
     record = json.loads((copy / "checkpoints" / name / "00000001" / "digests.json").read_text())
     assert record["types"]["params/blocks/mlp/up"].startswith("float32[2,1,16,1]") and "step" in record["types"]
@@ -125,7 +96,7 @@ def test_a_masked_run_that_was_killed_ends_in_the_same_bits(run, main, tmp_path)
 
 def test_the_worst_is_one_of_the_candidates_and_on_record(params, run):
     told = manifest_file.read_manifest(run.directory)["selected"]
-    assert set(told) == {"worst.from=sft", "worst.from=dpo"}
+    assert set(told) == {f"worst.from={label}.{rate}" for label in ("sft", "dpo") for rate in ("eta_M", "eta_S")}
     for name, chosen in told.items():
         assert chosen["model"].startswith(name.replace("worst", "attacked")) and 0 <= chosen["unsafe/complied"] <= 1
         jax.tree.map(np.testing.assert_array_equal, params[name], params[chosen["model"]])
@@ -136,26 +107,29 @@ def test_what_is_not_trained_keeps_parameters_and_has_no_curve(run, recipe):
     assert {lane.label for lane in kept} == {"half", "lent", "worst"}
     assert all(checkpoint.steps(run.leg(lane).checkpoints) == [0] for lane in kept)
     assert {row["method"] for row in metrics_file.read_metrics(run.directory)} == {
-        "pretrained", "sft", "dpo", "attacked", "adapted", "masked"
+        "pretrained", "sft", "dpo", "attacked", "again", "adapted", "masked"
     }  # fmt: skip
     (progress,) = status.read(run.directory)
-    assert progress.steps["half"] == (8, 8) and progress.steps["worst"] == (2, 2) and progress.steps["sft"] == (2, 2)
+    assert progress.steps["half"] == (16, 16) and progress.steps["worst"] == (4, 4) and progress.steps["sft"] == (4, 4)
 
 
 def test_models_of_one_generation_see_the_same_examples(recipe):
-    again = {"from": ["worst", "half"], "method": "sft"}
-    lanes = replace(recipe, models=recipe.models | {"again": again}).lanes
+    more = {"from": ["worst", "half"], "method": "sft"}
+    lanes = replace(recipe, models=recipe.models | {"more": more}).lanes
     generations = {lane.name: lane.generation for lane in lanes}
-    assert generations["sft"] == 1 and generations["attacked.from=sft.lr=0.01"] == 2
+    assert generations["sft.eta_M"] == 1 and generations["attacked.from=sft.eta_M.prompts=2"] == 2
     # A selection is of its candidates' generation, an edit of its target's.
-    assert generations["worst.from=sft"] == 2 and generations["half.from=attacked.from=sft.lr=0.01.alpha=0.5"] == 2
-    assert generations["again.from=worst.from=sft"] == 3
-    assert generations["again.from=half.from=attacked.from=sft.lr=0.01.alpha=0.5"] == 3
+    assert (
+        generations["worst.from=sft.eta_M"] == 2
+        and generations["half.from=attacked.from=sft.eta_M.prompts=2.alpha=0.5"] == 2
+    )
+    assert generations["more.from=worst.from=sft.eta_M"] == 3
+    assert generations["more.from=half.from=attacked.from=sft.eta_M.prompts=2.alpha=0.5"] == 3
 
 
 def test_a_lost_model_is_made_again_bit_for_bit(run, main, tmp_path):
     copy = shutil.copytree(run.directory, tmp_path / "run")
-    lost = [copy / "checkpoints" / name for name in ("lent", "worst.from=sft")]
+    lost = [copy / "checkpoints" / name for name in (LENT, "worst.from=sft.eta_M")]
     before = [(path / "00000000" / "digests.json").read_text() for path in lost]
     for path in lost:
         shutil.rmtree(path)
@@ -176,7 +150,10 @@ def second(run, recipe, tmp_path):
     where = {"run": str(run.directory)}
     models = {
         "pretrained": {"from": where | {"model": "pretrained"}},
-        "defended": {"from": where | {"model": ["sft", "lent"], "generation": 1}, "role": "defence"},
+        "defended": {
+            "from": where | {"model": ["sft.eta_M", LENT], "generation": 1},
+            "role": "defence",
+        },
         "more": {"from": "pretrained", "method": "sft", "steps": 2, "batch_size": 4},
     }
     return replace(recipe, name="second", models=models, seeds=(5,))
@@ -189,10 +166,13 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
         assert main(verb, path, "--out", tmp_path / "out") == 0
     ready = pipeline.prepare(second, tmp_path / "out")
     found = jax.device_get(pipeline.load(ready, second.lanes[:3]).params)
-    for h, name in enumerate(("pretrained", "sft", "lent")):
+    for h, name in enumerate(("pretrained", "sft.eta_M", LENT)):
         own = jax.tree.map(lambda leaf, h=h: leaf[h, 0], found)
         jax.tree.map(np.testing.assert_array_equal, own, jax.tree.map(lambda leaf: leaf[1], params[name]))
-    assert [lane.name for lane in second.lanes[1:3]] == ["defended.model=sft", "defended.model=lent"]
+    assert [lane.name for lane in second.lanes[1:3]] == [
+        "defended.model=sft.eta_M",
+        "defended.model=lent.from=sft.eta_M",
+    ]
     assert manifest_file.read_manifest(tmp_path / "out")["reused"]["pretrained"]["model"] == "pretrained"
     # Once copied, the other run is not needed any more.
     gone = second.models["pretrained"]["from"] | {"run": str(tmp_path / "gone")}
@@ -202,9 +182,12 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "sftt"}, "unknown model in models.pretrained.from 'sftt': expected one of pretrained, sft, dpo"),
+        (
+            {"model": "sftt"},
+            "unknown model in models.pretrained.from 'sftt': expected one of pretrained, sft.eta_M, sft.eta_S",
+        ),
         ({"run": "nowhere"}, "models.pretrained.from: no run of a study in "),
-        ({"model": "sft"}, "models.pretrained.from.generation: got 0, expected the 1 of sft"),
+        ({"model": "sft.eta_M"}, "models.pretrained.from.generation: got 0, expected the 1 of sft.eta_M"),
         ({"seeds": (5, 7)}, "has the seeds [3, 5], expected 7 among them"),
         ({"subject": {"world": "paper"}}, "models.pretrained.from: subject.world is 'tiny' in "),
         ({"width": 8}, "models.pretrained.from: subject.model.width is 16 in "),
@@ -243,9 +226,9 @@ def test_grammars_of_another_run_are_those_that_it_keeps(second, run, tmp_path):
     grammar = "\n".join(["S -> A A [1.0]", "A -> 'a' 'b' 'c' 'd' 'e' 'f' 'g' 'h' 'a' 'b' 'c' 'd' [1.0]"])
     own, copy = tmp_path / "own.pcfg", shutil.copytree(run.directory, tmp_path / "run")
     own.write_text(grammar)
-    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config = yaml12.read(copy / "config.yaml")
     config["subject"]["grammars"] = {"safe": str(tmp_path / "gone.pcfg")}
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config.yaml").write_text(yaml12.dump(config))
     (copy / "world").mkdir()
     (copy / "world" / "safe.pcfg").write_text(grammar + "\n")
     models = {"old": {"from": {"run": str(copy), "model": "pretrained"}}}

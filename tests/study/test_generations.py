@@ -1,5 +1,7 @@
 """A graph of several generations: what each begins with, what compiles once, and values as lanes of one run."""
 
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,53 +20,19 @@ BATCHED_RTOL = 1e-4
 
 
 @pytest.fixture(scope="module")
-def recipe(mini_recipe):
-    """Pretrained, two defences at two rates, and an attack on all four with two numbers of prompts."""
-    models = {label: dict(given, steps=2, snapshots=0) for label, given in mini_recipe.models.items()}
-    tuned = {"steps": 2, "chunk_steps": 2, "batch_size": 4, "snapshots": 0}
-    models["attacked"] = tuned | {
-        "from": ["sft", "dpo"], "method": "sft", "lr": 1e-3, "role": "attack",
-        "data": {"pool": "explicit", "prompts": [2, 3]},
-    }  # fmt: skip
-    models["again"] = tuned | {"from": "attacked", "method": "dpo", "reference": "root"}
-    mine = {"sensitivity", "gradients", "refusal_depth", "input_space"}
-    return replace(
-        mini_recipe, models=models, strategy="map", edits={}, attacks={"prefill": {"depth": [0], "on": ["attacked"]}},
-        analyses={label: node for label, node in mini_recipe.analyses.items() if label not in mine}
-        | {"clusters": {"on": ["sft.eta_M", "attacked"]}},
-    )  # fmt: skip
+def recipe(graph):
+    return graph
 
 
 @pytest.fixture(scope="module")
-def traces():
-    return []
-
-
-@pytest.fixture(scope="module")
-def run(recipe, traces, tmp_path_factory):
-    """The graph after training, with a count of what was traced for it."""
-    ready, build = pipeline.prepare(recipe, tmp_path_factory.mktemp("graph") / "run"), lanes.train_chunk
-
-    def counted(subject, lane):
-        chunk = build(subject, lane)
-
-        def traced(*arguments):
-            traces.append(lane.label)
-            return chunk(*arguments)
-
-        return traced
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "train_chunk", counted)
-        ready.directory.mkdir()
-        for stage in ("pretrain", "tune"):
-            train.train(ready, stage)
-    return ready
+def run(graph_run):
+    return graph_run
 
 
 def test_every_generation_begins_with_its_parents(run, recipe):
-    assert len(recipe.lanes) == 1 + 2 + 2 + 8 + 8
-    assert all(checkpoint.steps(run.leg(lane).checkpoints) == [2] for lane in recipe.lanes)
+    trained = [lane for lane in recipe.lanes if lane.training is not None]
+    assert len(trained) == 1 + 2 + 2 + 8 + 8 + 4 + 8
+    assert all(checkpoint.steps(run.leg(lane).checkpoints) == [2] for lane in trained)
     params = dict(
         zip(
             [lane.name for lane in recipe.lanes],
@@ -72,16 +40,17 @@ def test_every_generation_begins_with_its_parents(run, recipe):
             strict=True,
         )
     )
-    for lane in recipe.tuned:
+    for lane in (lane for lane in trained[1:] if lane.label in ("sft", "dpo", "attacked", "again")):
         moved = {other.name: np.abs(params[lane.name] - params[other.name]).max() for other in lane.ancestors}
         # Two steps at most a thousandth each.
         assert 0 < moved[lane.parent.name] < 0.01 and min(moved.values()) == moved[lane.parent.name]
 
 
-def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(traces, run):
-    assert traces == ["pretrained", "sft", "dpo", "attacked", "again"]
+def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(run):
+    traces = json.loads((run.directory.parent / "traces.json").read_text())
+    assert sorted(traces) == ["adapted", "again", "attacked", "dpo", "masked", "pretrained", "sft"]
     rows = metrics_file.read_metrics(run.directory)
-    assert len({(row["method"], row["lr_name"]) for row in rows}) == 21
+    assert len({(row["method"], row["lr_name"]) for row in rows}) == 33
 
 
 @pytest.mark.slow
@@ -155,11 +124,9 @@ def test_an_update_is_taken_from_the_finished_parent_at_every_step(run, recipe):
 
 
 def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, recipe, tmp_path):
-    from jaxsafety.recipe import yaml_file
-
-    (tmp_path / "graph.yaml").write_text(yaml_file.to_yaml(recipe))
-    assert main("analyze", tmp_path / "graph.yaml", "--out", run.directory) == 0
-    frame = results.read_results([run.directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
+    directory = shutil.copytree(run.directory, tmp_path / "run")
+    assert main("analyze", directory) == 0
+    frame = results.read_results([directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     of = {name: set(rows["method"]) for (name,), rows in frame.group_by("analysis")}
     assert of["clusters"] == {"sft", "attacked"} and of["prefill"] == {"attacked"}
     assert {*frame.filter(analysis="clusters", method="sft")["lr_name"]} == {"eta_M"}
@@ -168,6 +135,6 @@ def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, r
     pairs = frame.filter(pl.col("analysis") == "alignment")
     # Only models of one parent at one point are compared.
     assert {part.partition(":")[0] for part in pairs["part"]} == {"sft~dpo"}
-    assert manifest_file.read_manifest(run.directory)["models"]["again"] == {
+    assert manifest_file.read_manifest(directory)["models"]["again"] == {
         lane.name: 2 for lane in recipe.lanes_of("again")
     }

@@ -127,7 +127,8 @@ def test_the_status_of_a_damaged_list_of_cells_is_one_sentence(main, mini_yaml, 
     assert "manifest.json lists no cells" in capsys.readouterr().err
 
 
-def test_a_shard_runs_its_own_cells_only(main, grid_yaml, tmp_path):
+def test_a_shard_runs_its_own_cells_only(main, grid_yaml, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *_, **__: None)
     assert main("pretrain", grid_yaml, "--out", tmp_path / "out", "--shard", "2/2") == 0
     assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == [BAD]
     assert [row.state for row in status.read(tmp_path / "out")] == ["waiting", "waiting"]
@@ -236,11 +237,11 @@ def test_a_plain_run_that_failed_says_so_until_it_is_started_again(main, mini_ya
     def full(*_, **__):
         raise OSError("cannot save: the disk is full")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", full)
-        assert main(*words) == 2
+    monkeypatch.setattr(train, "train", full)
+    assert main(*words) == 2
     assert status.read(tmp_path / "out")[0].reason == "pretrain: cannot save: the disk is full"
     assert main("status", tmp_path / "out") == 0
     assert "failed: pretrain: cannot save: the disk is full" in capsys.readouterr().out
+    monkeypatch.setattr(train, "train", lambda *_, **__: None)
     assert main(*words) == 0
     assert [row.state for row in status.read(tmp_path / "out")] == ["waiting"]

@@ -377,6 +377,7 @@ def test_no_model_is_taken_for_the_runs_own(command, opened, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["models"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_leaves_nothing_in_the_way(command, tmp_path, capsys, monkeypatch):
     tuned._compiled.cache_clear()
     with monkeypatch.context() as patch:
