@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +200,11 @@ def train(
     """
     leg = legs[0]
     advance = program(chunk, grid=grid, donate=(0,), per_lane=2)
-    read = program(readout[0], grid=grid)
+    read = _reader(readout[0], grid)
     join = None if whole is None else program(whole, grid=grid, per_lane=2)
     given, per_seed, points = place(given, per_seed, points, grid=grid)
+    # Points differ by method in their names: a read-out, which looks at none, would be traced for each again.
+    rows = _everywhere(np.zeros(grid.rows, np.float32), grid=grid)
     state, done = _resume(start, grid=grid, legs=legs)
     hosts.decide(lambda: _forget(legs, after_step=done))
     label = f"{leg.stage} {'+'.join(dict.fromkeys(one.label for one in legs))}"
@@ -209,16 +212,23 @@ def train(
         while done < leg.steps:
             hosts.check(f"after step {done} of {label}")
             end = leg.chunk_end(done)
-            state, metrics = advance(state, given, per_seed, points, _steps(end - done, grid=grid))
+            steps = _everywhere(np.int32(end - done), grid=grid)
+            state, metrics = advance(state, given, per_seed, points, steps)
             _finish(left)  # what the chunk before leaves is written while this one computes
             done = end
             params = state.params if join is None else join(state.params, given, per_seed, points)
-            host = hosts.fetch(metrics | read(params, readout[1], points))
+            host = hosts.fetch(metrics | read(params, readout[1], rows))
             left.append(_keeper(state, params, host, grid=grid, legs=legs, step=done))
             update(done, _headline(host, headline))
             if not np.any(host["finite"]):
                 raise FloatingPointError(f"every lane of {label} diverged: lower its learning rate")
     return state
+
+
+@lru_cache(maxsize=4)
+def _reader(read: Callable[..., Metrics], grid: Grid) -> Callable[..., Metrics]:
+    """The program of a read-out, which models with as many lanes share."""
+    return program(read, grid=grid)
 
 
 def forget_optimizers(legs: Sequence[Leg]) -> None:
@@ -246,7 +256,7 @@ def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) 
     The learning curves get one point, what the read-out says of the parameters after the last step; of the way there
     nothing is known.
     """
-    rates = hosts.fetch(program(readout[0], grid=grid)(params, readout[1], jnp.zeros(grid.rows)))
+    rates = hosts.fetch(_reader(readout[0], grid)(params, readout[1], jnp.zeros(grid.rows)))
     alive = np.ones((grid.rows, len(grid.seeds)), bool)
     numbers = rates | {"finite": alive.astype(np.float32)}
     for h, leg in enumerate(legs):
@@ -254,9 +264,10 @@ def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) 
     keep(legs, params, alive)
 
 
-def _steps(count: int, *, grid: Grid) -> jax.Array:
-    everywhere = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=None)
-    return jax.make_array_from_callback((), everywhere, lambda _: np.int32(count))
+def _everywhere(value: np.ndarray | np.generic, *, grid: Grid) -> jax.Array:
+    """A value on every device of the grid, in every process."""
+    sharding = sweep.seed_sharding(grid.strategy, seeds=len(grid.seeds), axis=None)
+    return jax.make_array_from_callback(value.shape, sharding, lambda _: value)
 
 
 @contextmanager

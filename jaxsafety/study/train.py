@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -94,6 +94,8 @@ def train(study: Study, stage: str) -> None:
     """
     if stage == "tune":
         pipeline.check_trained(study, "pretrain")
+    # Of all groups the same, drawn where one is trained.
+    readout = cache(lambda: _readout(study))
     for group in graph.groups(study.stage_lanes(stage)):
         by_leg = {study.leg(lane): lane for lane in group}
         if group[0].training is None:
@@ -101,12 +103,12 @@ def train(study: Study, stage: str) -> None:
                 _MAKE[type(group[0].how)](study, group)
             continue
         for part in loop.in_step(list(by_leg)):
-            _train(study, [by_leg[leg] for leg in part])
+            _train(study, [by_leg[leg] for leg in part], readout())
         loop.forget_optimizers(list(by_leg))
     pipeline.load_living(study, study.stage_lanes(stage))
 
 
-def _train(study: Study, group: Sequence[Lane]) -> None:
+def _train(study: Study, group: Sequence[Lane], readout: loop.Readout) -> None:
     """Trains lanes of one group, which have a step in common, as one program."""
     first = group[0]
     roles = {} if first.parent is None else {"parent": [lane.parent for lane in group]}
@@ -124,7 +126,7 @@ def _train(study: Study, group: Sequence[Lane]) -> None:
     loop.train(
         lanes.train_chunk(study.subject, first),
         partial(_start, study, group, trees or None),
-        readout=_readout(study),
+        readout=readout,
         whole=whole if first.trees else None,
         given=given,
         per_seed=study.roots,

@@ -312,7 +312,7 @@ def test_a_chunk_moves_nothing_between_hosts_and_devices(tmp_path, monkeypatch, 
     train(tmp_path / "run")
     assert len(calls) == STEPS // CHUNK
     # The guard would have seen a step count that comes from the host.
-    monkeypatch.setattr(loop, "_steps", lambda count, grid: np.int32(count))
+    monkeypatch.setattr(loop, "_everywhere", lambda value, grid: value)
     calls.clear()
     with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
         train(tmp_path / "again")

@@ -46,8 +46,8 @@ def graph(mini_recipe):
 
 
 def train_counted(recipe, directory: Path) -> None:
-    """Trains it on the command line; ``traces.json`` has the models whose programs were traced."""
-    traces, build = [], lanes.train_chunk
+    """Trains it on the command line; ``traces.json`` has what was traced: the models' chunks, and the read-outs."""
+    traces, build, readout, prompts = [], lanes.train_chunk, lanes.readout, lanes.readout_prompts
 
     def counted(subject, lane):
         chunk = build(subject, lane)
@@ -58,10 +58,20 @@ def train_counted(recipe, directory: Path) -> None:
 
         return traced
 
+    def read(*arguments):
+        traces.append("readout")
+        return readout(*arguments)
+
+    def drawn(*arguments, **named):
+        traces.append("prompts")
+        return prompts(*arguments, **named)
+
     (directory / "study.yaml").write_text(yaml_file.to_yaml(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "_configure_jax", lambda *_, **__: None)
         patch.setattr(lanes, "train_chunk", counted)
+        patch.setattr(lanes, "readout", read)
+        patch.setattr(lanes, "readout_prompts", drawn)
         for verb in ("pretrain", "tune"):
             assert command.main([verb, str(directory / "study.yaml"), "--out", str(directory / "run")]) == 0
     (directory / "traces.json").write_text(json.dumps(traces))

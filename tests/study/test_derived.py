@@ -171,7 +171,7 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, own, jax.tree.map(lambda leaf: leaf[1], params[name]))
     assert [lane.name for lane in second.lanes[1:3]] == [
         "defended.model=sft.eta_M",
-        "defended.model=lent.from=sft.eta_M",
+        "defended.model=lent.from_sft.eta_M",
     ]
     assert manifest_file.read_manifest(tmp_path / "out")["reused"]["pretrained"]["model"] == "pretrained"
     # Once copied, the other run is not needed any more.
