@@ -1,10 +1,14 @@
-"""Public functions called eagerly: one compiled program each, and a sentence where a gradient is asked that is none."""
+"""Public functions called eagerly: one compiled program each, and a sentence where a gradient is asked that is none.
+
+And the products of the models, which many programs share.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -30,6 +34,12 @@ def compiled(*static: str) -> Callable[[_F], _F]:
         return call
 
     return decorate
+
+
+@functools.cache
+def einsum(spec: str, precision: Any = None) -> Callable[..., jax.Array]:
+    """Returns the einsum of a spec, traced once for all calls of a shape; jax's own makes a program for every call."""
+    return jax.jit(functools.partial(jnp.einsum, spec, precision=precision), inline=True)
 
 
 def undifferentiated(name: str, tree: Any) -> Any:

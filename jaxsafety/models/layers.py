@@ -8,13 +8,14 @@ attention multiply in a compute dtype and accumulate in float32; everything else
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxsafety.entry.programs import einsum
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -30,13 +31,7 @@ def product(
     Each letter of ``spec``, such as ``"ri,io->ro"``, stands in two of its three terms or in all. ``dtype`` is what the
     factors are rounded to, in the forward pass and in the backward pass.
     """
-    return _einsum(spec)(left, right) if dtype == "float32" else bfloat16_product(spec, left, right)
-
-
-@cache
-def _einsum(spec: str, precision: jax.lax.DotAlgorithmPreset | None = None) -> Callable[..., Array]:
-    """The einsum of a spec, traced once for all calls of a shape; jax's own makes a program for every call."""
-    return jax.jit(partial(jnp.einsum, spec, precision=precision), inline=True)
+    return einsum(spec)(left, right) if dtype == "float32" else bfloat16_product(spec, left, right)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -82,7 +77,7 @@ def _round_to_bfloat16(x):
 def _multiply_rounded(spec, left, right):
     # Accelerators multiply in bfloat16, a CPU in float32: the same numbers, for a product of two bfloat16 values is
     # exact in float32.
-    return _einsum(spec, jax.lax.DotAlgorithmPreset.BF16_BF16_F32)(left, right)
+    return einsum(spec, jax.lax.DotAlgorithmPreset.BF16_BF16_F32)(left, right)
 
 
 def project(
@@ -150,7 +145,7 @@ def causal_attention(
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)
     # Dividing [b, t, n, k] instead of [b, n, t, t] saves one stored array of that size per layer.
-    total = _einsum("bntu->btn")(unnormalised)
+    total = einsum("bntu->btn")(unnormalised)
     return product("bntu,bunk->btnk", unnormalised, values, dtype=dtype) / total[..., None]
 
 
@@ -176,7 +171,7 @@ def grouped_attention(
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)
-    total = _einsum("bgjtu->btgj")(unnormalised)
+    total = einsum("bgjtu->btgj")(unnormalised)
     mixed = product("bgjtu,bugk->btgjk", unnormalised, values, dtype=dtype) / total[..., None]
     return mixed.reshape(batch, tokens, heads, width)
 
