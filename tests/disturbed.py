@@ -26,6 +26,7 @@ import jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 2)
 from jaxsafety import keys
 from jaxsafety.engine import loop
+from jaxsafety.engine.legs import Leg
 from jaxsafety.engine import programs
 from jaxsafety.rundir import opening
 from jaxsafety.rundir import signals
@@ -33,7 +34,7 @@ from jaxsafety.types import HParams, TrainState
 
 directory, steps = Path(sys.argv[1]), int(sys.argv[2])
 grid = programs.Grid(seeds=(4, 9), rows=1, strategy="sharded")
-leg = loop.Leg(directory, "tune", "toy", "toy", "eta_M", 0.1, steps, 2, (1, 5, 20))
+leg = Leg(directory, "tune", "toy", "toy", "eta_M", 0.1, steps, 2, (1, 5, 20))
 
 def chunk(state, _, key, point, steps):
     def step(_, carry):

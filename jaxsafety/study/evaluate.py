@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxsafety import keys
 from jaxsafety.claims.evidence import Model as Label
-from jaxsafety.engine import hosts, loop, programs
+from jaxsafety.engine import hosts, legs, programs
 from jaxsafety.engine.programs import Grid
 from jaxsafety.models import generation
 from jaxsafety.recipe.lane import Lane
@@ -80,7 +80,7 @@ def curve_rows(run: Study) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a row of the file is missing or damaged.
     """
-    for labels, values in loop.curves([run.leg(lane) for lane in run.recipe.lanes], seeds=run.recipe.seeds):
+    for labels, values in legs.curves([run.leg(lane) for lane in run.recipe.lanes], seeds=run.recipe.seeds):
         for name, value in values.items():
             condition, _, metric = name.partition("/")
             if condition not in run.recipe.read_out:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool
 
 from jaxsafety import keys, tree
 from jaxsafety.config.names import check_name
-from jaxsafety.engine import hosts, loop, programs, sweep
-from jaxsafety.engine.loop import Leg
+from jaxsafety.engine import hosts, legs, programs, sweep
+from jaxsafety.engine.legs import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.keys import Stream
@@ -69,7 +69,7 @@ class Study:
     def is_made(self, lane: Lane) -> bool:
         """Whether a lane is there, of all seeds."""
         if not self.recipe.subject.of_files:
-            return loop.is_finished(self.leg(lane))
+            return legs.is_finished(self.leg(lane))
         places = [self.model(lane, seed) for seed in self.recipe.seeds]
         return hosts.decide(lambda: all((place / CONFIG_FILE).is_file() for place in places))
 
@@ -106,7 +106,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
                 raise ValueError(f"models.{lane.label}: {error}") from error
     study = Study(recipe, opened, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
     for lane in recipe.lanes:
-        if isinstance(lane.how, Reused) and not loop.is_finished(study.leg(lane)):
+        if isinstance(lane.how, Reused) and not legs.is_finished(study.leg(lane)):
             source(study, lane)
     return study
 
@@ -152,7 +152,7 @@ def load(study: Study, wanted: Sequence[Lane], *, step: int | None = None) -> Tr
     grid = study.grid(1)
     like = param_shapes(study, len(grid.seeds))
     by_name = {lane.name: lane for lane in wanted}
-    rows = {name: Trained(**loop.load(study.leg(lane), like, grid=grid, step=step)) for name, lane in by_name.items()}
+    rows = {name: Trained(**legs.load(study.leg(lane), like, grid=grid, step=step)) for name, lane in by_name.items()}
     return _stacked([rows[lane.name] for lane in wanted], grid)
 
 
@@ -267,6 +267,6 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
     if (there := by_name[lane.how.model].generation) != lane.how.generation:
         raise ValueError(f"{where}.generation: got {lane.how.generation}, expected the {there} of {lane.how.model}")
     other, found = Study(recipe, study.subject, study.strategy, directory), by_name[lane.how.model]
-    if not loop.is_finished(other.leg(found)):
+    if not legs.is_finished(other.leg(found)):
         raise ValueError(f"{where}: {found.name} is not finished in {directory}: run `jaxsafety {found.stage}` there")
     return other, found

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsafety.engine import hosts, loop, programs
+from jaxsafety.engine import hosts, legs, loop, programs
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited, Reused, Selected
@@ -99,12 +99,12 @@ def train(study: Study, stage: str) -> None:
     for group in graph.groups(study.stage_lanes(stage)):
         by_leg = {study.leg(lane): lane for lane in group}
         if group[0].training is None:
-            if not all(map(loop.is_finished, by_leg)):
+            if not all(map(legs.is_finished, by_leg)):
                 _MAKE[type(group[0].how)](study, group)
             continue
-        for part in loop.in_step(list(by_leg)):
+        for part in legs.in_step(list(by_leg)):
             _train(study, [by_leg[leg] for leg in part], readout())
-        loop.forget_optimizers(list(by_leg))
+        legs.forget_optimizers(list(by_leg))
     pipeline.load_living(study, study.stage_lanes(stage))
 
 
@@ -150,7 +150,7 @@ def _edit(study: Study, group: Sequence[Lane]) -> None:
     edit = programs.program(run, grid=study.grid(len(group)), quick=True)
     params = edit({role: tree.params for role, tree in trees.items()}, study.roots, points)
     finite = np.all([hosts.fetch(tree.finite) for tree in trees.values()], axis=0)
-    loop.keep([study.leg(lane) for lane in group], params, finite)
+    legs.keep([study.leg(lane) for lane in group], params, finite)
 
 
 def _select(study: Study, group: Sequence[Lane]) -> None:
@@ -173,7 +173,7 @@ def _select(study: Study, group: Sequence[Lane]) -> None:
     chosen = [lane.others[told[lane.name]["model"]] for lane in group]
     kept = pipeline.load(study, chosen)
     hosts.decide(lambda: manifest_file.write_manifest(study.directory, {"selected": told}))
-    loop.keep([study.leg(lane) for lane in group], kept.params, hosts.fetch(kept.finite))
+    legs.keep([study.leg(lane) for lane in group], kept.params, hosts.fetch(kept.finite))
 
 
 def select(how: Selected, measured: Mapping[str, tuple[float, float]]) -> str:
@@ -218,7 +218,7 @@ def _reuse(study: Study, group: Sequence[Lane]) -> None:
         own = programs.at_once(lambda found, seeds=seeds: jax.tree.map(lambda leaf: leaf[:, seeds], found), found)
         told = {"reused": {lane.name: {"run": lane.how.run, "model": lane.how.model, "steps": source.steps}}}
         hosts.decide(partial(manifest_file.write_manifest, study.directory, told))
-        loop.keep([study.leg(lane)], own.params, hosts.fetch(own.finite))
+        legs.keep([study.leg(lane)], own.params, hosts.fetch(own.finite))
 
 
 # What makes the lanes of a group that are not trained.
@@ -230,5 +230,5 @@ def adopt(study: Study, adopted: Sequence[Lane], params: Params) -> None:
 
     They have a single chunk and no snapshots.
     """
-    legs, grid = [study.leg(lane) for lane in adopted], study.grid(len(adopted))
-    loop.adopt(params, _readout(study), grid=grid, legs=legs)
+    grid = study.grid(len(adopted))
+    loop.adopt(params, _readout(study), grid=grid, legs=[study.leg(lane) for lane in adopted])

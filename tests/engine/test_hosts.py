@@ -33,6 +33,7 @@ if place.processes > 1:
 from jaxsafety.engine import hosts
 from jaxsafety import keys
 from jaxsafety.engine import loop
+from jaxsafety.engine.legs import Leg
 from jaxsafety.engine import programs
 from jaxsafety.rundir import opening
 from jaxsafety.rundir import signals
@@ -41,7 +42,7 @@ from jaxsafety.types import HParams, TrainState
 
 COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
 grid = programs.Grid(seeds=(4, 9, 2, 7), rows=1, strategy=sweep.resolve("sharded", seeds=4))
-leg = loop.Leg(directory, "tune", "toy", "toy", "eta_M", 0.1, steps, 2, (1, 5, 20))
+leg = Leg(directory, "tune", "toy", "toy", "eta_M", 0.1, steps, 2, (1, 5, 20))
 one = jnp.ones(1)
 points = HParams(0.1 * one)
 roots = jax.vmap(keys.root)(jnp.asarray(grid.seeds))

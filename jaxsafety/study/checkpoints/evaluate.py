@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from jaxsafety.engine import loop
+from jaxsafety.engine import legs
 from jaxsafety.formats import hf, hf_generation, prompts
 from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.recipe.lane import Lane
@@ -118,7 +118,7 @@ def _shown(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> I
 
 
 def _curve_rows(study: Study) -> Iterator[dict[str, Any]]:
-    legs = [study.leg(lane) for lane in study.recipe.lanes if lane.training is not None]
-    for labels, values in loop.curves(legs, seeds=study.recipe.seeds) if legs else ():
+    tuned = [study.leg(lane) for lane in study.recipe.lanes if lane.training is not None]
+    for labels, values in legs.curves(tuned, seeds=study.recipe.seeds) if tuned else ():
         for name, value in values.items():
             yield labels | {"condition": "train", "metric": name, "value": value}

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 
 from jaxsafety import tree
 from jaxsafety.engine import memory, programs
-from jaxsafety.engine.loop import Leg
+from jaxsafety.engine.legs import Leg
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import leaf_shapes
 from jaxsafety.models.llama import LlamaConfig

@@ -11,7 +11,7 @@ import pytest
 
 from jaxsafety import tree
 from jaxsafety.engine import programs
-from jaxsafety.engine.loop import Leg
+from jaxsafety.engine.legs import Leg
 from jaxsafety.formats import hf, hf_tokenizer
 from jaxsafety.models import llama
 from jaxsafety.recipe import graph
