@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -237,10 +238,16 @@ def parse(content: dict[str, Any], *, where: str) -> Recipe:
     return Recipe(**_parsed(where, lambda parser: parser.parse_object(content)))
 
 
-def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str, Any]:
+@cache
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="jaxsafety", exit_on_error=False, parser_mode="yaml 1.2")
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Recipe)
+    return parser
+
+
+def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str, Any]:
+    parser = _parser()
     try:
         parsed = values_of(parser)
         _check_names(parsed.as_dict(), where=where)

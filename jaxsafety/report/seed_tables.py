@@ -115,10 +115,14 @@ def _given_intervals(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     )
     own = rows.select("analysis", "metric").unique()
     bounded = bounded.join(own, on=["analysis", "metric"], how="semi")
+    bounds = {"low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
+    if bounded.is_empty():
+        absent = (pl.lit(None, dtype).alias(f"given_{name}") for name, dtype in bounds.items())
+        return rows.drop("place"), bounded.select(*LABELS, *absent)
     plain = rows.join(bounded.select("place"), on="place", how="anti", maintain_order="left").drop("place")
     keys = [*LABELS, "seed"]
     given = bounded.select(keys).unique()
-    for name, dtype in {"low": pl.Float64, "high": pl.Float64, "n": pl.Int64}.items():
+    for name, dtype in bounds.items():
         one = bounded.filter(bound=name).select(*keys, pl.col("value").cast(dtype).alias(f"given_{name}"))
         given = given.join(one, on=keys, how="left", nulls_equal=True)
     # Of every seed that has a value, the same.
