@@ -28,7 +28,7 @@ COLUMNS = {
     "energy_error": "energy error",
 }  # fmt: skip
 
-_OVERSAMPLE = 10
+_TORCH_OVERSAMPLE = 10
 _JUDGES = 64  # random vectors whose energy in the leading output space is compared
 
 
@@ -73,8 +73,7 @@ def svd_program(name: SVDProgram, matrices: np.ndarray, *, case: SVDCase) -> Pro
         return harness.compile_program(plain, (on_device,), name="jnp.linalg.svd, wide")
 
     def leading(a: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
-        options = {"oversample": _OVERSAMPLE, "power_iterations": case.power_iterations}
-        found = svd.decompose(a, method=name, rank=case.rank, key=key, **options)
+        found = svd.decompose(a, method=name, rank=case.rank, key=key)
         return found.values[..., : case.judged], found.outputs[..., : case.judged], found.errors[..., : case.judged]
 
     return harness.compile_program(leading, (on_device, keys.root(0)), name=name)
@@ -93,7 +92,7 @@ def _torch_svd(name: SVDProgram, matrices: np.ndarray, *, case: SVDCase) -> Call
         return _judged(*torch.linalg.svd(given, full_matrices=False), case=case)
 
     def low_rank() -> Any:
-        u, values, v = torch.svd_lowrank(given, q=case.rank + _OVERSAMPLE, niter=case.power_iterations)
+        u, values, v = torch.svd_lowrank(given, q=case.rank + _TORCH_OVERSAMPLE, niter=case.power_iterations)
         return _judged(u, values, v.mT, case=case)
 
     return whole if name == "torch" else low_rank

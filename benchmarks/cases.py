@@ -120,7 +120,7 @@ class SVDCase:
         judged: leading triplets whose values and space are compared.
         rounds: timed calls.
         warmups: untimed calls before.
-        power_iterations: of ``randomized`` and ``torch_lowrank``.
+        power_iterations: of ``torch_lowrank``.
         decay: of the spectrum, > 0.
     """
 

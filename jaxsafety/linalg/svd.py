@@ -40,9 +40,12 @@ GRAM_ERROR = 1e-3
 _PASSES = 3
 # Conditioned columns have singular values near 1; one below this is rounding that the passes have not raised.
 _DEPENDENT = 0.03
+# Columns that ``randomized`` multiplies a matrix with at once, at least: fewer take a processor as long.
+_WIDTH = 32
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _product = partial(jnp.matmul, precision=_HIGHEST)
+_alone = jax.lax.optimization_barrier
 
 
 @flax.struct.dataclass
@@ -71,8 +74,8 @@ def decompose(
     rank: int | None = None,
     chunk: int | None = None,
     key: Key | None = None,
-    oversample: int = 10,
-    power_iterations: int = 2,
+    oversample: int | None = None,
+    power_iterations: int = 5,
 ) -> SVD:
     """Leading singular triplets of every matrix of a stack, ``A = sum_i s_i u_i v_i^T``.
 
@@ -80,9 +83,9 @@ def decompose(
     eigendecomposition of the smaller Gram matrix: several times faster, and accurate for triplets down to
     :func:`gram_limit` of the largest value. Below it a triplet is refused: outside of jit and vmap the stack is
     decomposed with ``full`` instead, with a warning; inside them its value, error and directions are NaN.
-    ``randomized`` projects on a random subspace, refined by power iterations: for a few leading triplets of large
-    matrices; ``errors`` says how good they are. ``full`` and ``gram`` compute in the orientation with more rows than
-    columns, which LAPACK serves faster than the other.
+    ``randomized`` projects on what a random block of vectors and its power iterations span together (block Krylov): for
+    a few leading triplets of large matrices; ``errors`` says how good they are. ``full`` and ``gram`` compute in the
+    orientation with more rows than columns, which LAPACK serves faster than the other.
 
     Args:
         matrices: ``[*batch, m, n]``; 16-bit floats are decomposed in float32, float64 in float64.
@@ -90,8 +93,12 @@ def decompose(
         rank: how many triplets, in ``[1, min(m, n)]``; None for all.
         chunk: matrices decomposed at once, through ``jax.lax.map``; None for the whole stack.
         key: for ``randomized``; each matrix draws its own subspace.
-        oversample: dimensions that ``randomized`` carries beyond ``rank``, at least 0.
-        power_iterations: refinements of the random subspace, at least 0; each sharpens the decay by two powers.
+        oversample: dimensions that ``randomized`` carries beyond ``rank``, at least 0; None for half of the rank, at
+            least 10.
+        power_iterations: how often ``randomized`` multiplies its block with ``A^T A``, at least 0. The ``rank`` and
+            ``oversample`` dimensions are shared by the block and its images, and each image sharpens the decay by two
+            powers. A value that is repeated exactly, or to rounding, is found as often as a block is wide: min(rank,
+            32) at least.
 
     Returns:
         The triplets. A zero matrix has zero values without error. ``gram`` sets values at rounding level (below
@@ -104,13 +111,15 @@ def decompose(
             ``randomized`` without a key, (unless traced) values that are not finite, or a gradient: it has none.
         Warning: RuntimeWarning where ``gram`` falls back to ``full``.
 
-    References: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
+    References: Musco and Musco 2015 (arXiv 1504.05477), algorithm 2; Golub, Luk and Overton 1981 (block Lanczos);
+        Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), on what a random block misses.
     """
     size = min(matrices.shape[-2:])
+    rank = size if rank is None else rank
     counts = {
-        "rank": whole_number("rank", size if rank is None else rank, 1, size, what=", the smaller side"),
+        "rank": whole_number("rank", rank, 1, size, what=", the smaller side"),
         "chunk": None if chunk is None else whole_number("chunk", chunk, 1),
-        "oversample": whole_number("oversample", oversample, 0),
+        "oversample": whole_number("oversample", max(10, rank // 2) if oversample is None else oversample, 0),
         "power_iterations": whole_number("power_iterations", power_iterations, 0),
     }
     if method == "randomized" and key is None:
@@ -213,37 +222,73 @@ def _gram(matrix: Array, *, rank: int) -> SVD:
 
 
 def _randomized(matrix: Array, key: Key, *, rank: int, oversample: int, power_iterations: int) -> SVD:
-    short = 0 if matrix.shape[0] < matrix.shape[1] else 1
-    size = matrix.shape[short]
-    width = min(rank + oversample, size)
+    """Block Golub-Kahan: an orthonormal basis U of every ``A (A^T A)^i G``, one V of what A^T maps it to.
+
+    Of the images nothing is thrown away, so that a few narrow blocks tell as much as a wide one refined as often.
+    """
+    (m, n), size = matrix.shape, min(matrix.shape)
+    width = min(size, max(min(rank, _WIDTH), -(-(rank + oversample) // (power_iterations + 1))))
+    blocks = min(power_iterations + 1, -(-size // width))
     exponent = _exponent(matrix)
 
     # A scaled or transposed copy of a large matrix takes as long as a product with it: the thin results are scaled.
-    def product(columns: Array, *, axis: int) -> Array:
-        thin = jax.lax.dot_general(matrix, columns, (((axis,), (0,)), ((), ())), precision=_HIGHEST)
-        return jnp.ldexp(thin, -exponent)
+    # A barrier keeps XLA from making one loop of a product and what is beside it, several times as long on a processor.
+    def forward(columns: Array) -> Array:
+        return jnp.ldexp(_alone(_product(matrix, _alone(columns))), -exponent)
 
-    forward, backward = partial(product, axis=short), partial(product, axis=1 - short)
+    def backward(columns: Array) -> Array:
+        return jnp.ldexp(_alone(_product(_alone(columns.T), matrix)).T, -exponent)
 
-    def refined(_: Array, image: Array) -> Array:
-        return forward(_conditioned(backward(_conditioned(image))))
+    def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Adds a block to U, and the next one to V; the others are what A and A^T made of blocks of V and U."""
+        v, image, u, back = carry
+        place = i * width
+        newest = jax.lax.dynamic_slice_in_dim(v, place, width, axis=1)
+        ahead = forward(newest)
+        # Of the first there is none before: its place holds zeros still.
+        before = jax.lax.dynamic_slice_in_dim(u, jnp.maximum(place - width, 0), width, axis=1)
+        block = _beside(u, ahead, near=before)
+        behind = backward(block)
+        v = _put(v, _beside(v, behind, near=newest), place + width)
+        return v, _put(image, ahead, place), _put(u, block, place), _put(back, behind, place)
 
-    image = forward(jax.random.normal(key, (size, width), matrix.dtype))
-    basis = _orthonormal(jax.lax.fori_loop(0, power_iterations, refined, image))
-    found = backward(basis)
-    # The SVD of a tall matrix through that of a small square one.
-    beside = _orthonormal(found)
-    left, values, right = jnp.linalg.svd(_product(beside.T, found), full_matrices=False)
-    v, s, u = _product(beside, left[:, :rank]), values[:rank], _product(basis, right[:rank].T)
-    # A^T u = s v holds to rounding by construction.
-    errors = _norms(forward(v) - s[None] * u)
-    inputs, outputs = (u, v) if short else (v, u)
+    start = _orthonormal(jax.random.normal(key, (n, width), matrix.dtype))
+    kept = tuple(jnp.zeros((side, blocks * width), matrix.dtype) for side in (m, m, n))
+    v, image, u, back = jax.lax.fori_loop(0, blocks, step, (_widened(start, blocks * width), *kept))
+    left, values, right = jnp.linalg.svd(_product(v.T, back), full_matrices=False)
+    left, s = left[:, :rank], values[:rank]
+    inputs, outputs = _product(u, right[:rank].T), _product(v, left)
+    # A^T u = s v holds to rounding by construction; of A v all but the last block's part is there.
+    reached = jnp.concatenate([image, forward(v[:, -width:])], axis=1)
+    errors = _norms(_product(reached, left) - s[None] * inputs)
     return _rescaled(SVD(inputs=inputs, values=s, outputs=outputs, errors=errors), exponent)
+
+
+def _widened(columns: Array, by: int) -> Array:
+    return jnp.pad(columns, ((0, 0), (0, by)))
+
+
+def _put(whole: Array, block: Array, place: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, block, place, axis=1)
+
+
+def _beside(basis: Array, columns: Array, *, near: Array) -> Array:
+    """What columns add to an orthonormal basis, as orthonormal columns; directions of rounding where they add none.
+
+    ``near`` is the block of the basis that, but for rounding, they have a part in; when what they add is small, that
+    rounding is large beside it, and lies anywhere in the basis.
+    """
+    columns = _conditioned(columns - _product(near, _product(near.T, columns)))
+    return _complete(columns - _product(basis, _product(basis.T, columns)))
 
 
 def _orthonormal(columns: Array) -> Array:
     """A basis of the columns' span: orthonormal columns, some of them zeros where it has fewer dimensions."""
-    columns = _conditioned(columns)
+    return _complete(_conditioned(columns))
+
+
+def _complete(columns: Array) -> Array:
+    """Makes well conditioned columns orthonormal, and those at rounding level zeros."""
     squares, vectors = jnp.linalg.eigh(_product(columns.T, columns))
     lengths = jnp.sqrt(jnp.maximum(squares, 0.0))
     kept = lengths > _DEPENDENT
@@ -264,7 +309,9 @@ def _conditioned(columns: Array) -> Array:
         energy = jnp.trace(gram)
         shift = jnp.where(energy > 0, 10 * jnp.finfo(columns.dtype).eps * energy, 1.0)
         factor = jnp.linalg.cholesky(gram + shift * identity)
-        return jax.lax.linalg.triangular_solve(factor, columns, left_side=False, lower=True, transpose_a=True)
+        # The small inverse and a product: solving for long columns takes a processor four times as long.
+        inverse = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+        return _product(columns, inverse.T)
 
     return jax.lax.fori_loop(0, _PASSES, once, columns)
 

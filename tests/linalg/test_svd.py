@@ -199,6 +199,37 @@ def test_the_random_subspace_is_orthonormal_whatever_the_condition(condition):
     np.testing.assert_array_less(np.abs(found.values - values[:12]), found.errors + RTOL)
 
 
+# Beyond 32 triplets the subspace is several blocks: here two of 33, of which the second one may find nothing new.
+BLOCKS = {"rank": 36, "oversample": 30, "power_iterations": 1}
+
+
+@pytest.mark.parametrize("shape", [(90, 70), (70, 90), (50, 60)], ids=str)
+def test_blocks_are_orthonormal_and_tell_what_they_miss(shape):
+    """The last shape has fewer dimensions than the two blocks."""
+    values = np.arange(1, min(shape) + 1) ** -1.0
+    matrix = single(made(shape, values)[0])
+    found = decompose(matrix, method="randomized", **BLOCKS)
+    for basis in (found.inputs, found.outputs):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(36), atol=5 * RTOL)
+    np.testing.assert_allclose(found.errors, plain_errors(matrix, found), atol=2 * RTOL, rtol=1e-3)
+    np.testing.assert_allclose(found.values[:8], values[:8], rtol=5 * RTOL)
+
+
+def test_what_a_matrix_of_few_dimensions_lacks_is_rounding():
+    matrix, inputs, outputs = made((90, 70), [3.0, 2.0, 2.0, 1.0])
+    found = decompose(single(matrix), method="randomized", **BLOCKS)
+    np.testing.assert_allclose(found.values[:4], [3.0, 2.0, 2.0, 1.0], rtol=5 * RTOL)
+    assert np.all(found.values[4:] < 4 * RTOL) and np.all(found.errors < 4 * RTOL)
+    np.testing.assert_allclose(projector(found.inputs[:, :4]), projector(inputs), atol=20 * RTOL)
+    np.testing.assert_allclose(projector(found.outputs[:, :4]), projector(outputs), atol=20 * RTOL)
+
+
+def test_a_value_is_found_as_often_as_a_block_is_wide():
+    matrix, _, _ = made((90, 70), [1.0] * 30 + [0.1] * 40)
+    found = decompose(single(matrix), method="randomized", **BLOCKS)
+    np.testing.assert_allclose(found.values, [1.0] * 30 + [0.1] * 6, rtol=10 * RTOL)
+
+
 def test_matrices_of_a_stack_draw_their_own_subspaces():
     matrix = single(np.random.default_rng(5).normal(size=(20, 20)))
     found = decompose(np.stack([matrix, matrix]), method="randomized", rank=2, oversample=0, power_iterations=0)
