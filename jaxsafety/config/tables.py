@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +61,21 @@ class Declared(NamedTuple):
 _EMPTY = {"dict": "{}", "list": "[]", "tuple": "[]"}
 
 
-def fields_of(module: str, record: str = "Config") -> list[Declared]:
+def fields_of(module: str, record: str = "Config") -> tuple[Declared, ...]:
     """Returns the fields of a module's record as its source declares them: nothing is imported for a help text.
 
     What the record's docstring says of each comes with it; ``kind`` is traced, swept or static.
     """
-    body = next(node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == record)
+    return _fields(_place(module), record)
+
+
+@cache
+def _fields(place: str, record: str) -> tuple[Declared, ...]:
+    body = next(node for node in _parsed(place).body if isinstance(node, ast.ClassDef) and node.name == record)
     entry = r"^    (\w+(?:, \w+)*): (.+?)(?=\n    \w+(?:, \w+)*: |\n\n|\Z)"
     found = re.findall(entry, ast.get_docstring(body) or "", re.DOTALL | re.MULTILINE)
     docs = {name: " ".join(doc.split()) for names, doc in found for name in names.split(", ")}
-    return [_declared(node, docs) for node in body.body if isinstance(node, ast.AnnAssign)]
+    return tuple(_declared(node, docs) for node in body.body if isinstance(node, ast.AnnAssign))
 
 
 def _declared(node: ast.AnnAssign, docs: Mapping[str, str]) -> Declared:
@@ -86,7 +92,7 @@ def _declared(node: ast.AnnAssign, docs: Mapping[str, str]) -> Declared:
 
 def constant(module: str, name: str) -> dict[str, Any]:
     """Returns a literal dict of a module's, which is not imported for it."""
-    body = _source(module).body
+    body = _parsed(_place(module)).body
     found = next(node for node in body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
     return ast.literal_eval(found.value)
 
@@ -98,11 +104,16 @@ def declared(module: str) -> list[str]:
 
 def summary(module: str) -> str:
     """Returns the first line of a module's docstring, which is not imported for it."""
-    return (ast.get_docstring(_source(module)) or "").partition("\n")[0]
+    return (ast.get_docstring(_parsed(_place(module))) or "").partition("\n")[0]
 
 
-def _source(module: str) -> ast.Module:
+def _place(module: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"there is no module {module!r} on the path of Python")
-    return ast.parse(Path(spec.origin).read_text())
+    return spec.origin
+
+
+@cache
+def _parsed(place: str) -> ast.Module:
+    return ast.parse(Path(place).read_text())

@@ -1,6 +1,8 @@
 """YAML with the scalars of version 1.2: ``on`` is text and 1e-3 a number, where PyYAML alone has those of 1.1."""
 
 import re
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +43,12 @@ for _class in (Loader, _Dumper):
 
 def load(text: str) -> Any:
     """Returns the plain values of a document; raises as ``yaml.safe_load``."""
+    return deepcopy(_loaded(text))
+
+
+@lru_cache(maxsize=8)
+def _loaded(text: str) -> Any:
+    # A recipe is read three times until it is one: for its keys, for its fields, and by the parser of these.
     return yaml.load(text, Loader=Loader)
 
 

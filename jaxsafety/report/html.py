@@ -8,6 +8,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ def write_report(
     atomic.atomic_write(Path(path), page)
 
 
+@cache
 def _template() -> jinja2.Template:
     source = importlib.resources.files("jaxsafety.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(

@@ -45,9 +45,9 @@ def start(key):
 
 
 @pytest.fixture(scope="module")
-def inputs(as_users):
+def inputs():
     roots = jax.vmap(keys.root)(jnp.asarray(SEEDS, jnp.uint32))
-    states = jax.jit(jax.vmap(start), compiler_options=as_users)(roots)
+    states = jax.jit(jax.vmap(start))(roots)
     return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(LRS)), states), roots, jnp.asarray(LRS)
 
 
@@ -58,30 +58,31 @@ def grid(inputs):
 
 
 @pytest.fixture(scope="module")
-def bits(inputs, as_users):
-    """The same as users compile it: bits of programs that differ are the same only where both are optimised alike."""
-
-    def compiled(strategy):
-        program = jax.jit(sweep.over_lanes(run, strategy, seeds=len(SEEDS)), compiler_options=as_users)
-        return jax.device_get(program(*inputs))
-
-    return cache(compiled)
-
-
-@pytest.fixture(scope="module")
-def singles(inputs, as_users):
-    """Every lane alone, from its seed and learning rate, through the same program without a grid."""
-    single = jax.jit(lambda key, peak_lr: run(start(key), key, peak_lr), compiler_options=as_users)
-    return {(h, s): single(keys.root(seed), lr) for h, lr in enumerate(LRS) for s, seed in enumerate(SEEDS)}
+def singles(inputs):
+    """Every lane alone, from its state and learning rate, through the same program without a grid."""
+    states, roots, _ = inputs
+    single = jax.jit(run)
+    return {
+        (h, s): jax.device_get(single(tree.lane(states, h, s), roots[s], lr))
+        for h, lr in enumerate(LRS)
+        for s in range(len(SEEDS))
+    }
 
 
-def test_a_mapped_lane_is_the_single_run_bit_for_bit(bits, singles):
+@pytest.mark.slow
+def test_a_lane_is_the_single_run_bit_for_bit_as_users_compile_it(inputs, singles, grid):
+    """`make test-slow` optimises as they do."""
+    test_a_mapped_lane_is_the_single_run_bit_for_bit(grid, singles)
+    test_sharding_does_not_change_a_bit(grid)
+
+
+def test_a_mapped_lane_is_the_single_run_bit_for_bit(grid, singles):
     for (h, s), single in singles.items():
-        jax.tree.map(np.testing.assert_array_equal, tree.lane(bits("map"), h, s), jax.device_get(single))
+        jax.tree.map(np.testing.assert_array_equal, tree.lane(grid("map"), h, s), single)
 
 
-def test_sharding_does_not_change_a_bit(bits):
-    jax.tree.map(np.testing.assert_array_equal, bits("sharded"), bits("map"))
+def test_sharding_does_not_change_a_bit(grid):
+    jax.tree.map(np.testing.assert_array_equal, grid("sharded"), grid("map"))
 
 
 @pytest.mark.parametrize("at_once", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 4))])
