@@ -148,7 +148,8 @@ def disturb(directory, number, *, victim, processes, at):
     return codes, [err for _, err in said], time.monotonic() - since
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_leave_the_bits_of_one_and_exchange_nothing_inside_a_chunk(whole, tmp_path, processes):
     codes, said = end(start(TOY, tmp_path / "out", STEPS, processes=processes))
     assert codes == [0] * processes, said

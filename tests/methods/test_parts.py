@@ -36,7 +36,7 @@ def state_of(params) -> TrainState:
     return stepping.init_state(params, optax.identity())
 
 
-@pytest.mark.parametrize("name", [pytest.param("sft", marks=pytest.mark.slow), "dpo", "unlearn"])
+@pytest.mark.parametrize("name", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn"))])
 def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt, batch, reference, name):
     model, method = gpt.model(tiny_config), methods.load(name)
     options = OPTIONS[name] | (WEIGHTS if name != "sft" else {})

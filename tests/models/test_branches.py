@@ -41,7 +41,9 @@ def close(got, expected, tolerance=SAME):
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "paper" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_the_ends_of_texts_are_those_of_the_whole_texts_and_so_is_the_gradient(kind):
     config = KINDS[kind]
     params, texts = drawn(config), TEXTS.reshape(6, 9)

@@ -29,14 +29,9 @@ def recipe(graph):
 
 
 @pytest.fixture(scope="module")
-def run(graph_run):
-    return graph_run
-
-
-@pytest.fixture(scope="module")
-def params(run):
-    names = [lane.name for lane in run.recipe.lanes]
-    found = jax.device_get(pipeline.load(run, run.recipe.lanes).params)
+def params(graph_run):
+    names = [lane.name for lane in graph_run.recipe.lanes]
+    found = jax.device_get(pipeline.load(graph_run, graph_run.recipe.lanes).params)
     return {name: jax.tree.map(lambda leaf, h=h: leaf[h], found) for h, name in enumerate(names)}
 
 
@@ -79,8 +74,8 @@ def test_a_mask_keeps_parts_of_an_update(params):
 
 
 @pytest.mark.slow
-def test_a_masked_run_that_was_killed_ends_in_the_same_bits(run, main, tmp_path):
-    copy = shutil.copytree(run.directory, tmp_path / "run")
+def test_a_masked_run_that_was_killed_ends_in_the_same_bits(graph_run, main, tmp_path):
+    copy = shutil.copytree(graph_run.directory, tmp_path / "run")
     for folder in (copy / "checkpoints").glob("masked*"):
         shutil.rmtree(folder)
     name = "masked.from=attacked.from=sft.eta_M.prompts=2"
@@ -90,26 +85,26 @@ def test_a_masked_run_that_was_killed_ends_in_the_same_bits(run, main, tmp_path)
     assert main("tune", copy) == 0
     for place in ("checkpoints", "snapshots"):
         kept = [where / place / name / ("00000002" if place == "checkpoints" else "00000001") / "digests.json"
-                for where in (copy, run.directory)]  # fmt: skip
+                for where in (copy, graph_run.directory)]  # fmt: skip
         assert len({json.dumps(json.loads(path.read_text())["leaves"]) for path in kept}) == 1
 
 
-def test_the_worst_is_one_of_the_candidates_and_on_record(params, run):
-    told = manifest_file.read_manifest(run.directory)["selected"]
+def test_the_worst_is_one_of_the_candidates_and_on_record(params, graph_run):
+    told = manifest_file.read_manifest(graph_run.directory)["selected"]
     assert set(told) == {f"worst.from={label}.{rate}" for label in ("sft", "dpo") for rate in ("eta_M", "eta_S")}
     for name, chosen in told.items():
         assert chosen["model"].startswith(name.replace("worst", "attacked")) and 0 <= chosen["unsafe/complied"] <= 1
         jax.tree.map(np.testing.assert_array_equal, params[name], params[chosen["model"]])
 
 
-def test_what_is_not_trained_keeps_parameters_and_has_no_curve(run, recipe):
+def test_what_is_not_trained_keeps_parameters_and_has_no_curve(graph_run, recipe):
     kept = [lane for lane in recipe.lanes if lane.training is None]
     assert {lane.label for lane in kept} == {"half", "lent", "worst"}
-    assert all(checkpoint.steps(run.leg(lane).checkpoints) == [0] for lane in kept)
-    assert {row["method"] for row in metrics_file.read_metrics(run.directory)} == {
+    assert all(checkpoint.steps(graph_run.leg(lane).checkpoints) == [0] for lane in kept)
+    assert {row["method"] for row in metrics_file.read_metrics(graph_run.directory)} == {
         "pretrained", "sft", "dpo", "attacked", "again", "adapted", "masked"
     }  # fmt: skip
-    (progress,) = status.read(run.directory)
+    (progress,) = status.read(graph_run.directory)
     assert progress.steps["half"] == (16, 16) and progress.steps["worst"] == (4, 4) and progress.steps["sft"] == (4, 4)
 
 
@@ -127,8 +122,9 @@ def test_models_of_one_generation_see_the_same_examples(recipe):
     assert generations["more.from=half.from=attacked.from=sft.eta_M.prompts=2.alpha=0.5"] == 3
 
 
-def test_a_lost_model_is_made_again_bit_for_bit(run, main, tmp_path):
-    copy = shutil.copytree(run.directory, tmp_path / "run")
+@pytest.mark.slow
+def test_a_lost_model_is_made_again_bit_for_bit(graph_run, main, tmp_path):
+    copy = shutil.copytree(graph_run.directory, tmp_path / "run")
     lost = [copy / "checkpoints" / name for name in (LENT, "worst.from=sft.eta_M")]
     before = [(path / "00000000" / "digests.json").read_text() for path in lost]
     for path in lost:
@@ -145,9 +141,9 @@ def test_the_study_is_read_back_as_it_was_written(recipe, tmp_path):
 
 
 @pytest.fixture
-def second(run, recipe, tmp_path):
+def second(graph_run, recipe, tmp_path):
     """A recipe that reuses two lanes of the run, for one of its seeds."""
-    where = {"run": str(run.directory)}
+    where = {"run": str(graph_run.directory)}
     models = {
         "pretrained": {"from": where | {"model": "pretrained"}},
         "defended": {
@@ -221,10 +217,10 @@ def test_what_does_not_fit_the_model_is_refused_before_any_work(recipe, tmp_path
     assert str(caught.value).startswith(message)
 
 
-def test_grammars_of_another_run_are_those_that_it_keeps(second, run, tmp_path):
+def test_grammars_of_another_run_are_those_that_it_keeps(second, graph_run, tmp_path):
     """Not what lies now where they were read from."""
     grammar = "\n".join(["S -> A A [1.0]", "A -> 'a' 'b' 'c' 'd' 'e' 'f' 'g' 'h' 'a' 'b' 'c' 'd' [1.0]"])
-    own, copy = tmp_path / "own.pcfg", shutil.copytree(run.directory, tmp_path / "run")
+    own, copy = tmp_path / "own.pcfg", shutil.copytree(graph_run.directory, tmp_path / "run")
     own.write_text(grammar)
     config = yaml12.read(copy / "config.yaml")
     config["subject"]["grammars"] = {"safe": str(tmp_path / "gone.pcfg")}
@@ -234,7 +230,7 @@ def test_grammars_of_another_run_are_those_that_it_keeps(second, run, tmp_path):
     models = {"old": {"from": {"run": str(copy), "model": "pretrained"}}}
     subject = as_dict(second.subject) | {"grammars": {"safe": str(own)}}
     with pytest.raises(ValueError, match=r"models.old.from: file safe.pcfg is '\w{8}' in .*, expected '\w{8}'"):
-        pipeline.source(replace(run, recipe=replace(second, models=models, subject=subject)),
+        pipeline.source(replace(graph_run, recipe=replace(second, models=models, subject=subject)),
                         replace(second, models=models).lanes[0])  # fmt: skip
 
 

@@ -20,24 +20,14 @@ RTOL = 1e-5
 BATCHED_RTOL = 1e-4
 
 
-@pytest.fixture(scope="module")
-def recipe(graph):
-    return graph
-
-
-@pytest.fixture(scope="module")
-def run(graph_run):
-    return graph_run
-
-
-def test_every_generation_begins_with_its_parents(run, recipe):
-    trained = [lane for lane in recipe.lanes if lane.training is not None]
+def test_every_generation_begins_with_its_parents(graph_run, graph):
+    trained = [lane for lane in graph.lanes if lane.training is not None]
     assert len(trained) == 1 + 2 + 2 + 8 + 8 + 4 + 8
-    assert all(checkpoint.steps(run.leg(lane).checkpoints) == [2] for lane in trained)
+    assert all(checkpoint.steps(graph_run.leg(lane).checkpoints) == [2] for lane in trained)
     params = dict(
         zip(
-            [lane.name for lane in recipe.lanes],
-            np.asarray(pipeline.load(run, recipe.lanes).params["embed"]),
+            [lane.name for lane in graph.lanes],
+            np.asarray(pipeline.load(graph_run, graph.lanes).params["embed"]),
             strict=True,
         )
     )
@@ -47,17 +37,17 @@ def test_every_generation_begins_with_its_parents(run, recipe):
         assert 0 < moved[lane.parent.name] < 0.01 and min(moved.values()) == moved[lane.parent.name]
 
 
-def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(run):
-    traces = Counter(json.loads((run.directory.parent / "traces.json").read_text()))
+def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(graph_run):
+    traces = Counter(json.loads((graph_run.directory.parent / "traces.json").read_text()))
     # Once a stage; and once a number of lanes, of which there are 1, then 2, 4 and 8.
     assert traces.pop("prompts") == 2 and traces.pop("readout") == 4
     assert traces == dict.fromkeys(["adapted", "again", "attacked", "dpo", "masked", "pretrained", "sft"], 1)
-    rows = metrics_file.read_metrics(run.directory)
+    rows = metrics_file.read_metrics(graph_run.directory)
     assert len({(row["method"], row["lr_name"]) for row in rows}) == 33
 
 
 @pytest.mark.slow
-def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
+def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path):
     build, traced = lanes.train_chunk, []
 
     def counted(subject, lane):
@@ -65,9 +55,9 @@ def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
         return lambda *arguments: (traced.append(lane.label), chunk(*arguments))[1]
 
     monkeypatch.setattr(lanes, "train_chunk", counted)
-    tuned = recipe.models["sft"]
+    tuned = graph.models["sft"]
     ten = {f"m{i}": tuned | {"lr": 1e-4 * (i + 1), "data": {"p_unsafe": i / 10}} for i in range(10)}
-    ready = pipeline.prepare(replace(recipe, models={"pretrained": recipe.models["pretrained"]} | ten, attacks={},
+    ready = pipeline.prepare(replace(graph, models={"pretrained": graph.models["pretrained"]} | ten, attacks={},
                                      analyses={}), tmp_path)  # fmt: skip
     train.train(ready, "pretrain")
     with jax.log_compiles(), pytest.MonkeyPatch.context():
@@ -78,23 +68,25 @@ def test_ten_models_of_one_method_compile_once(recipe, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lane_is_the_run_of_its_values_alone(run, recipe, tmp_path):
-    alone = {label: dict(given) for label, given in recipe.models.items() if label in ("pretrained", "dpo", "attacked")}
+def test_a_lane_is_the_run_of_its_values_alone(graph_run, graph, tmp_path):
+    alone = {label: dict(given) for label, given in graph.models.items() if label in ("pretrained", "dpo", "attacked")}
     alone["dpo"]["lr"] = 1e-4
     alone["attacked"] |= {"from": "dpo", "data": {"pool": "explicit", "prompts": 3}}
-    ready = pipeline.prepare(replace(recipe, models=alone, attacks={}, analyses={}), tmp_path)
+    ready = pipeline.prepare(replace(graph, models=alone, attacks={}, analyses={}), tmp_path)
     for stage in ("pretrain", "tune"):
         train.train(ready, stage)
     one = pipeline.load(ready, ready.recipe.lanes_of("attacked"))
-    (lane,) = [lane for lane in recipe.lanes if lane.name == "attacked.from=dpo.eta_S.prompts=3"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, pipeline.load(run, [lane]))
+    (lane,) = [lane for lane in graph.lanes if lane.name == "attacked.from=dpo.eta_S.prompts=3"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, pipeline.load(graph_run, [lane])
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["vmap", "sharded"])
-def test_lanes_in_batches_or_on_devices_agree_with_those_one_by_one(run, recipe, tmp_path, strategy):
-    models = {label: recipe.models[label] for label in ("pretrained", "sft", "dpo", "attacked")}
-    ready = pipeline.prepare(replace(recipe, models=models, strategy=strategy, attacks={}, analyses={}), tmp_path)
+def test_lanes_in_batches_or_on_devices_agree_with_those_one_by_one(graph_run, graph, tmp_path, strategy):
+    models = {label: graph.models[label] for label in ("pretrained", "sft", "dpo", "attacked")}
+    ready = pipeline.prepare(replace(graph, models=models, strategy=strategy, attacks={}, analyses={}), tmp_path)
     assert ready.strategy == strategy
     for stage in ("pretrain", "tune"):
         train.train(ready, stage)
@@ -103,7 +95,7 @@ def test_lanes_in_batches_or_on_devices_agree_with_those_one_by_one(run, recipe,
             (row["method"], row["lr_name"], row["seed"], row["step"]): row["loss"]
             for row in metrics_file.read_metrics(where)
         }
-        for where in (ready.directory, run.directory)
+        for where in (ready.directory, graph_run.directory)
     ]
     assert len(losses[0]) == 2 * 13 and losses[0].keys() <= losses[1].keys()
     for lane, loss in losses[0].items():
@@ -111,12 +103,12 @@ def test_lanes_in_batches_or_on_devices_agree_with_those_one_by_one(run, recipe,
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_update_is_taken_from_the_finished_parent_at_every_step(run, recipe):
+def test_an_update_is_taken_from_the_finished_parent_at_every_step(graph_run, graph):
     """And not from where the parent was at that step of its own training."""
-    parents = replace(recipe, analyze=replace(recipe.analyze, base="parent"))
-    ready = replace(run, recipe=parents)
+    parents = replace(graph, analyze=replace(graph.analyze, base="parent"))
+    ready = replace(graph_run, recipe=parents)
     lanes_ = parents.lanes
-    models = evaluate.Models(lanes_, pipeline.load(run, lanes_).params, np.ones((len(lanes_), 2), bool))
+    models = evaluate.Models(lanes_, pipeline.load(graph_run, lanes_).params, np.ones((len(lanes_), 2), bool))
     subjects = SimpleNamespace(run=ready, models=models)
     then = models._replace(params=jax.tree.map(lambda leaf: 0 * leaf, models.params))
     rows = [lane.name for lane in lanes_].index("attacked.from=sft.eta_M.prompts=2"), 0
@@ -126,8 +118,9 @@ def test_an_update_is_taken_from_the_finished_parent_at_every_step(run, recipe):
     assert not np.asarray(now["embed"]).any()
 
 
-def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, recipe, tmp_path):
-    directory = shutil.copytree(run.directory, tmp_path / "run")
+@pytest.mark.slow
+def test_results_are_of_the_models_that_analyses_and_attacks_are_on(graph_run, main, graph, tmp_path):
+    directory = shutil.copytree(graph_run.directory, tmp_path / "run")
     assert main("analyze", directory) == 0
     frame = results.read_results([directory / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     of = {name: set(rows["method"]) for (name,), rows in frame.group_by("analysis")}
@@ -139,5 +132,5 @@ def test_results_are_of_the_models_that_analyses_and_attacks_are_on(run, main, r
     # Only models of one parent at one point are compared.
     assert {part.partition(":")[0] for part in pairs["part"]} == {"sft~dpo"}
     assert manifest_file.read_manifest(directory)["models"]["again"] == {
-        lane.name: 2 for lane in recipe.lanes_of("again")
+        lane.name: 2 for lane in graph.lanes_of("again")
     }

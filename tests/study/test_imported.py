@@ -140,6 +140,7 @@ def test_the_record_says_which_files_they_come_from(made):
     assert all(0 <= row["safe/exact_match"] <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_reported_as_a_run_trained_here(main, copied, capsys):
     folder = copied
     before = contents(folder / "run")

@@ -105,7 +105,7 @@ def test_the_null_space_part(made, params):
             np.testing.assert_allclose(got[layer], before[path][layer] + part, atol=DECOMPOSED)
 
 
-@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("rank", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_a_chain_of_edits_is_one_formula(main, checkpoints, params, tmp_path, rank):
     """As ``analyze merge`` writes it: a part, its leading directions, and how far."""
     words = ["--part", "null_space", "--energy", "0.8", "--alpha", "2", *(["--rank", rank] if rank else [])]
@@ -135,7 +135,7 @@ def test_leading_directions_of_every_matrix(made, params):
     ("edit", "fields"),
     [
         ("scaled", {"alpha": 1.5, "part": "down"}),
-        ("space_part", {"energy": 0.8}),
+        pytest.param("space_part", {"energy": 0.8}, marks=pytest.mark.slow),
         ("space_part", {"energy": 0.8, "keep": "all_but", "space": "range"}),
         ("rank_part", {"rank": 2}),
     ],
@@ -239,7 +239,9 @@ def test_nothing_is_left_of_an_edit_that_fails(write, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("edit", "fields"), [("space_part", {}), ("rank_part", {"rank": 2})])
+@pytest.mark.parametrize(
+    ("edit", "fields"), [("space_part", {}), pytest.param("rank_part", {"rank": 2}, marks=pytest.mark.slow)]
+)
 def test_a_killed_edit_decomposes_nothing_twice(write, tmp_path, monkeypatch, edit, fields):
     how = node(edit, method="gram", **fields)
     write(how, name="whole", dtype="bfloat16")

@@ -241,12 +241,14 @@ def test_lost_references_of_another_model_are_read_again(checkpoints, write, ope
     assert numbers(tmp_path / "torn") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_unlearning_pushes_rejected_answers_away(write, tmp_path):
     write(tmp_path, made("unlearn", steps=20, reduction="mean"))
     first, last = metrics_file.read_metrics(tmp_path)
     assert last["logps/rejected"] < first["logps/rejected"]
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_a_float32_copy_of_what_is_tuned(opened, write, tmp_path):
     full = {"parametrisation": {"kind": "full"}, "optim": {"warmup": 0.0}}
     write(tmp_path, made(about={"dtype": "bfloat16"}, steps=1, lr=1e-6, **full))
@@ -271,6 +273,7 @@ def test_all_parameters_are_trained_and_go_on_from_a_stop(opened, write, stopped
     assert not any(np.array_equal(leaf, after[path]) for path, leaf in before.items())
 
 
+@pytest.mark.slow
 def test_several_devices_hold_parts_and_compute_the_same(encode, write, tmp_path):
     several = places.local()
     own, full = (made(batch_size=8, **more) for more in ({}, {"parametrisation": {"kind": "full"}}))
