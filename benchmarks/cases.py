@@ -310,7 +310,7 @@ class CheckpointCase:
 
     Attributes:
         config: the model.
-        every: one in so many prompts of the package is asked; activations hold the residual streams of all of them.
+        every: one in so many prompts of the package is asked.
         commands: ``jaxsafety analyze`` and what follows, ``{prompts}`` for a file of these prompts.
     """
 

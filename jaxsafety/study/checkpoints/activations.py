@@ -4,6 +4,7 @@ A layer that is measured lies as rows in its model's folder. Means are over all 
 interval over them.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -58,7 +59,7 @@ def measure(model: Looked, config: Config) -> None:
     """
     depth = model.own.config.layers
     files = [model.folder / f"{layer:03d}.parquet" for layer in range(depth)]
-    state = model.folder / "streams.npz"
+    state = model.folder / "streams"
     if not all(file.exists() for file in files):
         encoded, about = model.encoded, model.about
         batches = bucketed(encoded.ids, answers=model.answers, batch_tokens=about.batch_tokens)
@@ -69,7 +70,7 @@ def measure(model: Looked, config: Config) -> None:
                 update(layer + 1, {})
                 signals.check(f"after layer {layer} of {depth}")
     # A run that was stopped behind its last layer has left them.
-    state.unlink(missing_ok=True)
+    shutil.rmtree(state, ignore_errors=True)
     rows.write(model.folder / "verdicts.parquet", _verdict_rows(model))
 
 

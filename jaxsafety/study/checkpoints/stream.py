@@ -1,13 +1,12 @@
 """A model run over prompts layer by layer: a layer's weights are read, all prompts go through it, the next is read.
 
-Between layers there are the prompts' residual streams alone, so memory is that of one layer and of the prompts. The
-streams are saved now and then, and a run that was killed goes on from the last ones.
+Between layers there are the prompts' residual streams alone, and these lie on disk, a file a batch: memory is that of
+one layer, of one batch and of what is read of every prompt. A run that was killed goes on behind its last whole layer.
 """
 
 from __future__ import annotations
 
-import time
-import zipfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -23,13 +22,9 @@ from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.rundir import atomic
 from jaxsafety.study.checkpoints import features
 from jaxsafety.study.checkpoints.batches import Batch
 from jaxsafety.types import Params
-
-# Seconds between two saves of the streams; they may be larger than a layer.
-_SAVE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,8 @@ class Side:
         return replace(self.checkpoint.config, compute_dtype=self.compute_dtype)
 
 
-# [b, t, d] of every batch.
-Streams = list[np.ndarray]
+# [b, t, d] of the batch in a place.
+Streams = Callable[[int], Float[np.ndarray, "b t d"]]
 # By site: [p, n, d] or [p, n, f], n over all prompts.
 Seen = dict[str, Float[np.ndarray, "p n _"]]
 
@@ -55,30 +50,32 @@ Seen = dict[str, Float[np.ndarray, "p n _"]]
 def layers(side: Side, *, state: Path) -> Iterator[tuple[int, Seen]]:
     """Yields layer by layer what a model's MLPs see of every prompt: at its last token, and in the mean of its answer.
 
-    ``state`` is where the streams are saved; those there are gone on from, and removed at the end. The streams behind a
-    layer are saved after the caller comes back for the next.
+    ``state`` is the folder where the streams lie, before a layer and behind it; those there are gone on from, and it is
+    removed at the end. The caller has what it was given of a layer when it comes back for the next: until then that
+    layer would come again.
 
     Raises:
-        ValueError: the saved streams are damaged, a tensor is not finite, or a layer does not fit into memory.
+        ValueError: the streams there are damaged, a tensor is not finite, or a layer does not fit into memory.
         OSError: a file cannot be read or written.
     """
-    first, streams = _resume(state, side)
-    saved = time.monotonic()
-    for layer in range(first, side.config.layers):
-        streams, seen = _through(side, layer, streams)
-        yield layer, seen
-        if time.monotonic() - saved > _SAVE_EVERY_S:
-            _save(state, layer + 1, streams)
-            saved = time.monotonic()
-    state.unlink(missing_ok=True)
+    first, depth = _whole(state), side.config.layers
+    streams = _saved(state, first) if first else embedded(side)
+    for layer in range(first, depth):
+        behind = None if layer + 1 == depth else state / f"{layer + 1}.unfinished"
+        yield layer, _through(side, layer, streams, behind=behind)
+        if behind is not None:
+            behind.replace(behind.with_suffix(""))
+            shutil.rmtree(state / str(layer), ignore_errors=True)
+            streams = _saved(state, layer + 1)
+    shutil.rmtree(state, ignore_errors=True)
 
 
-def embeddings(side: Side) -> list[Float[np.ndarray, "b t d"]]:
-    """Returns the embeddings of every batch; of the table only the rows that are needed are read."""
+def embedded(side: Side) -> Streams:
+    """Returns what gives the embeddings of a batch; of the table only the rows that are needed are read."""
     needed = np.unique(np.concatenate([batch.tokens.ravel() for batch in side.batches]))
     rows = (side.checkpoint.leaf("embed", index=(slice(row, row + 1),), dtype="float32") for row in needed.tolist())
     table = np.concatenate(list(rows))
-    return [table[np.searchsorted(needed, batch.tokens)] for batch in side.batches]
+    return lambda place: table[np.searchsorted(needed, side.batches[place].tokens)]
 
 
 def layer_weights(checkpoint: hf.Checkpoint, layer: int, *, dtype: hf.ParamsDtype) -> Params:
@@ -91,21 +88,25 @@ def layer_weights(checkpoint: hf.Checkpoint, layer: int, *, dtype: hf.ParamsDtyp
     return hf.unflatten(flat)
 
 
-def _through(side: Side, layer: int, streams: Streams) -> tuple[Streams, Seen]:
-    """Takes the streams through a layer."""
+def _through(side: Side, layer: int, streams: Streams, *, behind: Path | None) -> Seen:
+    """Takes the streams through a layer; ``behind`` is where they are put, None behind the last one."""
+    if behind is not None:
+        shutil.rmtree(behind, ignore_errors=True)
+        behind.mkdir(parents=True)
     weights = jax.device_put(layer_weights(side.checkpoint, layer, dtype=side.compute_dtype))
     count = sum(len(batch.rows) for batch in side.batches)
-    after, seen = [], {}
-    for batch, x in zip(side.batches, streams, strict=True):
-        given = (weights, x, batch.mask, chosen(batch))
+    seen: Seen = {}
+    for place, batch in enumerate(side.batches):
+        given = (weights, streams(place), batch.mask, chosen(batch))
         leaves, structure = jax.tree.flatten(given)
         shapes = tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
         out, picked = jax.device_get(_program(side.config, shapes, structure)(*given))
-        after.append(out)
+        if behind is not None:
+            _save(behind, place, out)
         for site, values in picked.items():
             into = seen.setdefault(site, np.empty((len(values), count, values.shape[-1]), np.float32))
             into[:, batch.rows] = values
-    return after, seen
+    return seen
 
 
 @cache
@@ -127,25 +128,29 @@ def chosen(batch: Batch) -> Float[np.ndarray, "p b t"]:
     return np.stack([kind / np.maximum(kind.sum(1, keepdims=True), 1) for kind in kinds]).astype(np.float32)
 
 
-def _save(state: Path, layer: int, streams: Streams) -> None:
-    arrays = {f"stream{place}": x for place, x in enumerate(streams)}
-    unfinished = state.with_suffix(".unfinished")
-    state.parent.mkdir(parents=True, exist_ok=True)
+def _file(folder: Path, place: int) -> Path:
+    return folder / f"{place}.npy"
+
+
+def _save(folder: Path, place: int, x: np.ndarray) -> None:
     try:
-        with unfinished.open("wb") as file:
-            np.savez(file, layer=layer, **arrays)
-        atomic.sync(unfinished)
-        unfinished.replace(state)
+        np.save(_file(folder, place), x)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"cannot write {state} ({error.strerror}): free some space there and start again") from error
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(f"cannot write {folder} ({error.strerror}): free some space there and start again") from error
 
 
-def _resume(state: Path, side: Side) -> tuple[int, Streams]:
-    if not state.exists():
-        return 0, embeddings(side)
-    try:
-        with state.open("rb") as file, np.load(file) as saved:
-            return int(saved["layer"]), [saved[f"stream{place}"] for place in range(len(side.batches))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{state} is damaged: remove it and start again") from error
+def _whole(state: Path) -> int:
+    """The last layer before which all streams are saved; 0 without any."""
+    return max((int(path.name) for path in state.glob("*") if path.name.isdigit()), default=0)
+
+
+def _saved(state: Path, layer: int) -> Streams:
+    def load(place: int) -> np.ndarray:
+        try:
+            with _file(state / str(layer), place).open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{state} is damaged: remove it and start again") from error
+
+    return load

@@ -162,11 +162,10 @@ def test_without_answers_there_are_no_verdicts_and_no_responses(looked, encoded,
 
 
 def test_a_run_ends_alike_wherever_it_was_stopped(measured, answered, tmp_path, monkeypatch):
-    """After a layer, with the streams saved or not; also behind the last one."""
+    """After a layer; also behind the last one."""
     places, read_ = [], []
-    monkeypatch.setattr(stream, "embeddings", counted(stream.embeddings, read_))
-    for skipped, saved in ((0, 1e9), (1, -1.0), (0, -1.0), (0, -1.0)):
-        monkeypatch.setattr(stream, "_SAVE_EVERY_S", saved)
+    monkeypatch.setattr(stream, "embedded", counted(stream.embedded, read_))
+    for skipped in (0, 1, 1):
         seen = itertools.count()
 
         def check(where, seen=seen, skipped=skipped):
@@ -179,10 +178,10 @@ def test_a_run_ends_alike_wherever_it_was_stopped(measured, answered, tmp_path, 
             with pytest.raises(signals.Stopped):
                 activations.measure(answered(tmp_path), Config())
         assert not (tmp_path / "verdicts.parquet").exists()
-    assert places == [f"after layer {layer} of 3" for layer in (0, 1, 1, 1)]
+    assert places == [f"after layer {layer} of 3" for layer in (0, 1, 2)]
     activations.measure(answered(tmp_path), Config())
     # Streams that are there are gone on from.
-    assert len(read_) == 2 and not (tmp_path / "streams.npz").exists()
+    assert len(read_) == 2 and not (tmp_path / "streams").exists()
     assert read(tmp_path).equals(measured[0])
 
 
@@ -199,13 +198,12 @@ def test_a_run_stopped_behind_its_last_layer_leaves_no_streams(measured, answere
         if "layer 2" in where:
             raise signals.Stopped(15, where)
 
-    monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
     with monkeypatch.context() as patch:
         patch.setattr(signals, "check", check)
         with pytest.raises(signals.Stopped):
             activations.measure(answered(tmp_path), Config())
     activations.measure(answered(tmp_path), Config())
-    assert not (tmp_path / "streams.npz").exists() and read(tmp_path).equals(measured[0])
+    assert not (tmp_path / "streams").exists() and read(tmp_path).equals(measured[0])
 
 
 @pytest.mark.usefixtures("unchecked")

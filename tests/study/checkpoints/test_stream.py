@@ -1,5 +1,7 @@
 """Layer by layer over all prompts is the model in one go; a killed run goes on from the saved streams."""
 
+import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -37,7 +39,7 @@ def sides(opened, texts):
 @pytest.fixture(scope="module")
 def streamed(sides, tmp_path_factory):
     """Of both models: of every layer."""
-    state = tmp_path_factory.mktemp("s") / "streams.npz"
+    state = tmp_path_factory.mktemp("s") / "streams"
     return [[seen for _, seen in stream.layers(side, state=state)] for side in sides]
 
 
@@ -61,19 +63,18 @@ def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
 
 def test_without_answers_there_is_one_kind(opened, texts, tmp_path):
     side = stream.Side(opened[0], tuple(bucketed(texts[0], batch_tokens=128)), "float32")
-    _, seen = next(iter(stream.layers(side, state=tmp_path / "s.npz")))
+    _, seen = next(iter(stream.layers(side, state=tmp_path / "streams")))
     assert seen["mlp.hook_in"].shape == (1, 5, 32) and seen["mlp.hook_post"].shape == (1, 5, 48)
 
 
-@pytest.mark.parametrize("killed_after", [1, 2])
-def test_a_killed_run_goes_on_from_the_saved_streams(streamed, sides, tmp_path, monkeypatch, killed_after):
-    monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
-    state = tmp_path / "streams.npz"
+@pytest.mark.parametrize("killed_after", [0, 1, 2])
+def test_a_killed_run_goes_on_from_the_saved_streams(streamed, sides, tmp_path, killed_after):
+    state = tmp_path / "streams"
     for side, whole in zip(sides, streamed, strict=True):
         for layer, _ in stream.layers(side, state=state):
             if layer == killed_after:
                 break
-        assert state.exists()
+        assert {path.name for path in state.iterdir()} <= {f"{killed_after}", f"{killed_after + 1}.unfinished"}
         rest = list(stream.layers(side, state=state))
         # What was yielded last may not have been written down: it comes again.
         assert [layer for layer, _ in rest] == list(range(killed_after, 3))
@@ -83,33 +84,54 @@ def test_a_killed_run_goes_on_from_the_saved_streams(streamed, sides, tmp_path, 
         assert not list(tmp_path.iterdir())
 
 
+def test_memory_is_of_one_batch_whatever_their_number(sides, tmp_path):
+    """In bytes of Python and NumPy."""
+    few = max(sides[0].batches, key=lambda batch: batch.tokens.shape[1])
+    many = tuple(replace(few, rows=len(few.rows) * place + np.arange(len(few.rows))) for place in range(400))
+    size = 400 * few.tokens.size * sides[0].config.width * 4
+    run = stream.layers(replace(sides[0], batches=many), state=tmp_path / "streams")
+    next(run)
+    tracemalloc.start()
+    next(run)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 4
+
+
 def test_damaged_streams_are_named(sides, tmp_path):
-    state = tmp_path / "streams.npz"
-    for content in (b"", b"PK\x03\x04", b"nonsense"):
-        state.write_bytes(content)
-        with pytest.raises(ValueError, match=r"streams.npz is damaged: remove it and start again"):
-            next(iter(stream.layers(sides[0], state=state)))
-
-
-def test_a_full_disk_leaves_what_was_saved(sides, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "_SAVE_EVERY_S", -1.0)
-    state = tmp_path / "streams.npz"
+    state = tmp_path / "streams"
     run = stream.layers(sides[0], state=state)
     next(run), next(run)
-    before = state.read_bytes()
+    for content in (b"", b"PK\x03\x04", b"nonsense"):
+        (state / "1" / "0.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"streams is damaged: remove it and start again"):
+            next(stream.layers(sides[0], state=state))
+
+
+def test_a_full_disk_leaves_what_was_saved(streamed, sides, tmp_path, monkeypatch):
+    state = tmp_path / "streams"
+    run = stream.layers(sides[0], state=state)
+    next(run)
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stream.np, "savez", fail)
-    with pytest.raises(OSError, match=r"cannot write .*streams.npz \(No space left on device\)"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"cannot write .*2.unfinished \(No space left on"),
+    ):
+        patch.setattr(stream.np, "save", fail)
         next(run)
-    assert state.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["streams.npz"]
+    assert [path.name for path in state.iterdir()] == ["1"]
+    rest = dict(stream.layers(sides[0], state=state))
+    assert list(rest) == [1, 2]
+    for got, expected in zip(jax.tree.leaves(rest[2]), jax.tree.leaves(streamed[0][2]), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_bfloat16_is_near(streamed, sides, tmp_path):
     for side, whole in zip(sides, streamed, strict=True):
         half = stream.Side(side.checkpoint, side.batches, "bfloat16")
-        for layer, seen in stream.layers(half, state=tmp_path / "s.npz"):
+        for layer, seen in stream.layers(half, state=tmp_path / "streams"):
             for got, expected in zip(jax.tree.leaves(seen), jax.tree.leaves(whole[layer]), strict=True):
                 assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
