@@ -35,6 +35,9 @@ Site = Literal[
 HIDDEN_SITES = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
 """Those that are ``f`` wide."""
 
+# Queries whose scores are there at once, and in how many parts a sequence is cut at most: each is compiled.
+_QUERIES, _PARTS = 256, 16
+
 # Rows [b, t, n, k], [b, t, g, k], [b, t, g, k], neither rotated, to [b, t, n, k] and whatever the caller keeps.
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
@@ -105,17 +108,30 @@ def block(
 
 
 def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
-    """Returns the attention of whole sequences at once, for :func:`block`; it keeps the rotated keys.
+    """Returns the attention of whole sequences, for :func:`block`; it keeps the rotated keys.
 
-    b of ``mask`` may be 1 for all sequences alike.
+    b of ``mask`` may be 1 for all sequences alike. Of a long sequence some queries come after the others, each with the
+    keys up to it: scores ``[t, t]`` are never there, and are made again for a gradient.
     """
     positions = nn.real_positions(mask)
     table = rope.table_at(config.rope, positions=positions, lengths=positions[:, -1] + 1, width=config.head_width)
-    visible = nn.visibility(mask, positions=positions, queries=jnp.arange(mask.shape[1]), window=config.window)
+    tokens = mask.shape[1]
+    step = max(_QUERIES, -(-tokens // _PARTS))
+    parts = [(start, min(start + step, tokens)) for start in range(0, tokens, step)]
+    seen = [
+        nn.visibility(mask, positions=positions, queries=jnp.arange(*part), window=config.window)[..., : part[1]]
+        for part in parts
+    ]
+    mix = partial(nn.grouped_attention, dtype=config.compute_dtype)
+    mix = jax.checkpoint(mix) if len(parts) > 1 else mix
 
     def attend(q, k, v):
         q, k = nn.rotate(q, table), nn.rotate(k, table)
-        return nn.grouped_attention(q, keys=k, values=v, visible=visible, dtype=config.compute_dtype), k
+        mixed = [
+            mix(q[:, start:end], keys=k[:, :end], values=v[:, :end], visible=visible)
+            for (start, end), visible in zip(parts, seen, strict=True)
+        ]
+        return jnp.concatenate(mixed, axis=1), k
 
     return attend
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxsafety import tree
-from jaxsafety.models import gpt, llama
+from jaxsafety.models import gpt, llama, llama_block
 from jaxsafety.models.llama import Rope
 from tests.models.llama_cases import MASK, SITES, VARIANTS, config_of, oracle, params_of, shapes_of, tokens_of
 
@@ -70,6 +71,30 @@ def test_logits_and_activations_of_padded_batches_match_the_oracle_of_each_seque
         _close(logits[b][real], expected_logits)
         for site in SITES:
             _close(activations[site][:, b, real], expected[site], site)
+
+
+def test_queries_in_parts_are_those_at_once_without_scores_of_all_by_all(monkeypatch):
+    config = config_of("window")
+    params, tokens = params_of(config), jnp.concatenate([tokens_of()] * 2, axis=1)
+    mask = jnp.asarray(np.concatenate([MASK, np.ones_like(MASK)], axis=1))
+    length = tokens.shape[1]
+
+    def loss(params, tokens, mask):
+        logits = llama.apply(params, tokens, config=config, mask=mask).logits
+        return jnp.sum(jnp.tanh(logits) * mask[..., None]), logits
+
+    def graded():
+        run = jax.value_and_grad(lambda params: loss(params, tokens, mask), has_aux=True)
+        square = rf"f32\[[\d,]*{length},{length}\]"
+        return jax.jit(run)(params), re.search(square, str(jax.make_jaxpr(run)(params)))
+
+    whole, found = graded()
+    assert found
+    monkeypatch.setattr(llama_block, "_QUERIES", 4)
+    parts, found = graded()
+    assert not found
+    for got, expected in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, expected, atol=SAME * max(1.0, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
