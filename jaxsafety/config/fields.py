@@ -23,6 +23,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxsafety.config.names import check_name, nearest
+from jaxsafety.config.told import told_of
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,9 @@ def build(config: type, values: Mapping[str, Any], *, owner: str, **ready: Any) 
         if is_dataclass(hints[name]) and isinstance(value, dict)
     }
     plain = {name: value for name, value in values.items() if name not in inner}
-    try:
+    with told_of(owner, module=config.__module__):
         made = config(**{name: typed(value, hints[name], name) for name, value in plain.items()}, **inner, **ready)
         check(made)
-    except ValueError as error:
-        raise ValueError(f"{owner}: {error}") from error
     return made
 
 

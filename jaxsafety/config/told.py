@@ -5,6 +5,8 @@ ValueError that comes out of a library, or out of an operation, is nothing that 
 """
 
 import dis
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # jax's words for errors of the machine rather than the program: a backend that is not there, memory that ran out.
 _MACHINE = ("initialize backend", "RESOURCE_EXHAUSTED", "Out of memory")
@@ -19,12 +21,26 @@ def is_told(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)
 
 
-def _is_on_purpose(error: BaseException) -> bool:
-    """Whether it comes from a ``raise`` in this package."""
+@contextmanager
+def told_of(owner: str, *, module: str = "") -> Iterator[None]:
+    """Puts whose it is before a sentence that is raised inside; an error that is a bug's goes on as it is.
+
+    ``module`` may be somebody else's, whose own ``raise`` of a ValueError counts as a sentence, too.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not _is_on_purpose(error, module.partition(".")[0]):
+            raise
+        raise ValueError(f"{owner}: {error}") from error
+
+
+def _is_on_purpose(error: BaseException, *packages: str) -> bool:
+    """Whether it comes from a ``raise`` in this package, or one of others."""
     place = error.__traceback__
     if place is None:
         return False
     while place.tb_next is not None:
         place = place.tb_next
     code, module = place.tb_frame.f_code.co_code, place.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == "jaxsafety" and code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return module.partition(".")[0] in ("jaxsafety", *packages) and code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]

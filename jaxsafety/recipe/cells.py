@@ -110,10 +110,7 @@ def _at(recipe: Recipe, values: dict[str, Any], paths: dict[str, tuple[str, ...]
         *above, last = paths[field]
         _value(content, above)[last] = value
     where = "grid at " + ", ".join(f"{field}={value}" for field, value in values.items())
-    try:
-        return yaml_file.parse(as_dict(content), where=where)
-    except ValueError as error:
-        raise ValueError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+    return yaml_file.parse(as_dict(content), where=where)
 
 
 def _value(content: Any, path: Iterable[str]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jaxsafety import edits, methods, parametrisations, pools
 from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import SEED, check_name
+from jaxsafety.config.told import told_of
 from jaxsafety.recipe.nodes import Node, made
 from jaxsafety.training.optim import OptimConfig
 from jaxsafety.types import HParams, Needs
@@ -276,10 +277,8 @@ def trained(given: dict[str, Any], *, owner: str) -> Training:
     """Returns a training from its fields as a recipe writes them; see :func:`jaxsafety.recipe.nodes.made`."""
     data, method = given.get("data", {}), given.get("method")
     if isinstance(data, dict) and isinstance(method, str):
-        try:
+        with told_of(owner):
             data = data if "pool" in data else {"pool": default_pool(method)} | data
-        except ValueError as error:
-            raise ValueError(f"{owner}: {error}") from error
     below = [f"data.{name}" for name in ("p_unsafe", "mix", "prompts", "pool", "file")]
     below += [f"optim.{one.name}" for one in fields(OptimConfig)]
     # An option of a command about checkpoints, `--lora_rank`, is looked for here, too.

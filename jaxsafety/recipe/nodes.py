@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from jaxsafety import analysis, attacks, edits, subjects
 from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name, closest, nearest
+from jaxsafety.config.told import told_of
 from jaxsafety.types import Params, Point
 from jaxsafety.world import Condition
 
@@ -150,10 +151,8 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, bel
         raise ValueError(f"{owner} has no {first}: expected {', '.join(folder.TABLE)}, or package.module:NAME")
     if not isinstance(given[first], str):
         return fields_.build(of, given, owner=owner)  # which refuses it
-    try:
+    with told_of(owner):
         hints, config = fields_.hints_of(of), folder.load(given[first]).Config
-    except ValueError as error:
-        raise ValueError(f"{owner}: {error}") from error
     rest = {name: one for name, one in value.items() if name not in own}
     known = [one.name for one in fields(config)] if is_dataclass(config) else []
     # What is looked for below a section is known by its last part.

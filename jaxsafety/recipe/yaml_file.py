@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from jaxsafety.config import yaml12
 from jaxsafety.config.fields import hints_of
 from jaxsafety.config.names import EARLIER, nearest, other_version
+from jaxsafety.config.told import told_of
 from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
 from jaxsafety.recipe.nodes import PLACES, SubjectConfig, known, nodes, subject
@@ -101,10 +102,8 @@ def _fill(parsed: Any, of_nodes: Sequence[tuple[str, str, str, Any]], *, where: 
     for place, _, name, value in of_nodes:
         if place == "subject":
             given = _at(given if isinstance(given, dict) else {}, name.split("."), value)
-    try:
+    with told_of(where):
         parsed["subject"] = subject(given)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
     parsed["models"] = suited.models(parsed["subject"], parsed["models"])
     for place in PLACES:
         given = suited.default_nodes(place, parsed["subject"]) if parsed[place] is None else parsed[place]
@@ -235,6 +234,7 @@ def parse(content: dict[str, Any], *, where: str) -> Recipe:
     Raises:
         ValueError: as :func:`read`; ``where`` stands for the file's path.
     """
+    _check_fields(content, Recipe, where=where)
     return Recipe(**_parsed(where, lambda parser: parser.parse_object(content)))
 
 
@@ -252,15 +252,13 @@ def _parsed(where: str, values_of: Callable[[ArgumentParser], Any]) -> dict[str,
         parsed = values_of(parser)
         _check_names(parsed.as_dict(), where=where)
         _check_nulls(Recipe, parsed.as_dict(), where=where)
-        try:
+        with told_of(where):
             parsed["subject"] = subject(as_dict(parsed["subject"]))
             graph.expand(suited.models(parsed["subject"], parsed["models"]))
             for place in PLACES:
                 if parsed[place] is not None:
                     parsed[place] = nodes(place, parsed[place])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        values = parser.instantiate(parsed)
+            values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_sentence(str(error), where=where)) from error
     except OverflowError as error:
@@ -284,7 +282,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _check_sections(content: dict[str, Any], *, where: str) -> None:
-    """Refuses a section that is no mapping, which jsonargparse would ignore."""
+    """Refuses what jsonargparse would ignore: a section that is no mapping, and an unknown one that holds nothing."""
     if Path(where).name == "config.yaml" and content.keys() & {*EARLIER}:
         raise ValueError(other_version(Path(where).parent))
     for name, now in _GONE.items():
@@ -298,6 +296,17 @@ def _check_sections(content: dict[str, Any], *, where: str) -> None:
     for name in content.get("analyze", {}):
         if name in _MOVED:
             raise ValueError(f"{where}: analyze.{name} is called {_MOVED[name]}")
+    _check_fields(content, Recipe, where=where)
+
+
+def _check_fields(content: dict[str, Any], of: type, *, where: str, below: str = "") -> None:
+    known = hints_of(of)
+    for name, value in content.items():
+        if name not in known:
+            expected = f"expected one of {', '.join(known)}{nearest(name, known)}"
+            raise ValueError(f"{where}: unknown field {below + name!r}: {expected}")
+        if is_dataclass(known[name]) and isinstance(value, dict):
+            _check_fields(value, known[name], where=where, below=f"{name}.")
 
 
 def _check_names(content: dict[Any, Any], *, where: str) -> None:
@@ -344,10 +353,7 @@ def _sentence(message: str, *, where: str) -> str:
     text = re.sub(any_of, told, text)
     one = r"Expected a (\w+)( with \d+ elements)?\. Got value: "
     text = re.sub(one, lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ", text)
-    if option := re.search(r"[Oo]ption '([\w.-]+)'", text):
-        section = re.search(r"Group '([\w.]+)'|Parser key \"([\w.]+)\"", text)
-        text += _nearest_field(f"{section[1] or section[2]}.{option[1]}" if section else option[1])
-    elif word := re.search(r"[Uu]nrecognized arguments?: -*([\w.-]+)", text):
+    if word := re.search(r"[Uu]nrecognized arguments?: -*([\w.-]+)", text):
         known = set(_keys(Recipe))
         text += nearest(word[1], known) or nearest(word[1].partition(".")[0], known)
     text = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", text)
@@ -356,16 +362,6 @@ def _sentence(message: str, *, where: str) -> str:
 
 def _kind(*types: str) -> str:
     return " or ".join(_KINDS.get(name, name) for name in types)
-
-
-def _nearest_field(name: str) -> str:
-    """Returns "; did you mean X?" for the field that looks most like ``name``, whole or below the same section."""
-    known = sorted(set(_keys(Recipe)))
-    section = name.rpartition(".")[0]
-    below = [key.removeprefix(f"{section}.") for key in known if key.startswith(f"{section}.")]
-    if section and (hint := nearest(name.rpartition(".")[2], below)):
-        return hint
-    return nearest(name, known)
 
 
 def _keys(config: type, prefix: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxsafety.config.told import is_told
+from jaxsafety.config.told import is_told, told_of
 from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
@@ -52,10 +52,8 @@ def plan(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> list[Job]:
         return [Job(cell, prepare(recipe, directory)) for cell in chosen]
     jobs = []
     for cell in chosen:
-        try:
+        with told_of(f"cell {cell.name}"):
             jobs.append(Job(cell, prepare(cell.recipe, directory / layout.CELLS / cell.name)))
-        except ValueError as error:
-            raise ValueError(f"cell {cell.name}: {error}") from error
     return jobs
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool
 
 from jaxsafety import keys, tree
 from jaxsafety.config.names import check_name
+from jaxsafety.config.told import told_of
 from jaxsafety.engine import hosts, legs, programs, sweep
 from jaxsafety.engine.legs import Leg
 from jaxsafety.engine.programs import Grid
@@ -92,18 +93,14 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
     opened = recipe.subject.load().open(recipe.subject.options)
     base = jax.eval_shape(lambda: lanes.init_params(opened, key=keys.root(0)))
     for label, node in recipe.edits.items():
-        try:
+        with told_of(f"edits.{label}", module=type(node.options).__module__):
             node.points(base)
-        except ValueError as error:
-            raise ValueError(f"edits.{label}: {error}") from error
     for lane in recipe.lanes:
         if lane.training is not None and lane.parent is not None:
             _check_part(lane, base)
         if isinstance(lane.how, Edited) and (points := lane.how.load().points):
-            try:
+            with told_of(f"models.{lane.label}", module=type(lane.how.options).__module__):
                 points(lane.how.options, base)
-            except ValueError as error:
-                raise ValueError(f"models.{lane.label}: {error}") from error
     study = Study(recipe, opened, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
     for lane in recipe.lanes:
         if isinstance(lane.how, Reused) and not legs.is_finished(study.leg(lane)):
@@ -236,11 +233,9 @@ def check_trained(study: Study, *stages: str) -> None:
 def _check_part(lane: Lane, base: Params) -> None:
     """Checks that what is trained of a model is there."""
     part = lane.training.parametrisation
-    try:
+    with told_of(f"models.{lane.label}.parametrisation", module=type(part.options).__module__):
         trees = dict.fromkeys(["parent", *lane.trees], base)
         jax.eval_shape(lambda trees: part.load().init(trees, config=part.options, key=keys.root(0)), trees)
-    except ValueError as error:
-        raise ValueError(f"models.{lane.label}.parametrisation: {error}") from error
 
 
 def source(study: Study, lane: Lane) -> tuple[Study, Lane]:

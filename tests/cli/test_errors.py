@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from jaxsafety.cli import errors
+from jaxsafety.config.told import told_of
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import signals
 
@@ -143,3 +144,19 @@ def test_with_traceback_a_command_shows_where_its_sentence_comes_from(main, caps
     plain = capsys.readouterr().err
     assert main("status", "/nowhere", "--traceback") == 2
     assert capsys.readouterr().err.endswith(plain) and plain.startswith("jaxsafety: no run in /nowhere")
+
+
+def named(name, *, module="jaxsafety.somewhere", of=""):
+    def work():
+        with told_of("models.s", module=of):
+            ours(name, module)()
+
+    return work
+
+
+def test_a_sentence_says_whose_it_is_and_a_bug_goes_on_as_one(ended):
+    assert ended(named("on_purpose"))[2] == "jaxsafety: models.s: steps must be at least 1, got 0\n"
+    assert ended(named("on_purpose", module="theirs.losses", of="theirs.methods"))[0] == 2
+    for bug in (named("by_an_operation"), named("on_purpose", module="theirs"), named("in_a_library", of="theirs")):
+        code, _, said = ended(bug)
+        assert code == 1 and said.startswith("Traceback") and "models.s" not in said

@@ -10,6 +10,7 @@ from jaxsafety.config.names import other_version
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
 
+FIELDS = "name, subject, seeds, strategy, models, evaluate, analyze, edits, attacks, analyses, claims, grid"
 PRETRAINED = "pretrained: {method: pretrain, data: {pool: text}}"
 TINY = "subject: {world: tiny}"
 
@@ -158,7 +159,14 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
     ("text", "message"),
     [
         ("claims: 3", "FILE: claims: expected a list or null, got 3"),
-        ("sbject: {world: tiny}", "FILE: Option 'sbject.world' is not accepted; did you mean 'subject'?"),
+        ("sbject: {world: tiny}", f"FILE: unknown field 'sbject': expected one of {FIELDS}; did you mean 'subject'?"),
+        ("attaks: {}", f"FILE: unknown field 'attaks': expected one of {FIELDS}; did you mean 'attacks'?"),
+        ("modls: {a: {}}", f"FILE: unknown field 'modls': expected one of {FIELDS}; did you mean 'models'?"),
+        (
+            "analyze: {promts: {}}",
+            "FILE: unknown field 'analyze.promts': expected one of prompts, response_positions, "
+            "attack_prompts, edit_prompts, base; did you mean 'prompts'?",
+        ),
         (
             "subject: {wrld: tiny}",
             "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJECT` for one of your "
@@ -173,7 +181,11 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
             "FILE: subject.model has no field 'widht': it has preset, block, positions, layers, heads, width, "
             "compute_dtype; did you mean 'width'?",
         ),
-        ("evaluate: {promts: 5}", "FILE: Group 'evaluate' does not accept option 'promts'; did you mean 'prompts'?"),
+        (
+            "evaluate: {promts: 5}",
+            "FILE: unknown field 'evaluate.promts': expected one of prompts, batch_size, conditions, probe_prompts, "
+            "answers; did you mean 'prompts'?",
+        ),
         ("models: {a: {method: sft, stps: 5}}", "FILE: models.a has no field 'stps'; did you mean 'steps'?"),
         (
             "models: {a: {method: pretrain, optim: {algoritm: muon}}}",
@@ -185,7 +197,7 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
             "models.a has no field 'wight_chosen': it has weight_chosen, weight_rejected, reduction; "
             "did you mean 'weight_chosen'?",
         ),
-        ("zzz: 1", "Option 'zzz' is not accepted"),
+        ("zzz: 1", f"FILE: unknown field 'zzz': expected one of {FIELDS}"),
     ],
 )
 def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
