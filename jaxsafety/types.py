@@ -236,12 +236,15 @@ class Pool(NamedTuple):
             lane's scalars.
         examples: as in :class:`Method`.
         files: whether the source is the examples of a file, arrays ``[n, ...]``, as studies of checkpoints read them.
+        refuses: whether safe prompts are to be answered and unsafe ones refused, as in the examples that the gradients
+            of methods are compared on.
     """
 
     Config: type
     draw: Callable[..., Any]
     examples: str = "preferences"
     files: bool = False
+    refuses: bool = False
 
 
 class Parametrisation(NamedTuple):
@@ -495,7 +498,7 @@ class Analysis(NamedTuple):
         about: every ``model``; every ``update`` of a tuned one; every ``pair`` of methods at one learning rate; or
             checkpoints, which it reads and measures piece by piece (``files``): its ``measure`` is then
             ``(models, config) -> None``, see :mod:`jaxsafety.study.checkpoints`.
-        reads: the sites whose activations it looks at.
+        reads: the sites whose activations it looks at; of one about files ``prompts``, where it asks for some.
         axes: the places along axes of its own, by name, from its config.
         finish: ``{(metric, axes): [h, s, ...]} -> (the same, axes)`` on the host, once all lanes are measured.
         section: its figure, if any.

@@ -3,6 +3,7 @@
 Array annotations of the package are checked by beartype here, and only here, so that users pay nothing.
 """
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -27,7 +28,6 @@ os.environ.setdefault(
 import jax
 import jaxtyping
 import pytest
-from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
 
 # A background shell has its children ignore Ctrl-C, which the tests of it send.
@@ -45,7 +45,9 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 if "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"]:
     # Shardy takes a fifth of a compilation, of one device as well; what runs on several meets it in `make test-slow`.
     jax.config.update("jax_use_shardy_partitioner", False)
-if hasattr(mlir, "make_ir_context"):
+with contextlib.suppress(ImportError, AttributeError):
+    from jax._src.interpreters import mlir
+
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 _CACHE = Path(os.environ.get("JAXSAFETY_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxsafety-test-cache"))
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))

@@ -5,16 +5,50 @@ No default is typed twice, and ``--config FILE`` gives any of a command's option
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 from jaxsafety.config import tables
+from jaxsafety.config.names import nearest
 from jaxsafety.rundir.printed import Form
 
 _CONFIG = "--config"
+TRACEBACK = "--traceback"
 # Options without a value.
 _SWITCHES = ("full", "dry_run", "print_config")
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends the process with exit code 2 and one sentence on a word that it does not know; the nearest known is told.
+
+    Options have no abbreviations, and every help text says what ``--traceback`` does.
+    """
+
+    def __init__(self, **named: Any):
+        about = f"With {TRACEBACK}, anywhere, a sentence about bad input comes with the lines that it comes from."
+        epilog = "\n\n".join(filter(None, (named.pop("epilog", None), about)))
+        super().__init__(**({"allow_abbrev": False} | named), epilog=epilog)
+
+    @property
+    def known(self) -> list[str]:
+        """Its options."""
+        return list(self._option_string_actions)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits."""
+        if chosen := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+            known = chosen[2].replace("'", "").split(", ")
+            message = message.replace(
+                chosen[0], f"got {chosen[1]!r}, expected one of {', '.join(known)}{nearest(chosen[1], known)}"
+            )
+        elif typed := re.search(r"invalid (int|float) value: (.*)", message):
+            kind = {"int": "an integer", "float": "a number"}[typed[1]]
+            message = message.replace(typed[0], f"got {typed[2]}, expected {kind}")
+        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            message += nearest(unknown[1], self.known)
+        self.exit(2, f"jaxsafety: {message}\n")
 
 
 class Option(NamedTuple):

@@ -14,7 +14,7 @@ _KINDS = (
     ("parametrisations", "parametrisation", parametrisations.TABLE),
     ("edits", "edit", edits.TABLE),
     ("attacks", "attack", attacks.TABLE),
-    ("analyses", "analysis", analysis.TABLE),
+    ("analyses", "analysis", analysis.TABLE | analysis.OF_CHECKPOINTS),
 )
 
 

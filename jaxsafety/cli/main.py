@@ -9,14 +9,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jaxsafety.cli import declared, errors, listing, sample, short
 from jaxsafety.cli.declared import path
-from jaxsafety.config.names import nearest
+from jaxsafety.config import tables
+from jaxsafety.config.names import closest, nearest
 from jaxsafety.engine import cluster
 from jaxsafety.rundir import printed
 
@@ -29,13 +29,13 @@ _STAGES = {
     "tune": "train every model that begins with another, parents first; with a Hugging Face "
     "directory and --data: a checkpoint (`jaxsafety tune DIR --data FILE --help`)",
     "evaluate": "judge every model on every condition and write the result tables",
-    "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks",
+    "analyze": "measure the mechanics of every model: clusters, update spaces, sensitivity, interventions, attacks; of "
+    "two checkpoints: `jaxsafety analyze weights | activations | merge --help`",
     "report": "write report.html from the results and print the table",
 }
 _IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
 _LIST = "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
 _ENV = "print versions and devices, for bug reports"
-_TRACEBACK = "--traceback"
 _Handler = Callable[[argparse.Namespace, Sequence[str]], int]
 _AGAIN = "; the same command continues from the last checkpoint"
 _OVERRIDES = (
@@ -53,22 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     given = sys.argv[1:] if arguments is None else list(arguments)
-    arguments = [word for word in given if word != _TRACEBACK]
-    run = partial(_run, shown=_TRACEBACK in given)
+    arguments, shown = [word for word in given if word != declared.TRACEBACK], declared.TRACEBACK in given
     if arguments[:1] == ["analyze"] and arguments[1:2] and arguments[1] in short.ANALYSES:
-        return _guarded_short(short.parse_analyze, arguments[1:], shown=_TRACEBACK in given)
+        return _guarded_short(short.parse_analyze, arguments[1:], shown=shown)
     if arguments[:1] == ["analyze"] and arguments[1:] and not Path(arguments[1]).exists():
         hint = nearest(arguments[1], short.ANALYSES)
         if hint:
             print(f"jaxsafety: no recipe or analysis {arguments[1]!r}{hint}", file=sys.stderr)
             return 2
     if arguments[:1] == ["tune"] and short.is_tuning(arguments[1:]):
-        return _guarded_short(short.parse_tune, arguments[1:], shown=_TRACEBACK in given)
-    parser = _parser()
+        return _guarded_short(short.parse_tune, arguments[1:], shown=shown)
+    parser, verbs = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.verb not in (*_STAGES, "import"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    code, lost = run(options, rest)
+    _check_rest(rest, options.verb, verbs[options.verb])
+    code, lost = _run(options, rest, shown=shown)
     if options.verb in _STAGES:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -87,30 +85,38 @@ def _guarded_short(
     return errors.guarded(lambda: _short(parse(arguments)), again=_AGAIN, shown=shown)[0]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jaxsafety",
-        description="The mechanics of safety fine-tuning, in JAX.",
-        epilog=f"With {_TRACEBACK}, anywhere, a sentence about bad input comes with the lines that it comes from.",
-    )
+def _check_rest(rest: Sequence[str], verb: str, parser: declared.Parser) -> None:
+    """Refuses words that are neither options of a verb nor, where it reads a recipe, fields of that."""
+    if rest and verb not in (*_STAGES, "import"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    fields = [f"--{one.name}" for one in tables.fields_of("jaxsafety.recipe.schema", "Recipe")] if rest else []
+    for word in (word for word in rest if word.startswith("--")):
+        name = word.partition("=")[0].partition(".")[0]
+        if name not in fields and closest(name, [*fields, *parser.known]) not in fields:
+            parser.error(f"unrecognized arguments: {word}")
+
+
+def _parser() -> tuple[declared.Parser, Mapping[str, declared.Parser]]:
+    """The parser of all verbs, and that of each."""
+    parser = declared.Parser(prog="jaxsafety", description="The mechanics of safety fine-tuning, in JAX.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(name: str, handler: _Handler, summary: str, **more: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=summary, allow_abbrev=False, **more)
+        verb = verbs.add_parser(name, help=summary, **more)
         verb.set_defaults(handler=handler, format="table")
         return verb
 
     for name, summary in _STAGES.items():
-        _add_stage(add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}"), prints=name in ("run", "report"))
+        _add_stage(add(name, _stage, summary, description=f"{summary}. {_OVERRIDES}"))
     _add_import(add("import", _import, _IMPORT, description=f"{_IMPORT}. {_OVERRIDES}"))
     _add_readers(add)
     sample.add_to(add)
     for name, handler, summary in (("list", _list, _LIST), ("env", _env, _ENV)):
         declared.add_format(add(name, handler, summary))
-    return parser
+    return parser, verbs.choices
 
 
-def _add_stage(stage: argparse.ArgumentParser, *, prints: bool) -> None:
+def _add_stage(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("recipe", type=path, metavar="RECIPE | RUN", help="YAML recipe, or a run directory")
     stage.add_argument("--out", type=path, help="run directory (default: RUN, or runs/NAME)")
     stage.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
@@ -120,8 +126,7 @@ def _add_stage(stage: argparse.ArgumentParser, *, prints: bool) -> None:
     stage.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells; with it:")
     stage.add_argument("--processes", type=int, metavar="N", help="how many processes share the seeds of the run")
     stage.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
-    if prints:
-        declared.add_format(stage)
+    declared.add_format(stage)
 
 
 def _add_import(imported: argparse.ArgumentParser) -> None:

@@ -34,13 +34,12 @@ def is_tuning(arguments: Sequence[str]) -> bool:
 
 
 def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:
-    """Returns the options of ``tune``; a wrong one ends the process with exit code 2 and a usage."""
-    parser = argparse.ArgumentParser(
+    """Returns the options of ``tune``; a wrong one ends the process with exit code 2."""
+    parser = declared.Parser(
         prog="jaxsafety tune",
         description="Fine-tune a Hugging Face checkpoint.",
         epilog=f"methods, and the options that each has beside the others:\n{listing.told(methods.TABLE, prefix='--')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("start", type=path, metavar="DIR", help="Hugging Face directory of the model")
@@ -62,13 +61,11 @@ def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
-    """Returns the options of ``weights BASE TUNED --out DIR`` and so on; a wrong one ends in exit code 2 and usage."""
-    parser = argparse.ArgumentParser(
-        prog="jaxsafety analyze", description="Analyse a checkpoint and its tuned version."
-    )
+    """Returns the options of ``weights BASE TUNED --out DIR`` and so on; a wrong one ends in exit code 2."""
+    parser = declared.Parser(prog="jaxsafety analyze", description="Analyse a checkpoint and its tuned version.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="ANALYSIS")
     for name, summary in ANALYSES.items():
-        verb = verbs.add_parser(name, help=summary, description=f"Two checkpoints: {summary}.", allow_abbrev=False)
+        verb = verbs.add_parser(name, help=summary, description=f"Two checkpoints: {summary}.")
         verb.add_argument("base", type=path, metavar="BASE", help="Hugging Face directory before tuning")
         verb.add_argument("tuned", type=path, metavar="TUNED", help="the one after")
         verb.add_argument("--out", type=path, required=True, metavar="RUN", help=_OUT[name])
@@ -80,7 +77,10 @@ def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
         declared.add(verb, written.OPTIONS[name])
         declared.add_shared(verb)
         verb.set_defaults(dry_run=False, devices=1)
-    return parser.parse_args([*arguments[:1], *declared.words(arguments), *arguments[1:]])
+    options, rest = parser.parse_known_args([*arguments[:1], *declared.words(arguments), *arguments[1:]])
+    if rest:
+        verbs.choices[options.verb].error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _add_merge(verb: argparse.ArgumentParser) -> None:

@@ -35,4 +35,4 @@ def draw(
     return preferences(mixed_at(world, key=key, step=step, batch_size=batch_size, **mixed))
 
 
-POOL = Pool(Config, draw, examples="preferences")
+POOL = Pool(Config, draw, examples="preferences", refuses=True)

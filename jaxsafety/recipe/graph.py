@@ -1,8 +1,8 @@
 """The models of a study as a graph: every named one, with what it begins with and goes by, as lanes.
 
 A field of a model may list several values, or name them (``lr: {eta_M: 1e-3, eta_S: 1e-4}``), and ``from`` several
-models: every combination is a lane of that model. Lanes that agree in all but traced scalars are made by one program,
-whatever they begin with.
+models: every combination is a lane of that model. Lanes of one generation that agree in all but traced scalars are made
+by one program, whatever they begin with.
 """
 
 import itertools
@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxsafety import methods
 from jaxsafety.config import fields as fields_
 from jaxsafety.config.names import check_name
+from jaxsafety.config.told import told_of
 from jaxsafety.recipe import products
 from jaxsafety.recipe.lane import PARENT, ROOT, Lane
-from jaxsafety.recipe.models import Edited, Given, How, Reused, Selected, Training, kind_of, trained
+from jaxsafety.recipe.models import TOLD_BY, Edited, Given, How, Reused, Selected, Training, kind_of, trained
 from jaxsafety.recipe.nodes import made
 
 # Every lane is read, checked and planned, and has a directory named after its values.
@@ -75,15 +77,26 @@ def _ordered(models: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"{label!r} is no name for a model, as it stands for others: choose another")
         if not isinstance(given, Mapping):
             raise ValueError(f"models.{label} must hold fields such as `method: sft`, got {given!r}")
+        _check_told(label, given)
     needed = {label: _needed(label, given, models) for label, given in models.items()}
     left, done = dict.fromkeys(models), {}
     while left:
         ready = next((label for label in left if all(one in done for one in needed[label])), None)
         if ready is None:
-            raise ValueError(f"models wait for each other: {' <- '.join(_circle(needed, next(iter(left)), left))}")
+            circle = " <- ".join(_circle(needed, next(iter(left)), left))
+            raise ValueError(f"models wait for each other: {circle}, expected one that goes by none of the others")
         done[ready] = None
         del left[ready]
     return list(done)
+
+
+def _check_told(label: str, given: Mapping[str, Any]) -> None:
+    """Refuses a model that is said to come about in two ways."""
+    # An edit may have a field `method` of its own.
+    own = isinstance(given.get("method"), str) and (given["method"] in methods.TABLE or ":" in given["method"])
+    told = [name for name in TOLD_BY if name in given and (name != "method" or own)]
+    if len(told) > 1:
+        raise ValueError(f"models.{label} has {' and '.join(told)}: expected one of them, which says how it is made")
 
 
 def _circle(needed: Mapping[str, list[str]], label: str, left: Mapping[str, Any]) -> list[str]:
@@ -152,7 +165,7 @@ def _lanes(label: str, given: Mapping[str, Any], before: Mapping[str, tuple[Lane
 def _check_count(label: str, count: int, before: Mapping[str, tuple[Lane, ...]]) -> None:
     """Refuses a model of more lanes than are planned, before they are made."""
     if count > _MOST_LANES:
-        raise ValueError(f"models.{label} must have at most {_MOST_LANES} lanes: give it fewer values")
+        raise ValueError(f"models.{label} must have at most {_MOST_LANES} lanes, got {count}: give it fewer values")
     if (count := sum(map(len, before.values())) + count) > _MOST_LANES:
         raise ValueError(
             f"models must have at most {_MOST_LANES} lanes in all, got {count} up to {label}: give it fewer values, or "
@@ -219,7 +232,9 @@ def _selected(label: str, given: Mapping[str, Any], candidates: Sequence[Lane]) 
         shared = [one for one in some[0].ancestors if all(one in lane.ancestors for lane in some)]
         if not shared:
             told = " and ".join(dict.fromkeys((some[0].name, some[-1].name)))
-            raise ValueError(f"models.{label}.select: {told} begin with no model in common: expected ones that do")
+            raise ValueError(
+                f"models.{label}.select: got {told}, expected models that all begin with another one, the same"
+            )
         others = {lane.name: lane for lane in some}
         found.append(Lane(label, dict(zip(how.per, key, strict=True)), shared[0], how, others))
         _check(found[-1])
@@ -244,12 +259,16 @@ def _check(lane: Lane) -> None:
             f"models.{lane.label} has no `from`, and method {lane.training.method!r} asks the model that training "
             "begins with"
         )
-    if lane.parent is None and lane.training.reference != PARENT:
-        raise ValueError(f"models.{lane.label}.reference is {lane.training.reference!r}, and it has no `from`")
+    if lane.training.load().reference is None and lane.training.reference != PARENT:
+        raise ValueError(
+            f"models.{lane.label}.reference: got {lane.training.reference!r}, expected none, as method "
+            f"{lane.training.method!r} compares with nothing"
+        )
     if lane.parent is None and lane.training.parametrisation.kind != "full":
         raise ValueError(f"models.{lane.label} has no `from`: expected a model of which a part is trained")
     if lane.parent is not None:
-        lane.ancestor(lane.training.reference)
+        with told_of(f"models.{lane.label}.reference"):
+            lane.ancestor(lane.training.reference)
         if any(tree is lane.parent for role, tree in lane.trees.items() if role != "parent"):
             raise ValueError(
                 f"models.{lane.label}.parametrisation: {lane.parent.name}, which it is from, has no update from "

@@ -252,6 +252,8 @@ class Given:
 
 
 How = Training | Edited | Selected | Reused | Given
+# What says how a model comes about, beside a `from` with a run.
+TOLD_BY = ("method", "edit", "select", "checkpoint")
 
 
 def kind_of(given: Mapping[str, Any]) -> type[How]:
@@ -283,4 +285,5 @@ def trained(given: dict[str, Any], *, owner: str) -> Training:
     below += [f"optim.{one.name}" for one in fields(OptimConfig)]
     # An option of a command about checkpoints, `--lora_rank`, is looked for here, too.
     below += [f"parametrisation.{name}" for name in ("kind", "rank", "targets")]
+    below += ["from", *TOLD_BY]
     return made(Training, given | {"data": data}, owner=owner, below=below)

@@ -4,7 +4,7 @@ In a recipe each has a label of its choice and says whose it is: a name of that 
 ``package.module:NAME``. Without that the label is the name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -148,27 +148,34 @@ def made(of: type[Node], value: Any, *, owner: str, kind: str | None = None, bel
         raise ValueError(f"{owner} must hold fields such as `{first}: {next(iter(folder.TABLE))}`, got {value!r}")
     given = ({first: kind} if kind else {}) | {name: one for name, one in value.items() if name in own}
     if first not in given:
-        raise ValueError(f"{owner} has no {first}: expected {', '.join(folder.TABLE)}, or package.module:NAME")
+        meant = nearest(owner.rpartition(".")[2], known(folder)) or _meant(value, [*own, *below])
+        raise ValueError(f"{owner} has no {first}: expected {', '.join(known(folder))}, or package.module:NAME{meant}")
     if not isinstance(given[first], str):
         return fields_.build(of, given, owner=owner)  # which refuses it
     with told_of(owner):
         hints, config = fields_.hints_of(of), folder.load(given[first]).Config
     rest = {name: one for name, one in value.items() if name not in own}
-    known = [one.name for one in fields(config)] if is_dataclass(config) else []
+    has = [one.name for one in fields(config)] if is_dataclass(config) else []
     # What is looked for below a section is known by its last part.
     places = {one.rpartition(".")[2]: one for one in (*own, *below)}
-    for name in [one for one in rest if one not in known]:
-        close = closest(name, [*known, *places])
+    for name in [one for one in rest if one not in has]:
+        close = closest(name, [*has, *places])
         if name in _GONE:
             raise ValueError(f"{owner} has no field {name!r}: it is called {_GONE[name]!r}")
         if close in places:
             raise ValueError(f"{owner} has no field {name!r}; did you mean {places[close]!r}?")
-        if not known:
+        if not has:
             raise ValueError(f"{owner} has no field {name!r}: it has {', '.join(own)}")
     options = fields_.build(config, rest, owner=owner)
     inner = {name: _inner(hints[name], given.pop(name), f"{owner}.{name}") for name in own[1:]
              if name in given and is_dataclass(hints[name])}  # fmt: skip
     return fields_.build(of, given, owner=owner, options=options, **inner)
+
+
+def _meant(given: Iterable[Any], names: Sequence[str]) -> str:
+    """The name that one of those given looks most like without being one, as the end of a sentence."""
+    found = ((name, closest(name, names)) for name in given if name not in names)
+    return next((f"; did you mean {close!r} by {name!r}?" for name, close in found if close), "")
 
 
 def _first(of: type) -> str:

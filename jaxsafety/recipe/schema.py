@@ -205,7 +205,7 @@ class Recipe:
         seen = set()
         for lane in self.tuned:
             how = lane.training
-            if how is None or how.data.pool != "safety" or (key := (how.method, repr(how.options))) in seen:
+            if how is None or not how.data.load().refuses or (key := (how.method, repr(how.options))) in seen:
                 continue
             seen.add(key)
             found.setdefault(lane.label, how)

@@ -353,6 +353,9 @@ def _sentence(message: str, *, where: str) -> str:
     text = re.sub(any_of, told, text)
     one = r"Expected a (\w+)( with \d+ elements)?\. Got value: "
     text = re.sub(one, lambda found: f"expected {_kind(found[1])}{found[2] or ''}, got ", text)
+    if section := re.match(r"Parser key \"(\w+)\": Unable to load config '(.*?)'", text):
+        first = next(_keys(hints_of(Recipe)[section[1]], f"--{section[1]}."))
+        text = f"--{section[1]}: got {section[2]!r}, expected a field of it, such as {first}"
     if word := re.search(r"[Uu]nrecognized arguments?: -*([\w.-]+)", text):
         known = set(_keys(Recipe))
         text += nearest(word[1], known) or nearest(word[1].partition(".")[0], known)

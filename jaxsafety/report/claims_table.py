@@ -44,10 +44,10 @@ def read(directory: Path) -> list[Judgement]:
     Raises:
         ValueError: the run has no analyses; a file is damaged or holds several runs.
     """
+    recipe = yaml_file.recorded(directory)
     frames = [_analyses(directory)]
     if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
-    recipe = yaml_file.recorded(directory)
     if recipe is not None:
         frames = [_of_defences(frame, recipe) for frame in frames]
     every = [claim for name in (recipe.claims if recipe else claims.TABLE) for claim in claims.load(name)]

@@ -118,10 +118,18 @@ def test_twins_differ_in_nothing_but_their_method():
         ({"p": PRETRAINED, "a": {"from": 3}}, "models.a.from must be the name of a model, or a list of names, got 3"),
         ({"a": {"method": "dpo"}}, "models.a has no `from`, and method 'dpo' asks the model that training begins with"),
         (
-            {"p": PRETRAINED, "a": sft("p", reference="b"), "b": sft("p")},
-            "unknown ancestor of a 'b': expected one of p, parent, root",
+            {"p": PRETRAINED, "a": sft("p", reference="b") | {"method": "dpo"}, "b": sft("p")},
+            "models.a.reference: unknown ancestor of a 'b': expected one of p, parent, root",
         ),
-        ({"p": PRETRAINED | {"reference": "root"}}, "models.p.reference is 'root', and it has no `from`"),
+        (
+            {"p": PRETRAINED | {"reference": "root"}},
+            "models.p.reference: got 'root', expected none, as method 'pretrain' compares with nothing",
+        ),
+        (
+            {"p": PRETRAINED, "a": {"from": "p", "method": "sft", "edit": "scaled"}},
+            "models.a has method and edit: expected one of them, which says how it is made",
+        ),
+        ({"p": PRETRAINED, "a": {"frm": "p", "method": "sft"}}, "models.a has no field 'frm'; did you mean 'from'?"),
         ({"a": {"edit": "scaled"}}, "models.a has no `from`: expected the model that is edited"),
         ({"p": PRETRAINED, "a": {"from": "p", "edit": "scled"}}, "models.a: unknown edit 'scled'"),
         (
@@ -168,7 +176,7 @@ def test_twins_differ_in_nothing_but_their_method():
         ({"p": PRETRAINED | {"learning_rate": 1}}, "models.p has no field 'learning_rate': it is called 'lr'"),
         ({"p": PRETRAINED, "a": sft("p", data="explicit")}, "models.a.data must hold fields such as `pool: safety`, g"),
         ({"p": PRETRAINED, "a": {"select": "b"}}, "unknown model in models.a.select 'b': expected one of p, a"),
-        ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a.select: p begin with no model in common: exp"),
+        ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a.select: got p, expected models that all beg"),
         (
             {"p": PRETRAINED, "a": sft("p"), "b": {"select": "a", "per": ["lr"]}},
             "unknown field in models.b.per 'lr': expected one of from",
@@ -182,7 +190,7 @@ def test_twins_differ_in_nothing_but_their_method():
         ({"p": PRETRAINED | {"lr": []}}, "models.p.lr must have at least one value, got none"),
         ({"p": PRETRAINED | {"lr": [1e-3, 1e-3]}}, "models.p.lr must have distinct values, got [0.001, 0.001]"),
         ({"p": PRETRAINED | {"lr": {"a/b": 1}}}, "models.p.lr: a value's name must be letters, digits and any of _ ."),
-        ({"p": PRETRAINED | {"steps": list(range(1, 5000))}}, "models.p must have at most 4096 lanes: give it fewer"),
+        ({"p": PRETRAINED | {"steps": list(range(1, 5000))}}, "models.p must have at most 4096 lanes, got 4999: giv"),
         (
             {"p": PRETRAINED | {"lr": [i + 1 for i in range(60)]}, "a": sft("p", steps=list(range(1, 80)))},
             "models.a must have at most 4096 lanes",

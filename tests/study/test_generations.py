@@ -47,12 +47,17 @@ def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(graph_r
 
 
 @pytest.mark.slow
-def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path):
+def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, caplog):
     build, traced = lanes.train_chunk, []
 
     def counted(subject, lane):
         chunk = build(subject, lane)
-        return lambda *arguments: (traced.append(lane.label), chunk(*arguments))[1]
+
+        def steps_of_a_lane(*arguments):
+            traced.append(lane.label)
+            return chunk(*arguments)
+
+        return steps_of_a_lane
 
     monkeypatch.setattr(lanes, "train_chunk", counted)
     tuned = graph.models["sft"]
@@ -60,9 +65,10 @@ def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path):
     ready = pipeline.prepare(replace(graph, models={"pretrained": graph.models["pretrained"]} | ten, attacks={},
                                      analyses={}), tmp_path)  # fmt: skip
     train.train(ready, "pretrain")
-    with jax.log_compiles(), pytest.MonkeyPatch.context():
+    with jax.log_compiles(), caplog.at_level("WARNING"):
         train.train(ready, "tune")
     assert traced == ["pretrained", "m0"]
+    assert sum("Compiling jit(steps_of_a_lane)" in record.getMessage() for record in caplog.records) == 1
     found = np.asarray(pipeline.load(ready, ready.recipe.tuned).params["embed"])
     assert len({lane.tobytes() for lane in found}) == 10
 

@@ -174,4 +174,4 @@ def _verdict_rows(model: Looked) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-ANALYSIS = Analysis(Config, measure, about="files")
+ANALYSIS = Analysis(Config, measure, about="files", reads=("prompts",))

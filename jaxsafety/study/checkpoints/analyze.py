@@ -56,7 +56,7 @@ def _base(study: Study, lane: Lane) -> Lane | None:
 def has_read(study: Study) -> bool:
     """Whether something of what models do on prompts has been measured, or written."""
     folder = study.directory / "results"
-    read = [label for label, node in study.recipe.analyses.items() if node.analysis != "weights"]
+    read = [label for label, node in study.recipe.analyses.items() if node.load().reads]
     return any(place.is_dir() for place in (folder / "answers", *(folder / "analyze" / label for label in read)))
 
 

@@ -56,7 +56,7 @@ def check(study: Study) -> None:
     if trained or about.prompts is not None:
         _check_texts(study, models)
     for label, node in recipe.analyses.items():
-        if node.analysis == "activations" and about.prompts is None:
+        if node.load().reads and about.prompts is None:
             raise ValueError(f"analyses.{label} reads prompts, and there are none: expected subject.prompts")
     for lane in trained:
         _check_training(lane.training, lane, about, first)
