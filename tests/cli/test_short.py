@@ -117,7 +117,9 @@ def test_the_report_is_written_again_of_the_directory(run, analysed, main, capsy
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("form", ["json", pytest.param("csv", marks=pytest.mark.slow), "markdown"])
+@pytest.mark.parametrize(
+    "form", ["json", *(pytest.param(form, marks=pytest.mark.slow) for form in ("csv", "markdown"))]
+)
 def test_the_report_is_printed_for_programs(run, analysed, checkpoints, main, capsys, form):
     assert main("report", run, "--format", form) == 0
     out = capsys.readouterr().out

@@ -58,9 +58,8 @@ def test_a_damaged_checkpoint_is_named_and_the_advice_restores_the_run(whole, tm
     assert_same_toy(torn, whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_chunk_and_saves_it(whole, tmp_path, fault, number, code):
     torn = tmp_path / "torn"
     process = launch(TOY, torn, STEPS)

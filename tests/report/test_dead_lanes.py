@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -43,7 +44,7 @@ def frames():
 
 @pytest.fixture(scope="module")
 def svgs(frames):
-    return {name: sections.draw(name, frames) for name in NAMES}
+    return cache(lambda name: sections.draw(name, frames))
 
 
 def test_the_dead_are_counted_and_the_partners_of_pairs_are_not(frames, analysis_frames):
@@ -75,12 +76,19 @@ def test_models_with_as_many_dead_seeds_share_a_sentence():
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Curves, bars, points and panels that share their axes each time, the others with the slow tests.
+EACH = [
+    pytest.param(name, marks=() if name in ("clusters", "causal", "jailbreaks", "transfer") else pytest.mark.slow)
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_every_figure_counts_the_dead(svgs, name):
-    shown = words(svgs[name])
+    shown = words(svgs(name))
     assert all(f"* {note}" in shown for note in NOTES)
     # A label of a model that has dead seeds, wherever it stands alone, has a star.
-    texts = {"".join(element.itertext()).strip() for element in ET.fromstring(svgs[name]).iter()}
+    texts = {"".join(element.itertext()).strip() for element in ET.fromstring(svgs(name)).iter()}
     assert "SFT eta_M 1e-3" not in texts and "DPO eta_S 1e-4" not in texts
     # The living stand there in the same way; of alignment there are pairs, and the slope of DPO alone.
     if "DPO eta_M 1e-3" in texts and name != "alignment":
@@ -106,27 +114,23 @@ def test_no_mean_of_any_figure_holds_a_dead_seed_at_any_step(frames, analysis_fr
     assert table.filter(others & shared).equals(healthy.filter(others & shared))
 
 
-# Curves, bars, points and panels that share their axes each time, the others with the slow tests.
-EACH = ("clusters", "causal", "jailbreaks", "transfer")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in EACH else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", EACH)
 def test_notes_stand_below_the_figure_which_stays_in_its_place(frames, svgs, name):
     picture = SECTIONS[name].picture(sections.table(name, frames))
     noted, plain = plotting.with_dead(picture, COUNTED), plotting.svg(picture)
-    height = float(re.search(r'viewBox="0 0 380 ([\d.]+)"', svgs[name]).group(1))
+    height = float(re.search(r'viewBox="0 0 380 ([\d.]+)"', svgs(name)).group(1))
     assert height > picture.height + 11 * len(noted.notes)
     heights = {"".join(text.itertext()): float(PLACE.search(text.get("transform")).group(1))
-               for text in ET.fromstring(svgs[name]).iter("{http://www.w3.org/2000/svg}text")}  # fmt: skip
+               for text in ET.fromstring(svgs(name)).iter("{http://www.w3.org/2000/svg}text")}  # fmt: skip
     below = [heights.pop(line.strip()) for line in noted.notes]
     assert picture.height < below[0] and below == sorted(below) and below[-1] < height
     assert max(heights.values()) <= picture.height
-    curves = re.findall(r'<path d="([^"]*)" clip-path', svgs[name])
+    curves = re.findall(r'<path d="([^"]*)" clip-path', svgs(name))
     assert len(curves) > 5 or name in ("causal", "jailbreaks")
     # A star may widen what names the models, and panels give way to it; they move sideways only.
     ends = [
         [re.findall(r"[-\d.]+", line)[-1] for line in re.findall(r'<path d="(M[^"]*)" clip-path', svg)]
-        for svg in (svgs[name], plain)
+        for svg in (svgs(name), plain)
     ]
     np.testing.assert_allclose(*(np.array(end, float) for end in ends), atol=1e-3)
 
