@@ -92,7 +92,6 @@ def _through(side: Side, layer: int, streams: Streams, *, behind: Path | None) -
     """Takes the streams through a layer; ``behind`` is where they are put, None behind the last one."""
     if behind is not None:
         shutil.rmtree(behind, ignore_errors=True)
-        behind.mkdir(parents=True)
     weights = jax.device_put(layer_weights(side.checkpoint, layer, dtype=side.compute_dtype))
     count = sum(len(batch.rows) for batch in side.batches)
     seen: Seen = {}
@@ -134,6 +133,8 @@ def _file(folder: Path, place: int) -> Path:
 
 def _save(folder: Path, place: int, x: np.ndarray) -> None:
     try:
+        # Not before: a layer that does not fit into memory leaves nothing.
+        folder.mkdir(parents=True, exist_ok=True)
         np.save(_file(folder, place), x)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
