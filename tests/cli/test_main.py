@@ -242,6 +242,7 @@ def test_the_advice_for_a_damaged_checkpoint_trains_from_the_start(refuse, main,
     assert digests(newest(run)) == digests(newest(finished_run))
 
 
+@pytest.mark.slow
 def test_the_advice_for_lost_rows_of_the_metrics_brings_them_back(refuse, main, mini_yaml, run, finished_run):
     name = "results/curves.parquet"
     (run / name).unlink()
@@ -265,7 +266,8 @@ def test_the_advice_for_lost_rows_of_the_metrics_brings_them_back(refuse, main, 
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("curves.parquet", marks=pytest.mark.slow), "analyze.parquet", "examples.json"]
+    "name",
+    ["analyze.parquet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("curves.parquet", "examples.json"))],
 )
 def test_the_advice_for_a_damaged_result_brings_it_back(refuse, main, mini_yaml, run, finished_run, name):
     path = run / "results" / name

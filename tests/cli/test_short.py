@@ -542,7 +542,7 @@ def test_a_directory_in_use_or_of_a_study_is_refused(refuse, checkpoints, tmp_pa
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("verb", ["run", "tune", "evaluate", "analyze"])
+@pytest.mark.parametrize("verb", [pytest.param("run", marks=pytest.mark.slow), "tune", "evaluate", "analyze"])
 def test_verbs_of_studies_go_on_with_such_a_run(analysed, main, capsys, verb):
     before = frame(analysed[0])
     assert main(verb, analysed[0]) == 0

@@ -214,6 +214,7 @@ def test_jitted_is_eager(table, name):
     compare(jax.jit(table[name].function)(*given), table[name].function(*given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_vmapped_is_looped(table, name):
     lanes = [arguments(table[name], lane) for lane in range(LANES)]

@@ -180,13 +180,8 @@ def large(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize(
-    ("where", "dtype"),
-    [
-        ("split", "bfloat16"),
-        *(pytest.param("whole", dtype, marks=pytest.mark.slow) for dtype in ("bfloat16", "float32")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "dtype"), [("split", "bfloat16"), ("whole", "bfloat16"), ("whole", "float32")])
 def test_loading_takes_little_more_memory_than_the_model(large, where, dtype):
     """The bound of the project is 1.2; here it is tighter, as nothing but a few megabytes should come on top."""
     root = str(Path(hf.__file__).parents[2])

@@ -183,6 +183,7 @@ def test_the_slope_is_what_the_loss_hands_to_the_margins():
     np.testing.assert_allclose(got, np.exp(-np.logaddexp(0, margins)), rtol=RTOL, atol=ATOL)
 
 
+@pytest.mark.slow
 def test_at_the_reference_dpo_follows_unlearning_at_half_the_slope(key):
     """What the gradient cosine at the start says of these two methods, whatever the model."""
     config = gpt.GPTConfig(vocab_size=5, max_tokens=6, layers=1, heads=2, width=8)

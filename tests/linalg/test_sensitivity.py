@@ -205,6 +205,7 @@ def whole_jacobians(forward, embeddings, position, prompt):
     return [np.where(p[:, None], j, 0).reshape(len(j), -1) for j, p in zip(found, prompt, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_gpt_has_the_norms_of_its_whole_jacobian(decoder, decoder_norms):
     forward, embeddings, position, _ = decoder
     gradient, found = decoder_norms

@@ -176,7 +176,7 @@ def test_loss_of_a_batch_with_nothing_scored_is_zero(forward, model, tiny_gpt, b
     assert losses.quotient(jnp.float32(0), jnp.float32(0)) == 0
 
 
-@pytest.mark.parametrize("kind", ["dpo", "unlearn", "sft"])
+@pytest.mark.parametrize("kind", ["dpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("unlearn", "sft"))])
 def test_a_shared_stem_changes_no_loss_and_no_gradient(tiny_config, tiny_gpt, other, batch, kind):
     """What both answers begin with is read once; of it there are no log-probs."""
     given = {"reference": other} if kind == "dpo" else {}

@@ -20,7 +20,10 @@ TOKENS, WINDOW, V, D = tokens_of(2, 6), 8, 11, 4
 
 @pytest.mark.parametrize(
     ("block", "positions"),
-    [("paper", "sinusoidal"), pytest.param("pre_ln", "learned", marks=pytest.mark.slow), ("paper", "rope")],
+    [
+        ("paper", "rope"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("paper", "sinusoidal"), ("pre_ln", "learned"))),
+    ],
 )
 def test_a_gpt_is_a_model_but_for_masks(block, positions):
     config = gpt.GPTConfig(V, WINDOW, 2, 2, width=8, mlp_width=12, block=block, positions=positions, unroll=1)

@@ -74,6 +74,7 @@ def test_no_dense_gradient_is_formed(params, adapter, tokens):
     assert (3, 16, 24) not in shapes and (3, 3, 24) in shapes
 
 
+@pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient_in_less_memory(params):
     tokens = jnp.zeros((4, 32), jnp.int32) + jnp.arange(32, dtype=jnp.int32)[None, :]
 

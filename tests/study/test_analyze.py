@@ -208,6 +208,7 @@ def test_finished_pieces_are_kept_and_missing_ones_made_again(main, finished_run
     assert again.drop("revision").equals(rows.drop("revision"))
 
 
+@pytest.mark.slow
 def test_a_dead_lane_is_null_and_touches_no_other(subjects, rows):
     """Two rows of the grid with one lane marked dead: its values are null, the rest is as it was."""
     models = subjects.models

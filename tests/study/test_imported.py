@@ -242,6 +242,7 @@ def test_a_model_named_twice_or_not_at_all_is_refused(refuse, folder):
     assert "no file for dpo:eta_M, dpo:eta_S: expected --tuned for every tuned model" in message
 
 
+@pytest.mark.slow
 def test_a_recipe_without_the_missing_models_takes_the_others(main, folder):
     given = words(folder, models=["pretrained", "sft:eta_M"])
     one = "{method: pretrain, steps: 6, chunk_steps: 6}"

@@ -79,7 +79,7 @@ def test_a_second_run_repeats_nothing(main, run, mini_yaml):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("verb", ["run", "tune", "report"])
+@pytest.mark.parametrize("verb", ["run", *(pytest.param(verb, marks=pytest.mark.slow) for verb in ("tune", "report"))])
 def test_a_verb_takes_the_directory_of_a_run(main, run, verb, monkeypatch):
     before = snapshot(run)
     monkeypatch.chdir(run.parent)

@@ -218,6 +218,7 @@ def test_letters_outside_the_window_are_not_drawn(paper_full):
     assert drawn == [(14,)]
 
 
+@pytest.mark.slow
 def test_jit_is_eager_and_vmap_is_a_loop():
     compiled = grammar.compile_grammar([GRAMMARS["mixed"], GRAMMARS["fixed"]], name="two", alphabet=ABC)
 

@@ -205,6 +205,7 @@ def test_dpo_begins_at_log_2_and_references_are_read_once(opened, encode, write,
     check_reference(kept, opened.directory, encode(answers=2).batch)
 
 
+@pytest.mark.slow
 def test_a_reference_may_be_another_model_than_the_first(
     checkpoints, opened, encode, stopped, write, kept, tmp_path, monkeypatch
 ):
@@ -286,6 +287,7 @@ def test_several_devices_hold_parts_and_compute_the_same(encode, write, tmp_path
     np.testing.assert_allclose(numbers(tmp_path / "several"), numbers(tmp_path / "one"), rtol=SHARDED)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_says_so(write, tmp_path):
     message = r"m seed 0: .* is not finite between steps 0 and 10: expected a lower learning rate than 1e\+30"
     with pytest.raises(FloatingPointError, match=message):
