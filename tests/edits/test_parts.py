@@ -188,7 +188,9 @@ def test_null_and_range_parts_match_eigenvectors_in_float64(base, delta, splits)
 
 
 @pytest.mark.parametrize("name", list(SPLITS))
-@pytest.mark.parametrize("pattern", [tree.MLP_MATRICES, UP, tree.MATRICES])
+@pytest.mark.parametrize(
+    "pattern", [tree.MATRICES, *(pytest.param(p, marks=pytest.mark.slow) for p in (tree.MLP_MATRICES, UP))]
+)
 def test_a_part_and_all_but_it_are_the_whole_update(base, delta, name, pattern):
     parts = jax.device_get(compiled.every_split(base, delta, pattern)[name])
     only, rest = parts["only"], parts["all_but"]

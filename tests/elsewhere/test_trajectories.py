@@ -106,6 +106,7 @@ def test_the_optimum_is_that_of_the_shortest_way_without_the_pattern():
     np.testing.assert_array_equal(best[:, :2], 0)
 
 
+@pytest.mark.slow
 def test_a_penalty_has_the_policy_avert_the_pattern_and_keep_its_return(policies):
     for seed in range(2):
         for lane, moves in policies.items():
@@ -123,6 +124,7 @@ def table(run):
     return results.read_results([run / "results" / "evaluate.parquet"])
 
 
+@pytest.mark.slow
 def test_it_is_judged_on_its_own_conditions_by_its_own_rates(table, policies):
     assert set(table["condition"]) == {"plain", "hazard"}
     assert set(table["metric"]) == {"complied", "refused", "exact_match"}
@@ -137,6 +139,7 @@ def test_it_is_judged_on_its_own_conditions_by_its_own_rates(table, policies):
     assert set(before["value"]) == {0.0}
 
 
+@pytest.mark.slow
 def test_its_curves_have_the_terms_of_its_loss_and_its_rates(run):
     rows = metrics_file.read_metrics(run)
     last = [row for row in rows if row["method"] == "careful" and row["step"] == 240]
@@ -177,6 +180,7 @@ def test_a_part_of_its_parameters_may_be_what_is_trained(key):
     np.testing.assert_array_equal(seen.said, expected.said)
 
 
+@pytest.mark.slow
 def test_its_weights_are_analysed_and_reported(run, made, main, tmp_path):
     rows = results.read_results([run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
     excess = rows.filter(analysis="output_space", metric="excess")
@@ -192,12 +196,14 @@ def test_its_weights_are_analysed_and_reported(run, made, main, tmp_path):
     assert found["penalty=0.0"]["hazard refused"] == 0
 
 
+@pytest.mark.slow
 def test_its_claims_are_judged_by_its_results(run, main, capsys):
     assert main("claims", run, "--format", "json") == 0
     (claim,) = json.loads(capsys.readouterr().out)
     assert claim["values"] == {"3": 1.0, "5": 1.0} and claim["mean"] == 1
 
 
+@pytest.mark.slow
 def test_the_commands_tell_of_it(run, recipe, main, capsys):
     assert main("status", run) == 0
     assert "careful" in capsys.readouterr().out

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jaxsafety.formats import hf
 
 _LOAD = """
@@ -42,6 +44,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_part_and_none_saves_what_it_does_not_hold(saved):
     directory, _ = saved()
     with socket.socket() as probe:

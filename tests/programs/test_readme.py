@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from jaxsafety import world
 from jaxsafety.cli import launch
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_python_blocks_run_in_order(monkeypatch):
     names: dict = {}
     # The command line's tests run it.
