@@ -113,8 +113,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the files that take longest first: at the end no worker waits for what another has just begun."""
-    items.sort(key=lambda item: "study" not in item.path.parts)
+    """Puts the files that take longest first: at the end no worker waits for what another has just begun.
+
+    The command line's make the run that those of the study look at, while the other worker is at something else.
+    """
+    items.sort(key=lambda item: ("cli" not in item.path.parts, "study" not in item.path.parts))
 
 
 def pytest_collection_finish():
