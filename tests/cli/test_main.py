@@ -289,6 +289,7 @@ def test_a_checkpoint_of_another_model_is_refused_naming_both_sides(refuse, mini
     assert "is of another state" in message and "found float32[1," in message and "expected float32[2," in message
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_is_one_sentence_and_the_previous_checkpoint_survives(
     refuse, main, mini_yaml, torn, monkeypatch
 ):
@@ -386,6 +387,7 @@ def test_a_run_of_an_earlier_version_is_told_with_the_version_that_reads_it(refu
     )
 
 
+@pytest.mark.slow
 def test_a_relative_output_directory_works(main, torn, mini_yaml, monkeypatch):
     """Checkpoints are read and written by a library that takes absolute paths only."""
     monkeypatch.chdir(torn.parent)

@@ -42,7 +42,13 @@ def batches(paper_world):
 
 
 @pytest.mark.parametrize("block", get_args(gpt.Block))
-@pytest.mark.parametrize(("name", "preset"), list(product(OBJECTIVES, get_args(gpt.Preset))))
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(*one, marks=() if one[1] == "paper" else pytest.mark.slow)
+        for one in product(OBJECTIVES, get_args(gpt.Preset))
+    ],
+)
 def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, batches, name, preset, block):
     config = gpt.preset(
         preset, vocab_size=paper_world.vocab_size, max_tokens=paper_world.max_tokens, block=block, positions="rope"
