@@ -151,7 +151,7 @@ def _steps(sizes: Sizes, batch: int, dtype: str, seeds: int, strategy: Any) -> t
     start = bench_train_step.start_state(recipe, subject, seeds=seeds)
     (lane,) = recipe.lanes
     chunk = sweep.over_lanes(lanes.train_chunk(subject, lane), strategy, seeds=seeds, per_lane=2)
-    return chunk, (start, {}, bench_train_step.roots(seeds), bench_train_step.points(recipe), jnp.int32(1))
+    return chunk, (start, {}, bench_train_step.seed_keys(recipe, seeds), bench_train_step.points(recipe), jnp.int32(1))
 
 
 def sampler(sizes: Sizes) -> Iterator[Row]:

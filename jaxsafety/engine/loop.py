@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import numpy as np
 from jaxsafety import tree
 from jaxsafety.engine import hosts, sweep
 from jaxsafety.engine.legs import Leg, common_step, keep, load_states
-from jaxsafety.engine.programs import Grid, at_once, place, program
+from jaxsafety.engine.programs import Grid, at_once, kept, place
 from jaxsafety.rundir import checkpoint, metrics_file, progress, signals
 from jaxsafety.types import HParams, Metrics, Params, TrainState
 
@@ -65,9 +64,9 @@ def train(
         Stopped: a signal has asked to stop; the chunks before are saved.
     """
     leg = legs[0]
-    advance = program(chunk, grid=grid, donate=(0,), per_lane=2)
-    read = _reader(readout[0], grid)
-    join = None if whole is None else program(whole, grid=grid, per_lane=2)
+    advance = kept(chunk, grid=grid, donate=(0,), per_lane=2)
+    read = kept(readout[0], grid=grid)
+    join = None if whole is None else kept(whole, grid=grid, per_lane=2)
     given, per_seed, points = place(given, per_seed, points, grid=grid)
     # Points differ by method in their names: a read-out, which looks at none, would be traced for each again.
     rows = _everywhere(np.zeros(grid.rows, np.float32), grid=grid)
@@ -91,19 +90,13 @@ def train(
     return state
 
 
-@lru_cache(maxsize=4)
-def _reader(read: Callable[..., Metrics], grid: Grid) -> Callable[..., Metrics]:
-    """The program of a read-out, which models with as many lanes share."""
-    return program(read, grid=grid)
-
-
 def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) -> None:
     """Records as finished legs of a single chunk the parameters ``[h, s, ...]`` of lanes that were trained elsewhere.
 
     The learning curves get one point, what the read-out says of the parameters after the last step; of the way there
     nothing is known.
     """
-    rates = hosts.fetch(_reader(readout[0], grid)(params, readout[1], jnp.zeros(grid.rows)))
+    rates = hosts.fetch(kept(readout[0], grid=grid)(params, readout[1], jnp.zeros(grid.rows)))
     alive = np.ones((grid.rows, len(grid.seeds)), bool)
     numbers = rates | {"finite": alive.astype(np.float32)}
     for h, leg in enumerate(legs):

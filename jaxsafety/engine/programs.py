@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
@@ -64,6 +64,10 @@ def program(
         return fitted[0](*arguments)
 
     return call
+
+
+# The program of a function and grid, made once: those of a training, which later models of as many lanes share.
+kept = lru_cache(maxsize=8)(program)
 
 
 def fitted(

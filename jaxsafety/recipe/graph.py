@@ -2,7 +2,7 @@
 
 A field of a model may list several values, or name them (``lr: {eta_M: 1e-3, eta_S: 1e-4}``), and ``from`` several
 models: every combination is a lane of that model. Lanes of one generation that agree in all but traced scalars are made
-by one program, whatever they begin with.
+by one program at once, whatever they begin with, and as many of a later generation by the same program again.
 """
 
 import itertools

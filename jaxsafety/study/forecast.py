@@ -3,7 +3,7 @@
 Touches no disk but to look at what is there, and computes shapes only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxsafety.engine import memory
@@ -28,7 +28,7 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     lines += _models(chosen[0].ready)
     if chosen[0].ready.recipe.subject.of_files:
         return "\n".join([*lines, *(line for ready in todo for line in planned.lines(ready))]) + "\n"
-    lines.append(f"programs to compile for training: {sum(len(_groups(ready)) for ready in todo)}")
+    lines.append(f"programs to compile for training: {sum(len({*map(_program, _groups(ready))}) for ready in todo)}")
     lines += _memory(todo)
     work = [_training(ready, stage) for ready in todo for stage in ("pretrain", "tune")]
     left = {stage: sum(one.left for one in work if one.stage == stage) for stage in ("pretrain", "tune")}
@@ -43,13 +43,12 @@ def records(chosen: Sequence[Job]) -> list[dict[str, Any]]:
     """Returns a flat record for every lane of some studies: how it comes about, its program there, and steps a seed."""
     found = []
     for job in chosen:
-        groups = [group for group in graph.groups(job.ready.recipe.lanes) if group[0].training]
+        numbers = _numbers(job.ready)
         for lane in job.ready.recipe.lanes:
-            program = next((number for number, group in enumerate(groups, 1) if lane in group), None)
             found.append({
                 "cell": job.cell.name, "model": lane.label, "lane": lane.name, "made": _made(lane),
                 "from": None if lane.parent is None else lane.parent.name, "seeds": len(job.ready.recipe.seeds),
-                "program": program, "steps": lane.steps, "there": job.ready.is_made(lane),
+                "program": numbers.get(lane), "steps": lane.steps, "there": job.ready.is_made(lane),
             })  # fmt: skip
     return found
 
@@ -64,6 +63,18 @@ def _groups(ready: Study) -> list[tuple[Lane, ...]]:
     return [group for group in groups if group[0].training and any(_done(ready, lane) < lane.steps for lane in group)]
 
 
+def _program(group: Sequence[Lane]) -> Hashable:
+    """What groups have in common that one compiled program trains, one after the other."""
+    return group[0].training.program, len(group)
+
+
+def _numbers(ready: Study) -> dict[Lane, int]:
+    """By lane that is trained, which program trains it, counted from 1."""
+    groups = [group for group in graph.groups(ready.recipe.lanes) if group[0].training]
+    numbers = {program: number for number, program in enumerate(dict.fromkeys(map(_program, groups)), 1)}
+    return {lane: numbers[_program(group)] for group in groups for lane in group}
+
+
 def _done(ready: Study, lane: Lane) -> int:
     return checkpoint.latest(ready.leg(lane).checkpoints) or 0
 
@@ -71,11 +82,11 @@ def _done(ready: Study, lane: Lane) -> int:
 def _models(ready: Study) -> Iterator[str]:
     """The graph: every model, what it begins with, its method, its lanes, and which program trains it."""
     recipe = ready.recipe
-    groups = [group for group in graph.groups(recipe.lanes) if group[0].training]
+    numbers = _numbers(ready)
     for label in recipe.models:
         lanes = recipe.lanes_of(label)
         parents = dict.fromkeys(lane.parent.label for lane in lanes if lane.parent is not None)
-        programs = [number for number, group in enumerate(groups, 1) if any(lane.label == label for lane in group)]
+        programs = sorted({numbers[lane] for lane in lanes if lane in numbers})
         done = sum(map(ready.is_made, lanes))
         yield (
             f"  {label}: {_made(lanes[0])}{' from ' if parents else ''}{', '.join(parents)}; "

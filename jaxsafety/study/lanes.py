@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,20 @@ from jaxsafety.recipe.schema import EvaluateConfig
 from jaxsafety.training import objective, optim, stepping
 from jaxsafety.types import HParams, Key, Method, Metrics, Opened, Params, Point, TrainState
 
-Chunk = Callable[[TrainState, dict[str, Params], Key, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
+
+class SeedKeys(NamedTuple):
+    """The keys of one seed that a training takes.
+
+    Attributes:
+        root: the seed's root key.
+        data: that of the stream of its examples, an input so that trainings of several generations are one program.
+    """
+
+    root: Key
+    data: Key
+
+
+Chunk = Callable[[TrainState, dict[str, Params], SeedKeys, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
 
 # What learning curves show of the conditions that they read, if the subject's judge tells it.
 _SHOWN = ("exact_match", "complied", "refused")
@@ -45,26 +58,27 @@ def optimizer(training: Training, point: HParams) -> optax.GradientTransformatio
 
 
 def train_chunk(subject: Opened, lane: Lane) -> Chunk:
-    """Returns ``(state, given, root key, point, steps) -> (state, means over the steps)`` of a lane.
+    """Returns ``(state, given, keys of a seed, point, steps) -> (state, means over the steps)`` of a lane.
 
-    It is that of all lanes of its group, whose scalars are the point's. Given are parameters by role: the
-    ``reference``, where the method asks for one, and what is trained is joined with.
+    It is that of all lanes whose trainings have the same ``program``, of whatever generation: their scalars are the
+    point's. Given are parameters by role: the ``reference``, where the method asks for one, and what is trained is
+    joined with.
     """
     training, own = lane.training, lane.training.load()
     model = subject.training
 
     def chunk(
-        state: TrainState, given: dict[str, Params], key: Key, point: HParams, steps: Int[Array, ""]
+        state: TrainState, given: dict[str, Params], seed: SeedKeys, point: HParams, steps: Int[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        options, stream, own_stream = training.at_point(point), data_stream(lane, key), keys.stream(key, "method")
+        options, own_stream = training.at_point(point), keys.stream(seed.root, "method")
         joined, reference = _joined(training, own, given, point), given.get("reference")
         step = objective.make_step(
-            joined, model, optimizer(training, point), options, key=key, total_steps=training.steps,
+            joined, model, optimizer(training, point), options, key=seed.root, total_steps=training.steps,
             parts=training.accumulate,
         )  # fmt: skip
 
         def draw(i: Int[Array, ""]) -> Any:
-            batch = examples(subject.source, training, point, key=stream, step=i)
+            batch = examples(subject.source, training, point, key=seed.data, step=i)
             return objective.prepared(own, model, batch, options, reference=reference, key=keys.at_step(own_stream, i))
 
         return stepping.run_steps(step, draw, state, steps=steps)
@@ -98,12 +112,12 @@ def edited(node: EditConfig | Edited, trees: dict[str, Params], *, point: Point,
         return node.load().edit(trees, node.options, point=point, key=own)
 
 
-def data_stream(lane: Lane, key: Key) -> Key:
-    """Returns the key of the stream of a lane's examples below the seed's root key.
+def seed_keys(lane: Lane, root: Key) -> SeedKeys:
+    """Returns the keys of one seed of a lane.
 
     Models of one generation see the same examples at the same step, so that they compare; those of the next see others.
     """
-    return generation_stream(lane.stage, lane.generation, key)
+    return SeedKeys(root, generation_stream(lane.stage, lane.generation, root))
 
 
 def generation_stream(stage: Literal["pretrain", "tune"], generation: int, key: Key) -> Key:

@@ -1,15 +1,15 @@
 """Makes the models of a study, group by group of lanes: trained, edited, selected, or reused from another run.
 
 Everything can be killed and started again; a finished lane is not made again. Lanes that agree in all but traced
-scalars and all seeds of them are one program, whatever models they begin with.
+scalars and all seeds of them are one program; so are groups of equally many lanes, whatever they begin with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,34 +42,53 @@ def points(group: Sequence[Lane]) -> HParams:
     return HParams(peak_lr=column(lane.lr for lane in group), **parts)
 
 
-def _start(study: Study, group: Sequence[Lane], trees: Trees | None) -> TrainState:
-    """The stacked states ``[h, s]`` before training, from the lanes' ``parent`` among trees, or fresh.
+class _Pure(NamedTuple):
+    """What trains one lane, the same objects for all lanes of one program, which is so compiled once."""
+
+    init: Callable[[dict[str, Trained], lanes.SeedKeys, HParams], TrainState]
+    chunk: lanes.Chunk
+    whole: Callable[[Any, dict[str, Params], lanes.SeedKeys, HParams], Params]
+
+
+def _pure(study: Study, lane: Lane) -> _Pure:
+    training = lane.training
+
+    def init(before: dict[str, Trained], seed: lanes.SeedKeys, point: HParams) -> TrainState:
+        if not before:
+            params = lanes.init_params(study.subject, key=seed.root)
+            return lanes.init_state(training, {"parent": params}, key=seed.root, point=point)
+        given = {role: tree.params for role, tree in before.items()}
+        state = lanes.init_state(training, given, key=seed.root, point=point)
+        return state.replace(finite=before["parent"].finite)
+
+    def whole(trained: Any, given: dict[str, Params], _: lanes.SeedKeys, point: HParams) -> Params:
+        return lanes.whole(training, trained, given, point)
+
+    return _Pure(init, lanes.train_chunk(study.subject, lane), whole)
+
+
+def seeds(study: Study, lane: Lane) -> lanes.SeedKeys:
+    """Returns the keys ``[s]`` of the seeds of a lane."""
+    return jax.vmap(partial(lanes.seed_keys, lane))(study.roots)
+
+
+def _start(study: Study, group: Sequence[Lane], pure: _Pure, trees: Trees) -> TrainState:
+    """The stacked states ``[h, s]`` before training, from the lanes' ``parent`` among trees, or fresh without any.
 
     A seed that diverged in a parent stays frozen: what is trained from it is no result.
     """
-    training, grid = group[0].training, study.grid(len(group))
-
-    def init(before: Any, key: Array, point: HParams) -> TrainState:
-        if trees is None:
-            params = lanes.init_params(study.subject, key=key)
-            return lanes.init_state(training, {"parent": params}, key=key, point=point)
-        given = {role: tree.params for role, tree in before.items()}
-        state = lanes.init_state(training, given, key=key, point=point)
-        return state.replace(finite=before["parent"].finite)
-
-    return programs.program(init, grid=grid, quick=True)(
-        grid.zeros() if trees is None else trees, study.roots, points(group)
-    )
+    init = programs.kept(pure.init, grid=study.grid(len(group)), quick=True)
+    return init(trees, seeds(study, group[0]), points(group))
 
 
 def shapes(study: Study, group: Sequence[Lane]) -> TrainState:
     """Returns the shapes ``[h, s, ...]`` of what the training of a group holds, without computing it."""
     size = (len(group), len(study.recipe.seeds))
-    trees = None
+    trees = {}
     if group[0].parent is not None:
         one = Trained(pipeline.param_shapes(study, *size), jax.ShapeDtypeStruct(size, bool))
         trees = dict.fromkeys(["parent", *group[0].trees], one)
-    return jax.eval_shape(lambda trees: _start(study, group, trees), trees)
+    return jax.eval_shape(lambda trees: _start(study, group, _pure(study, group[0]), trees), trees)
 
 
 def _readout(study: Study) -> loop.Readout:
@@ -96,19 +115,21 @@ def train(study: Study, stage: str) -> None:
         pipeline.check_trained(study, "pretrain")
     # Of all groups the same, drawn where one is trained.
     readout = cache(lambda: _readout(study))
+    pure: dict[Any, _Pure] = {}
     for group in graph.groups(study.stage_lanes(stage)):
         by_leg = {study.leg(lane): lane for lane in group}
         if group[0].training is None:
             if not all(map(legs.is_finished, by_leg)):
                 _MAKE[type(group[0].how)](study, group)
             continue
+        own = pure.setdefault(group[0].training.program, _pure(study, group[0]))
         for part in legs.in_step(list(by_leg)):
-            _train(study, [by_leg[leg] for leg in part], readout())
+            _train(study, [by_leg[leg] for leg in part], own, readout())
         legs.forget_optimizers(list(by_leg))
     pipeline.load_living(study, study.stage_lanes(stage))
 
 
-def _train(study: Study, group: Sequence[Lane], readout: loop.Readout) -> None:
+def _train(study: Study, group: Sequence[Lane], pure: _Pure, readout: loop.Readout) -> None:
     """Trains lanes of one group, which have a step in common, as one program."""
     first = group[0]
     roles = {} if first.parent is None else {"parent": [lane.parent for lane in group]}
@@ -119,17 +140,13 @@ def _train(study: Study, group: Sequence[Lane], readout: loop.Readout) -> None:
         references = [lane.reference for lane in group]
         same = references == roles["parent"]
         given["reference"] = (trees["parent"] if same else pipeline.load(study, references)).params
-
-    def whole(trained: Any, given: dict[str, Params], _: Array, point: HParams) -> Params:
-        return lanes.whole(first.training, trained, given, point)
-
     loop.train(
-        lanes.train_chunk(study.subject, first),
-        partial(_start, study, group, trees or None),
+        pure.chunk,
+        partial(_start, study, group, pure, trees),
         readout=readout,
-        whole=whole if first.trees else None,
+        whole=pure.whole if first.trees else None,
         given=given,
-        per_seed=study.roots,
+        per_seed=seeds(study, first),
         points=points(group),
         grid=study.grid(len(group)),
         legs=[study.leg(lane) for lane in group],

@@ -143,7 +143,7 @@ def test_a_chunk_is_written_while_the_next_one_computes(tmp_path, monkeypatch):
         order.append(step)
         save(*given, step=step, **how)
 
-    monkeypatch.setattr(loop, "program", noted)
+    monkeypatch.setattr(loop, "kept", noted)
     monkeypatch.setattr(checkpoint, "save", saved)
     train(tmp_path / "run")
     assert order == ["computes", "computes", 2, 2, "computes", 4, 4, "computes", 6, 6, 8, 8]
@@ -273,10 +273,6 @@ def test_a_run_fails_only_when_every_lane_is_dead(tmp_path):
 def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, caplog, resumed):
     traces, compiled = [], {}
 
-    def counted(*arguments):
-        traces.append(None)
-        return chunk(*arguments)
-
     train(tmp_path / "warm")  # operations outside the programs compile here
     for steps in (4, 8):
         directory = tmp_path / str(steps)
@@ -284,6 +280,11 @@ def test_a_program_is_traced_and_compiled_once_however_many_chunks(tmp_path, cap
             run_until(directory, 2)
         traces.clear()
         caplog.clear()
+
+        def counted(*arguments):
+            traces.append(None)
+            return chunk(*arguments)
+
         with jax.log_compiles(), caplog.at_level("WARNING"):
             train(directory, chunk=counted, steps=steps)
         compiled[steps] = sum("Compiling" in record.getMessage() for record in caplog.records)
@@ -309,7 +310,7 @@ def test_a_chunk_moves_nothing_between_hosts_and_devices(tmp_path, monkeypatch, 
 
         return call
 
-    monkeypatch.setattr(loop, "program", guarded)
+    monkeypatch.setattr(loop, "kept", guarded)
     monkeypatch.setattr(f"{__name__}.GRID", replace(GRID, strategy=strategy))
     train(tmp_path / "run")
     assert len(calls) == STEPS // CHUNK

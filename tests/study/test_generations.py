@@ -1,6 +1,7 @@
 """A graph of several generations: what each begins with, what compiles once, and values as lanes of one run."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -11,8 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from jaxsafety.recipe.cells import Cell
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
-from jaxsafety.study import evaluate, lanes, pipeline, probe, train
+from jaxsafety.study import evaluate, forecast, grids, lanes, pipeline, probe, train
 
 # Two programs of other sizes may sum in another order.
 RTOL = 1e-5
@@ -41,13 +43,17 @@ def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(graph_r
     traces = Counter(json.loads((graph_run.directory.parent / "traces.json").read_text()))
     # Once a stage; and once a number of lanes, of which there are 1, then 2, 4 and 8.
     assert traces.pop("prompts") == 2 and traces.pop("readout") == 4
-    assert traces == dict.fromkeys(["adapted", "again", "attacked", "dpo", "masked", "pretrained", "sft"], 1)
+    # Another generation than dpo's two lanes, again's eight are of the same method: the same program for their number.
+    counts = dict.fromkeys(["adapted", "attacked", "dpo", "masked", "pretrained", "sft"], 1)
+    assert traces == counts | {"dpo": 2}
     rows = metrics_file.read_metrics(graph_run.directory)
     assert len({(row["method"], row["lr_name"]) for row in rows}) == 33
 
 
 @pytest.mark.slow
-def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("chain", [False, True])
+def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, caplog, chain):
+    """Whether they all begin with one model, or each with the one before."""
     build, traced = lanes.train_chunk, []
 
     def counted(subject, lane):
@@ -60,15 +66,20 @@ def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, cap
         return steps_of_a_lane
 
     monkeypatch.setattr(lanes, "train_chunk", counted)
-    tuned = graph.models["sft"]
+    tuned, first = graph.models["sft"], {"pretrained": graph.models["pretrained"]}
     ten = {f"m{i}": tuned | {"lr": 1e-4 * (i + 1), "data": {"p_unsafe": i / 10}} for i in range(10)}
-    ready = pipeline.prepare(replace(graph, models={"pretrained": graph.models["pretrained"]} | ten, attacks={},
-                                     analyses={}), tmp_path)  # fmt: skip
+    if chain:
+        ten = {label: given | {"from": before} for (label, given), before in zip(
+            ten.items(), ["pretrained", *ten], strict=False)}  # fmt: skip
+    ready = pipeline.prepare(replace(graph, models=first | ten, attacks={}, analyses={}), tmp_path)
+    jobs = [grids.Job(Cell("", ready.recipe, {}), ready)]
+    assert "programs to compile for training: 2\n" in forecast.render(jobs, jobs)
     train.train(ready, "pretrain")
     with jax.log_compiles(), caplog.at_level("WARNING"):
         train.train(ready, "tune")
     assert traced == ["pretrained", "m0"]
-    assert sum("Compiling jit(steps_of_a_lane)" in record.getMessage() for record in caplog.records) == 1
+    compiled = Counter(re.findall(r"Compiling jit\((steps_of_a_lane|init|read)\)", caplog.text))
+    assert compiled == {"steps_of_a_lane": 1, "init": 1, "read": 1}
     found = np.asarray(pipeline.load(ready, ready.recipe.tuned).params["embed"])
     assert len({lane.tobytes() for lane in found}) == 10
 
