@@ -17,7 +17,7 @@ from functools import partial
 
 from jaxsafety.claims import contrasts as c
 from jaxsafety.claims.evidence import Evidence
-from jaxsafety.claims.judging import Claim
+from jaxsafety.claims.judging import Claim, Margin
 
 BEYOND = "beyond the paper"
 
@@ -25,6 +25,12 @@ _METHODS = "mean over methods at eta_M"
 _LAYERS = "mean over layers and methods at eta_M"
 _ATTACKS = "mean over the jailbreaks and methods at eta_M that have any"
 _LAYERS_ATTACKS = "mean over layers, and over the jailbreaks and methods at eta_M that have any"
+
+# Smallest effects of interest: one for every kind of quantity, so that none follows from what a claim would like.
+_SHARE = Margin(0.05, "five points of a hundred, of what lies between 0 or -1 and 1: as much as Instruct may lose")
+_RATIO = Margin(0.095, "the logarithm of a ratio of 1.1: a tenth more or less")
+_SLOPE = Margin(0.01, "five steps (the paper's layers, or strengths of an attack) add up to five points of a hundred")
+_STEP = Margin(0.2, "a fifth of a standard deviation: a small effect in Cohen's words")
 
 
 def _changed(quantity: c.Quantity) -> Callable[[Evidence], c.Measurement]:
@@ -39,6 +45,7 @@ CLAIMS = (
         "Sec. 4.1, Fig. 3",
         f"relative gap (mean tau safe - mean tau unsafe) / (2 |mu_S - mu_U|), tuned minus pretrained; {_LAYERS}",
         measure=_changed(c.separation),
+        margin=_SHARE,
     ),
     Claim(
         "clusters_deepen",
@@ -46,6 +53,7 @@ CLAIMS = (
         "Sec. 4.1, Fig. 3",
         f"least-squares slope of the relative gap against the layer's index, tuned minus pretrained; {_METHODS}",
         measure=_changed(c.separation_slope),
+        margin=_SLOPE,
     ),
     Claim(
         "clusters_rate",
@@ -53,6 +61,7 @@ CLAIMS = (
         "Sec. 4.1, Fig. 3",
         "relative gap at eta_M minus eta_S; mean over layers and methods",
         measure=partial(c.between_rates, quantity=c.separation),
+        margin=_SHARE,
     ),
     Claim(
         "clusters_dpo",
@@ -60,6 +69,7 @@ CLAIMS = (
         "Sec. 4.1, Fig. 3",
         "relative gap of DPO minus SFT at eta_M; mean over layers",
         measure=partial(c.between_methods, quantity=c.separation, first="dpo", second="sft"),
+        margin=_SHARE,
     ),
     Claim(
         "clusters_unlearn",
@@ -67,6 +77,7 @@ CLAIMS = (
         "Sec. 4.1, Fig. 3",
         "relative gap of unlearning minus SFT at eta_M; mean over layers",
         measure=partial(c.between_methods, quantity=c.separation, first="unlearn", second="sft"),
+        margin=_SHARE,
     ),
     Claim(
         "clusters_low_rank",
@@ -75,6 +86,7 @@ CLAIMS = (
         "share s_1 / sum s of the largest singular value of the centred unsafe features, tuned minus "
         f"pretrained; {_LAYERS}",
         measure=_changed(c.leading_share),
+        margin=_SHARE,
     ),
     Claim(
         "null_space_up",
@@ -83,6 +95,7 @@ CLAIMS = (
         "|(I - P) u_j| of the first matrix minus its mean for random directions; P holds 90 % of the weight's "
         f"energy, u_j 90 % of the update's; mean over j; {_LAYERS}",
         measure=partial(c.over_methods, quantity=partial(c.null_excess, part="up")),
+        margin=_SHARE,
     ),
     Claim(
         "null_space_down",
@@ -90,6 +103,7 @@ CLAIMS = (
         "Sec. 4.2, Fig. 4",
         f"|(I - P) u_j| of the second matrix minus its mean for random directions; mean over j; {_LAYERS}",
         measure=partial(c.over_methods, quantity=partial(c.null_excess, part="down")),
+        margin=_SHARE,
     ),
     Claim(
         "acts_on_unsafe",
@@ -97,6 +111,7 @@ CLAIMS = (
         "Sec. 4.2, Fig. 5",
         f"ln of the mean |a dW| / |a| on unsafe over that on safe inputs of the first MLP matrix; {_LAYERS}",
         measure=partial(c.over_methods, quantity=c.preference),
+        margin=_RATIO,
     ),
     Claim(
         "interpolation",
@@ -105,6 +120,7 @@ CLAIMS = (
         "smallest change of the effect size, at the last prompt token, from one alpha in [0, 1] to the next; "
         f"{_LAYERS}",
         measure=partial(c.over_methods, quantity=c.smallest_step),
+        margin=_STEP,
     ),
     Claim(
         "extrapolation_null",
@@ -112,6 +128,7 @@ CLAIMS = (
         "Sec. 4.2, text",
         "Null at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table",
         measure=partial(c.extrapolation, condition="unsafe", metric="refused"),
+        margin=_SHARE,
     ),
     Claim(
         "extrapolation_cost",
@@ -120,6 +137,7 @@ CLAIMS = (
         "Instruct at alpha = 1.5 minus alpha = 1, of the model with the lowest Null in the accuracy table, in "
         "seeds with at least 0.05 to lose; a loss of 0.05 is no longer little",
         measure=partial(c.extrapolation, condition="safe", metric="exact_match", least=0.05),
+        # The null value is a margin itself: being near it is no absence of an effect.
         null=-0.05,
     ),
     Claim(
@@ -130,6 +148,7 @@ CLAIMS = (
         f"pretrained; {_METHODS}",
         measure=_changed(partial(c.log_sensitivity, condition="unsafe")),
         expected="below",
+        margin=_RATIO,
     ),
     Claim(
         "sensitivity_safe",
@@ -138,6 +157,7 @@ CLAIMS = (
         "ln of the mean gradient norm |d max logit / d prompt embeddings| on safe prompts, tuned minus "
         f"pretrained; {_METHODS}",
         measure=_changed(partial(c.log_sensitivity, condition="safe")),
+        margin=_RATIO,
     ),
     Claim(
         "jailbreaks_nearer_safe",
@@ -146,6 +166,7 @@ CLAIMS = (
         "relative tau of the jailbreak's prompts that the model complied with, minus that of unsafe prompts; "
         f"{_LAYERS_ATTACKS}",
         measure=partial(c.over_jailbreaks, quantity=c.nearness_to_safe),
+        margin=_SHARE,
     ),
     Claim(
         "jailbreaks_evade_update",
@@ -155,6 +176,7 @@ CLAIMS = (
         f"matrix; {_LAYERS_ATTACKS}",
         measure=partial(c.over_jailbreaks, quantity=c.gain_on_attack),
         expected="below",
+        margin=_RATIO,
     ),
     Claim(
         "jailbreaks_sensitivity",
@@ -162,6 +184,7 @@ CLAIMS = (
         "Sec. 5, Fig. 7",
         f"|ln(g / g_unsafe)| - |ln(g / g_safe)| of the mean gradient norm g of successful jailbreaks; {_ATTACKS}",
         measure=partial(c.over_jailbreaks, quantity=c.sensitivity_like_safe),
+        margin=_RATIO,
     ),
     Claim(
         "stronger_attacks",
@@ -170,6 +193,7 @@ CLAIMS = (
         "least-squares slope of the relative tau of attacked unsafe prompts, at the last prompt token, against the "
         "rank of the number of attack steps; mean over numbers of soft tokens, layers and methods at eta_M",
         measure=c.over_attacks,
+        margin=_SLOPE,
     ),
     Claim(
         "rate_refuses",
@@ -177,6 +201,7 @@ CLAIMS = (
         "App., accuracy table",
         "Null at eta_M minus eta_S; mean over methods",
         measure=partial(c.between_rates, quantity=c.refusal),
+        margin=_SHARE,
     ),
     Claim(
         "co_text_above_co_task",
@@ -184,6 +209,7 @@ CLAIMS = (
         "App., accuracy table",
         f"share complied with, JB-CO-Text minus JB-CO-Task; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.success_beyond, condition="jb_co_text", other="jb_co_task")),
+        margin=_SHARE,
     ),
     Claim(
         "misgen_above_co_task",
@@ -191,6 +217,7 @@ CLAIMS = (
         "App., accuracy table",
         f"share complied with, JB-MisGen minus JB-CO-Task; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.success_beyond, condition="jb_misgen", other="jb_co_task")),
+        margin=_SHARE,
     ),
     Claim(
         "sft_above_dpo",
@@ -198,6 +225,7 @@ CLAIMS = (
         "App., accuracy table",
         "share of jailbreak prompts complied with, SFT minus DPO at eta_M; mean over the three jailbreaks",
         measure=partial(c.between_methods, quantity=c.susceptibility, first="sft", second="dpo"),
+        margin=_SHARE,
     ),
     Claim(
         "sft_above_unlearn",
@@ -205,6 +233,7 @@ CLAIMS = (
         "App., accuracy table",
         "share of jailbreak prompts complied with, SFT minus unlearning at eta_M; mean over the three jailbreaks",
         measure=partial(c.between_methods, quantity=c.susceptibility, first="sft", second="unlearn"),
+        margin=_SHARE,
     ),
     Claim(
         "null_part_suffices",
@@ -213,6 +242,7 @@ CLAIMS = (
         "Null with only the part of the update in the weight's output null space, minus only a random part; "
         f"{_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="only_null", other="only_random")),
+        margin=_SHARE,
     ),
     Claim(
         "null_part_beyond_range",
@@ -220,6 +250,7 @@ CLAIMS = (
         BEYOND,
         f"Null with only the null-space part, minus only the in-range part (of another dimension); {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="only_null", other="only_range")),
+        margin=_SHARE,
     ),
     Claim(
         "null_part_necessary",
@@ -228,6 +259,7 @@ CLAIMS = (
         f"Null with all but the null-space part, minus all but a random part of the same dimension; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="all_but_null", other="all_but_random")),
         expected="below",
+        margin=_SHARE,
     ),
     Claim(
         "mlp_beyond_attention",
@@ -235,6 +267,7 @@ CLAIMS = (
         BEYOND,
         f"Null with only the MLP's update minus only the attention's; {_METHODS}",
         measure=partial(c.over_methods, quantity=partial(c.part_beyond, part="mlp", other="attention")),
+        margin=_SHARE,
     ),
     Claim(
         "dpo_like_unlearning",
@@ -242,5 +275,6 @@ CLAIMS = (
         BEYOND,
         "cosine of the whole updates of DPO and unlearning at eta_M, minus the larger of their cosines with SFT's",
         measure=c.kinship,
+        margin=_SHARE,
     ),
 )

@@ -1,23 +1,35 @@
-"""Statements of papers judged by what a run measured: supported, contradicted or undecided.
+"""Statements of papers judged by what a run measured: supported, contradicted, without effect, or undecided.
 
-Every claim has one number per seed and one side of one null value. It is judged by the two-sided Student-t interval
-over seeds at level ``1 - 0.05 / m``, m being the number of claims that have an interval (Bonferroni): with normal
-values, and were every null value the truth, a run would decide any claim at all with a probability of at most 5 %.
+Every claim has one number per seed, one side of one null value and, declared with it, the smallest effect of interest.
+Two tests look at each: whether the mean lies on either side of the null value, and whether it lies within that margin
+of it. All tests of a run are one family, in which the expected share of wrong decisions is at most 5 %
+(Benjamini-Hochberg); a mark says where the chance of any wrong one is (Holm).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxsafety.claims import hypotheses
 from jaxsafety.claims.contrasts import Measurement
 from jaxsafety.claims.evidence import Evidence, Unmeasured
 from jaxsafety.claims.intervals import Interval, student_interval
 
-Verdict = Literal["supported", "contradicted", "undecided"]
+Verdict = Literal["supported", "contradicted", "no effect", "undecided"]
 
 ERROR_RATE = 0.05
+# Seeds from which the permutation of signs can reach a small p at all: 2 / 2^8 is 0.008.
+FLIPPED = 8
+
+
+class Margin(NamedTuple):
+    """The smallest effect of interest, in the unit of the statistic, above 0, and why it is that."""
+
+    value: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Claim:
         measure: evidence to that number; raises ``Unmeasured``.
         expected: the side of ``null`` on which the statement puts the statistic.
         null: the value between the two sides.
+        margin: the smallest effect of interest; None where nothing can be said to have no effect.
     """
 
     name: str
@@ -41,6 +54,11 @@ class Claim:
     measure: Callable[[Evidence], Measurement]
     expected: Literal["above", "below"] = "above"
     null: float = 0.0
+    margin: Margin | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin is not None and not 0 < self.margin.value < np.inf:
+            raise ValueError(f"margin of claim {self.name!r}: got {self.margin.value}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -50,34 +68,72 @@ class Judgement:
     Attributes:
         claim: what was judged.
         values: the statistic by seed, None where a seed has none; empty if it could not be measured.
-        interval: mean and interval over the seeds that have a value.
-        level: coverage of the interval, in (0, 1).
-        family: number of claims that have an interval, which the level is corrected for.
-        verdict: ``supported`` or ``contradicted`` if the interval lies wholly on the claim's side or on the other.
+        interval: mean and 95 % Student-t interval over the seeds that have a value.
+        adjusted: the same, so wide that of the decided claims of a run 5 % of these intervals miss the truth.
+        p, p_equivalence: of the tests of side and of equivalence, None where there is none.
+        p_flip: of the permutation of signs, from ``FLIPPED`` seeds on, else None: close to p where values are normal.
+        verdict: which test rejects; ``no effect`` is that of equivalence, whatever the other says.
+        holm: whether Holm's bound decides it, too.
+        needed: seeds that would decide what is undecided, with a chance of 90 %, were mean and deviation the truth.
         why: what decided it, or why nothing did; and what was left out.
     """
 
     claim: Claim
     values: dict[int, float | None]
     interval: Interval
-    level: float
-    family: int
+    adjusted: Interval
+    p: float | None
+    p_equivalence: float | None
+    p_flip: float | None
     verdict: Verdict
+    holm: bool
+    needed: int | None
     why: str
 
 
-def judge(evidence: Evidence, claims: Sequence[Claim]) -> list[Judgement]:
+@dataclass(frozen=True)
+class Family:
+    """How all claims of a run were judged together.
+
+    Attributes:
+        judgements: one for each claim.
+        tests: how many there were, of both kinds.
+        level: coverage of the adjusted intervals, in (0, 1).
+    """
+
+    judgements: tuple[Judgement, ...]
+    tests: int
+    level: float
+
+
+class _Tested(NamedTuple):
+    """What a claim measured, its finite values, and their p by test, NaN where there is none."""
+
+    found: Measurement
+    finite: np.ndarray
+    p: float
+    p_equivalence: float
+    p_flip: float
+
+
+def judge(evidence: Evidence, claims: Sequence[Claim]) -> Family:
     """Judges every claim by one run's evidence; what cannot be measured is undecided and says why.
 
     A seed without a finite value (its lane diverged, or nothing to measure in it) is left out and counted.
+
+    References:
+        Benjamini and Yekutieli 2005, JASA 100, definition 1: level of the intervals of what was selected.
     """
-    measured = [_measured(claim, evidence) for claim in claims]
-    family = sum(np.isfinite(values).sum() >= 2 for values, _ in measured)
-    level = 1 - ERROR_RATE / max(int(family), 1)
-    return [
-        _judged(claim, evidence.seeds, measurement, level, int(family))
-        for claim, measurement in zip(claims, measured, strict=True)
-    ]
+    tested = [_tested(claim, _measured(claim, evidence)) for claim in claims]
+    pvalues = np.asarray([(one.p, one.p_equivalence) for one in tested], float).reshape(-1, 2)
+    rejected, strict = hypotheses.decided(pvalues, rate=ERROR_RATE)
+    tests, among = int(np.isfinite(pvalues).sum()), int(np.isfinite(pvalues).any(axis=1).sum())
+    level = 1 - ERROR_RATE * max(int(rejected.any(axis=1).sum()), 1) / max(among, 1)
+    # The largest p with which one test more would reject.
+    within = ERROR_RATE * min(int(rejected.sum()) + 1, tests) / max(tests, 1)
+    judge_one = partial(_judged, seeds=evidence.seeds, level=level, within=within)
+    judged = map(judge_one, claims, tested, rejected.tolist(), strict.tolist())
+    return Family(tuple(judged), tests, level)
 
 
 def _measured(claim: Claim, evidence: Evidence) -> Measurement:
@@ -90,30 +146,66 @@ def _measured(claim: Claim, evidence: Evidence) -> Measurement:
     return found
 
 
-def _judged(claim: Claim, seeds: tuple[int, ...], measurement: Measurement, level: float, family: int) -> Judgement:
-    numbers = [float(value) if np.isfinite(value) else None for value in measurement.values]
-    values = dict(zip(seeds, numbers, strict=False))
-    interval = student_interval(numbers, level=level)
-    if not values:
-        return Judgement(claim, values, interval, level, family, "undecided", measurement.note)
-    verdict, why = _verdict(claim, interval)
-    if missing := len(values) - interval.n:
-        why += f"; {missing} of {len(values)} seeds left out: no finite value"
-    if measurement.note:
-        why += f"; {measurement.note}"
-    return Judgement(claim, values, interval, level, family, verdict, why)
+def _tested(claim: Claim, found: Measurement) -> _Tested:
+    finite, null = np.asarray(found.values, float)[np.isfinite(found.values)], claim.null
+    equal = np.nan if claim.margin is None else hypotheses.equivalence(finite, null=null, margin=claim.margin.value)
+    flip = hypotheses.sign_flip(finite, null=null) if len(finite) >= FLIPPED else np.nan
+    return _Tested(found, finite, hypotheses.directional(finite, null=null), equal, flip)
 
 
-def _verdict(claim: Claim, interval: Interval) -> tuple[Verdict, str]:
-    _, low, high, n = interval
-    if low is None:
-        return "undecided", f"{n} seed{'s' * (n != 1)}: no interval"
-    if low == high and n == 2:
-        return "undecided", "two equal seeds: no interval"
-    if low == high == claim.null:
-        return "undecided", f"every seed is exactly {claim.null:g}"
-    if low > claim.null or high < claim.null:
-        side = "above" if low > claim.null else "below"
-        verdict: Verdict = "supported" if side == claim.expected else "contradicted"
-        return verdict, f"interval of {n} seeds {side} {claim.null:g}"
-    return "undecided", f"interval of {n} seeds includes {claim.null:g}"
+def _judged(
+    claim: Claim, tested: _Tested, rejects: Sequence[bool], strict: Sequence[bool], *, seeds: tuple[int, ...],
+    level: float, within: float,
+) -> Judgement:  # fmt: skip
+    plain = [float(value) if np.isfinite(value) else None for value in tested.found.values]
+    values = dict(zip(seeds, plain, strict=False))
+    interval, adjusted = student_interval(plain), student_interval(plain, level=level)
+    verdict = _verdict(claim, interval, rejects)
+    needed = _needed(claim, tested, within=within) if verdict == "undecided" else None
+    # Of what could not be measured there is nothing to say but why.
+    told = [_why(claim, tested, verdict, side=rejects[0], needed=needed), _left_out(values, interval)] if values else []
+    marked = strict[1] if verdict == "no effect" else strict[0] and verdict != "undecided"
+    return Judgement(
+        claim, values, interval, adjusted, *(None if np.isnan(p) else p for p in tested[2:]), verdict, marked, needed,
+        "; ".join(filter(None, [*told, tested.found.note])),
+    )  # fmt: skip
+
+
+def _verdict(claim: Claim, interval: Interval, rejects: Sequence[bool]) -> Verdict:
+    if rejects[1]:
+        return "no effect"
+    if not rejects[0]:
+        return "undecided"
+    return "supported" if (interval.mean > claim.null) == (claim.expected == "above") else "contradicted"
+
+
+def _needed(claim: Claim, tested: _Tested, *, within: float) -> int | None:
+    if np.isnan(tested.p) or np.ptp(tested.finite) == 0:
+        return None
+    margin = None if claim.margin is None else claim.margin.value
+    shift, deviation = float(tested.finite.mean()) - claim.null, float(tested.finite.std(ddof=1))
+    return hypotheses.seeds_needed(shift, deviation, margin=margin, level=within)
+
+
+def _why(claim: Claim, tested: _Tested, verdict: Verdict, *, side: bool, needed: int | None) -> str:
+    finite, null, n = tested.finite, claim.null, len(tested.finite)
+    counted = f"{n} seed{'s' * (n != 1)}"
+    if n < 2:
+        return f"{counted}: no interval"
+    if np.isnan(tested.p):
+        return "two equal seeds: no interval"
+    if np.ptp(finite) == 0:
+        return f"every seed is exactly {finite[0]:g}"
+    which = "above" if finite.mean() > null else "below"
+    p = f"p {tested.p:.2g}" + ("" if np.isnan(tested.p_flip) else f" ({tested.p_flip:.2g} by signs)")
+    if verdict == "no effect":
+        also = f", {which} it with {p}" if side else ""
+        return f"{counted} within {claim.margin.value:.3g} of {null:g}, p {tested.p_equivalence:.2g}{also}"
+    if verdict != "undecided":
+        return f"{counted} {which} {null:g}, {p}"
+    return f"{counted}, {p}: {'more than 1000' if needed is None else needed} seeds would decide it"
+
+
+def _left_out(values: dict[int, float | None], interval: Interval) -> str:
+    missing = len(values) - interval.n
+    return f"{missing} of {len(values)} seeds left out: no finite value" if missing else ""

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from jaxsafety import claims
 from jaxsafety.claims import evidence, judging
-from jaxsafety.claims.judging import Judgement
+from jaxsafety.claims.intervals import Interval
+from jaxsafety.claims.judging import Family, Judgement
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import dead_lanes
@@ -32,13 +33,14 @@ _MARKDOWN = {
     "where": "where",
     "expected": "expected",
     "mean [interval]": "estimate",
+    "adjusted": "adjusted",
     "seeds": "seeds",
-    "verdict": "verdict",
+    "verdict": "marked",
     "why": "why",
 }
 
 
-def read(directory: Path) -> list[Judgement]:
+def read(directory: Path) -> Family:
     """Judges every claim by the results of a run directory: its analyses and, where there is one, its accuracy table.
 
     Raises:
@@ -60,7 +62,8 @@ def text(directory: Path, *, form: Form = "table") -> str:
     if form in ("json", "csv"):
         # Seeds stand by themselves in JSON, and as text in a table without levels.
         left_out = "seeds" if form == "json" else "values"
-        return printed.records([{k: v for k, v in row.items() if k != left_out} for row in records(found)], form)
+        rows = records(found.judgements)
+        return printed.records([{k: v for k, v in row.items() if k != left_out} for row in rows], form)
     render = render_text if form == "table" else render_markdown
     return render(found, dead=dead_notes(dead_lanes.count_dead(_analyses(directory))))
 
@@ -69,62 +72,78 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """One flat record a claim, of numbers and plain text, for a report that lays them out itself.
 
     ``number`` counts from 1, ``values`` maps seeds to a number or None, ``mean``, ``low`` and ``high`` are None where
-    withheld; ``estimate``, ``seeds`` and ``expected`` are the same as text.
+    withheld, as p, ``margin`` and ``needed`` are where there is none; ``estimate``, ``adjusted``, ``seeds``,
+    ``expected`` and ``marked``, the verdict with a star where ``holm`` is, are the same as text.
     """
     return [
         {name: getattr(judgement.claim, name) for name in ("name", "statement", "where", "statistic")}
         | {name: getattr(judgement.interval, name) for name in ("mean", "low", "high")}
+        | {f"adjusted_{name}": getattr(judgement.adjusted, name) for name in ("low", "high")}
+        | {name: getattr(judgement, name) for name in ("p", "p_equivalence", "p_flip", "holm", "needed")}
         | {
+            "margin": None if judgement.claim.margin is None else judgement.claim.margin.value,
             "number": number,
             "expected": f"{_SIGNS[judgement.claim.expected]} {judgement.claim.null:g}",
             "values": judgement.values,
-            "estimate": _estimate(judgement),
+            "estimate": _estimate(judgement.interval),
+            "adjusted": _bounds(judgement.adjusted),
             "seeds": ", ".join(f"{seed}: {_number(value)}" for seed, value in judgement.values.items()),
             "verdict": judgement.verdict,
+            "marked": judgement.verdict + "*" * judgement.holm,
             "why": judgement.why,
         }
         for number, judgement in enumerate(judgements, start=1)
     ]
 
 
-def summary(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> list[str]:
-    """Sentences that belong under the claims: how many came out which way, what intervals are; then ``dead``."""
+def counted(judgements: Sequence[Judgement]) -> str:
+    """How many claims came out which way, in a sentence."""
     counts = Counter(judgement.verdict for judgement in judgements)
     found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(judging.Verdict))
-    sentences = [f"{len(judgements)} claims: {found}."]
+    return f"{len(judgements)} claims: {found}."
+
+
+def summary(family: Family, judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> list[str]:
+    """Sentences that belong under some claims of a family: how many came out which way, how; then ``dead``."""
+    sentences = [counted(judgements)]
     if seeds := sorted({seed for judgement in judgements for seed in judgement.values}):
         sentences.append(f"Seeds, in this order: {', '.join(map(str, seeds))}; a dash is one without a finite value.")
-    if judgements and judgements[0].family:
-        level, family = judgements[0].level, judgements[0].family
-        sentences.append(
-            f"Intervals: two-sided Student t over seeds at {100 * level:.4g} %, which is 1 - {judging.ERROR_RATE:g} / "
-            f"{family} for the {family} claims that have one (Bonferroni)."
-        )
+    if family.tests:
+        rate = f"{100 * judging.ERROR_RATE:g} %"
+        sentences += [
+            "Verdicts: two-sided t tests over seeds, and pairs of one-sided ones within the margin (no effect), "
+            f"{family.tests} tests, of whose decisions at most {rate} are wrong on average (Benjamini-Hochberg); a "
+            f"star: by Holm's bound, too, with which any is wrong in at most {rate} of runs.",
+            f"Intervals: Student t over seeds at 95 %; adjusted for having been selected, {100 * family.level:.4g} %.",
+        ]
+        if margins := _margins(judgements):
+            sentences.append(f"Margins: {margins}.")
     return [*sentences, *dead]
 
 
-def render_text(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:
+def render_text(family: Family, *, dead: Sequence[str] = ()) -> str:
     """The claims for a terminal of 80 columns or more: plain ASCII, one row a claim, then how each is measured."""
     grid = Table(box=ASCII_BOX, show_edge=False, padding=(0, 1, 0, 0), show_lines=True)
     grid.add_column("", justify="right", no_wrap=True)
     grid.add_column("verdict", no_wrap=True)
     grid.add_column("claim", ratio=1)
     grid.add_column("mean [interval] (expected)\neach seed; why", width=_NUMBERS_WIDTH)
-    rows, measured = records(judgements), Table.grid(padding=(0, 1, 0, 0))
-    for row, judgement in zip(rows, judgements, strict=True):
+    rows, measured = records(family.judgements), Table.grid(padding=(0, 1, 0, 0))
+    for row, judgement in zip(rows, family.judgements, strict=True):
         seeds = " ".join(map(_number, judgement.values.values()))
-        found = "\n".join(filter(None, [f"{row['estimate']} ({row['expected']})", seeds, row["why"]]))
-        grid.add_row(str(row["number"]), row["verdict"], f"{row['statement']}\n{row['where']}", found)
+        adjusted = row["adjusted"] and f"adjusted {row['adjusted']}"
+        found = "\n".join(filter(None, [f"{row['estimate']} ({row['expected']})", adjusted, seeds, row["why"]]))
+        grid.add_row(str(row["number"]), row["marked"], f"{row['statement']}\n{row['where']}", found)
         measured.add_row(str(row["number"]), row["statistic"])
-    return plain_text(grid, "", *summary(judgements, dead=dead), "", _MEASURED, measured)
+    return plain_text(grid, "", *summary(family, family.judgements, dead=dead), "", _MEASURED, measured)
 
 
-def render_markdown(judgements: Sequence[Judgement], *, dead: Sequence[str] = ()) -> str:
+def render_markdown(family: Family, *, dead: Sequence[str] = ()) -> str:
     """The claims as a Markdown pipe table, followed by the summary and by how each is measured."""
-    rows = records(judgements)
+    rows = records(family.judgements)
     cells = [[str(row[name]) for name in _MARKDOWN.values()] for row in rows]
     notes = [f"{row['number']}. {row['statistic']}" for row in rows]
-    lines = ["", *summary(judgements, dead=dead), "", _MEASURED, "", *notes]
+    lines = ["", *summary(family, family.judgements, dead=dead), "", _MEASURED, "", *notes]
     return printed.pipe_table(list(_MARKDOWN), cells, numbers=[0]) + "\n".join(lines) + "\n"
 
 
@@ -150,11 +169,26 @@ def _as_analysis(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(stage="evaluate").with_columns(pl.lit(value).alias(name) for name, value in absent.items())
 
 
-def _estimate(judgement: Judgement) -> str:
-    mean, low, high, _ = judgement.interval
-    if mean is None:
+def _margins(judgements: Sequence[Judgement]) -> str:
+    """Every margin once, with its reason and the numbers of the claims that have it."""
+    found: dict[judging.Margin, list[int]] = {}
+    for number, judgement in enumerate(judgements, start=1):
+        if judgement.claim.margin is not None:
+            found.setdefault(judgement.claim.margin, []).append(number)
+    return "; ".join(
+        f"{margin.value:g} ({margin.reason}) of {', '.join(map(str, numbers))}" for margin, numbers in found.items()
+    )
+
+
+def _estimate(interval: Interval) -> str:
+    if interval.mean is None:
         return "-"
-    return _number(mean) if low is None or high is None else f"{_number(mean)} [{_number(low)}, {_number(high)}]"
+    return f"{_number(interval.mean)} {_bounds(interval)}".rstrip()
+
+
+def _bounds(interval: Interval) -> str:
+    _, low, high, _ = interval
+    return "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float | None) -> str:

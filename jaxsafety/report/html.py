@@ -19,7 +19,8 @@ from jaxsafety.report import tables
 from jaxsafety.report.tables import VERDICTS, StudyRow, VerdictRow, model_label, percent
 from jaxsafety.rundir import atomic, opening
 
-_CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "seeds", "verdict", "why")
+_CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "adjusted", "seeds",
+               "verdict", "marked", "holm", "why")  # fmt: skip
 _EXAMPLE_KEYS = ("condition", "prompt", "answers")
 _INTERVALS = (
     "In every figure each seed is faint and the mean bold, in a band or on a bar of its 95 % Student-t interval over "
@@ -28,7 +29,7 @@ _INTERVALS = (
 _ANSWER_KEYS = ("model", "answer", "verdict")
 # Of the answers of a dead lane there is no verdict.
 _ANSWER_VERDICTS = (*VERDICTS, "dead")
-CLAIM_VERDICTS = ("supported", "contradicted", "undecided")
+CLAIM_VERDICTS = ("supported", "contradicted", "no effect", "undecided")
 # The page fetches nothing: its only links lead to files beside it.
 _RELATIVE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
@@ -62,6 +63,7 @@ def write_report(
     notes: Sequence[str],
     claims: Sequence[Mapping[str, Any]] = (),
     claim_notes: Sequence[str] = (),
+    claim_counts: str = "",
     analyses: Sequence[Analysis] = (),
     intervals: str = _INTERVALS,
 ) -> None:
@@ -72,7 +74,8 @@ def write_report(
     ``prompt`` and ``answers``, a list of mappings with ``model``, ``answer`` and ``verdict`` (complied, refused, other
     or dead), and where there are such ``expected`` and ``refusal``. The manifest's nested mappings are shown with
     dotted names; ``notes`` are paragraphs of plain text. ``claims`` are records of ``jaxsafety.report.claims_table``,
-    under which ``claim_notes`` stand; ``intervals`` says what the bands and bars of the figures are.
+    under which ``claim_notes`` stand; with ``claim_counts``, a sentence, the first screen has it and the claims that
+    Holm's bound decides. ``intervals`` says what the bands and bars of the figures are.
 
     Raises:
         ValueError: an example or a claim lacks a key or has an unknown verdict, or a table's path is not relative.
@@ -101,6 +104,8 @@ def write_report(
         notes=notes,
         claims=claims,
         claim_notes=claim_notes,
+        claim_counts=claim_counts,
+        claims_told=[claim for claim in claims if claim_counts and claim["holm"]],
         claims_of={one.name: [claim for claim in claims if claim["name"] in one.claims] for one in analyses},
         analyses=analyses,
         intervals=intervals,

@@ -107,7 +107,8 @@ def _analysed(directory: Path, *, claims: Literal["all", "measured"]) -> dict[st
     """
     frames, figures_ = sections.read(directory), sections.of_run(directory)
     dead = dead_lanes.count_dead(frames["analyze"])
-    judgements = [one for one in claims_table.read(directory) if claims == "all" or one.values]
+    family = claims_table.read(directory)
+    judgements = [one for one in family.judgements if claims == "all" or one.values]
     shown = []
     for name, table in sections.write_tables(directory).items():
         section = figures_[name]
@@ -122,6 +123,7 @@ def _analysed(directory: Path, *, claims: Literal["all", "measured"]) -> dict[st
         shown.append(html.Analysis(name, section.title, section.paper, section.reading, section.claims, picture, table))
     return {
         "claims": claims_table.records(judgements),
-        "claim_notes": claims_table.summary(judgements, dead=tables.dead_notes(dead)),
+        "claim_counts": claims_table.counted(judgements) if judgements else "",
+        "claim_notes": claims_table.summary(family, judgements, dead=tables.dead_notes(dead)),
         "analyses": shown,
     }

@@ -176,7 +176,7 @@ BY_HAND = {
 
 
 def judged(rows, wanted=CLAIMS):
-    return {judgement.claim.name: judgement for judgement in judging.judge(evidence.gather(rows), wanted)}
+    return {one.claim.name: one for one in judging.judge(evidence.gather(rows), wanted).judgements}
 
 
 def test_every_claim_has_a_name_a_case_and_a_statement_of_its_own():
@@ -197,7 +197,6 @@ def test_statistic_by_hand(name):
 def test_where_all_statements_hold_all_are_supported():
     found = judged(textbook())
     assert {name: (j.verdict, j.why) for name, j in found.items() if j.verdict != "supported"} == {}
-    assert all(j.family == len(CLAIMS) and j.level == 1 - 0.05 / len(CLAIMS) for j in found.values())
 
 
 def test_the_opposite_of_what_holds_is_contradicted():
@@ -205,5 +204,5 @@ def test_the_opposite_of_what_holds_is_contradicted():
     opposite = [dataclasses.replace(claim, expected=other[claim.expected]) for claim in CLAIMS]
     found = judged(textbook(), opposite)
     assert {j.verdict for j in found.values()} == {"contradicted"}
-    assert found["clusters_separate"].why == "interval of 4 seeds above 0"
-    assert found["sensitivity_unsafe"].why == "interval of 4 seeds below 0"
+    assert found["clusters_separate"].why.startswith("4 seeds above 0, p ")
+    assert found["sensitivity_unsafe"].why.startswith("4 seeds below 0, p ")

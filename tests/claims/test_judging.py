@@ -7,7 +7,7 @@ from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.contrasts import Measurement
 from jaxsafety.claims.intervals import student_interval, t_quantile
 from jaxsafety.claims.jain2024 import CLAIMS
-from jaxsafety.claims.judging import Claim
+from jaxsafety.claims.judging import Claim, Margin
 from tests.claim_rows import JAILBREAKS, PRE, SUCCESSFUL, gaps, table, taus, textbook
 
 
@@ -17,10 +17,10 @@ def rows():
 
 
 def judged(rows, wanted=CLAIMS):
-    return {judgement.claim.name: judgement for judgement in judging.judge(evidence.gather(rows), wanted)}
+    return {one.claim.name: one for one in judging.judge(evidence.gather(rows), wanted).judgements}
 
 
-def stub(values, expected="above", null=0.0):
+def stub(values, expected="above", null=0.0, margin=None):
     return Claim(
         "stub",
         "",
@@ -29,41 +29,53 @@ def stub(values, expected="above", null=0.0):
         measure=lambda _: Measurement(np.array(values)),
         expected=expected,
         null=null,
+        margin=None if margin is None else Margin(margin, ""),
     )
 
 
+def family_of(*stubs):
+    seeds = len(stubs[0].measure(None).values)
+    return judging.judge(evidence.gather(table("refused", "unsafe", [0.0] * seeds)), stubs)
+
+
 def verdict_of(values, **options):
-    found = evidence.gather(table("refused", "unsafe", [0.0] * len(values)))
-    (judgement,) = judging.judge(found, [stub(values, **options)])
+    (judgement,) = family_of(stub(values, **options)).judgements
     return judgement
 
 
-def test_interval_is_students_at_the_corrected_level(rows):
-    judgement = judged(rows)["clusters_dpo"]
+def test_intervals_are_students_plain_and_at_the_level_of_what_was_selected(rows):
+    family = judging.judge(evidence.gather(rows), CLAIMS)
+    (judgement,) = [one for one in family.judgements if one.claim.name == "clusters_dpo"]
     values = np.array(list(judgement.values.values()))
-    half = t_quantile(3, level=1 - 0.05 / len(CLAIMS)) * values.std(ddof=1) / 2
-    assert judgement.interval[:3] == pytest.approx((values.mean(), values.mean() - half, values.mean() + half))
+    assert family.tests == 2 * len(CLAIMS) - 1  # one claim has no margin
+    selected = sum(one.verdict != "undecided" for one in family.judgements)
+    assert family.level == pytest.approx(1 - 0.05 * selected / len(CLAIMS))
+    for interval, level in ((judgement.interval, 0.95), (judgement.adjusted, family.level)):
+        half = t_quantile(3, level=level) * values.std(ddof=1) / 2
+        assert interval[:3] == pytest.approx((values.mean(), values.mean() - half, values.mean() + half))
 
 
-def test_family_counts_only_claims_that_have_an_interval():
-    found = evidence.gather(table("refused", "unsafe", [0.0] * 3))
-    some = [stub([1.0, 2.0, 3.0]), stub([1.0, math.nan, math.nan]), stub([math.nan] * 3), stub([0.0, 0.0, 0.0])]
-    assert {(j.family, j.level) for j in judging.judge(found, some)} == {(2, 0.975)}
-    assert judging.judge(found, some[1:3])[0].family == 0
+def test_a_family_counts_only_tests_that_there_are():
+    some = [stub([1.0, 2.0, 3.0], margin=9.0), stub([1.0, math.nan, math.nan]), stub([math.nan] * 3), stub([0.0] * 3)]
+    assert family_of(*some).tests == 3
+    assert (family_of(*some[1:3]).tests, family_of(*some[1:3]).level) == (0, 0.95)
 
 
 @pytest.mark.parametrize(
     ("values", "options", "verdict", "why"),
     [
-        ([1.0, 1.1, 0.9], {}, "supported", "interval of 3 seeds above 0"),
-        ([1.0, 1.1, 0.9], {"expected": "below"}, "contradicted", "interval of 3 seeds above 0"),
-        ([-1.0, -1.1, -0.9], {}, "contradicted", "interval of 3 seeds below 0"),
-        ([1.0, 1.1, 0.9], {"null": 1.0}, "undecided", "interval of 3 seeds includes 1"),
-        ([-0.01, -0.02, 0.0], {"null": -0.05}, "supported", "interval of 3 seeds above -0.05"),
-        ([1.0, -1.0], {}, "undecided", "interval of 2 seeds includes 0"),
+        ([1.0, 1.1, 0.9], {}, "supported", "3 seeds above 0, p 0.0033"),
+        ([1.0, 1.1, 0.9], {"expected": "below"}, "contradicted", "3 seeds above 0, p 0.0033"),
+        ([-1.0, -1.1, -0.9], {}, "contradicted", "3 seeds below 0, p 0.0033"),
+        ([1.0, 1.1, 0.9], {"null": 1.0}, "undecided", "3 seeds, p 1: more than 1000 seeds would decide it"),
+        ([1.0, 1.1, 0.9], {"null": 1.0, "margin": 0.5}, "no effect", "3 seeds within 0.5 of 1, p 0.0065"),
+        ([1.0, 1.1, 0.9], {"margin": 2.0}, "no effect", "3 seeds within 2 of 0, p 0.0017, above it with p 0.0033"),
+        ([-0.01, -0.02, 0.0], {"null": -0.05}, "supported", "3 seeds above -0.05, p 0.02"),
+        ([1.0, -0.5], {}, "undecided", "2 seeds, p 0.8: 192 seeds would decide it"),
         ([0.5, 0.5], {}, "undecided", "two equal seeds: no interval"),
-        ([0.5, 0.5, 0.5], {}, "supported", "interval of 3 seeds above 0"),
+        ([0.5, 0.5, 0.5], {}, "supported", "every seed is exactly 0.5"),
         ([0.0, 0.0, 0.0], {}, "undecided", "every seed is exactly 0"),
+        ([0.0, 0.0, 0.0], {"margin": 0.1}, "no effect", "every seed is exactly 0"),
         ([0.5], {}, "undecided", "1 seed: no interval"),
         ([0.5, math.nan, math.inf], {}, "undecided", "1 seed: no interval; 2 of 3 seeds left out: no finite value"),
         ([math.nan], {}, "undecided", "0 seeds: no interval; 1 of 1 seeds left out: no finite value"),
@@ -74,13 +86,39 @@ def test_verdicts(values, options, verdict, why):
     assert (judgement.verdict, judgement.why) == (verdict, why)
 
 
+def test_a_margin_is_above_zero():
+    with pytest.raises(ValueError, match=r"^margin of claim 'stub': got 0.0, expected a number above 0$"):
+        stub([1.0], margin=0.0)
+
+
 @pytest.mark.parametrize("bound", ["low", "high"])
 def test_an_interval_that_touches_the_null_value_decides_nothing(bound):
     values = [1.0, 1.5, 1.7]
-    null = getattr(student_interval(values, level=0.95), bound)
-    assert verdict_of(values, null=null).verdict == "undecided"
-    outside = math.nextafter(null, -math.inf if bound == "low" else math.inf)
-    assert verdict_of(values, null=outside).verdict != "undecided"
+    null, outward = getattr(student_interval(values, level=0.95), bound), -1 if bound == "low" else 1
+    assert verdict_of(values, null=null - 1e-9 * outward).verdict == "undecided"
+    assert verdict_of(values, null=null + 1e-9 * outward).verdict != "undecided"
+
+
+def test_holms_mark_is_of_the_test_that_the_verdict_is_of():
+    clear, weak = stub([1.0, 1.001, 0.999, 1.0]), stub([1.0, 1.8, 0.4, 0.9])
+    for others, holm in ((1, True), (3, False)):
+        found = family_of(clear, *[weak] * others).judgements
+        assert [(one.verdict, one.holm) for one in found] == [("supported", True)] + [("supported", holm)] * others
+    near = family_of(stub([0.01, -0.01, 0.0, 0.02], margin=1.0)).judgements
+    assert [(one.verdict, one.holm) for one in near] == [("no effect", True)]
+
+
+def test_signs_are_permuted_from_eight_seeds_on():
+    assert verdict_of([1.0] * 6 + [2.0]).p_flip is None
+    found = verdict_of([1.0] * 7 + [2.0])
+    assert found.p_flip == pytest.approx(2 / 2**8) and found.why.endswith(" (0.0078 by signs)")
+
+
+def test_many_claims_have_other_numbers_of_seeds_to_go():
+    """The level that one test more would have to reach depends on the others."""
+    values = [1.0, -0.5, 0.2, 0.3]
+    alone, among = verdict_of(values).needed, family_of(*[stub(values)] * 20).judgements[0].needed
+    assert 2 < alone < among
 
 
 def test_values_are_shown_where_the_interval_is_withheld():
@@ -89,16 +127,21 @@ def test_values_are_shown_where_the_interval_is_withheld():
     assert judgement.interval == (0.25, None, None, 1)
 
 
-def test_without_any_effect_a_run_decides_something_in_at_most_five_per_cent():
-    rng, runs, family = np.random.default_rng(1), 1500, 10
-    found = evidence.gather(table("refused", "unsafe", [0.0] * 4))
-    wrong = sum(
-        any(j.verdict != "undecided" for j in judging.judge(found, [stub(v) for v in rng.normal(size=(family, 4))]))
-        for _ in range(runs)
-    )
-    exact = 1 - (1 - 0.05 / family) ** family
-    # Four standard errors; independent claims make the correction all but exact, so both sides bind.
-    assert abs(wrong / runs - exact) < 4 * math.sqrt(exact * (1 - exact) / runs)
+@pytest.mark.slow
+def test_of_correlated_claims_at_most_five_per_cent_of_the_decisions_are_wrong():
+    """Half of them have no effect, which is wrong to give a side; half one of just the margin, wrong to call none."""
+    rng, runs, each, seeds, margin = np.random.default_rng(1), 150, 8, 6, 1.5
+    truth = np.repeat([0.0, margin], each)[:, None]
+    shares = []
+    for _ in range(runs):
+        shared = rng.normal(size=(1, seeds))
+        values = truth + 0.7 * shared + 0.7 * rng.normal(size=(2 * each, seeds))
+        verdicts = [one.verdict for one in family_of(*[stub(row, margin=margin) for row in values]).judgements]
+        wrong = sum(v in ("supported", "contradicted") for v in verdicts[:each]) + verdicts[each:].count("no effect")
+        shares.append(wrong / max(sum(v != "undecided" for v in verdicts), 1))
+    assert np.mean(shares) < 0.05 + 3 * np.std(shares) / math.sqrt(runs)
+    # It decides something: the bound is not kept by silence.
+    assert np.mean(shares) > 0
 
 
 def test_one_seed_shows_values_and_decides_nothing(rows):
@@ -177,7 +220,7 @@ def test_what_jailbreaks_bring_with_them_is_said(rows):
     before = taus("unsafe", [[-0.1] * 4], **PRE) + taus("jb_co_text", [[0.1, 0.2, 0.3, None]], **PRE, **SUCCESSFUL)
     # .2, .3 and .4 of the one jailbreak that the pretrained model was measured on, and in those seeds.
     layered = [row | {"layer": layer} for row in before for layer in range(3)]
-    assert judged(rows + layered)["jailbreaks_nearer_safe"].why == "interval of 4 seeds above 0; before tuning +0.300"
+    assert judged(rows + layered)["jailbreaks_nearer_safe"].why.endswith("; before tuning +0.300")
 
 
 def test_the_weakest_model_is_named(rows):

@@ -543,9 +543,8 @@ def test_claims_print_every_statement_with_its_verdict(main, finished_run, capsy
     out = capsys.readouterr().out
     assert "undecided" in out and "JB-CO-Text" in out and "Fig. 4" in out
     if form != "table":
-        assert len(rows := parsed(out, form)) == len(CLAIMS) and {row["verdict"] for row in rows} <= set(
-            get_args(judging.Verdict)
-        )
+        assert len(rows := parsed(out, form)) == len(CLAIMS)
+        assert {row["verdict"].rstrip("\\*") for row in rows} <= set(get_args(judging.Verdict))
         assert form != "json" or rows[0]["values"].keys() == {"3", "5"}
 
 

@@ -52,7 +52,7 @@ LIFTED = {"losses": (), "linalg": (), "edits": ("linalg",), "analysis": ("linalg
 CONFINED = {
     "orbax": ("rundir.checkpoint",),
     "polars": ("rundir.results", "report", "study"),
-    "scipy": ("claims.intervals",),
+    "scipy": ("claims.hypotheses", "claims.intervals"),
     "matplotlib": ("report",),
     "torch": ("formats.official_file",),
     "jinja2": ("report", "formats.hf_template", "formats.hf_tokenizer"),

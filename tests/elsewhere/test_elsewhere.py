@@ -147,7 +147,7 @@ def test_the_report_has_their_figures_tables_and_claims(run, main, capsys):
 
 
 def test_their_claims_are_judged_by_their_results(run):
-    judged = {one.claim.name: one for one in claims_table.read(run)}
+    judged = {one.claim.name: one for one in claims_table.read(run).judgements}
     assert judged["mine_is_long"].verdict == "supported"
     assert set(judged["strange_breaks"].values) == set(judged["strange_in_table"].values) == {3, 5}
     assert len(judged) > len(OWN["claims"]) + 3

@@ -57,7 +57,7 @@ def found(run):
 def test_a_run_is_judged_as_its_rows_are(rows, found):
     nulls = [row | {"value": None} if math.isnan(row["value"]) else row for row in rows]
     assert found == judging.judge(evidence.gather(nulls), CLAIMS)
-    assert {judgement.verdict for judgement in found} == {"supported", "contradicted", "undecided"}
+    assert {judgement.verdict for judgement in found.judgements} == {"supported", "contradicted", "undecided"}
 
 
 def test_a_run_without_analyses_is_one_sentence(tmp_path):
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_named(run, tmp_path):
 
 def test_a_run_without_an_accuracy_table_is_judged_by_its_analyses(rows, tmp_path):
     some = claims_table.read(write(tmp_path, [row for row in rows if row["analysis"] != "evaluate"]))
-    by_name = {judgement.claim.name: judgement for judgement in some}
+    by_name = {judgement.claim.name: judgement for judgement in some.judgements}
     assert by_name["rate_refuses"].why == "no accuracy table in this run"
     assert by_name["clusters_separate"].verdict == "supported"
 
@@ -91,10 +91,11 @@ def test_text_is_ascii_within_80_columns_and_reads_one_row_a_claim(run, monkeypa
     assert [block[0].split()[0] for block in blocks[1 : len(CLAIMS)]] == [
         str(number) for number in range(2, len(CLAIMS) + 1)
     ]
-    assert blocks[7][0].startswith("8 contradicted The update of the second -0.1")
-    assert blocks[7][2].endswith("interval of 4 seeds below 0")
-    assert blocks[17][0] == "18 undecided The stronger a soft-token - (> 0)"
-    assert blocks[17][1] == "attack, the safer the no soft_tokens in this run"
+    assert blocks[7][0].startswith("8 contradicted* The update of the second -0.1")
+    assert blocks[7][1].startswith("MLP matrix writes into adjusted [-0.1")
+    assert "4 seeds below 0, p " in " ".join(blocks[7])
+    assert blocks[17][0] == "18 undecided The stronger a - (> 0)"
+    assert blocks[17][1].endswith("no soft_tokens in this run")
 
 
 def test_supported_and_contradicted_rows_have_one_form(found):
@@ -104,30 +105,33 @@ def test_supported_and_contradicted_rows_have_one_form(found):
     )
     form = [cell.strip().replace("-", "+") for cell in up.split("|")]
     other = [cell.strip().replace("-", "+") for cell in down.split("|")]
-    assert (form[7], other[7]) == ("supported", "contradicted")
-    assert (form[8], other[8]) == ("interval of 4 seeds above 0", "interval of 4 seeds below 0")
+    assert (form[8], other[8]) == ("supported\\*", "contradicted\\*")
+    assert form[9].startswith("4 seeds above 0, p ") and other[9].startswith("4 seeds below 0, p ")
     assert len(form) == len(other)
 
 
 def test_the_text_ends_with_counts_levels_and_how_each_was_measured(found):
     text = claims_table.render_text(found)
-    assert f"{len(CLAIMS)} claims: 25 supported, 1 contradicted, 2 undecided." in text
+    assert f"{len(CLAIMS)} claims: 25 supported, 1 contradicted, 0 no effect, 2 undecided." in text
     assert "Seeds, in this order: 0, 1, 2, 3; a dash is one without a finite value." in text
-    family = len(CLAIMS) - 1
-    assert f"at {100 * (1 - 0.05 / family):.4g} %, which is 1 - 0.05 / {family}" in " ".join(text.split())
+    told, tests = " ".join(text.split()), 2 * (len(CLAIMS) - 1) - 1  # no soft tokens, and one claim without a margin
+    assert f"{tests} tests, of whose decisions at most 5 % are wrong" in told
+    level = 100 * (1 - 0.05 * 26 / (len(CLAIMS) - 1))
+    assert f"at 95 %; adjusted for having been selected, {level:.4g} %." in told
+    assert "0.2 (a fifth of a standard deviation: a small effect in Cohen's words) of 10" in told
     tail = " ".join(text[text.index("The number of a seed") :].split())
     assert all(f"{number} {claim.statistic}" in tail for number, claim in enumerate(CLAIMS, start=1))
 
 
 def test_no_claims_are_no_rows(tmp_path, rows, monkeypatch):
     run = write(tmp_path, rows)
-    monkeypatch.setattr(claims_table, "read", lambda _: [])
+    monkeypatch.setattr(claims_table, "read", lambda _: judging.Family((), 0, 0.95))
     assert claims_table.text(run, form="json") == "[]\n"
     assert claims_table.text(run, form="csv").strip() == ""
 
 
 def test_records_are_numbers_and_text(found):
-    records = claims_table.records(found)
+    records = claims_table.records(found.judgements)
     assert [record["name"] for record in records] == [claim.name for claim in CLAIMS]
     rates = next(record for record in records if record["name"] == "clusters_rate")
     assert (rates["number"], rates["verdict"], rates["expected"], rates["where"]) == (
@@ -135,7 +139,10 @@ def test_records_are_numbers_and_text(found):
     )  # fmt: skip
     assert rates["values"][1] is None
     assert rates["seeds"].split(", ")[1] == "1: -"
-    assert rates["why"] == "interval of 3 seeds above 0; 1 of 4 seeds left out: no finite value"
+    assert rates["why"].startswith("3 seeds above 0, p ")
+    assert rates["why"].endswith("; 1 of 4 seeds left out: no finite value")
+    assert (rates["margin"], rates["needed"], rates["p_flip"]) == (0.05, None, None)
+    assert 0 < rates["p"] < 0.05 < rates["p_equivalence"] and rates["adjusted"].startswith("[+")
     assert rates["low"] < rates["mean"] < rates["high"]
     assert rates["estimate"] == f"{rates['mean']:+.3f} [{rates['low']:+.3f}, {rates['high']:+.3f}]"
     missing = next(record for record in records if record["name"] == "stronger_attacks")
@@ -147,17 +154,17 @@ def test_records_are_numbers_and_text(found):
 def test_markdown_has_one_row_a_claim_and_escapes_pipes(found):
     lines = claims_table.render_markdown(found).splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert table[0] == "|  | claim | where | expected | mean [interval] | seeds | verdict | why |"
+    assert table[0] == "|  | claim | where | expected | mean [interval] | adjusted | seeds | verdict | why |"
     assert len(table) == 2 + len(CLAIMS)
-    assert {line.replace("\\|", "").count("|") for line in table} == {9}
+    assert {line.replace("\\|", "").count("|") for line in table} == {10}
     assert lines[-1] == f"{len(CLAIMS)}. {CLAIMS[-1].statistic}"
 
 
 def test_one_seed_shows_its_values_and_withholds_intervals(rows, tmp_path):
     text = claims_table.text(write(tmp_path, [row for row in rows if row["seed"] == 2]))
-    assert f"{len(CLAIMS)} claims: 0 supported, 0 contradicted, {len(CLAIMS)} undecided." in text
+    assert f"{len(CLAIMS)} claims: 0 supported, 0 contradicted, 0 no effect, {len(CLAIMS)} undecided." in text
     assert "1 seed: no interval" in text
-    assert "[+" not in text and "Bonferroni" not in text
+    assert "[+" not in text and "Benjamini" not in text
 
 
 @pytest.mark.parametrize(
@@ -166,5 +173,5 @@ def test_one_seed_shows_its_values_and_withholds_intervals(rows, tmp_path):
 )
 def test_numbers_keep_small_values_apart_from_zero(tmp_path, value, shown):
     rows = series("output_space", "excess", [[value]], part="up")
-    records = claims_table.records(claims_table.read(write(tmp_path, rows)))
+    records = claims_table.records(claims_table.read(write(tmp_path, rows)).judgements)
     assert next(record for record in records if record["name"] == "null_space_up")["estimate"] == shown

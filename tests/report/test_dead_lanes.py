@@ -224,5 +224,6 @@ def test_claims_name_the_dead_in_text_and_markdown(analysed_run, frames):
     text, markdown = (" ".join(claims_table.text(analysed_run, form=form).split()) for form in ("table", "markdown"))
     for note in NOTES:
         assert note in text and note in markdown
-    separate = next(found for found in claims_table.read(analysed_run) if found.claim.name == "clusters_separate")
+    judgements = claims_table.read(analysed_run).judgements
+    separate = next(found for found in judgements if found.claim.name == "clusters_separate")
     assert separate.values[2] is None and separate.interval.n == 2

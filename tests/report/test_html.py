@@ -21,8 +21,11 @@ CLAIM = {
     "statistic": "gap <tau>",
     "expected": "> 0",
     "estimate": "+0.5 [+0.4, +0.6]",
+    "adjusted": "[+0.3, +0.7]",
     "seeds": "0: +0.5",
     "verdict": "supported",
+    "marked": "supported*",
+    "holm": True,
     "why": "the interval lies above 0",
 }
 ANALYSIS = html.Analysis(
@@ -118,7 +121,7 @@ def test_claims_stand_on_top_of_the_analyses_and_with_their_figure(write):
     source = write(claims=[CLAIM], claim_notes=["1 claim: 1 supported."], analyses=[ANALYSIS])
     places = [source.index(text) for text in ("1 claim: 1 supported.", '<table class="claims"', "Clusters &lt;1&gt;")]
     assert places == sorted(places)
-    assert source.count('<span class="chip supported">supported</span>') == 2
+    assert source.count('<span class="chip supported">supported*</span>') == 2
     assert source.count("Safe &amp; unsafe part.") == 2
     for text in ("gap &lt;tau&gt;", "+0.5 [+0.4, +0.6]", "expected &gt; 0", "0: +0.5", "the interval lies above 0"):
         assert source.count(text) == 1, text
@@ -127,10 +130,18 @@ def test_claims_stand_on_top_of_the_analyses_and_with_their_figure(write):
     assert headings == ["h1", "h2", "h2", "h2", "h3", "h2", "h3", "h2", "h2"]
 
 
+def test_the_first_screen_counts_the_claims_and_names_those_beyond_doubt(write):
+    doubtful = CLAIM | {"statement": "Doubtful.", "marked": "supported", "holm": False}
+    first = write(claims=[CLAIM, doubtful], claim_counts="2 claims: 2 supported.").partition("<h2")[0]
+    assert '<a href="#analyses">2 claims: 2 supported.</a>' in first
+    assert "Safe &amp; unsafe part." in first and "Doubtful." not in first
+
+
 def test_every_verdict_has_a_look_of_its_own(write):
     source = write(claims=[CLAIM | {"verdict": verdict} for verdict in html.CLAIM_VERDICTS])
     for verdict in html.CLAIM_VERDICTS:
-        assert f".{verdict} {{ --chip:" in source
+        look = verdict.replace(" ", "-")
+        assert f".{look} {{ --chip:" in source and f'class="chip {look}"' in source
 
 
 @pytest.mark.parametrize(
