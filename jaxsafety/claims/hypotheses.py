@@ -6,11 +6,12 @@ Normal theory, but for :func:`sign_flip`; functions take numbers and know nothin
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import special, stats
 
 # Standard errors beyond which a noncentral t is certain, and its distribution function no longer exact.
 _CERTAIN = 35.0
@@ -104,18 +105,25 @@ def seeds_needed(
         Noncentral t; for equivalence Phillips 1990, Journal of Pharmacokinetics and Biopharmaceutics 18, whose
         approximation neglects what both tests reject in the wrong order.
     """
-    n = np.arange(2, most + 1)
-    df, per_error = n - 1, np.sqrt(n) / max(deviation, np.finfo(float).tiny)
 
-    def below(t: np.ndarray, centre: float) -> np.ndarray:
-        return stats.nct.cdf(t, df, np.clip(centre * per_error, -_CERTAIN, _CERTAIN))
+    def enough(n: int) -> bool:
+        per_error = math.sqrt(n) / max(deviation, np.finfo(float).tiny)
 
-    two_sided, one_sided = (-stats.t.ppf(tail, df) for tail in (level / 2, level))
-    chance = 1 - below(two_sided, abs(shift)) + below(-two_sided, abs(shift))
-    if margin is not None:
-        chance = np.maximum(chance, below(-one_sided, shift - margin) - below(one_sided, shift + margin))
-    enough = np.flatnonzero(chance >= power)
-    return int(n[enough[0]]) if enough.size else None
+        def below(t: float, centre: float) -> float:
+            noncentrality = min(max(centre * per_error, -_CERTAIN), _CERTAIN)
+            chance = float(stats.nct.cdf(t, n - 1, noncentrality))
+            # Of what is all but certain scipy may say NaN; scipy.special's own is off by far more.
+            return float(t > noncentrality) if math.isnan(chance) else chance
+
+        two_sided, one_sided = (-float(special.stdtrit(n - 1, tail)) for tail in (level / 2, level))
+        chance = 1 - below(two_sided, abs(shift)) + below(-two_sided, abs(shift))
+        if margin is not None:
+            chance = max(chance, below(-one_sided, shift - margin) - below(one_sided, shift + margin))
+        return chance >= power
+
+    # More seeds than are enough are enough, too.
+    found = bisect_left(range(2, most + 1), True, key=enough) + 2
+    return found if found <= most else None
 
 
 def _untestable(values: np.ndarray) -> bool:
