@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults bench lint clean
+.PHONY: demo test test-slow test-faults tables bench lint clean
 
 # Python keeps what it compiles, whatever the shell says: a study and its tests start many processes.
 export PYTHONDONTWRITEBYTECODE =
@@ -21,6 +21,10 @@ test-slow: $(STAMP)
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/faults
+
+# Tables and figures of experiments/README.md again, from the results that are kept.
+tables: $(STAMP)
+	$(BIN)/python -m experiments.tables
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

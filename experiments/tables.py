@@ -1,0 +1,92 @@
+"""``python -m experiments.tables`` (``make tables``): README's tables and figures again, from what is kept of the runs.
+
+Nothing is trained. ``results/RUN`` holds the recipe and the small result files of a run; in README.md a table of it
+stands between ``<!-- KIND RUN -->`` and ``<!-- end -->``, KIND being one of ``KINDS``.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from jaxsafety import subjects
+from jaxsafety.report import claims_table, figures, sections, tables
+from jaxsafety.rundir import atomic, results
+
+HERE = Path(__file__).parent
+# Figures of analyses, and stages whose learning curves are shown, by run.
+ANALYSES = {"quick": ("alignment", "causal", "clusters", "output_space"), "dpo_regimes": ("alignment",)}
+STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
+VERDICTS = ("quick",)
+
+
+def accuracy(run: Path) -> str:
+    """The accuracy table of a run over a world, as ``jaxsafety report --format markdown`` prints it."""
+    evaluated = results.read_results([run / "results" / "evaluate.parquet"])
+    columns = tables.columns_of(subjects.load("world").conditions)
+    return tables.render(tables.study_table(evaluated, columns), "markdown")
+
+
+def claims(run: Path) -> str:
+    """The claims of a run, as ``jaxsafety claims --format markdown`` prints them."""
+    return claims_table.text(run, form="markdown")
+
+
+def judged(run: Path) -> str:
+    """The same without what every claim measures."""
+    return claims(run).partition("\n\nThe number of a seed")[0]
+
+
+KINDS: dict[str, Callable[[Path], str]] = {"accuracy": accuracy, "claims": claims, "judged": judged}
+_BLOCK = re.compile(rf"(<!-- ({'|'.join(KINDS)}) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rewritten(text: str) -> str:
+    """Returns README's text with every table as its run prints it now."""
+
+    def block(found: re.Match[str]) -> str:
+        begin, kind, run, end = found.groups()
+        return f"{begin}{KINDS[kind](HERE / 'results' / run).strip()}\n\n{end}"
+
+    return _BLOCK.sub(block, text)
+
+
+def drawings() -> dict[str, Callable[[], str]]:
+    """Returns what draws every figure that is kept, as SVG, by its file's name."""
+    found: dict[str, Callable[[], str]] = {}
+    shown = figures.curves_of(subjects.load("world").conditions)
+    for run, names in ANALYSES.items():
+        for name in names:
+            found[f"{run}_{name}.svg"] = partial(_analysis, HERE / "results" / run, name)
+    for run, stages in STAGES.items():
+        for stage in stages:
+            found[f"{run}_{stage}.svg"] = partial(_curves, HERE / "results" / run, stage, shown)
+    return found | {f"{run}_verdicts.svg": partial(_verdicts, HERE / "results" / run) for run in VERDICTS}
+
+
+def _analysis(run: Path, name: str) -> str:
+    return sections.draw(name, sections.read(run), sections.of_run(run))
+
+
+def _curves(run: Path, stage: str, shown: dict[str, str]) -> str:
+    curves = results.read_results([run / "results" / "curves.parquet"])
+    return figures.learning_curves(curves, stage=stage, shown=shown)
+
+
+def _verdicts(run: Path) -> str:
+    return figures.verdict_bars(tables.verdict_table(results.read_results([run / "results" / "evaluate.parquet"])))
+
+
+def main() -> None:
+    """Writes them, and says which have changed."""
+    readme = HERE / "README.md"
+    made = {readme: rewritten(readme.read_text())}
+    made |= {HERE / "figures" / name: draw() for name, draw in drawings().items()}
+    for path, content in made.items():
+        if not path.exists() or path.read_text() != content:
+            atomic.atomic_write(path, content)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
