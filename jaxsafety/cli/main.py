@@ -146,7 +146,8 @@ def _add_readers(add: Callable[..., argparse.ArgumentParser]) -> None:
         ("claims", _claims, "judge the paper's statements by a run's analyses"),
     ):
         verb = add(name, handler, summary)
-        verb.add_argument("run", type=path, help="run directory")
+        several = {"nargs": "+", "help": "run directory; of several, claim by run"} if name == "claims" else {}
+        verb.add_argument("run", type=path, **{"help": "run directory"} | several)
         declared.add_format(verb)
     figure = add("figure", _figure, "draw one figure of a run's analyses")
     figure.add_argument("name", help="such as clusters; an unknown name lists them all")
@@ -270,10 +271,14 @@ def _cache_folder(named: str) -> Path | None:
 
 
 def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from jaxsafety.report import claims_table
+    from jaxsafety.report import claims_matrix, claims_table
 
-    _check_run(options.run)
-    sys.stdout.write(claims_table.text(options.run, form=options.format))
+    for run in options.run:
+        _check_run(run)
+    if len(options.run) == 1:
+        sys.stdout.write(claims_table.text(options.run[0], form=options.format))
+    else:
+        sys.stdout.write(claims_matrix.text(options.run, form=options.format))
     return 0
 
 

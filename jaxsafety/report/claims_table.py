@@ -87,7 +87,7 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             "values": judgement.values,
             "estimate": _estimate(judgement.interval),
             "adjusted": _bounds(judgement.adjusted),
-            "seeds": ", ".join(f"{seed}: {_number(value)}" for seed, value in judgement.values.items()),
+            "seeds": ", ".join(f"{seed}: {shown(value)}" for seed, value in judgement.values.items()),
             "verdict": judgement.verdict,
             "marked": judgement.verdict + "*" * judgement.holm,
             "why": judgement.why,
@@ -130,7 +130,7 @@ def render_text(family: Family, *, dead: Sequence[str] = ()) -> str:
     grid.add_column("mean [interval] (expected)\neach seed; why", width=_NUMBERS_WIDTH)
     rows, measured = records(family.judgements), Table.grid(padding=(0, 1, 0, 0))
     for row, judgement in zip(rows, family.judgements, strict=True):
-        seeds = " ".join(map(_number, judgement.values.values()))
+        seeds = " ".join(map(shown, judgement.values.values()))
         adjusted = row["adjusted"] and f"adjusted {row['adjusted']}"
         found = "\n".join(filter(None, [f"{row['estimate']} ({row['expected']})", adjusted, seeds, row["why"]]))
         grid.add_row(str(row["number"]), row["marked"], f"{row['statement']}\n{row['where']}", found)
@@ -183,15 +183,16 @@ def _margins(judgements: Sequence[Judgement]) -> str:
 def _estimate(interval: Interval) -> str:
     if interval.mean is None:
         return "-"
-    return f"{_number(interval.mean)} {_bounds(interval)}".rstrip()
+    return f"{shown(interval.mean)} {_bounds(interval)}".rstrip()
 
 
 def _bounds(interval: Interval) -> str:
     _, low, high, _ = interval
-    return "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
+    return "" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
 
 
-def _number(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """A statistic to three decimals, or one digit where these show none of it; a dash for None."""
     if value is None:
         return "-"
     return f"{value:+.3f}" if value == 0 or abs(value) >= _SMALLEST else f"{value:+.0e}"
