@@ -20,7 +20,7 @@ import numpy as np
 from jaxsafety import tree
 from jaxsafety.engine import hosts, sweep
 from jaxsafety.engine.legs import Leg, common_step, keep, load_states
-from jaxsafety.engine.programs import Grid, at_once, kept, place
+from jaxsafety.engine.programs import Grid, at_once, place, program
 from jaxsafety.rundir import checkpoint, metrics_file, progress, signals
 from jaxsafety.types import HParams, Metrics, Params, TrainState
 
@@ -40,6 +40,7 @@ def train(
     grid: Grid,
     legs: Sequence[Leg],
     headline: Sequence[str] = (),
+    make: Callable[..., Callable[..., Any]] = program,
 ) -> TrainState:
     """Trains one or more legs to their last step, from the newest step that all have a checkpoint of.
 
@@ -55,6 +56,7 @@ def train(
         grid: the lanes.
         legs: where, how long, one for each row h: alike but for their names and labels, in one directory.
         headline: metrics ``condition/metric`` that the progress shows beside the loss, those that there are.
+        make: makes the programs; one of :func:`jaxsafety.engine.programs.sharing` compiles what comes again once.
 
     Returns:
         The final stacked state.
@@ -64,9 +66,9 @@ def train(
         Stopped: a signal has asked to stop; the chunks before are saved.
     """
     leg = legs[0]
-    advance = kept(chunk, grid=grid, donate=(0,), per_lane=2)
-    read = kept(readout[0], grid=grid)
-    join = None if whole is None else kept(whole, grid=grid, per_lane=2)
+    advance = make(chunk, grid=grid, donate=(0,), per_lane=2)
+    read = make(readout[0], grid=grid)
+    join = None if whole is None else make(whole, grid=grid, per_lane=2)
     given, per_seed, points = place(given, per_seed, points, grid=grid)
     # Points differ by method in their names: a read-out, which looks at none, would be traced for each again.
     rows = _everywhere(np.zeros(grid.rows, np.float32), grid=grid)
@@ -96,7 +98,7 @@ def adopt(params: Params, readout: Readout, *, grid: Grid, legs: Sequence[Leg]) 
     The learning curves get one point, what the read-out says of the parameters after the last step; of the way there
     nothing is known.
     """
-    rates = hosts.fetch(kept(readout[0], grid=grid)(params, readout[1], jnp.zeros(grid.rows)))
+    rates = hosts.fetch(program(readout[0], grid=grid)(params, readout[1], jnp.zeros(grid.rows)))
     alive = np.ones((grid.rows, len(grid.seeds)), bool)
     numbers = rates | {"finite": alive.astype(np.float32)}
     for h, leg in enumerate(legs):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import jax
@@ -38,36 +38,52 @@ class Grid:
 
 
 def program(
-    run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = (), per_lane: int = 1, quick: bool = False
-) -> Callable[..., Any]:
+    run: Callable[..., Any], *, grid: Grid, donate: tuple[int, ...] = (), per_lane: int = 1, quick: bool = False,
+    built: dict[int | None, Callable[..., Any]] | None = None,
+) -> Callable[..., Any]:  # fmt: skip
     """Returns a single-lane function mapped over the grid and jitted; see :func:`jaxsafety.engine.sweep.over_lanes`.
 
     Batched lanes that do not fit into a device's memory together run in batches of as many seeds as do, which is said
-    once; the first call decides. ``quick`` is for what takes longer to compile than to run.
+    once; the first call decides. ``quick`` is for what takes longer to compile than to run. ``built`` has what was
+    jitted already, by how many seeds are a batch, and takes what is; see :func:`sharing`.
     """
-    seeds = len(grid.seeds)
-
-    def build(at_once: int | None, options: dict[str, Any] | None = None) -> Callable[..., Any]:
-        mapped = sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once, per_lane=per_lane)
-        return jax.jit(mapped, donate_argnums=donate, compiler_options=options)
-
+    seeds, kept = len(grid.seeds), {} if built is None else built
     shares, options = sweep.shares(grid.strategy, seeds=seeds), _options(quick)
+
+    def mapped(at_once: int | None) -> Callable[..., Any]:
+        return sweep.over_lanes(run, grid.strategy, seeds=seeds, at_once=at_once, per_lane=per_lane)
+
+    def build(at_once: int | None) -> Callable[..., Any]:
+        if at_once not in kept:
+            given = None if shares else options
+            kept[at_once] = jax.jit(mapped(at_once), donate_argnums=donate, compiler_options=given)
+        return kept[at_once]
+
     if not shares and options is None:
         return build(None)
     fitted: list[Callable[..., Any]] = []
 
     def call(*arguments: Any) -> Any:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
-            return build(None)(*arguments)
+            return mapped(None)(*arguments)
         if not fitted:
-            fitted.append(_fit(build, shares, arguments) if shares else build(None, options))
+            fitted.append(_fit(build, shares, arguments) if shares else build(None))
         return fitted[0](*arguments)
 
     return call
 
 
-# The program of a function and grid, made once: those of a training, which later models of as many lanes share.
-kept = lru_cache(maxsize=8)(program)
+def sharing() -> Callable[..., Callable[..., Any]]:
+    """Returns :func:`program` with a memory: of one function and grid it compiles once, for as long as it is there.
+
+    How many lanes a program may batch is asked again for each: memory may have become less.
+    """
+    built: dict[Any, dict[int | None, Callable[..., Any]]] = {}
+
+    def shared(run: Callable[..., Any], *, grid: Grid, **how: Any) -> Callable[..., Any]:
+        return program(run, grid=grid, built=built.setdefault((run, grid, *sorted(how.items())), {}), **how)
+
+    return shared
 
 
 def fitted(

@@ -65,7 +65,7 @@ def _groups(ready: Study) -> list[tuple[Lane, ...]]:
 
 def _program(group: Sequence[Lane]) -> Hashable:
     """What groups have in common that one compiled program trains, one after the other."""
-    return group[0].training.program, len(group)
+    return group[0].stage, group[0].training.program, len(group)
 
 
 def _numbers(ready: Study) -> dict[Lane, int]:

@@ -25,8 +25,9 @@ from jaxsafety.study import lanes, pipeline
 from jaxsafety.study.pipeline import Study, Trained
 from jaxsafety.types import HParams, Metrics, Params, TrainState
 
-# Parameters ``[h, s, ...]`` of lanes by role.
+# Parameters ``[h, s, ...]`` of lanes by role; and what makes programs.
 Trees = Mapping[str, Trained]
+Make = Callable[..., Callable[..., Any]]
 
 
 def points(group: Sequence[Lane]) -> HParams:
@@ -72,12 +73,14 @@ def seeds(study: Study, lane: Lane) -> lanes.SeedKeys:
     return jax.vmap(partial(lanes.seed_keys, lane))(study.roots)
 
 
-def _start(study: Study, group: Sequence[Lane], pure: _Pure, trees: Trees) -> TrainState:
+def _start(
+    study: Study, group: Sequence[Lane], pure: _Pure, trees: Trees, *, make: Make = programs.program
+) -> TrainState:
     """The stacked states ``[h, s]`` before training, from the lanes' ``parent`` among trees, or fresh without any.
 
     A seed that diverged in a parent stays frozen: what is trained from it is no result.
     """
-    init = programs.kept(pure.init, grid=study.grid(len(group)), quick=True)
+    init = make(pure.init, grid=study.grid(len(group)), quick=True)
     return init(trees, seeds(study, group[0]), points(group))
 
 
@@ -116,6 +119,7 @@ def train(study: Study, stage: str) -> None:
     # Of all groups the same, drawn where one is trained.
     readout = cache(lambda: _readout(study))
     pure: dict[Any, _Pure] = {}
+    make = programs.sharing()
     for group in graph.groups(study.stage_lanes(stage)):
         by_leg = {study.leg(lane): lane for lane in group}
         if group[0].training is None:
@@ -124,12 +128,12 @@ def train(study: Study, stage: str) -> None:
             continue
         own = pure.setdefault(group[0].training.program, _pure(study, group[0]))
         for part in legs.in_step(list(by_leg)):
-            _train(study, [by_leg[leg] for leg in part], own, readout())
+            _train(study, [by_leg[leg] for leg in part], own, readout(), make=make)
         legs.forget_optimizers(list(by_leg))
     pipeline.load_living(study, study.stage_lanes(stage))
 
 
-def _train(study: Study, group: Sequence[Lane], pure: _Pure, readout: loop.Readout) -> None:
+def _train(study: Study, group: Sequence[Lane], pure: _Pure, readout: loop.Readout, *, make: Make) -> None:
     """Trains lanes of one group, which have a step in common, as one program."""
     first = group[0]
     roles = {} if first.parent is None else {"parent": [lane.parent for lane in group]}
@@ -142,7 +146,7 @@ def _train(study: Study, group: Sequence[Lane], pure: _Pure, readout: loop.Reado
         given["reference"] = (trees["parent"] if same else pipeline.load(study, references)).params
     loop.train(
         pure.chunk,
-        partial(_start, study, group, pure, trees),
+        partial(_start, study, group, pure, trees, make=make),
         readout=readout,
         whole=pure.whole if first.trees else None,
         given=given,
@@ -151,6 +155,7 @@ def _train(study: Study, group: Sequence[Lane], pure: _Pure, readout: loop.Reado
         grid=study.grid(len(group)),
         legs=[study.leg(lane) for lane in group],
         headline=["/".join(pair) for pair in zip(study.recipe.read_out, ("exact_match", "refused"), strict=False)],
+        make=make,
     )
 
 

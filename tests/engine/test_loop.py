@@ -88,7 +88,13 @@ def legs_of(directory, *, label="toy", steps=STEPS, snapshots=()):
     ]
 
 
-def train(directory, *, label="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=()):
+# Tests share the read-out's program.
+SHARED = programs.sharing()
+
+
+def train(
+    directory, *, label="toy", steps=STEPS, start=start, chunk=chunk, bounds=(1.0, 1.0), snapshots=(), make=SHARED
+):
     directory.mkdir(exist_ok=True)
     legs = legs_of(directory, label=label, steps=steps, snapshots=snapshots)
     inputs = {
@@ -97,7 +103,7 @@ def train(directory, *, label="toy", steps=STEPS, start=start, chunk=chunk, boun
         "per_seed": roots(),
         "points": points(bounds),
     }
-    return loop.train(chunk, start, **inputs, grid=GRID, legs=legs), legs
+    return loop.train(chunk, start, **inputs, grid=GRID, legs=legs, make=make), legs
 
 
 def load(legs, step=None):
@@ -143,9 +149,8 @@ def test_a_chunk_is_written_while_the_next_one_computes(tmp_path, monkeypatch):
         order.append(step)
         save(*given, step=step, **how)
 
-    monkeypatch.setattr(loop, "kept", noted)
     monkeypatch.setattr(checkpoint, "save", saved)
-    train(tmp_path / "run")
+    train(tmp_path / "run", make=noted)
     assert order == ["computes", "computes", 2, 2, "computes", 4, 4, "computes", 6, 6, 8, 8]
 
 
@@ -310,15 +315,14 @@ def test_a_chunk_moves_nothing_between_hosts_and_devices(tmp_path, monkeypatch, 
 
         return call
 
-    monkeypatch.setattr(loop, "kept", guarded)
     monkeypatch.setattr(f"{__name__}.GRID", replace(GRID, strategy=strategy))
-    train(tmp_path / "run")
+    train(tmp_path / "run", make=guarded)
     assert len(calls) == STEPS // CHUNK
     # The guard would have seen a step count that comes from the host.
     monkeypatch.setattr(loop, "_everywhere", lambda value, grid: value)
     calls.clear()
     with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
-        train(tmp_path / "again")
+        train(tmp_path / "again", make=guarded)
 
 
 @pytest.mark.parametrize(("room_gib", "at_once"), [(1.0, None), (0.75, 2), (0.375, 1), (0.0, 1)])

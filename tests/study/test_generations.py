@@ -85,6 +85,33 @@ def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, cap
 
 
 @pytest.mark.slow
+def test_a_later_generation_of_several_methods_compiles_nothing(graph, monkeypatch, tmp_path):
+    """However many programs lie between the two trainings of one method."""
+    build, traced = lanes.train_chunk, []
+
+    def counted(subject, lane):
+        chunk = build(subject, lane)
+
+        def traced_chunk(*arguments):
+            traced.append(lane.label)
+            return chunk(*arguments)
+
+        return traced_chunk
+
+    monkeypatch.setattr(lanes, "train_chunk", counted)
+    ways = {"sft": {}, "dpo": {}, "unlearn": {}, "pretrain": {"data": {"pool": "text"}}}
+    how = {"steps": 2, "chunk_steps": 2, "batch_size": 4}
+    first = {f"{name}1": how | own | {"from": "pretrained", "method": name} for name, own in ways.items()}
+    second = {f"{name}2": how | own | {"from": "sft1", "method": name} for name, own in ways.items()}
+    models = {"pretrained": graph.models["pretrained"]} | first | second
+    ready = pipeline.prepare(replace(graph, models=models, attacks={}, analyses={}), tmp_path)
+    train.train(ready, "pretrain")
+    traced.clear()
+    train.train(ready, "tune")
+    assert sorted(traced) == sorted(first)
+
+
+@pytest.mark.slow
 def test_a_lane_is_the_run_of_its_values_alone(graph_run, graph, tmp_path):
     alone = {label: dict(given) for label, given in graph.models.items() if label in ("pretrained", "dpo", "attacked")}
     alone["dpo"]["lr"] = 1e-4
