@@ -1,7 +1,8 @@
-"""``python -m experiments.tables`` (``make tables``): README's tables and figures again, from what is kept of the runs.
+"""``python -m experiments.tables`` (``make tables``): tables and figures again, from what is kept of the runs.
 
-Nothing is trained. ``results/RUN`` holds the recipe and the small result files of a run; in README.md a table of it
-stands between ``<!-- KIND RUN -->`` and ``<!-- end -->``, KIND being one of ``KINDS``.
+Nothing is trained. ``results/RUN`` holds the recipe and the small result files of a run. In both README.md, the
+project's and that of this folder, a table of it stands between ``<!-- KIND RUN -->`` and ``<!-- end -->``, KIND being
+one of ``KINDS``. The figure of ``tune_llama.py`` is that script's.
 """
 
 import re
@@ -10,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from jaxsafety import subjects
+from jaxsafety.config.names import check_name
 from jaxsafety.report import claims_table, figures, sections, tables
 from jaxsafety.rundir import atomic, results
 
 HERE = Path(__file__).parent
 # Figures of analyses, and stages whose learning curves are shown, by run.
-ANALYSES = {"quick": ("alignment", "causal", "clusters", "output_space"), "dpo_regimes": ("alignment",)}
+ANALYSES = {"quick": ("causal", "clusters", "output_space"), "dpo_regimes": ("alignment",)}
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick",)
 
@@ -38,14 +40,16 @@ def judged(run: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Path], str]] = {"accuracy": accuracy, "claims": claims, "judged": judged}
-_BLOCK = re.compile(rf"(<!-- ({'|'.join(KINDS)}) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+READMES = HERE / "README.md", HERE.parent / "README.md"
+_BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rewritten(text: str) -> str:
-    """Returns README's text with every table as its run prints it now."""
+    """Returns a README's text with every table as its run prints it now; another KIND is a ValueError."""
 
     def block(found: re.Match[str]) -> str:
         begin, kind, run, end = found.groups()
+        check_name("kind of a table", kind, KINDS)
         return f"{begin}{KINDS[kind](HERE / 'results' / run).strip()}\n\n{end}"
 
     return _BLOCK.sub(block, text)
@@ -79,8 +83,7 @@ def _verdicts(run: Path) -> str:
 
 def main() -> None:
     """Writes them, and says which have changed."""
-    readme = HERE / "README.md"
-    made = {readme: rewritten(readme.read_text())}
+    made = {readme: rewritten(readme.read_text()) for readme in READMES}
     made |= {HERE / "figures" / name: draw() for name, draw in drawings().items()}
     for path, content in made.items():
         if not path.exists() or path.read_text() != content:

@@ -3,49 +3,60 @@
 Normal theory, but for :func:`sign_flip`; functions take numbers and know nothing of claims.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special, stats
 
-# Standard errors beyond which a noncentral t is certain, and its distribution function no longer exact.
-_CERTAIN = 35.0
+# Noncentralities beyond which scipy's distribution is no longer exact, and another form is.
+_FAR = 35.0
 # Resamples of signs: all 2^n of them up to 13 seeds.
 _FLIPS = 9999
+# What two float32 roundings of one number may differ by, relative.
+_ROUNDING = 1e-6
+
+
+class Rejected(NamedTuple):
+    """Which tests of a family reject: at a false discovery rate, and by Holm's bound as well."""
+
+    found: Bool[np.ndarray, "..."]
+    strict: Bool[np.ndarray, "..."]
 
 
 def directional(values: Float[np.ndarray, " n"], *, null: float) -> float:
     """Returns the two-sided p of Student's t test of the mean against ``null``; NaN where there is no test.
 
-    That is below two finite values, and with two equal ones. More equal values are no chance: p is 0, or 1 at ``null``.
+    That is below two finite values, with two equal ones, and with more that are all ``null``. More than two that are
+    equal and not ``null`` are no chance: p is 0.
     """
-    if _untestable(values):
+    if len(values) < 2:
         return math.nan
-    if np.ptp(values) == 0:
-        return float(values[0] == null)
+    if are_equal(values):
+        return 0.0 if len(values) > 2 and not are_equal(np.append(values, null)) else math.nan
     return float(stats.ttest_1samp(values, null).pvalue)
 
 
 def equivalence(values: Float[np.ndarray, " n"], *, null: float, margin: float) -> float:
     """Returns the p of the mean's lying within ``margin`` of ``null``: the larger of two one-sided t tests'.
 
-    NaN as of :func:`directional`.
+    NaN below two finite values, and with equal ones, of which a floor or a ceiling may be the reason.
 
     References:
         Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15: two one-sided tests.
     """
-    if _untestable(values):
+    if len(values) < 2 or are_equal(values):
         return math.nan
-    if np.ptp(values) == 0:
-        return float(abs(values[0] - null) >= margin)
     above = stats.ttest_1samp(values, null - margin, alternative="greater").pvalue
     below = stats.ttest_1samp(values, null + margin, alternative="less").pvalue
     return float(max(above, below))
+
+
+def are_equal(values: Float[np.ndarray, " n"]) -> bool:
+    """Whether all values are one number, but for rounding to float32."""
+    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 
 def sign_flip(values: Float[np.ndarray, " n"], *, null: float) -> float:
@@ -53,37 +64,35 @@ def sign_flip(values: Float[np.ndarray, " n"], *, null: float) -> float:
 
     It asks for symmetry alone, no normal values: exact up to 13 of them, of a fixed sample of signs beyond.
     """
-    test: Any = stats.permutation_test(
+    test = stats.permutation_test(
         (values - null,), np.mean, permutation_type="samples", vectorized=True, n_resamples=_FLIPS,
         rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(test.pvalue)
 
 
-def decided(
-    pvalues: Float[np.ndarray, "..."], *, rate: float
-) -> tuple[Bool[np.ndarray, "..."], Bool[np.ndarray, "..."]]:
-    """Returns which of a family of tests reject at a false discovery rate, and which of them by Holm's bound as well.
+def rejected(pvalues: Float[np.ndarray, "..."], *, rate: float) -> Rejected:
+    """Returns which of a family of tests reject at a false discovery rate, and by Holm's bound; NaN is no test.
 
-    NaN is no test. The first keeps the expected share of wrong ones among those that reject below ``rate`` (for tests
-    that depend on each other positively, as those of one run do), the second the chance of a single wrong one.
+    The first keeps the expected share of wrong ones among those that reject below ``rate``, the second the chance of a
+    single wrong one. The second holds whatever tests have to do with each other; the first is proven for tests that
+    are independent or depend positively, which those of one run are not all (the two of one claim exclude each other,
+    so that at most half of their hypotheses are true): for such as come up here it is simulated in the tests.
 
     References:
-        Benjamini and Hochberg 1995, JRSS B 57; Benjamini and Yekutieli 2001, Annals of Statistics 29, theorem 1.2;
-        Holm 1979, Scandinavian Journal of Statistics 6.
+        Benjamini and Hochberg 1995, JRSS B 57; Benjamini and Yekutieli 2001, Annals of Statistics 29; Holm 1979,
+        Scandinavian Journal of Statistics 6.
     """
     there = np.isfinite(pvalues)
     found, strict = np.zeros(pvalues.shape, bool), np.zeros(pvalues.shape, bool)
-    if not there.any():
-        return found, strict
-    family = pvalues[there]
-    found[there] = stats.false_discovery_control(family, method="bh") <= rate
-    ascending = np.argsort(family)
-    holds = family[ascending] <= rate / np.arange(len(family), 0, -1)
-    own = np.zeros(len(family), bool)
-    own[ascending] = np.cumprod(holds).astype(bool)
-    strict[there] = own
-    return found, strict
+    if there.any():
+        family = pvalues[there]
+        found[there] = stats.false_discovery_control(family, method="bh") <= rate
+        ascending = np.argsort(family)
+        holds = np.empty(len(family), bool)
+        holds[ascending] = np.logical_and.accumulate(family[ascending] <= rate / np.arange(len(family), 0, -1))
+        strict[there] = holds
+    return Rejected(found, strict)
 
 
 def seeds_needed(
@@ -95,7 +104,7 @@ def seeds_needed(
 
     Args:
         shift: the mean's distance from the null value, taken for the truth.
-        deviation: over seeds, taken for the truth.
+        deviation: over seeds, above 0, taken for the truth.
         margin: of the test of equivalence, None without one.
         level: the p up to which a test rejects, in (0, 1).
         power: the chance that it does.
@@ -107,18 +116,13 @@ def seeds_needed(
     """
 
     def enough(n: int) -> bool:
-        per_error = math.sqrt(n) / max(deviation, np.finfo(float).tiny)
-
-        def below(t: float, centre: float) -> float:
-            noncentrality = min(max(centre * per_error, -_CERTAIN), _CERTAIN)
-            chance = float(stats.nct.cdf(t, n - 1, noncentrality))
-            # Of what is all but certain scipy may say NaN; scipy.special's own is off by far more.
-            return float(t > noncentrality) if math.isnan(chance) else chance
-
-        two_sided, one_sided = (-float(special.stdtrit(n - 1, tail)) for tail in (level / 2, level))
-        chance = 1 - below(two_sided, abs(shift)) + below(-two_sided, abs(shift))
+        per_error, df = math.sqrt(n) / deviation, n - 1
+        two_sided, one_sided = (-float(special.stdtrit(df, tail)) for tail in (level / 2, level))
+        centre = abs(shift) * per_error
+        chance = 1 - _below(two_sided, df, centre) + _below(-two_sided, df, centre)
         if margin is not None:
-            chance = max(chance, below(-one_sided, shift - margin) - below(one_sided, shift + margin))
+            low, high = ((shift + sign * margin) * per_error for sign in (-1, 1))
+            chance = max(chance, _below(-one_sided, df, low) - _below(one_sided, df, high))
         return chance >= power
 
     # More seeds than are enough are enough, too.
@@ -126,5 +130,12 @@ def seeds_needed(
     return found if found <= most else None
 
 
-def _untestable(values: np.ndarray) -> bool:
-    return len(values) < 2 or (len(values) == 2 and bool(values[0] == values[1]))
+def _below(t: float, df: int, noncentrality: float) -> float:
+    """P(T < t) of a noncentral t."""
+    if noncentrality < 0:
+        return 1 - _below(-t, df, -noncentrality)
+    chance = float(stats.nct.cdf(t, df, noncentrality)) if noncentrality <= _FAR else math.nan
+    if not math.isnan(chance):  # scipy says NaN of what is all but certain
+        return chance
+    # Its normal part is the noncentrality itself, all but for one in so many.
+    return float(stats.chi2.sf(df * (noncentrality / t) ** 2, df)) if t > 0 else 0.0

@@ -27,9 +27,9 @@ _ATTACKS = "mean over the jailbreaks and methods at eta_M that have any"
 _LAYERS_ATTACKS = "mean over layers, and over the jailbreaks and methods at eta_M that have any"
 
 # Smallest effects of interest: one for every kind of quantity, so that none follows from what a claim would like.
-_SHARE = Margin(0.05, "five points of a hundred, of what lies between 0 or -1 and 1: as much as Instruct may lose")
+_SHARE = Margin(0.05, "five points of a hundred of a share, norm, cosine or relative distance, or of their difference")
 _RATIO = Margin(0.095, "the logarithm of a ratio of 1.1: a tenth more or less")
-_SLOPE = Margin(0.01, "five steps (the paper's layers, or strengths of an attack) add up to five points of a hundred")
+_SLOPE = Margin(0.01, "a point of a hundred a step: over the five from layer to layer of the paper's model, five")
 _STEP = Margin(0.2, "a fifth of a standard deviation: a small effect in Cohen's words")
 
 

@@ -69,12 +69,14 @@ class Judgement:
         claim: what was judged.
         values: the statistic by seed, None where a seed has none; empty if it could not be measured.
         interval: mean and 95 % Student-t interval over the seeds that have a value.
-        adjusted: the same, so wide that of the decided claims of a run 5 % of these intervals miss the truth.
+        adjusted: of a decided claim the same, so wide that of the intervals of all that a run decides about 5 % miss
+            the truth; of an undecided one without bounds.
         p, p_equivalence: of the tests of side and of equivalence, None where there is none.
         p_flip: of the permutation of signs, from ``FLIPPED`` seeds on, else None: close to p where values are normal.
         verdict: which test rejects; ``no effect`` is that of equivalence, whatever the other says.
         holm: whether Holm's bound decides it, too.
-        needed: seeds that would decide what is undecided, with a chance of 90 %, were mean and deviation the truth.
+        needed: seeds that would decide what is undecided, with a chance of 90 %, were mean and deviation the truth and
+            the other claims as they are; None where it is decided, or more than 1000 would be.
         why: what decided it, or why nothing did; and what was left out.
     """
 
@@ -98,12 +100,12 @@ class Family:
     Attributes:
         judgements: one for each claim.
         tests: how many there were, of both kinds.
-        level: coverage of the adjusted intervals, in (0, 1).
+        level: coverage of the adjusted intervals, in (0, 1); None where nothing is decided.
     """
 
     judgements: tuple[Judgement, ...]
     tests: int
-    level: float
+    level: float | None
 
 
 class _Tested(NamedTuple):
@@ -126,10 +128,10 @@ def judge(evidence: Evidence, claims: Sequence[Claim]) -> Family:
     """
     tested = [_tested(claim, _measured(claim, evidence)) for claim in claims]
     pvalues = np.asarray([(one.p, one.p_equivalence) for one in tested], float).reshape(-1, 2)
-    rejected, strict = hypotheses.decided(pvalues, rate=ERROR_RATE)
-    tests, among = int(np.isfinite(pvalues).sum()), int(np.isfinite(pvalues).any(axis=1).sum())
-    level = 1 - ERROR_RATE * max(int(rejected.any(axis=1).sum()), 1) / max(among, 1)
-    # The largest p with which one test more would reject.
+    rejected, strict = hypotheses.rejected(pvalues, rate=ERROR_RATE)
+    tests, selected = int(np.isfinite(pvalues).sum()), int(rejected.any(axis=1).sum())
+    level = 1 - ERROR_RATE * selected / int(np.isfinite(pvalues).any(axis=1).sum()) if selected else None
+    # A p with which one test more rejects for certain.
     within = ERROR_RATE * min(int(rejected.sum()) + 1, tests) / max(tests, 1)
     judge_one = partial(_judged, seeds=evidence.seeds, level=level, within=within)
     judged = map(judge_one, claims, tested, rejected.tolist(), strict.tolist())
@@ -155,20 +157,30 @@ def _tested(claim: Claim, found: Measurement) -> _Tested:
 
 def _judged(
     claim: Claim, tested: _Tested, rejects: Sequence[bool], strict: Sequence[bool], *, seeds: tuple[int, ...],
-    level: float, within: float,
+    level: float | None, within: float,
 ) -> Judgement:  # fmt: skip
     plain = [float(value) if np.isfinite(value) else None for value in tested.found.values]
     values = dict(zip(seeds, plain, strict=False))
-    interval, adjusted = student_interval(plain), student_interval(plain, level=level)
+    interval = student_interval(plain)
     verdict = _verdict(claim, interval, rejects)
-    needed = _needed(claim, tested, within=within) if verdict == "undecided" else None
+    undecided = verdict == "undecided"
+    needed, way = _needed(claim, tested, within=within) if undecided else (None, "")
+    why = _why(claim, tested, verdict, side=rejects[0], more=f"{needed or 'more than 1000'} seeds would decide it{way}")
     # Of what could not be measured there is nothing to say but why.
-    told = [_why(claim, tested, verdict, side=rejects[0], needed=needed), _left_out(values, interval)] if values else []
-    marked = strict[1] if verdict == "no effect" else strict[0] and verdict != "undecided"
+    told = [why, _left_out(values, interval)] if values else []
     return Judgement(
-        claim, values, interval, adjusted, *(None if np.isnan(p) else p for p in tested[2:]), verdict, marked, needed,
-        "; ".join(filter(None, [*told, tested.found.note])),
-    )  # fmt: skip
+        claim=claim,
+        values=values,
+        interval=interval,
+        adjusted=interval._replace(low=None, high=None) if undecided else student_interval(plain, level=level),
+        p=_there(tested.p),
+        p_equivalence=_there(tested.p_equivalence),
+        p_flip=_there(tested.p_flip),
+        verdict=verdict,
+        holm=strict[1] if verdict == "no effect" else strict[0] and not undecided,
+        needed=needed,
+        why="; ".join(filter(None, [*told, tested.found.note])),
+    )
 
 
 def _verdict(claim: Claim, interval: Interval, rejects: Sequence[bool]) -> Verdict:
@@ -179,31 +191,37 @@ def _verdict(claim: Claim, interval: Interval, rejects: Sequence[bool]) -> Verdi
     return "supported" if (interval.mean > claim.null) == (claim.expected == "above") else "contradicted"
 
 
-def _needed(claim: Claim, tested: _Tested, *, within: float) -> int | None:
-    if np.isnan(tested.p) or np.ptp(tested.finite) == 0:
-        return None
-    margin = None if claim.margin is None else claim.margin.value
+def _needed(claim: Claim, tested: _Tested, *, within: float) -> tuple[int | None, str]:
+    """How many seeds would decide a claim, and, where that is not its side, what they would say."""
+    if np.isnan(tested.p) or hypotheses.are_equal(tested.finite):
+        return None, ""
     shift, deviation = float(tested.finite.mean()) - claim.null, float(tested.finite.std(ddof=1))
-    return hypotheses.seeds_needed(shift, deviation, margin=margin, level=within)
+    sided = hypotheses.seeds_needed(shift, deviation, margin=None, level=within)
+    if claim.margin is None:
+        return sided, ""
+    either = hypotheses.seeds_needed(shift, deviation, margin=claim.margin.value, level=within)
+    return either, "" if either == sided else " (no effect)"
 
 
-def _why(claim: Claim, tested: _Tested, verdict: Verdict, *, side: bool, needed: int | None) -> str:
+def _why(claim: Claim, tested: _Tested, verdict: Verdict, *, side: bool, more: str) -> str:
     finite, null, n = tested.finite, claim.null, len(tested.finite)
     counted = f"{n} seed{'s' * (n != 1)}"
     if n < 2:
         return f"{counted}: no interval"
-    if np.isnan(tested.p):
-        return "two equal seeds: no interval"
-    if np.ptp(finite) == 0:
-        return f"every seed is exactly {finite[0]:g}"
+    if hypotheses.are_equal(finite):
+        if n == 2:
+            return "two equal seeds: no interval"
+        return f"every seed is {finite[0]:g}" + ("" if side else ": nothing varies to be judged by")
     which = "above" if finite.mean() > null else "below"
     p = f"p {tested.p:.2g}" + ("" if np.isnan(tested.p_flip) else f" ({tested.p_flip:.2g} by signs)")
     if verdict == "no effect":
         also = f", {which} it with {p}" if side else ""
         return f"{counted} within {claim.margin.value:.3g} of {null:g}, p {tested.p_equivalence:.2g}{also}"
-    if verdict != "undecided":
-        return f"{counted} {which} {null:g}, {p}"
-    return f"{counted}, {p}: {'more than 1000' if needed is None else needed} seeds would decide it"
+    return f"{counted} {which} {null:g}, {p}" if verdict != "undecided" else f"{counted}, {p}: {more}"
+
+
+def _there(p: float) -> float | None:
+    return None if np.isnan(p) else p
 
 
 def _left_out(values: dict[int, float | None], interval: Interval) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from jaxsafety import claims
 from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.intervals import Interval
-from jaxsafety.claims.judging import Family, Judgement
+from jaxsafety.claims.judging import Claim, Family, Judgement
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import dead_lanes
@@ -72,8 +72,9 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     """One flat record a claim, of numbers and plain text, for a report that lays them out itself.
 
     ``number`` counts from 1, ``values`` maps seeds to a number or None, ``mean``, ``low`` and ``high`` are None where
-    withheld, as p, ``margin`` and ``needed`` are where there is none; ``estimate``, ``adjusted``, ``seeds``,
-    ``expected`` and ``marked``, the verdict with a star where ``holm`` is, are the same as text.
+    withheld, p and ``margin`` where there is none, ``needed`` where it is decided or more than 1000 seeds would be;
+    ``estimate``, ``adjusted``, ``seeds``, ``expected`` and ``marked``, the verdict with a star where ``holm`` is, are
+    the same as text.
     """
     return [
         {name: getattr(judgement.claim, name) for name in ("name", "statement", "where", "statistic")}
@@ -83,7 +84,7 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         | {
             "margin": None if judgement.claim.margin is None else judgement.claim.margin.value,
             "number": number,
-            "expected": f"{_SIGNS[judgement.claim.expected]} {judgement.claim.null:g}",
+            "expected": expected(judgement.claim),
             "values": judgement.values,
             "estimate": _estimate(judgement.interval),
             "adjusted": _bounds(judgement.adjusted),
@@ -94,6 +95,11 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         }
         for number, judgement in enumerate(judgements, start=1)
     ]
+
+
+def expected(claim: Claim) -> str:
+    """The side of the null value that a claim puts its statistic on, such as ``> 0``."""
+    return f"{_SIGNS[claim.expected]} {claim.null:g}"
 
 
 def counted(judgements: Sequence[Judgement]) -> str:
@@ -108,17 +114,31 @@ def summary(family: Family, judgements: Sequence[Judgement], *, dead: Sequence[s
     sentences = [counted(judgements)]
     if seeds := sorted({seed for judgement in judgements for seed in judgement.values}):
         sentences.append(f"Seeds, in this order: {', '.join(map(str, seeds))}; a dash is one without a finite value.")
-    if family.tests:
-        rate = f"{100 * judging.ERROR_RATE:g} %"
-        sentences += [
-            "Verdicts: two-sided t tests over seeds, and pairs of one-sided ones within the margin (no effect), "
-            f"{family.tests} tests, of whose decisions at most {rate} are wrong on average (Benjamini-Hochberg); a "
-            f"star: by Holm's bound, too, with which any is wrong in at most {rate} of runs.",
-            f"Intervals: Student t over seeds at 95 %; adjusted for having been selected, {100 * family.level:.4g} %.",
-        ]
-        if margins := _margins(judgements):
-            sentences.append(f"Margins: {margins}.")
-    return [*sentences, *dead]
+    return [*sentences, *(_rules(family, judgements) if family.tests else []), *dead]
+
+
+def _rules(family: Family, judgements: Sequence[Judgement]) -> list[str]:
+    """How verdicts and intervals came about, as far as there are such."""
+    rate, adjusted = f"{100 * judging.ERROR_RATE:g} %", ""
+    if family.level is not None:
+        adjusted = f"; of what is decided, adjusted for having been selected, {100 * family.level:.4g} %"
+    found = [
+        "Verdicts: two-sided t tests over seeds, and pairs of one-sided ones within the margin (no effect), "
+        f"{family.tests} tests, of whose decisions at most {rate} are wrong on average (Benjamini-Hochberg); a star: "
+        f"by Holm's bound, too, with which any is wrong in at most {rate} of runs.",
+        f"Intervals: Student t over seeds at 95 %{adjusted}.",
+    ]
+    if any(one.verdict == "undecided" and one.p is not None for one in judgements):
+        found.append(
+            "Seeds that would decide a claim do so with a chance of 90 %, were mean and deviation of these seeds the "
+            "truth and the other claims as they are."
+        )
+    if any(one.p_flip is not None for one in judgements):
+        found.append(
+            "By signs: the p if every seed's difference from the null value might as well have the other sign."
+        )
+    margins = _margins(judgements)
+    return [*found, f"Margins: {margins}."] if margins else found
 
 
 def render_text(family: Family, *, dead: Sequence[str] = ()) -> str:

@@ -30,13 +30,15 @@ def test_equivalence_is_the_harder_of_two_one_sided_tests():
 
 
 @pytest.mark.parametrize(
-    ("values", "sided", "equal"),
-    [([], None, None), ([1.0], None, None), ([1.0, 1.0], None, None), ([1.0] * 3, 0, 1), ([0.0] * 3, 1, 0)],
-)
-def test_equal_values_are_no_chance_but_two_are_none(values, sided, equal):
-    values = np.array(values)
-    found = hypotheses.directional(values, null=0.0), hypotheses.equivalence(values, null=0.0, margin=0.5)
-    assert found == (sided, equal) if sided is not None else all(map(math.isnan, found))
+    ("values", "expected"),
+    [([], None), ([1.0], None), ([1.0, 1.0], None), ([0.3, 0.1 + 0.2], None), ([0.0] * 3, None), ([1.0] * 3, 0.0),
+     ([1.0, 1.0, 1 - 6e-8], 0.0)],
+)  # fmt: skip
+def test_equal_values_are_no_chance_but_two_are_none_and_nothing_is_near_them(values, expected):
+    """Equal but for rounding: a floor or a ceiling says nothing of how near a mean is."""
+    found = hypotheses.directional(np.array(values), null=0.0)
+    assert found == expected if expected is not None else math.isnan(found)
+    assert math.isnan(hypotheses.equivalence(np.array(values), null=0.0, margin=0.5))
 
 
 def test_signs_are_flipped_in_every_way():
@@ -53,9 +55,9 @@ def test_the_example_of_benjamini_and_hochberg():
                  0.6528, 0.7590, 1.0]  # fmt: skip
     order = np.random.default_rng(0).permutation(15)
     pvalues = np.array([*np.array(published)[order], math.nan]).reshape(4, 4)
-    found, strict = hypotheses.decided(pvalues, rate=0.05)
+    found, strict = hypotheses.rejected(pvalues, rate=0.05)
     assert sorted(pvalues[found]) == published[:4] and sorted(pvalues[strict]) == published[:3]
-    assert not hypotheses.decided(np.full((2, 2), math.nan), rate=0.05)[0].any()
+    assert not hypotheses.rejected(np.full((2, 2), math.nan), rate=0.05).found.any()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,26 @@ def test_seeds_needed_are_those_of_published_tables(effect, level, expected):
 def test_no_effect_at_all_takes_a_margin():
     assert hypotheses.seeds_needed(0.0, 1.0, margin=None, level=0.05) is None
     assert hypotheses.seeds_needed(0.0, 1.0, margin=0.01, level=0.05) is None
-    assert hypotheses.seeds_needed(0.5, 1e-9, margin=None, level=1e-3) <= 4
+
+
+@pytest.mark.parametrize(
+    ("ratio", "level", "expected"), [(30.0, 0.05 / 55, 3), (60.0, 0.75 / 55, 2), (1e4, 0.05 / 55, 2)]
+)
+def test_few_seeds_decide_what_is_far_from_the_null_value(ratio, level, expected):
+    """Against draws: there scipy's distribution is another form's."""
+    assert hypotheses.seeds_needed(ratio, 1.0, margin=None, level=level) == expected
+    drawn = np.random.default_rng(3).normal(ratio, 1.0, size=(20000, expected))
+    assert np.mean(stats.ttest_1samp(drawn, 0.0, axis=1).pvalue <= level) > 0.89
+    if expected > 2:
+        assert np.mean(stats.ttest_1samp(drawn[:, :-1], 0.0, axis=1).pvalue <= level) < 0.9
+
+
+def test_the_seeds_needed_for_a_side_have_the_power_at_the_level_of_a_family():
+    level = 0.05 / 55
+    n = hypotheses.seeds_needed(0.8, 1.0, margin=None, level=level)
+    drawn = np.random.default_rng(4).normal(0.8, 1.0, size=(4000, n))
+    rates = [np.mean(stats.ttest_1samp(drawn[:, :m], 0.0, axis=1).pvalue <= level) for m in (n, n - 3)]
+    assert abs(rates[0] - 0.9) < 0.02 and rates[1] < 0.9
 
 
 @pytest.mark.parametrize(("shift", "margin"), [(0.0, 0.5), (0.1, 0.6)])

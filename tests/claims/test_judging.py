@@ -1,14 +1,19 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.contrasts import Measurement
 from jaxsafety.claims.intervals import student_interval, t_quantile
 from jaxsafety.claims.jain2024 import CLAIMS
 from jaxsafety.claims.judging import Claim, Margin
+from jaxsafety.report import claims_table
 from tests.claim_rows import JAILBREAKS, PRE, SUCCESSFUL, gaps, table, taus, textbook
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +55,22 @@ def test_intervals_are_students_plain_and_at_the_level_of_what_was_selected(rows
     assert family.tests == 2 * len(CLAIMS) - 1  # one claim has no margin
     selected = sum(one.verdict != "undecided" for one in family.judgements)
     assert family.level == pytest.approx(1 - 0.05 * selected / len(CLAIMS))
+    assert judgement.verdict == "supported"
     for interval, level in ((judgement.interval, 0.95), (judgement.adjusted, family.level)):
         half = t_quantile(3, level=level) * values.std(ddof=1) / 2
         assert interval[:3] == pytest.approx((values.mean(), values.mean() - half, values.mean() + half))
 
 
 def test_a_family_counts_only_tests_that_there_are():
-    some = [stub([1.0, 2.0, 3.0], margin=9.0), stub([1.0, math.nan, math.nan]), stub([math.nan] * 3), stub([0.0] * 3)]
+    some = [stub([1.0, 2.0, 3.0], margin=9.0), stub([1.0, math.nan, math.nan]), stub([math.nan] * 3), stub([0.5] * 3)]
     assert family_of(*some).tests == 3
-    assert (family_of(*some[1:3]).tests, family_of(*some[1:3]).level) == (0, 0.95)
+    assert (family_of(*some[1:3]).tests, family_of(*some[1:3]).level) == (0, None)
+
+
+def test_what_is_not_selected_has_no_adjusted_interval():
+    clear, open_ = family_of(stub([1.0, 1.1, 0.9, 1.0]), stub([1.0, -0.5, 0.2, 0.3])).judgements
+    assert clear.adjusted.low < clear.interval.low
+    assert open_.interval.low is not None and open_.adjusted == open_.interval._replace(low=None, high=None)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +80,19 @@ def test_a_family_counts_only_tests_that_there_are():
         ([1.0, 1.1, 0.9], {"expected": "below"}, "contradicted", "3 seeds above 0, p 0.0033"),
         ([-1.0, -1.1, -0.9], {}, "contradicted", "3 seeds below 0, p 0.0033"),
         ([1.0, 1.1, 0.9], {"null": 1.0}, "undecided", "3 seeds, p 1: more than 1000 seeds would decide it"),
+        (
+            [1.0, 1.4, 0.5],
+            {"null": 1.0, "margin": 0.5},
+            "undecided",
+            "3 seeds, p 0.91: 13 seeds would decide it (no effect)",
+        ),
         ([1.0, 1.1, 0.9], {"null": 1.0, "margin": 0.5}, "no effect", "3 seeds within 0.5 of 1, p 0.0065"),
         ([1.0, 1.1, 0.9], {"margin": 2.0}, "no effect", "3 seeds within 2 of 0, p 0.0017, above it with p 0.0033"),
         ([-0.01, -0.02, 0.0], {"null": -0.05}, "supported", "3 seeds above -0.05, p 0.02"),
         ([1.0, -0.5], {}, "undecided", "2 seeds, p 0.8: 192 seeds would decide it"),
         ([0.5, 0.5], {}, "undecided", "two equal seeds: no interval"),
-        ([0.5, 0.5, 0.5], {}, "supported", "every seed is exactly 0.5"),
-        ([0.0, 0.0, 0.0], {}, "undecided", "every seed is exactly 0"),
-        ([0.0, 0.0, 0.0], {"margin": 0.1}, "no effect", "every seed is exactly 0"),
+        ([0.5, 0.5, 0.5], {}, "supported", "every seed is 0.5"),
+        ([0.0, 0.0, 0.0], {"margin": 0.1}, "undecided", "every seed is 0: nothing varies to be judged by"),
         ([0.5], {}, "undecided", "1 seed: no interval"),
         ([0.5, math.nan, math.inf], {}, "undecided", "1 seed: no interval; 2 of 3 seeds left out: no finite value"),
         ([math.nan], {}, "undecided", "0 seeds: no interval; 1 of 1 seeds left out: no finite value"),
@@ -127,21 +144,32 @@ def test_values_are_shown_where_the_interval_is_withheld():
     assert judgement.interval == (0.25, None, None, 1)
 
 
+@pytest.fixture(scope="module")
+def related():
+    """How the claims of the demo's run go together: their values by seed, standardised, ``[m, s]``."""
+    found = claims_table.read(ROOT / "experiments" / "results" / "quick").judgements
+    values = np.array([list(one.values.values()) for one in found], float)
+    return (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
+
+
 @pytest.mark.slow
-def test_of_correlated_claims_at_most_five_per_cent_of_the_decisions_are_wrong():
-    """Half of them have no effect, which is wrong to give a side; half one of just the margin, wrong to call none."""
-    rng, runs, each, seeds, margin = np.random.default_rng(1), 150, 8, 6, 1.5
-    truth = np.repeat([0.0, margin], each)[:, None]
-    shares = []
+def test_of_claims_that_go_together_few_decisions_are_wrong(related):
+    """Most have no effect, to which it is wrong to give a side; the others one of just the margin, and not none."""
+    rng, runs, seeds, margin, effects = np.random.default_rng(1), 300, 6, 2.5, 4
+    truth = np.zeros((len(related), 1))
+    truth[:: len(related) // effects] = margin
+    wrong, uncorrected, some = [], [], 0
     for _ in range(runs):
-        shared = rng.normal(size=(1, seeds))
-        values = truth + 0.7 * shared + 0.7 * rng.normal(size=(2 * each, seeds))
-        verdicts = [one.verdict for one in family_of(*[stub(row, margin=margin) for row in values]).judgements]
-        wrong = sum(v in ("supported", "contradicted") for v in verdicts[:each]) + verdicts[each:].count("no effect")
-        shares.append(wrong / max(sum(v != "undecided" for v in verdicts), 1))
-    assert np.mean(shares) < 0.05 + 3 * np.std(shares) / math.sqrt(runs)
-    # It decides something: the bound is not kept by silence.
-    assert np.mean(shares) > 0
+        factors = rng.normal(size=(related.shape[1], seeds)) / math.sqrt(related.shape[1])
+        values = truth + math.sqrt(0.5) * (related @ factors + rng.normal(size=(len(related), seeds)))
+        found = np.array([one.verdict for one in family_of(*[stub(row, margin=margin) for row in values]).judgements])
+        bad = np.where(truth[:, 0] == 0, np.isin(found, ("supported", "contradicted")), found == "no effect")
+        wrong.append(bad.sum() / max((found != "undecided").sum(), 1))
+        alone = stats.ttest_1samp(values, 0.0, axis=1).pvalue < 0.05
+        uncorrected.append((alone & (truth[:, 0] == 0)).sum() / max(alone.sum(), 1))
+        some += bool((found != "undecided").any())
+    bound = 0.05 + 3 * np.std(wrong) / math.sqrt(runs)
+    assert np.mean(wrong) < bound < np.mean(uncorrected) and some > runs / 2
 
 
 def test_one_seed_shows_values_and_decides_nothing(rows):

@@ -1,17 +1,22 @@
-"""What experiments/README.md shows is what its runs print."""
+"""What the READMEs show is what the runs print that are kept."""
 
 import pytest
 
 from experiments import tables
 
-README = (tables.HERE / "README.md").read_text()
-
 
 def test_the_tables_are_what_their_runs_print():
-    assert len(tables._BLOCK.findall(README)) == README.count("<!-- end -->") == 5
-    assert tables.rewritten(README) == README
-    changed = README.replace("| pretrained | 100 ", "| pretrained | 101 ", 1)
-    assert changed != README and tables.rewritten(changed) == README
+    texts = [readme.read_text() for readme in tables.READMES]
+    assert [text.count("<!-- end -->") for text in texts] == [5, 1]
+    for text in texts:
+        assert tables.rewritten(text) == text
+        changed = text.replace("| pretrained | 100 ", "| pretrained | 101 ", 1)
+        assert changed != text and tables.rewritten(changed) == text
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"^unknown kind of a table 'claim': .*did you mean 'claims'"):
+        tables.rewritten("<!-- claim quick -->\n<!-- end -->")
 
 
 @pytest.mark.slow

@@ -117,7 +117,8 @@ def test_the_text_ends_with_counts_levels_and_how_each_was_measured(found):
     told, tests = " ".join(text.split()), 2 * (len(CLAIMS) - 1) - 1  # no soft tokens, and one claim without a margin
     assert f"{tests} tests, of whose decisions at most 5 % are wrong" in told
     level = 100 * (1 - 0.05 * 26 / (len(CLAIMS) - 1))
-    assert f"at 95 %; adjusted for having been selected, {level:.4g} %." in told
+    assert f"at 95 %; of what is decided, adjusted for having been selected, {level:.4g} %." in told
+    assert "with a chance of 90 %" in told
     assert "0.2 (a fifth of a standard deviation: a small effect in Cohen's words) of 10" in told
     tail = " ".join(text[text.index("The number of a seed") :].split())
     assert all(f"{number} {claim.statistic}" in tail for number, claim in enumerate(CLAIMS, start=1))
@@ -125,7 +126,7 @@ def test_the_text_ends_with_counts_levels_and_how_each_was_measured(found):
 
 def test_no_claims_are_no_rows(tmp_path, rows, monkeypatch):
     run = write(tmp_path, rows)
-    monkeypatch.setattr(claims_table, "read", lambda _: judging.Family((), 0, 0.95))
+    monkeypatch.setattr(claims_table, "read", lambda _: judging.Family((), 0, None))
     assert claims_table.text(run, form="json") == "[]\n"
     assert claims_table.text(run, form="csv").strip() == ""
 
@@ -164,7 +165,7 @@ def test_one_seed_shows_its_values_and_withholds_intervals(rows, tmp_path):
     text = claims_table.text(write(tmp_path, [row for row in rows if row["seed"] == 2]))
     assert f"{len(CLAIMS)} claims: 0 supported, 0 contradicted, 0 no effect, {len(CLAIMS)} undecided." in text
     assert "1 seed: no interval" in text
-    assert "[+" not in text and "Benjamini" not in text
+    assert "[+" not in text and "Benjamini" not in text and "chance of 90" not in text
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ CLAIM = {
     "verdict": "supported",
     "marked": "supported*",
     "holm": True,
-    "why": "the interval lies above 0",
+    "why": "4 seeds above 0, p 0.001",
 }
 ANALYSIS = html.Analysis(
     "clusters", "Clusters <1>", "Figure 3", "Further apart is clearer.", ("apart", "unknown"),
@@ -123,7 +123,7 @@ def test_claims_stand_on_top_of_the_analyses_and_with_their_figure(write):
     assert places == sorted(places)
     assert source.count('<span class="chip supported">supported*</span>') == 2
     assert source.count("Safe &amp; unsafe part.") == 2
-    for text in ("gap &lt;tau&gt;", "+0.5 [+0.4, +0.6]", "expected &gt; 0", "0: +0.5", "the interval lies above 0"):
+    for text in ("gap &lt;tau&gt;", "+0.5 [+0.4, +0.6]", "expected &gt; 0", "0: +0.5", "4 seeds above 0, p 0.001"):
         assert source.count(text) == 1, text
     assert ANALYSIS.svg in source
     headings = [tag for tag in _Page(source).tags if re.fullmatch(r"h[1-6]", tag)]
@@ -139,9 +139,13 @@ def test_the_first_screen_counts_the_claims_and_names_those_beyond_doubt(write):
 
 def test_every_verdict_has_a_look_of_its_own(write):
     source = write(claims=[CLAIM | {"verdict": verdict} for verdict in html.CLAIM_VERDICTS])
+    looks = []
     for verdict in html.CLAIM_VERDICTS:
         look = verdict.replace(" ", "-")
-        assert f".{look} {{ --chip:" in source and f'class="chip {look}"' in source
+        looks.append(re.findall(rf"\.{look}(?:::before)? {{([^}}]*)}}", source))
+        assert looks[-1] and f'class="chip {look}"' in source
+    # Colour and mark together tell them apart.
+    assert len(set(map(tuple, looks))) == len(looks)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_an_analysed_run_has_claims_figures_and_tables(analysed_run, page, analy
         for suffix in ("csv", "parquet"):
             assert f'href="results/tables/{name}.{suffix}"' in source
     assert source.count('class="jaxsafety"') == len(STUDY) + 3
-    assert len(re.findall(r'<span class="chip (supported|contradicted|undecided)">', source)) > 28
+    assert len(re.findall(r'<span class="chip (supported|contradicted|no-effect|undecided)">', source)) > 28
     for path in re.findall(r'href="([^#"][^"]*)"', source):
         assert (analysed_run / path).is_file(), path
 
