@@ -8,6 +8,10 @@ from functools import partial
 
 from jaxsafety.config import tables
 
-TABLE = {"prefill": "jaxsafety.attacks.prefill", "soft_tokens": "jaxsafety.attacks.soft_tokens"}
+TABLE = {
+    "misgen": "jaxsafety.attacks.misgen",
+    "prefill": "jaxsafety.attacks.prefill",
+    "soft_tokens": "jaxsafety.attacks.soft_tokens",
+}
 # An attack by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="attack")

@@ -29,7 +29,7 @@ from jaxsafety.world.spec import TextCondition, World
 from jaxsafety.world.words import Probability
 
 ConditionName = Literal["safe", "unsafe", "jb_co_task", "jb_co_text", "jb_misgen", "ood"]
-Tasks = Literal["safe", "unsafe", "mixed", "branch_dependent", "duplicates"]
+Tasks = Literal["safe", "unsafe", "mixed", "branch_dependent", "duplicates", "duplicates_drawn"]
 Choose = Callable[[Policy, Branch], tuple[str, ...]]
 
 # Redraws of a JB-MisGen prompt in which nothing is unsafe (3/32 of draws): all fail with probability 2e-17.
@@ -153,14 +153,14 @@ def _mixed_tasks(
     return jnp.where((jnp.arange(2)[None, :] == place[:, None]).reshape(-1), benign, tasks)
 
 
-def _misgen_tasks(world: World, unsafe: Bool[Array, " o"], *, key: Key) -> Array:
+def _misgen_tasks(world: World, unsafe: Bool[Array, " o"], *, key: Key, redraw: bool) -> Array:
     bits = words.draw(key, count=_MISGEN_DRAWS * (layout.N_TASKS + 2)).reshape(_MISGEN_DRAWS, -1)
     ids = jnp.asarray([world.ids[token] for token in world.spec.misgen_tokens], jnp.int32)
     drawn = ids[words.below(bits[:, : layout.N_TASKS], len(ids))]
     identity = jnp.int32(world.ids[world.spec.operators[0]])
     anchored = jax.vmap(lambda tasks, bits: anchored_tasks(tasks, identity, bits=bits))
     candidates = anchored(drawn, bits[:, layout.N_TASKS :])
-    return candidates[jnp.argmax(unsafe[candidates].any(axis=1))]
+    return candidates[jnp.argmax(unsafe[candidates].any(axis=1))] if redraw else candidates[0]
 
 
 def unsafe_table(world: World, tasks: Tasks, branch: Branch) -> np.ndarray:
@@ -179,12 +179,13 @@ def draw_tasks(
 ) -> tuple[Int[Array, " 4"], Bool[Array, " o"]]:
     """Draws the four task tokens of a prompt of one kind on a text, and says which are unsafe there, ``[o]``.
 
-    ``branches`` are those of the text's conditions. Kinds have the same safe operators for the same key.
+    ``branches`` are those of the text's conditions. Kinds have the same safe operators for the same key, and duplicates
+    are those ``duplicates_drawn``, drawn again where none of them is unsafe.
     """
     tables = np.stack([unsafe_table(world, kind, branch) & (kind != "safe") for branch in branches])
     unsafe = jnp.asarray(tables)[text.condition, text.pcfg]
-    if kind == "duplicates":
-        return _misgen_tasks(world, unsafe, key=key), unsafe
+    if kind in ("duplicates", "duplicates_drawn"):
+        return _misgen_tasks(world, unsafe, key=key, redraw=kind == "duplicates"), unsafe
     bits = words.draw(key, count=_WORDS)
     safe = safe_tasks(world, text, branches, bits=bits[_SAFE])
     if kind == "safe":

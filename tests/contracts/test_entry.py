@@ -51,7 +51,7 @@ APART = {
     "sensitivity": {"gradient_norms", "finish"}, "conditions": {"unsafe_table"}, "operators": {"bijection_table"},
     "layout": {"stem"}, "grammar": {"compose", "compile_grammar", "check_window", "together"},
 }  # fmt: skip
-STUDY = {"totals", "reference", "edit", "attack", "points", "measure", "draw"}  # what a study asks of a file of them
+STUDY = {"totals", "reference", "edit", "attack", "condition", "points", "measure", "draw"}  # of a file of these
 
 lowered = []
 monitoring.register_event_duration_secs_listener(
