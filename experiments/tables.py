@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import polars as pl
+
 from jaxsafety import subjects
 from jaxsafety.config.names import check_name
 from jaxsafety.report import claims_table, figures, sections, tables
@@ -20,6 +22,7 @@ HERE = Path(__file__).parent
 ANALYSES = {"quick": ("causal", "clusters", "output_space"), "dpo_regimes": ("alignment",)}
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick",)
+_READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
 
 
 def accuracy(run: Path) -> str:
@@ -39,7 +42,17 @@ def judged(run: Path) -> str:
     return claims(run).partition("\n\nThe number of a seed")[0]
 
 
-KINDS: dict[str, Callable[[Path], str]] = {"accuracy": accuracy, "claims": claims, "judged": judged}
+def readings(run: Path) -> str:
+    """How often each reading of JB-MisGen is complied with, of ``misgen.yaml``; models are called as in their run."""
+    evaluated = results.read_results([run / "results" / "evaluate.parquet"])
+    own = evaluated.with_columns(pl.col("lr_name").str.replace(r"^model=\w+\.", ""))
+    columns = {name: tables.Column(condition, "complied") for name, condition in _READINGS.items()}
+    return tables.render(tables.study_table(own, columns), "markdown").partition("\n\n")[0]
+
+
+KINDS: dict[str, Callable[[Path], str]] = {
+    "accuracy": accuracy, "claims": claims, "judged": judged, "readings": readings,
+}  # fmt: skip
 READMES = HERE / "README.md", HERE.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -14,6 +14,8 @@ from jaxsafety.study import pipeline, train
 RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.yaml"))
 # Those that reproduce the paper's table.
 TABLES = {"quick", "paper_small", "paper", "official"}
+# Those that judge the models of another run, which is not there, and train none.
+OF_OTHERS = {"misgen"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
     "--seeds [0] --subject.model.layers 1 --subject.model.heads 2 --subject.model.width 16 --evaluate.probe_prompts 2 "
@@ -26,7 +28,7 @@ def names(path):
 
 
 def test_the_shipped_recipes_are_found():
-    assert {names(path) for path in RECIPES} == TABLES | {"dpo_regimes"}
+    assert {names(path) for path in RECIPES} == TABLES | {"dpo_regimes", *OF_OTHERS}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names)
@@ -42,13 +44,15 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
         assert {method for method, _ in rates} == {"sft", "dpo", "unlearn"}
         for method in ("sft", "dpo", "unlearn"):
             assert rates[method, "eta_S"] == pytest.approx(rates[method, "eta_M"] / 10)
-    # A thousand fresh prompts of every condition.
-    assert set(recipe.evaluate.conditions) == set(world.CONDITIONS) and recipe.evaluate.prompts >= 1000
+    # A thousand fresh prompts, of every condition but where others are the question.
+    assert recipe.evaluate.prompts >= 1000
+    assert path.stem in OF_OTHERS or set(recipe.evaluate.conditions) == set(world.CONDITIONS)
     assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
 
 
+TRAINED = [path for path in RECIPES if names(path) not in OF_OTHERS]
 # The demo's each time, the others with the slow tests.
-EACH = [path if names(path) == "quick" else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
+EACH = [path if names(path) == "quick" else pytest.param(path, marks=pytest.mark.slow) for path in TRAINED]
 
 
 @pytest.mark.parametrize("path", EACH, ids=names)
@@ -61,7 +65,7 @@ def test_the_first_steps_of_a_recipe_run(path, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=names)
+@pytest.mark.parametrize("path", TRAINED, ids=names)
 def test_the_first_tuning_steps_of_every_method_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=TINY), tmp_path)
     train.train(ready, "pretrain")
