@@ -45,18 +45,33 @@ def graph(mini_recipe):
     )  # fmt: skip
 
 
-def train_counted(recipe, directory: Path) -> None:
-    """Trains it on the command line; ``traces.json`` has what was traced: the models' chunks, and the read-outs."""
-    traces, build, readout, prompts = [], lanes.train_chunk, lanes.readout, lanes.readout_prompts
+def counting(traces: list[str]):
+    """Returns ``lanes.train_chunk`` with chunks that note the label of their lane where they are traced."""
+    build = lanes.train_chunk
 
     def counted(subject, lane):
         chunk = build(subject, lane)
 
-        def traced(*arguments):
+        def steps_of_a_lane(*arguments):
             traces.append(lane.label)
             return chunk(*arguments)
 
-        return traced
+        return steps_of_a_lane
+
+    return counted
+
+
+@pytest.fixture
+def traced(monkeypatch) -> list[str]:
+    """The labels of the lanes whose chunks are traced in a test, in turn."""
+    traces: list[str] = []
+    monkeypatch.setattr(lanes, "train_chunk", counting(traces))
+    return traces
+
+
+def train_counted(recipe, directory: Path) -> None:
+    """Trains it on the command line; ``traces.json`` has what was traced: the models' chunks, and the read-outs."""
+    traces, readout, prompts = [], lanes.readout, lanes.readout_prompts
 
     def read(*arguments):
         traces.append("readout")
@@ -69,7 +84,7 @@ def train_counted(recipe, directory: Path) -> None:
     (directory / "study.yaml").write_text(yaml_file.to_yaml(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "_configure_jax", lambda *_, **__: None)
-        patch.setattr(lanes, "train_chunk", counted)
+        patch.setattr(lanes, "train_chunk", counting(traces))
         patch.setattr(lanes, "readout", read)
         patch.setattr(lanes, "readout_prompts", drawn)
         for verb in ("pretrain", "tune"):

@@ -14,7 +14,7 @@ import pytest
 
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
-from jaxsafety.study import evaluate, forecast, grids, lanes, pipeline, probe, train
+from jaxsafety.study import evaluate, forecast, grids, pipeline, probe, train
 
 # Two programs of other sizes may sum in another order.
 RTOL = 1e-5
@@ -52,20 +52,8 @@ def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(graph_r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chain", [False, True])
-def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, caplog, chain):
+def test_ten_models_of_one_method_compile_once(graph, traced, tmp_path, caplog, chain):
     """Whether they all begin with one model, or each with the one before."""
-    build, traced = lanes.train_chunk, []
-
-    def counted(subject, lane):
-        chunk = build(subject, lane)
-
-        def steps_of_a_lane(*arguments):
-            traced.append(lane.label)
-            return chunk(*arguments)
-
-        return steps_of_a_lane
-
-    monkeypatch.setattr(lanes, "train_chunk", counted)
     tuned, first = graph.models["sft"], {"pretrained": graph.models["pretrained"]}
     ten = {f"m{i}": tuned | {"lr": 1e-4 * (i + 1), "data": {"p_unsafe": i / 10}} for i in range(10)}
     if chain:
@@ -85,20 +73,8 @@ def test_ten_models_of_one_method_compile_once(graph, monkeypatch, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_a_later_generation_of_several_methods_compiles_nothing(graph, monkeypatch, tmp_path):
+def test_a_later_generation_of_several_methods_compiles_nothing(graph, traced, tmp_path):
     """However many programs lie between the two trainings of one method."""
-    build, traced = lanes.train_chunk, []
-
-    def counted(subject, lane):
-        chunk = build(subject, lane)
-
-        def traced_chunk(*arguments):
-            traced.append(lane.label)
-            return chunk(*arguments)
-
-        return traced_chunk
-
-    monkeypatch.setattr(lanes, "train_chunk", counted)
     ways = {"sft": {}, "dpo": {}, "unlearn": {}, "pretrain": {"data": {"pool": "text"}}}
     how = {"steps": 2, "chunk_steps": 2, "batch_size": 4}
     first = {f"{name}1": how | own | {"from": "pretrained", "method": name} for name, own in ways.items()}
