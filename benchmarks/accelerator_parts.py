@@ -150,8 +150,14 @@ def _steps(sizes: Sizes, batch: int, dtype: str, seeds: int, strategy: Any) -> t
     subject = bench_train_step.opened(recipe, compute_dtype=dtype)
     start = bench_train_step.start_state(recipe, subject, seeds=seeds)
     (lane,) = recipe.lanes
-    chunk = sweep.over_lanes(lanes.train_chunk(subject, lane), strategy, seeds=seeds, per_lane=2)
-    return chunk, (start, {}, bench_train_step.seed_keys(recipe, seeds), bench_train_step.points(recipe), jnp.int32(1))
+    chunk = sweep.over_lanes(lanes.train_chunk(lambda _: subject, lane), strategy, seeds=seeds, per_lane=2)
+    return chunk, (
+        start,
+        {},
+        bench_train_step.first_seeds(recipe, seeds),
+        bench_train_step.points(recipe),
+        jnp.int32(1),
+    )
 
 
 def sampler(sizes: Sizes) -> Iterator[Row]:

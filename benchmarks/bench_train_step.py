@@ -105,9 +105,9 @@ def lane_program(
     """Compiles a chunk of the recipe's pretraining for the seeds of ``start``; ``items`` and ``gflop`` of one call."""
     seeds = start.step.shape[1]
     states = jax.device_put(start, sweep.seed_sharding(strategy, seeds=seeds, axis=1))
-    per_seed = jax.device_put(seed_keys(recipe, seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
+    per_seed = jax.device_put(first_seeds(recipe, seeds), sweep.seed_sharding(strategy, seeds=seeds, axis=0))
     (lane,) = recipe.lanes
-    fn = sweep.over_lanes(lanes.train_chunk(subject, lane), strategy, seeds=seeds, per_lane=2)
+    fn = sweep.over_lanes(lanes.train_chunk(lambda _: subject, lane), strategy, seeds=seeds, per_lane=2)
     return harness.compile_program(
         fn,
         (states, {}, per_seed, points(recipe), jnp.int32(lane.training.chunk_steps)),
@@ -125,12 +125,12 @@ def start_state(recipe: Recipe, subject: Opened, *, seeds: int) -> TrainState:
         return lanes.init_state(recipe.lanes[0].training, {"parent": params}, key=key, point=point)
 
     program = jax.jit(sweep.over_lanes(init, "map", seeds=seeds))
-    return program(jnp.zeros((1, seeds)), seed_keys(recipe, seeds).root, points(recipe))
+    return program(jnp.zeros((1, seeds)), first_seeds(recipe, seeds).root, points(recipe))
 
 
-def seed_keys(recipe: Recipe, seeds: int) -> lanes.SeedKeys:
-    """Returns the keys ``[s]`` of the first seeds, as the recipe's pretraining takes them."""
-    return jax.vmap(lambda seed: lanes.seed_keys(recipe.lanes[0], keys.root(seed)))(jnp.arange(seeds))
+def first_seeds(recipe: Recipe, seeds: int) -> lanes.Seed:
+    """Returns the first seeds ``[s]``, as the recipe's pretraining takes them."""
+    return jax.vmap(lambda seed: lanes.seed(recipe.lanes[0], keys.root(seed), seed))(jnp.arange(seeds))
 
 
 def points(recipe: Recipe) -> HParams:

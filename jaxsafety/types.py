@@ -547,6 +547,8 @@ class Opened(NamedTuple):
         late_probability: how often, in the tables, only a later part of an unsafe prompt is unsafe, in [0, 1].
         text: see :class:`Text`; None for a subject without tokens, which then has no attacks, no edits that are
             judged, and no analysis of activations.
+        of_seeds: ``(seeds) -> (place) -> Opened``: the subject as the seed in a traced place among some finds it, where
+            seeds have data of their own; it may differ in ``source`` and ``trials``. None where all have the same.
     """
 
     source: Any
@@ -558,6 +560,7 @@ class Opened(NamedTuple):
     judge: Callable[[Params, Any], dict[str, Leaf]]
     late_probability: float = 0.0
     text: Text | None = None
+    of_seeds: Callable[[tuple[int, ...]], Callable[[Leaf], "Opened"]] | None = None
 
 
 class Subject(NamedTuple):
@@ -573,7 +576,8 @@ class Subject(NamedTuple):
             activations.
         models: ``(config, models) -> models`` of a recipe, as it writes them, with those that the subject begins with
             and its own defaults; None where there are none.
-        notes: what a report says of how its models are judged, paragraphs of plain text.
+        notes: ``(config) -> paragraphs`` of plain text: what a report says of how its models are judged, and of what its
+            intervals speak.
     """
 
     Config: type
@@ -581,7 +585,7 @@ class Subject(NamedTuple):
     conditions: tuple[str, ...]
     speaks: bool = True
     models: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
-    notes: tuple[str, ...] = ()
+    notes: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 class Unsupported(ValueError):

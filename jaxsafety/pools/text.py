@@ -76,7 +76,12 @@ def _prompt(world: World, *, key: Key, bits: UInt32[Array, " 8"]) -> Prompt:
     spec = world.spec
     pcfg = words.below(bits[0], len(spec.policies))
     letters, length = sample_window(
-        world.grammars["full"], pcfg, key=key, min_window=spec.min_text, max_window=spec.max_text, trim=PRETRAIN_TRIM
+        conditions.grammar_of(world, ("full",)),
+        pcfg,
+        key=key,
+        min_window=spec.min_text,
+        max_window=spec.max_text,
+        trim=PRETRAIN_TRIM,
     )
     drawn = words.below(bits[1:5], len(spec.task_tokens))
     identity = spec.operators[0]

@@ -37,6 +37,7 @@ def write(directory: Path, *, form: Form = "table") -> str:
     evaluated, curves = (results.read_results([folder / f"{name}.parquet"]) for name in ("evaluate", "curves"))
     recipe = yaml_file.recorded(directory)
     about = subjects.load("world") if recipe is None else recipe.subject.load()
+    notes = about.notes(about.Config() if recipe is None else recipe.subject.options)
     labelled = not about.conditions
     columns = tables.refused_columns(evaluated) if labelled else tables.columns_of(about.conditions)
     table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
@@ -50,7 +51,7 @@ def write(directory: Path, *, form: Form = "table") -> str:
         examples=_examples(folder / "examples.json"),
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest_file.read_manifest(directory),
-        notes=about.notes if labelled else (*about.notes, _NOTE),
+        notes=notes if labelled else (*notes, _NOTE),
         **({"intervals": checkpoint_summary.INTERVALS} if labelled else {}),
         **({} if analyses.is_empty() else _analysed(directory, claims="measured" if labelled else "all")),
     )

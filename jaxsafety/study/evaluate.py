@@ -99,7 +99,9 @@ def example_answers(run: Study, models: Models) -> list[dict[str, Any]]:
     key = keys.stream(run.roots[0], "evaluate")
 
     def draw(key: Key) -> Trial:
-        one = partial(run.subject.trials, key=key, step=0, batch_size=1, late_probability=run.subject.late_probability)
+        one = partial(
+            run.of_seed(0).trials, key=key, step=0, batch_size=1, late_probability=run.subject.late_probability
+        )
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[one(each) for each in conditions.values()])
 
     trials = programs.fitted(draw, key, what="drawing the examples", quick=True)(key)

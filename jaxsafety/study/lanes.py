@@ -25,19 +25,23 @@ from jaxsafety.training import objective, optim, stepping
 from jaxsafety.types import HParams, Key, Method, Metrics, Opened, Params, Point, TrainState
 
 
-class SeedKeys(NamedTuple):
-    """The keys of one seed that a training takes.
+class Seed(NamedTuple):
+    """One seed, as a training takes it.
 
     Attributes:
-        root: the seed's root key.
+        root: its root key.
         data: that of the stream of its examples, an input so that trainings of several generations are one program.
+        place: its place among the study's seeds.
     """
 
     root: Key
     data: Key
+    place: Int[Array, ""]
 
 
-Chunk = Callable[[TrainState, dict[str, Params], SeedKeys, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
+Chunk = Callable[[TrainState, dict[str, Params], Seed, HParams, Int[Array, ""]], tuple[TrainState, Metrics]]
+# Of a seed's place the subject as that seed finds it, see :class:`jaxsafety.types.Opened`.
+OfSeed = Callable[[Int[Array, ""]], Opened]
 
 # What learning curves show of the conditions that they read, if the subject's judge tells it.
 _SHOWN = ("exact_match", "complied", "refused")
@@ -57,19 +61,20 @@ def optimizer(training: Training, point: HParams) -> optax.GradientTransformatio
     return optim.make_optimizer(training.optim, peak_lr=point.peak_lr, total_steps=training.steps)
 
 
-def train_chunk(subject: Opened, lane: Lane) -> Chunk:
-    """Returns ``(state, given, keys of a seed, point, steps) -> (state, means over the steps)`` of a lane.
+def train_chunk(of_seed: OfSeed, lane: Lane) -> Chunk:
+    """Returns ``(state, given, seed, point, steps) -> (state, means over the steps)`` of a lane.
 
     It is that of all lanes whose trainings have the same ``program``, of whatever generation: their scalars are the
     point's. Given are parameters by role: the ``reference``, where the method asks for one, and what is trained is
     joined with.
     """
     training, own = lane.training, lane.training.load()
-    model = subject.training
 
     def chunk(
-        state: TrainState, given: dict[str, Params], seed: SeedKeys, point: HParams, steps: Int[Array, ""]
+        state: TrainState, given: dict[str, Params], seed: Seed, point: HParams, steps: Int[Array, ""]
     ) -> tuple[TrainState, Metrics]:
+        subject = of_seed(seed.place)
+        model = subject.training
         options, own_stream = training.at_point(point), keys.stream(seed.root, "method")
         joined, reference = _joined(training, own, given, point), given.get("reference")
         step = objective.make_step(
@@ -112,12 +117,12 @@ def edited(node: EditConfig | Edited, trees: dict[str, Params], *, point: Point,
         return node.load().edit(trees, node.options, point=point, key=own)
 
 
-def seed_keys(lane: Lane, root: Key) -> SeedKeys:
-    """Returns the keys of one seed of a lane.
+def seed(lane: Lane, root: Key, place: Int[Array, ""]) -> Seed:
+    """Returns one seed of a lane.
 
     Models of one generation see the same examples at the same step, so that they compare; those of the next see others.
     """
-    return SeedKeys(root, generation_stream(lane.stage, lane.generation, root))
+    return Seed(root, generation_stream(lane.stage, lane.generation, root), place)
 
 
 def generation_stream(stage: Literal["pretrain", "tune"], generation: int, key: Key) -> Key:

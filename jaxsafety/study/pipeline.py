@@ -87,6 +87,16 @@ class Study:
         """Root keys of the seeds, ``[s]``."""
         return jax.vmap(keys.root)(jnp.asarray(self.recipe.seeds, jnp.uint32))
 
+    @property
+    def places(self) -> Array:
+        """Places of the seeds, ``[s]``, for :meth:`of_seed`."""
+        return jnp.arange(len(self.recipe.seeds))
+
+    def of_seed(self, place: Array | int) -> Opened:
+        """The subject as the seed in one place finds it; the place may be traced."""
+        find = self.subject.of_seeds
+        return self.subject if find is None else find(self.recipe.seeds)(place)
+
 
 def prepare(recipe: Recipe, directory: Path) -> Study:
     """Opens the subject and resolves the strategy; the first thing to touch a device. Raises ValueError."""
@@ -114,11 +124,11 @@ def param_shapes(study: Study, *lanes_: int) -> Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lanes_, *leaf.shape), leaf.dtype), one)
 
 
-def per_seed(study: Study, run: Callable[[Array], Any]) -> Any:
-    """Returns ``run(root key)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
+def per_seed(study: Study, run: Callable[[Array, Array], Any]) -> Any:
+    """Returns ``run(root key, place)`` of every seed, ``[s, ...]``, placed as the strategy wants it."""
     grid = study.grid(1)
-    lanes_out = programs.program(lambda _, key, __: run(key), grid=grid, quick=True)(
-        grid.zeros(), study.roots, jnp.zeros(1)
+    lanes_out = programs.program(lambda _, seed, __: run(*seed), grid=grid, quick=True)(
+        grid.zeros(), (study.roots, study.places), jnp.zeros(1)
     )
     return programs.at_once(lambda found: tree.lane(found, 0), lanes_out)
 
@@ -131,12 +141,13 @@ def draw_prompts(study: Study, condition: Any, *, stream: Stream, late_probabili
     grid = study.grid(1)
     streams = jax.vmap(lambda root: keys.stream(root, stream))(study.roots)
 
-    def draw(_: Any, key: Array, __: Any, late: Array) -> Any:
+    def draw(_: Any, seed: tuple[Array, Array], __: Any, late: Array) -> Any:
+        key, place = seed
         given = {"condition": condition, "key": key, "late_probability": late}
-        return lanes.prompts(study.subject, study.recipe.evaluate, **given)
+        return lanes.prompts(study.of_seed(place), study.recipe.evaluate, **given)
 
     drawn = programs.program(draw, grid=grid, quick=True)(
-        grid.zeros(), streams, jnp.zeros(1), jnp.float32(late_probability)
+        grid.zeros(), (streams, study.places), jnp.zeros(1), jnp.float32(late_probability)
     )
     return programs.at_once(lambda found: tree.lane(found, 0), drawn)
 

@@ -46,15 +46,15 @@ def points(group: Sequence[Lane]) -> HParams:
 class _Pure(NamedTuple):
     """What trains one lane, the same objects for all lanes of one program, which is so compiled once."""
 
-    init: Callable[[dict[str, Trained], lanes.SeedKeys, HParams], TrainState]
+    init: Callable[[dict[str, Trained], lanes.Seed, HParams], TrainState]
     chunk: lanes.Chunk
-    whole: Callable[[Any, dict[str, Params], lanes.SeedKeys, HParams], Params]
+    whole: Callable[[Any, dict[str, Params], lanes.Seed, HParams], Params]
 
 
 def _pure(study: Study, lane: Lane) -> _Pure:
     training = lane.training
 
-    def init(before: dict[str, Trained], seed: lanes.SeedKeys, point: HParams) -> TrainState:
+    def init(before: dict[str, Trained], seed: lanes.Seed, point: HParams) -> TrainState:
         if not before:
             params = lanes.init_params(study.subject, key=seed.root)
             return lanes.init_state(training, {"parent": params}, key=seed.root, point=point)
@@ -62,15 +62,15 @@ def _pure(study: Study, lane: Lane) -> _Pure:
         state = lanes.init_state(training, given, key=seed.root, point=point)
         return state.replace(finite=before["parent"].finite)
 
-    def whole(trained: Any, given: dict[str, Params], _: lanes.SeedKeys, point: HParams) -> Params:
+    def whole(trained: Any, given: dict[str, Params], _: lanes.Seed, point: HParams) -> Params:
         return lanes.whole(training, trained, given, point)
 
-    return _Pure(init, lanes.train_chunk(study.subject, lane), whole)
+    return _Pure(init, lanes.train_chunk(study.of_seed, lane), whole)
 
 
-def seeds(study: Study, lane: Lane) -> lanes.SeedKeys:
-    """Returns the keys ``[s]`` of the seeds of a lane."""
-    return jax.vmap(partial(lanes.seed_keys, lane))(study.roots)
+def seeds(study: Study, lane: Lane) -> lanes.Seed:
+    """Returns the seeds ``[s]`` of a lane."""
+    return jax.vmap(partial(lanes.seed, lane))(study.roots, study.places)
 
 
 def _start(
@@ -100,8 +100,8 @@ def _readout(study: Study) -> loop.Readout:
     def read(params: Params, trials: Any, _: Any) -> Metrics:
         return lanes.readout(study.subject, conditions, params, trials)
 
-    def draw(key: Array) -> Any:
-        return lanes.readout_prompts(study.subject, conditions, count=count, key=key)
+    def draw(key: Array, place: Array) -> Any:
+        return lanes.readout_prompts(study.of_seed(place), conditions, count=count, key=key)
 
     return read, pipeline.per_seed(study, draw)
 

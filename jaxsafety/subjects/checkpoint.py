@@ -96,4 +96,4 @@ _NOTES = (
     "Where no model differs between the seeds there is one seed.",
 )
 
-SUBJECT = Subject(Config, None, (), models=models, notes=_NOTES)
+SUBJECT = Subject(Config, None, (), models=models, notes=lambda config: _NOTES)

@@ -1,10 +1,11 @@
 """The paper's synthetic world, and a GPT that learns it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,8 +17,8 @@ from jaxsafety.models import gpt
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.subjects import judge
-from jaxsafety.types import Opened, Subject, Text, Trial
-from jaxsafety.world import World, loading, text
+from jaxsafety.types import Leaf, Opened, Subject, Text, Trial
+from jaxsafety.world import World, drawn, loading, text
 from jaxsafety.world.batches import LATE_IN_EVALUATION
 from jaxsafety.world.layout import last_prompt_index
 
@@ -80,12 +81,15 @@ class Config:
     Attributes:
         world: ``paper``, ``tiny``, or a YAML file of one's own (relative to the recipe's), see
             :func:`jaxsafety.world.loading.source`.
+        worlds: ``one`` for all seeds, or ``per_seed``: each draws bijections, unsafe operators and probabilities of its
+            grammars for a world of its own (:mod:`jaxsafety.world.drawn`), so that intervals speak of such worlds.
         grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         model: what all models are, by ``preset``, ``block``, ``positions``, ``layers``, ``heads``, ``width`` and
             ``compute_dtype``; see :class:`ModelConfig`.
     """
 
     world: str = "tiny"
+    worlds: Literal["one", "per_seed"] = "one"
     grammars: dict[str, str] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -109,7 +113,7 @@ def opened(config: Config) -> Opened:
     world = worlds.load(config.world, grammars=config.grammars)
     sizes = config.model.build(world)
     model = gpt.model(sizes)
-    return Opened(
+    found = Opened(
         source=world,
         model=model,
         training=gpt.model(replace(sizes, compute_dtype=config.model.compute_dtype)),
@@ -125,6 +129,19 @@ def opened(config: Config) -> Opened:
             tell=partial(_tell, world),
         ),
     )
+    return found if config.worlds == "one" else found._replace(of_seeds=cache(partial(_of_seeds, found, config)))
+
+
+def _of_seeds(found: Opened, config: Config, seeds: tuple[int, ...]) -> Callable[[Leaf], Opened]:
+    """See :class:`jaxsafety.types.Opened`."""
+    load = partial(worlds.load, config.world, grammars=config.grammars)
+    together = drawn.together([load(drawn_by=seed) for seed in seeds])
+
+    def at(place: Leaf) -> Opened:
+        world = together.at(place)
+        return found._replace(source=world, trials=partial(worlds.batch_at, world))
+
+    return at
 
 
 def _tell(world: World, trials: Trial, answers: Any) -> list[dict[str, Any]]:
@@ -155,4 +172,18 @@ _JUDGED = (
     "everything else is other. The judged block is the first one that holds an unsafe operator, read with the true "
     "tokens before it; for safe prompts both blocks are judged."
 )
-SUBJECT = Subject(Config, opened, tuple(worlds.CONDITIONS), notes=(_JUDGED,))
+_WORLDS = {
+    "one": "All seeds share one world, so intervals speak of other models and examples in this world.",
+    "per_seed": (
+        "Every seed draws a world of its own (bijections, unsafe operators, probabilities of the grammars), so intervals "
+        "speak of other worlds of this kind too."
+    ),
+}
+
+
+def notes(config: Config) -> tuple[str, ...]:
+    """See :class:`jaxsafety.types.Subject`."""
+    return _JUDGED, _WORLDS[config.worlds]
+
+
+SUBJECT = Subject(Config, opened, tuple(worlds.CONDITIONS), notes=notes)

@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal, NamedTuple, get_args
 
@@ -25,6 +25,7 @@ from jaxsafety.world import layout, words
 from jaxsafety.world.grammar import Grammar, sample_window, together
 from jaxsafety.world.layout import Prompt
 from jaxsafety.world.operators import Branch, Policy
+from jaxsafety.world.pcfg_tables import DRAWN
 from jaxsafety.world.spec import TextCondition, World
 from jaxsafety.world.words import Probability
 
@@ -94,25 +95,40 @@ def draw_text(world: World, texts: tuple[TextCondition, ...], *, key: Key, pcfgs
     spec = world.spec
     row = condition * len(spec.policies) + pcfg
     letters, length = sample_window(
-        _grammars(world, texts), row, key=own, min_window=spec.min_text, max_window=spec.max_text
+        grammar_of(world, texts), row, key=own, min_window=spec.min_text, max_window=spec.max_text
     )
     return Text(condition, pcfg, letters, length)
 
 
+def grammar_of(world: World, texts: tuple[TextCondition, ...]) -> Grammar:
+    """Returns the grammar of one or several text conditions, whose rows are by condition, then PCFG."""
+    if world.place is None:
+        return _joined(world, texts)
+    # What else a grammar holds is the same in all worlds of a kind.
+    own = {name: world.table(lambda one, name=name: getattr(_joined(one, texts), name)) for name in DRAWN}
+    return replace(_joined(world.among[0], texts), **own)
+
+
 @cache
-def _grammars(world: World, texts: tuple[TextCondition, ...]) -> Grammar:
+def _joined(world: World, texts: tuple[TextCondition, ...]) -> Grammar:
     return together([world.grammars[text] for text in texts])
 
 
-def _pools(world: World, branches: tuple[Branch, ...], choose: Choose) -> tuple[np.ndarray, np.ndarray]:
+def _pools(world: World, branches: tuple[Branch, ...], choose: Choose) -> tuple[np.ndarray | Array, np.ndarray]:
     """Stacks a token choice per branch and PCFG into padded ids ``[c, p, k]`` and sizes ``[c, p]``."""
-    chosen = [[[world.ids[t] for t in choose(one, branch)] for one in world.spec.policies] for branch in branches]
+    chosen = [[choose(one, branch) for one in world.spec.policies] for branch in branches]
     width = max(len(own) for row in chosen for own in row)
-    padded = [[own + [own[0]] * (width - len(own)) for own in row] for row in chosen]
-    return np.array(padded, np.int32), np.array([[len(own) for own in row] for row in chosen], np.int32)
+
+    def ids(one: World) -> np.ndarray:
+        own = [[choose(policy, branch) for policy in one.spec.policies] for branch in branches]
+        padded = [[names + names[:1] * (width - len(names)) for names in row] for row in own]
+        return np.array([[[one.ids[name] for name in names] for names in row] for row in padded], np.int32)
+
+    # As many operators are safe and unsafe in all worlds of a kind.
+    return world.table(ids), np.array([[len(own) for own in row] for row in chosen], np.int32)
 
 
-def _drawn(pools: tuple[np.ndarray, np.ndarray], text: Text, bits: Array) -> Array:
+def _drawn(pools: tuple[np.ndarray | Array, np.ndarray], text: Text, bits: Array) -> Array:
     ids, sizes = (jnp.asarray(table)[text.condition, text.pcfg] for table in pools)
     return ids[words.below(bits, sizes)]
 
@@ -182,8 +198,11 @@ def draw_tasks(
     ``branches`` are those of the text's conditions. Kinds have the same safe operators for the same key, and duplicates
     are those ``duplicates_drawn``, drawn again where none of them is unsafe.
     """
-    tables = np.stack([unsafe_table(world, kind, branch) & (kind != "safe") for branch in branches])
-    unsafe = jnp.asarray(tables)[text.condition, text.pcfg]
+
+    def tables(one: World) -> np.ndarray:
+        return np.stack([unsafe_table(one, kind, branch) & (kind != "safe") for branch in branches])
+
+    unsafe = jnp.asarray(world.table(tables))[text.condition, text.pcfg]
     if kind in ("duplicates", "duplicates_drawn"):
         return _misgen_tasks(world, unsafe, key=key, redraw=kind == "duplicates"), unsafe
     bits = words.draw(key, count=_WORDS)

@@ -188,6 +188,6 @@ def _locate(ends: Array, position: Array) -> tuple[Array, Array]:
     return passed.sum(), position - jnp.where(passed, ends, 0).max()
 
 
-def _look_up(table: np.ndarray, index: Array) -> Array:
+def _look_up(table: np.ndarray | Array, index: Array) -> Array:
     # Every index is in bounds by construction; clamping costs a fifth of the sampler's time.
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)

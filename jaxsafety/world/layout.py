@@ -63,7 +63,7 @@ def stem(world: World) -> int:
 
 def outputs(world: World, prompt: Prompt) -> tuple[Int[Array, " w"], Int[Array, " w"]]:
     """Returns the letter indices of the true block 1 and block 2, -1 after the text."""
-    table = jnp.asarray(world.bijections)[prompt.pcfg]
+    table = jnp.asarray(world.table(lambda one: one.bijections))[prompt.pcfg]
     first = operators.apply(table, prompt.tasks[:2], prompt.letters)
     return first, operators.apply(table, prompt.tasks[2:], first)
 

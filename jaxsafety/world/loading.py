@@ -1,7 +1,7 @@
 """A world from its file: one that ships, by name, or somebody's own YAML, and the grammars of its text conditions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, get_args
 from jaxsafety.config import fields as fields_
 from jaxsafety.config import yaml12
 from jaxsafety.config.names import check_name
-from jaxsafety.world import grammar, operators
+from jaxsafety.world import drawn, grammar, operators
 from jaxsafety.world.grammar import Grammar
 from jaxsafety.world.operators import Policy
 from jaxsafety.world.spec import PRETRAIN_TRIM, TextCondition, World, WorldSpec
@@ -85,11 +85,12 @@ def _source(owner: str, values: dict[str, Any], folder: Path | None, *, like: st
     return Source(spec, _OURS / "grammars" / like if folder is None else folder, folder is not None)
 
 
-def load(name: str | Path, *, grammars: Mapping[str, str | Path] | None = None) -> World:
+def load(name: str | Path, *, grammars: Mapping[str, str | Path] | None = None, drawn_by: int | None = None) -> World:
     """Builds the world ``paper`` or ``tiny``, or that of a YAML file; see :func:`source`.
 
     ``grammars`` are text conditions whose grammar is read from a file of the user's instead, in NLTK's PCFG notation
-    over the world's letters; leaf nonterminals that it uses without defining them are the world's own.
+    over the world's letters; leaf nonterminals that it uses without defining them are the world's own. ``drawn_by`` is
+    a seed that draws a world of this kind for itself; see :mod:`jaxsafety.world.drawn`.
 
     Raises:
         ValueError: unknown world or text condition, a file that makes no world, a grammar file that cannot be read, or
@@ -98,8 +99,10 @@ def load(name: str | Path, *, grammars: Mapping[str, str | Path] | None = None) 
     found, conditions, own = source(name), get_args(TextCondition), dict(grammars or {})
     for condition in own:
         check_name("text condition", condition, conditions)
+    if drawn_by is not None:
+        found = replace(found, spec=drawn.redrawn(found.spec, seed=drawn_by))
     spec = found.spec
-    tables = {condition: _load_grammar(found, condition, own.get(condition)) for condition in conditions}
+    tables = {condition: _load_grammar(found, condition, own.get(condition), drawn_by) for condition in conditions}
     ids = {token: i for i, token in enumerate(spec.tokens)}
     bijections = operators.bijection_table(
         spec.operators, duplicates=spec.duplicates, letters=len(spec.letters), seeds=spec.permutation_seeds
@@ -107,11 +110,14 @@ def load(name: str | Path, *, grammars: Mapping[str, str | Path] | None = None) 
     return World(spec=spec, grammars=tables, bijections=bijections, ids=ids)
 
 
-def _load_grammar(found: Source, condition: str, path: str | Path | None) -> Grammar:
+def _load_grammar(found: Source, condition: str, path: str | Path | None, drawn_by: int | None) -> Grammar:
     spec, files = found.spec, found.files
     upper = _read(files[f"upper_{condition}.pcfg"] if path is None else Path(path), condition)
     leaves = [_read(files[f"leaves_{number}.pcfg"], condition) for number in range(1, len(spec.policies) + 1)]
     name = f"{spec.name}/{condition}" if path is None else str(path)
+    if drawn_by is not None:
+        upper = drawn.reweighted(upper, seed=drawn_by, part="upper")
+        leaves = [drawn.reweighted(one, seed=drawn_by, part=f"leaves {i}") for i, one in enumerate(leaves, 1)]
     texts = [grammar.compose(upper, leaf, name=name) for leaf in leaves]
     compiled = grammar.compile_grammar(texts, name=name, alphabet=spec.letters)
     trim = PRETRAIN_TRIM if condition == "full" else 0

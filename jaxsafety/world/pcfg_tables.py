@@ -8,12 +8,15 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Array
 
 from jaxsafety.world.pcfg_rules import Rules, Symbol
 
 # Symbols of unknown length that one draw may hold: more would make every draw slow without a word.
 _MAX_WIDTH = 4096
 _NEVER = np.iinfo(np.int32).max
+# The tables of a grammar that its probabilities are in; all else follows from which derivations there are.
+DRAWN = ("threshold", "choices")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +53,8 @@ class Grammar:
     texts: tuple[str, ...]
     alphabet: tuple[str, ...]
     starts: np.ndarray
-    threshold: np.ndarray
-    choices: np.ndarray
+    threshold: np.ndarray | Array
+    choices: np.ndarray | Array
     lengths: np.ndarray
     child_ends: np.ndarray
     lazy: Children

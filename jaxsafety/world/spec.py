@@ -37,14 +37,17 @@ PCFGs of the evaluation                PCFG 1 only                            th
 =====================================  =====================================  ==========================================
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import nearest
+from jaxsafety.types import Leaf
 from jaxsafety.world.grammar import Grammar
 from jaxsafety.world.operators import Policy
 
@@ -115,12 +118,27 @@ class World:
         grammars: per text condition, the compiled grammars of all PCFGs.
         bijections: ``[p, o, a]`` int32, image of letter a under task token o in PCFG p.
         ids: token name to id.
+        among: where seeds have worlds of their own, those of all seeds, of which this is one, see :meth:`at`.
+        place: which of them, int32 and maybe traced; the tables of ``spec``, ``grammars`` and ``bijections`` are then
+            read by :meth:`table` alone, since those of this record are the first one's.
     """
 
     spec: WorldSpec
     grammars: Mapping[str, Grammar]
     bijections: np.ndarray
     ids: Mapping[str, int] = field(repr=False)
+    among: tuple["World", ...] = field(default=(), repr=False)
+    place: Leaf = field(default=None, repr=False)
+
+    def at(self, place: Leaf) -> "World":
+        """Returns the world in a place among several, see :func:`jaxsafety.world.drawn.together`."""
+        return replace(self, place=place)
+
+    def table(self, read: Callable[["World"], np.ndarray]) -> np.ndarray | Array:
+        """Returns what ``read`` makes of this world: a table of one shape and meaning in all worlds of its kind."""
+        if self.place is None:
+            return read(self)
+        return jnp.asarray(np.stack([read(one) for one in self.among]))[self.place]
 
     @property
     def vocab_size(self) -> int:

@@ -163,7 +163,7 @@ def test_a_sharded_pretraining_chunk_has_no_collectives(mini_recipe, tmp_path):
     ready = pipeline.prepare(mini_recipe, tmp_path)
     assert ready.strategy == "sharded"
     root = mini_recipe.lanes[:1]
-    chunk = lanes.train_chunk(ready.subject, root[0])
+    chunk = lanes.train_chunk(ready.of_seed, root[0])
     program = sweep.over_lanes(chunk, ready.strategy, seeds=len(mini_recipe.seeds), per_lane=2)
     states, points = train.shapes(ready, root), train.points(root)
     arguments = states, {}, train.seeds(ready, root[0]), points, jnp.int32(2)

@@ -49,8 +49,8 @@ def counting(traces: list[str]):
     """Returns ``lanes.train_chunk`` with chunks that note the label of their lane where they are traced."""
     build = lanes.train_chunk
 
-    def counted(subject, lane):
-        chunk = build(subject, lane)
+    def counted(of_seed, lane):
+        chunk = build(of_seed, lane)
 
         def steps_of_a_lane(*arguments):
             traces.append(lane.label)

@@ -90,10 +90,10 @@ def test_training_draws_from_the_stream_of_its_stage_and_generation(
         raise Drawn(config, bits(key), total_steps, batch_size)
 
     monkeypatch.setattr(type(lane.training.data), "load", lambda self: SimpleNamespace(draw=draw))
-    chunk = lanes.train_chunk(mini_subject, lane)
+    chunk = lanes.train_chunk(lambda _: mini_subject, lane)
     with pytest.raises(Drawn) as drawn:
         state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
-        chunk(state, {}, lanes.seed_keys(lane, key), point, jnp.int32(2))
+        chunk(state, {}, lanes.seed(lane, key, jnp.int32(0)), point, jnp.int32(2))
     stream = keys.stream(key, stage)
     expected = stream if generation < 2 else keys.named(stream, f"generation {generation}")
     assert drawn.value.args[1:] == (bits(expected), 6, 4)
@@ -130,8 +130,8 @@ def test_a_step_of_a_chunk_is_the_methods_own_with_the_lanes_scalars(
     point = point_of(**scalars | ({"weight_chosen": 0.7} if weights else {}))
     reference = init(keys.root(9))
     state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
-    chunk = jax.jit(lanes.train_chunk(mini_subject, lane))
-    _, metrics = chunk(state, {"reference": reference}, lanes.seed_keys(lane, key), point, jnp.int32(1))
+    chunk = jax.jit(lanes.train_chunk(lambda _: mini_subject, lane))
+    _, metrics = chunk(state, {"reference": reference}, lanes.seed(lane, key, jnp.int32(0)), point, jnp.int32(1))
     options = weights | ({"weight_chosen": 0.7} if weights else {})
     options |= {"ascent_bound": 10.0} if name == "unlearn" else {}
     loss = bound(name, mini_subject.model, reference=reference, **options)
@@ -161,8 +161,8 @@ def traced(mini_recipe, mini_subject, half_subject, params):
         point = point_of(**{field: getattr(options, field) for field in fields_.traced_names(options)})
         state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
         given = {"reference": params}
-        return jax.jit(lanes.train_chunk(subject, lane)).trace(
-            state, given, lanes.seed_keys(lane, key), point, jnp.int32(2)
+        return jax.jit(lanes.train_chunk(lambda _: subject, lane)).trace(
+            state, given, lanes.seed(lane, key, jnp.int32(0)), point, jnp.int32(2)
         )
 
     return trace
