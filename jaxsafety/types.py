@@ -576,8 +576,8 @@ class Subject(NamedTuple):
             activations.
         models: ``(config, models) -> models`` of a recipe, as it writes them, with those that the subject begins with
             and its own defaults; None where there are none.
-        notes: ``(config) -> paragraphs`` of plain text: what a report says of how its models are judged, and of what its
-            intervals speak.
+        notes: ``(config) -> paragraphs`` of plain text: what a report says of how its models are judged, and of what
+            its intervals speak.
     """
 
     Config: type

@@ -96,4 +96,10 @@ _NOTES = (
     "Where no model differs between the seeds there is one seed.",
 )
 
-SUBJECT = Subject(Config, None, (), models=models, notes=lambda config: _NOTES)
+
+def notes(config: Config) -> tuple[str, ...]:
+    """See :class:`jaxsafety.types.Subject`."""
+    return _NOTES
+
+
+SUBJECT = Subject(Config, None, (), models=models, notes=notes)

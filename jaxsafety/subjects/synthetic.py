@@ -175,8 +175,8 @@ _JUDGED = (
 _WORLDS = {
     "one": "All seeds share one world, so intervals speak of other models and examples in this world.",
     "per_seed": (
-        "Every seed draws a world of its own (bijections, unsafe operators, probabilities of the grammars), so intervals "
-        "speak of other worlds of this kind too."
+        "Every seed draws a world of its own (bijections, unsafe operators, probabilities of the grammars), so "
+        "intervals speak of other worlds of this kind too."
     ),
 }
 

@@ -4,6 +4,8 @@ Convention: a *code* below the number of productions is a production already dra
 yet to be drawn. Production 0 is padding without letters, production ``1 + a`` is letter ``a`` of the alphabet.
 """
 
+from __future__ import annotations
+
 import itertools
 from dataclasses import dataclass
 

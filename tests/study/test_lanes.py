@@ -7,6 +7,7 @@ from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,6 +100,30 @@ def test_training_draws_from_the_stream_of_its_stage_and_generation(
     assert drawn.value.args[1:] == (bits(expected), 6, 4)
     if stage == "tune":
         assert drawn.value.args[0].p_unsafe is point.data["p_unsafe"]
+
+
+def test_two_worlds_make_another_model_of_one_seed_in_one_program(mini_recipe, key, params, point):
+    """Seeds with one root key, hence the same initial model and order of draws, in the worlds of two places."""
+    config = replace(mini_recipe.subject.options, worlds="per_seed")
+    subject = mini_recipe.subject.load().open(config)
+    of_seed = subject.of_seeds((3, 5))
+    lane, traces = lane_of(mini_recipe, "pretrain"), []
+
+    def found(place):
+        traces.append(place)
+        return of_seed(place)
+
+    chunk = jax.jit(lanes.train_chunk(found, lane))
+    state = lanes.init_state(lane.training, {"parent": params}, key=key, point=point)
+    ends = [chunk(state, {}, lanes.seed(lane, key, jnp.int32(place)), point, jnp.int32(2)) for place in (0, 1, 0)]
+    assert len(traces) == 1
+    first, second, again = (jax.flatten_util.ravel_pytree(end.params)[0] for end, _ in ends)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second) and float(ends[0][1]["loss"]) != float(ends[1][1]["loss"])
+    # They are judged on prompts of their own worlds, whose answers differ.
+    one, other = (lanes.readout_prompts(of_seed(place), READ_OUT, count=8, key=key) for place in (0, 1))
+    assert one.complied.tokens.shape == other.complied.tokens.shape
+    assert not np.array_equal(one.complied.targets, other.complied.targets)
 
 
 @pytest.mark.parametrize("prompts", [3, pytest.param(5, marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ import pytest
 
 from jaxsafety import keys, world
 from jaxsafety.pools import safety, text
-from jaxsafety.world import conditions, drawn, pcfg_text, spec
+from jaxsafety.world import drawn, pcfg_text, spec
 
 SEEDS = (3, 5, 6)
 
@@ -81,8 +81,7 @@ def test_a_start_symbol_stays(several):
 
 def test_several_worlds_draw_in_one_program_what_each_draws(several):
     family = drawn.together(several)
-    key = keys.stream(keys.root(0), "evaluate")
-    names = list(conditions.CONDITIONS)
+    key, names = keys.stream(keys.root(0), "evaluate"), ("unsafe", "jb_co_task", "jb_misgen")
 
     def draws(found):
         given = {"key": key, "step": 0}
