@@ -379,6 +379,9 @@ class Edit(NamedTuple):
         points: ``(config, base) -> points`` where the values depend on the model's sizes.
         leafwise: whether every layer of a parameter is edited by its own values alone, so that a model too large for
             memory is edited a matrix at a time.
+        reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
+            where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
+            ``edits``, not a model.
     """
 
     Config: type
@@ -386,6 +389,7 @@ class Edit(NamedTuple):
     roles: tuple[str, ...] = ("base", "target")
     points: Callable[[Any, Params], Sequence[Point]] | None = None
     leafwise: bool = False
+    reads: tuple[str, ...] = ()
 
 
 @flax.struct.dataclass

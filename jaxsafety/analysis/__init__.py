@@ -18,6 +18,8 @@ TABLE = {
     "alignment": "jaxsafety.analysis.alignment",
     "gradients": "jaxsafety.analysis.gradients",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
+    "kept_energy": "jaxsafety.analysis.kept_energy",
+    "intruders": "jaxsafety.analysis.intruders",
 }
 # Those of checkpoints, which read them piece by piece.
 OF_CHECKPOINTS = {

@@ -11,7 +11,7 @@ from jaxsafety.config import tables
 if TYPE_CHECKING:
     from jaxsafety.claims.judging import Claim
 
-TABLE = {"jain2024": "jaxsafety.claims.jain2024"}
+TABLE = {"jain2024": "jaxsafety.claims.jain2024", "updates": "jaxsafety.claims.updates"}
 
 
 def load(name: str) -> "tuple[Claim, ...]":

@@ -12,6 +12,7 @@ TABLE = {
     "scaled": "jaxsafety.edits.scaled",
     "space_part": "jaxsafety.edits.space_part",
     "rank_part": "jaxsafety.edits.rank_part",
+    "directions": "jaxsafety.edits.directions",
     "layer_part": "jaxsafety.edits.layer_part",
     "transferred": "jaxsafety.edits.transferred",
 }

@@ -44,7 +44,7 @@ def resolved(given: Mapping[str, Any], lanes: Sequence[Lane], as_dict: Callable[
     lane = lanes[0]
     found = as_dict(lane.how)
     if isinstance(lane.how, Reused):
-        found = {"from": {name: found.pop(name) for name in ("run", "model", "generation")}} | found
+        found = {"from": {name: found.pop(name) for name in ("run", "model", "parent", "generation")}} | found
     elif isinstance(lane.how, Edited):
         found |= {role: given.get(role, ROOT) for role in lane.others}
     for axis in products.axes(lane.label, given):
@@ -127,13 +127,15 @@ def _roles(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _parents(label: str, given: Mapping[str, Any]) -> list[str]:
-    if kind_of(given) in (Reused, Selected):
+    if kind_of(given) is Selected:
         return []
     named = given.get("from", [])
+    if kind_of(given) is Reused:
+        named = [] if named.get("parent") is None else named["parent"]
     parents = [named] if isinstance(named, str) else named
     if not isinstance(parents, list | tuple) or not all(isinstance(parent, str) for parent in parents):
         raise ValueError(f"models.{label}.from must be the name of a model, or a list of names, got {named!r}")
-    if "from" in given and not parents:
+    if "from" in given and not parents and kind_of(given) is not Reused:
         raise ValueError(f"models.{label}.from must name at least one model, got none")
     if len(set(parents)) < len(parents):
         raise ValueError(f"models.{label}.from must name distinct models, got {list(parents)}")

@@ -20,7 +20,7 @@ class Lane:
         label: the model's name in the recipe.
         words: by field, what tells it from the other lanes of that model, such as ``{"lr": "eta_M"}``; ``from`` is
             one of the fields.
-        parent: the lane that it begins with; None for one that begins with fresh parameters, or is reused.
+        parent: the lane that it begins with; None for one that begins with fresh parameters, or is reused without.
         how: how it comes about, every field with its value.
         others: by role, the lanes that it goes by beside its parent: those of an edit, the candidates of a selection.
     """
@@ -61,8 +61,8 @@ class Lane:
 
         An edit is none, and a selection is of the generation of its candidates.
         """
-        if isinstance(self.how, Reused):
-            return self.how.generation
+        if isinstance(self.how, Reused) and (self.parent is None or self.how.generation is not None):
+            return self.how.generation or 0
         if isinstance(self.how, Selected):
             return max(lane.generation for lane in self.others.values())
         before = -1 if self.parent is None else self.parent.generation

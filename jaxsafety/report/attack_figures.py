@@ -71,6 +71,28 @@ def _condition_dots(axes: Axes, rows: pl.DataFrame, conditions: list[str]) -> No
         panels.blank(axes)
 
 
+def _without_strength(rows: pl.DataFrame, label: str) -> Picture:
+    """Of an attack that has one point, compliance and refusals: a row per model."""
+    models = models_of(rows)
+    styles = {
+        name: {"color": panels.VERDICT_COLOURS[name], "marker": marker, "linestyle": "none"}
+        for name, marker in (("complied", "o"), ("refused", "s"))
+    }
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, model in enumerate(models):
+            for side, (name, style) in enumerate(styles.items()):
+                panels.draw_dot(axes, panels.dodged(place, side), pick(of_model(rows, model), metric=name), style=style)
+        panels.dot_rows(axes, [panels.model_label(model) for model in models])
+        axes.set_xlim(-0.05, 1.05)
+        axes.grid(visible=True, axis="y")
+        panels.axis_titles(figure, x=f"share of the {condition_label(rows['condition'][0])} prompts")
+        panels.legend(figure, styles, columns=2)
+
+    return Picture(draw, 70 + 24 * len(models), f"the attack {label}: complied with and refused")
+
+
 def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Picture:
     """How an attack fares against its strength, the field ``over``: compliance and refusals of unsafe prompts, or of
     its own, and where they are measured relative tau and gain, which are means over layers."""
@@ -80,7 +102,8 @@ def attack(table: pl.DataFrame, *, label: str, over: str = "strength") -> Pictur
     )
     condition = "unsafe" if "unsafe" in rows["condition"] else rows["condition"][0]
     rows = pick(rows, condition=condition)
-    # An attack without a strength has one point.
+    if not over:
+        return _without_strength(rows, label)
     rows = rows.with_columns(pl.col("strength").fill_null(0.0))
     columns = {head: {"metric": metric} for metric, head in heads.items() if metric in rows["metric"]}
     parts = sorted(rows["part"].unique(), key=lambda part: (len(part), part))

@@ -26,6 +26,9 @@ SCALED = {"whole": "whole", "mlp": "MLP", "up": "up", "down": "down"}
 _SPACES = [f"{keep} {space}" for keep in ("only", "all but") for space in ("null", "range", "random")]
 KEPT = {"whole": "whole update", "mlp_matrices": "MLP matrices"} | {name.replace(" ", "_"): name for name in _SPACES}
 KEPT |= {"attention": "attention", "rank": "rank {}", "layer": "layer {}"}
+# What the labels of edits by `directions` begin with, which have a figure of their own.
+DIRECTIONS = "directions_"
+_CHOICES = (panels.PINK, panels.GREY, panels.BROWN) * 2
 _RATES = ("Instruct", "Null", "JB-CO-Task", "JB-CO-Text", "JB-MisGen")
 _DOT_ROW = 15
 
@@ -112,6 +115,31 @@ def causal(table: pl.DataFrame) -> Picture:
 
     height = 60 + (26 + _DOT_ROW * len(kept)) * math.ceil(len(panels.flow_slots(models)) / 2)
     return Picture(draw, height, "what survives when part of the update is kept or left out")
+
+
+def directions(table: pl.DataFrame) -> Picture:
+    """Null and Instruct against the number of directions kept, a panel per model and rate, a curve per choice."""
+    rows = panels.needed(_judged(table, ("Null", "Instruct")), "interventions: directions")
+    ranks = sorted(rows["strength"].unique())
+    # Ranks are doubled from one to the next: evenly spaced, none at the left end.
+    rows = rows.with_columns(pl.col("strength").replace_strict(ranks, list(range(len(ranks)))).alias("strength"))
+    styles = {
+        part: {"color": colour, "marker": marker}
+        for part, colour, marker in zip(sorted(rows["part"].unique()), _CHOICES, "osD^vP", strict=False)
+    }
+    keys = {part.removeprefix(DIRECTIONS): style for part, style in styles.items()}
+
+    def finish(grid: dict[tuple[Model, str], Axes]) -> None:
+        for axes in grid.values():
+            axes.set_ylim(-0.04, 1.04)
+            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+            axes.set_xticks(range(len(ranks)), [f"{rank:g}" for rank in ranks])
+
+    return panels.model_curves(
+        rows, {name: {"rate": name} for name in ("Null", "Instruct")}, finish, over="strength", part=styles, keys=keys,
+        key_columns=3, x="output directions of the MLP's update that are kept", y="share of prompts", margin=66,
+        shared={"sharey": True}, name="what a few directions of the update carry",
+    )  # fmt: skip
 
 
 def _kept_rows(axes: Axes, kept: list[tuple[str, float | None, str]]) -> None:

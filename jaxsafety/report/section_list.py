@@ -90,6 +90,7 @@ _PART = pl.col("part")
 # What studies of checkpoints have and others have not, or show otherwise: told by metrics that they alone have.
 _OF_CHECKPOINTS = pl.col("metric").is_in(["value_base", "cosine_tau_n"]).any()
 _TRANSFER = _PART.str.starts_with("transfer:")
+_DIRECTIONS = _PART.str.starts_with(intervention_figures.DIRECTIONS)
 
 _OF_UPDATES = {
     "input_alignment": Shown(
@@ -158,9 +159,20 @@ _JOINT = {
         # Of the whole update, as it is.
         _of("interventions")
         & ~_TRANSFER
+        & ~_DIRECTIONS
         & ~_PART.is_in([part for part in intervention_figures.SCALED if part != "whole"])
         & ((_PART != "whole") | (pl.col("strength") == 1)),
         claims=("null_part_suffices", "null_part_beyond_range", "null_part_necessary", "mlp_beyond_attention"),
+    ),
+    "directions": Shown(
+        "How many directions of the update it takes",
+        "beyond the paper",
+        "The update of the MLP matrices is cut to a few output directions, everything else of the update stays: where "
+        "a curve is near its right end already, so many directions do what the whole update does, and a choice of "
+        "directions that says something gets there with fewer than a random one.",
+        intervention_figures.directions,
+        _of("interventions") & _DIRECTIONS,
+        claims=("mlp_carries_refusals", "directions_beyond_random", "activations_beyond_size"),
     ),
     "transfer": Shown(
         "Lending one method's update to another",

@@ -17,7 +17,7 @@ from jaxsafety.linalg.masked import averaged
 from jaxsafety.recipe.nodes import AttackConfig, EditConfig
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study import lanes
-from jaxsafety.study.view import Prompts, class_means, first_prompts, opening, view
+from jaxsafety.study.view import Prompts, class_means, first_prompts, opening, refusing_moments, view
 from jaxsafety.subjects import judge
 from jaxsafety.training.branching import whole
 from jaxsafety.types import Attacked, Key, Measured, Model, Opened, Params, Point, Target, Trial
@@ -29,10 +29,14 @@ _MEASURED = ("complied", "refused", "other", "n_prompts", "relative_tau", "gain"
 
 
 def edited_lane(
-    node: EditConfig, trees: dict[str, Params], per_seed: tuple[Key, Prompts], _: Any, point: Point
-) -> Params:
+    recipe: Recipe, subject: Opened, node: EditConfig, trees: dict[str, Params], per_seed: tuple[Key, Prompts], _: Any,
+    point: Point,
+) -> Params:  # fmt: skip
     """Returns the edited model of one lane; ``trees`` are those of the edit's roles, and may be more."""
-    return lanes.edited(node, {role: trees[role] for role in node.load().roles}, point=point, key=per_seed[0])
+    (key, prompts), edit, moments = per_seed, node.load(), None
+    if edit.reads:
+        moments = refusing_moments(recipe, subject.analysed, trees["target"], prompts, sites=edit.reads)
+    return lanes.edited(node, {role: trees[role] for role in edit.roles}, point=point, key=key, moments=moments)
 
 
 def edited_measures(

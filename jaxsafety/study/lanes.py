@@ -110,11 +110,22 @@ def whole(training: Training, trained: Any, trees: dict[str, Params], point: HPa
     return part.load().join(trees, trained, config=part.at_point(point))
 
 
-def edited(node: EditConfig | Edited, trees: dict[str, Params], *, point: Point, key: Key) -> Params:
-    """Returns an edited model; the key is the seed's root key. Labels of one edit draw the same, and so compare."""
-    own = keys.named(keys.stream(key, "analysis"), node.edit)
+def edited(
+    node: EditConfig | Edited,
+    trees: dict[str, Params],
+    *,
+    point: Point,
+    key: Key,
+    moments: dict[str, Array] | None = None,
+) -> Params:
+    """Returns an edited model; the key is the seed's root key. Labels of one edit draw the same, and so compare.
+
+    ``moments`` are those of the sites that the edit reads, if any; see :class:`jaxsafety.types.Edit`.
+    """
+    own, edit = keys.named(keys.stream(key, "analysis"), node.edit), node.load()
+    given = {"moments": moments} if edit.reads else {}
     with jax.default_matmul_precision("highest"):
-        return node.load().edit(trees, node.options, point=point, key=own)
+        return edit.edit(trees, node.options, point=point, key=own, **given)
 
 
 def seed(lane: Lane, root: Key, place: Int[Array, ""]) -> Seed:

@@ -270,8 +270,17 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
             )
     if missing := sorted(set(study.recipe.seeds) - set(recipe.seeds)):
         raise ValueError(f"{where}: {directory} has the seeds {list(recipe.seeds)}, expected {missing[0]} among them")
-    if (there := by_name[lane.how.model].generation) != lane.how.generation:
-        raise ValueError(f"{where}.generation: got {lane.how.generation}, expected the {there} of {lane.how.model}")
+    if (there := by_name[lane.how.model].generation) != lane.generation:
+        raise ValueError(f"{where}.generation: got {lane.generation}, expected the {there} of {lane.how.model}")
+    if lane.parent is not None:
+        began, given = by_name[lane.how.model].parent, lane.parent.how
+        same = isinstance(given, Reused) and given.run == lane.how.run
+        if began is None or not same or given.model != began.name:
+            first = "nothing" if began is None else began.name
+            raise ValueError(
+                f"{where}.parent: got {lane.parent.name}, expected a model that is {first} of the same run, with which "
+                f"{lane.how.model} began"
+            )
     other, found = Study(recipe, study.subject, study.strategy, directory), by_name[lane.how.model]
     if not legs.is_finished(other.leg(found)):
         raise ValueError(f"{where}: {found.name} is not finished in {directory}: run `jaxsafety {found.stage}` there")

@@ -74,7 +74,9 @@ def gather(run: Study) -> Subjects:
             for rows in set(edited.values())
         },
         edit={
-            label: program(run, partial(judged.edited_lane, node), rows=edited[label], quick=True)
+            label: program(
+                run, partial(judged.edited_lane, run.recipe, run.subject, node), rows=edited[label], quick=True
+            )
             for label, node in run.recipe.edits.items()
         },
     )

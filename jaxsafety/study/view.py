@@ -22,7 +22,7 @@ from jaxsafety.recipe.models import Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.subjects import judge
 from jaxsafety.training import objective, stepping
-from jaxsafety.types import Key, Leaf, Model, Opened, Params, Seen, Text, Trial, Verdicts, View
+from jaxsafety.types import Batch, Key, Leaf, Model, Opened, Params, Seen, Text, Trial, Verdicts, View
 
 
 @flax.struct.dataclass
@@ -92,6 +92,23 @@ def _look(
     # [n, l, size, f] -> [l, c, b, f]
     seen = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(leaf.shape[1], *shape, -1), seen)
     return seen, predicted.reshape(*shape, -1)
+
+
+def refusing_moments(
+    recipe: Recipe, model: Model, params: Params, prompts: Prompts, *, sites: Sequence[str]
+) -> dict[str, Float[Array, "l f f"]]:
+    """Returns second moments of activations by site, summed over the places that predict held-out unsafe prompts'
+    refusals, the model being given these refusals."""
+
+    def batch(refused: Batch) -> dict[str, Array]:
+        _, found = model.apply(params, refused.tokens, sites=tuple(sites))
+        rows = {site: jnp.where(refused.mask[None, ..., None], values, 0.0) for site, values in found.items()}
+        return {site: jnp.einsum("lbtf,lbtg->lfg", values, values) for site, values in rows.items()}
+
+    unsafe = jax.tree.map(lambda leaf: leaf[1], prompts.held_out.refused)
+    size = math.gcd(recipe.evaluate.batch_size, unsafe.tokens.shape[0])
+    batches = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), unsafe)
+    return jax.tree.map(lambda sums: jnp.sum(sums, axis=0), jax.lax.map(batch, batches))
 
 
 def _verdicts(model: Model, params: Params, trials: Trial, predicted: Int[Array, "c b t"]) -> Verdicts:

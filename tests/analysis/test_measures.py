@@ -140,3 +140,41 @@ def test_refusal_depth_is_where_the_refusal_is_said():
     found, _ = measured("refusal_depth", BARE._replace(trials=trials, predicted=predicted, answer=3))
     np.testing.assert_allclose(found["first_refusal"], [[0.25, 0.25, 0.0]])
     np.testing.assert_allclose(found["never_refuses"], [0.5])
+
+
+def held(view, safe, unsafe):
+    """The view with held-out prompts that lie along axes of the inputs of both matrices."""
+    sides = {"mlp.hook_in": WIDTH, "mlp.hook_post": HIDDEN}
+    last = {
+        name: np.stack([np.eye(width, dtype=np.float32)[[[safe], [unsafe]]]] * LAYERS) for name, width in sides.items()
+    }
+    return view._replace(held={name: Seen(values, values) for name, values in last.items()})
+
+
+def test_kept_energy_is_where_the_update_reads_and_writes():
+    """It reads the axis that unsafe prompts lie along, and writes what the base hardly does."""
+    view = held(BARE._replace(params=updated(2, 3)), safe=0, unsafe=2)
+    found, axes = measured("kept_energy", view)
+    # [space of a matrix, share]: of half of the directions; the base reads and writes the first two axes.
+    names = analysis.load("kept_energy").axes(None)["space"].names
+    half = dict(zip(names, found["kept_mean"][:, -1], strict=True))
+    assert half["up:unsafe"] == pytest.approx(1) and half["down:unsafe"] == pytest.approx(1)
+    assert half["up:reads"] == pytest.approx(0, abs=ATOL)
+    assert half["down:writes"] == pytest.approx(0, abs=ATOL)
+    np.testing.assert_allclose(found["chance"][0], [1 / 16, 1 / 8, 1 / 4, 1 / 2])
+    assert axes["kept", "space layer share"].shape == (8, LAYERS, 4)
+
+
+def test_intruders_are_leading_directions_that_no_direction_was_like():
+    """The base writes two axes; the tuned matrices write the diagonals between them."""
+    params = {name: matrix.copy() for name, matrix in BASE.items()}
+    for matrix in params.values():
+        matrix[:, 0, :2], matrix[:, 1, :2] = [4.0, 4.0], [-1.0, 1.0]
+    found, _ = measured("intruders", BARE._replace(params={"blocks": {"mlp": params}}), directions=2)
+    # Their cosines are 0.71: two intruders from 0.8 on.
+    np.testing.assert_array_equal(found["intruders"], np.broadcast_to([0, 0, 0, 2, 2], (2, LAYERS, 5)))
+    np.testing.assert_allclose(found["similarity"], np.full((2, LAYERS), 0.5**0.5), atol=ATOL)
+    same, _ = measured("intruders", BARE._replace(params=updated(0, 0)), directions=2)
+    np.testing.assert_array_equal(same["intruders"], np.zeros((2, LAYERS, 5)))
+    # A random update as large makes some.
+    assert np.all(same["intruders_random_mean"][:, -1] > 0) and np.all(found["intruders_random"] <= 2)

@@ -10,8 +10,20 @@ import numpy as np
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import prefill, soft_tokens
+from jaxsafety.edits import directions as directions_edit
 from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
-from jaxsafety.linalg import alignment, clusters, masked, power, sensitivity, subspace, svd, update_spaces
+from jaxsafety.linalg import (
+    alignment,
+    clusters,
+    directions,
+    kept,
+    masked,
+    power,
+    sensitivity,
+    subspace,
+    svd,
+    update_spaces,
+)
 from jaxsafety.methods import dpo, sft, unlearn
 from jaxsafety.models import generation, gpt, inputs, llama, lora
 from jaxsafety.parametrisations import mask as gates
@@ -112,6 +124,21 @@ CASES = {
     ),
     "tree.difference": Case(tree.difference, {"tuned": TREES["base"], "base": TREES["delta"]}, ("tuned", "base")),
     "tree.interpolate": Case(tree.interpolate, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
+    "directions.ordered": Case(
+        partial(directions.ordered, choice="random", key=KEY), {"delta": BASE}, refused=("delta",)
+    ),
+    "directions.directions_part": Case(
+        partial(directions_edit.directions_part, choice="singular"), {"delta": TREES["delta"], "rank": np.int32(2)},
+        refused=("delta",),
+    ),
+    "kept.energy_kept": Case(
+        partial(kept.energy_kept, side="outputs"), {"delta": BASE, "basis": BASE.mT, "counts": np.array([1, 2])},
+        ("delta", "basis"),
+    ),
+    "kept.known_directions": Case(
+        partial(kept.known_directions, count=2), {"before": BASE, "after": 2 * BASE}, refused=("before", "after")
+    ),
+    "kept.like": Case(partial(kept.like, key=KEY), {"delta": BASE}, refused=("delta",)),
     "svd.decompose": Case(svd.decompose, {"matrices": BASE}, refused=("matrices",)),
     "svd.decompose, gram": Case(partial(svd.decompose, method="gram", rank=1), {"matrices": BASE}),
     "svd.decompose, randomized": Case(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -173,6 +174,36 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
     # Once copied, the other run is not needed any more.
     gone = second.models["pretrained"]["from"] | {"run": str(tmp_path / "gone")}
     pipeline.prepare(replace(second, models=second.models | {"pretrained": {"from": gone}}), tmp_path / "out")
+
+
+def test_a_reused_model_may_begin_with_another_reused_one(second, params, tmp_path):
+    first = second.models["pretrained"]
+    own = first["from"] | {"model": {"high": "sft.eta_M", "low": "sft.eta_S"}, "parent": "pretrained"}
+    models = {"pretrained": first, "sft": {"from": own}}
+    study = replace(second, models=models)
+    pretrained, *tuned = study.lanes
+    assert [lane.name for lane in tuned] == ["sft.high", "sft.low"]
+    assert all(lane.parent is pretrained and lane.generation == 1 and lane.stage == "tune" for lane in tuned)
+    (tmp_path / "second.yaml").write_text(yaml_file.to_yaml(study))
+    assert yaml_file.read(tmp_path / "second.yaml") == study
+    ready = pipeline.prepare(study, tmp_path)
+    for stage in ("pretrain", "tune"):
+        train.train(ready, stage)
+    found = jax.device_get(pipeline.load(ready, tuned[:1]).params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(lambda leaf: leaf[0, 0], found),
+        jax.tree.map(lambda leaf: leaf[1], params["sft.eta_M"]),
+    )
+    # One that it did not begin with there.
+    models |= {
+        "low": {"from": own | {"model": "sft.eta_S"}},
+        "sft": {"from": own | {"model": "attacked.from=sft.eta_M.prompts=2", "parent": "low"}},
+    }
+    with pytest.raises(
+        ValueError, match=re.escape("models.sft.from.parent: got low, expected a model that is sft.eta_M")
+    ):
+        pipeline.prepare(replace(study, models=models), tmp_path / "wrong")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""What is special about an update: its energy in the leading spaces of the weights and of what prompts bring.
+
+The maths is :mod:`jaxsafety.linalg.kept`; beside every share stands that of a random space as large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsafety.config.fields import check
+from jaxsafety.linalg import kept, svd
+from jaxsafety.linalg.svd import Method
+from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, View
+
+# By matrix, where its inputs are read.
+_INPUTS = {"up": "mlp.hook_in", "down": "mlp.hook_post"}
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+# What the pretrained matrix reads and writes most; what prompts bring to it.
+SPACES = ("reads", "writes", "unsafe", "safe")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How spaces are found.
+
+    Attributes:
+        method: of the decompositions; ``gram`` is faster, and refuses directions that it does not resolve.
+    """
+
+    method: Method = "full"
+    __post_init__ = check
+
+
+def measure(view: View, config: Config, *, key: Key) -> Measured:
+    """Returns the shares of the update's energy in the first directions of every space, for :data:`SHARES` of them.
+
+    Activations are the model's own on held-out safe and unsafe prompts at their last token, not centred.
+    """
+    rows = []
+    for name, site in _INPUTS.items():
+        before, after = (side["blocks"]["mlp"][name] for side in (view.base, view.params))
+        rows += _shares(before, after - before, view.held[site].last, config.method).values()
+    stacked = jnp.stack(rows)
+    chance = jnp.broadcast_to(jnp.asarray(SHARES), (len(rows), len(SHARES)))
+    return {
+        ("kept", "space layer share"): stacked,
+        ("kept_mean", "space share"): jnp.mean(stacked, axis=1),
+        ("chance", "space share"): chance,
+    }
+
+
+def _shares(
+    before: Float[Array, "l m n"], delta: Float[Array, "l m n"], inputs: Float[Array, "l 2 b m"], method: Method
+) -> dict[str, Float[Array, "l k"]]:
+    weights = svd.decompose(before, method=method)
+    safe, unsafe = (svd.decompose(inputs[:, side], method=method).outputs for side in (0, 1))
+    bases = {"reads": weights.inputs, "writes": weights.outputs, "unsafe": unsafe, "safe": safe}
+    found = {}
+    for space, basis in bases.items():
+        counts = jnp.asarray([max(1, round(share * basis.shape[-2])) for share in SHARES])
+        side = "outputs" if space == "writes" else "inputs"
+        found[space] = kept.energy_kept(delta, basis, side=side, counts=counts)
+    return found
+
+
+def draw(table: Any, plot: Any) -> Any:
+    """The update's energy against the share of a space's directions; a column per matrix, a row per space."""
+    rows = plot.needed(plot.pick(table, analysis="kept_energy", metric="kept_mean"), "kept_energy")
+    styles = plot.model_styles(plot.models_of(rows))
+    keys = plot.model_keys(styles) | {"random space": plot.CHANCE}
+
+    def finish(grid: np.ndarray) -> None:
+        for axes in grid.flat:
+            axes.set_ylim(0, 1)
+            axes.grid(visible=True, axis="y")
+
+    def draw_on(figure: Any) -> None:
+        grid = figure.subplots(len(SPACES), len(_INPUTS), sharex=True, sharey=True, squeeze=False)
+        for row, space in zip(grid, SPACES, strict=True):
+            for axes, matrix in zip(row, _INPUTS, strict=True):
+                plot.draw_curves(axes, plot.pick(rows, part=f"{matrix}:{space}"), over="strength", model=styles)
+                axes.plot([0, SHARES[-1]], [0, SHARES[-1]], zorder=4, **plot.CHANCE)
+                axes.set_title(f"{matrix}: {space}")
+        finish(grid)
+        plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
+        plot.legend(figure, keys, columns=2)
+
+    height = 60 + plot.ROW * len(SPACES) + plot.legend_height(keys, columns=2)
+    return plot.Picture(draw_on, height, "energy of the update in the leading directions of four spaces")
+
+
+SECTION = Section(
+    "What the update has to do with weights and activations",
+    "beyond the paper",
+    "The share of the update's energy in the leading directions of a space, mean over layers: of the inputs that the "
+    "pretrained matrix reads and the outputs that it writes, and of the activations that held-out unsafe and safe "
+    "prompts bring to it at their last token. On the dotted line it is what a random space as large holds.",
+    draw,
+    claims=("reads_unsafe", "reads_unsafe_beyond_safe", "reads_weights", "writes_weights"),
+)
+ANALYSIS = Analysis(
+    Config, measure, about="update", reads=tuple(_INPUTS.values()), section=SECTION,
+    axes=lambda config: {
+        "space": Coordinate("part", tuple(f"{matrix}:{space}" for matrix in _INPUTS for space in SPACES)),
+        "share": Coordinate("strength", SHARES),
+    },
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""How much of an update lies in the leading part of some space, and which of a matrix's directions are new.
+
+References: the energy kept in a subspace, arXiv 2505.14185 (section 3); intruder dimensions, arXiv 2410.21228
+(section 3, algorithm 1). In our own words, and beside what chance gives, which neither has for these matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_finite
+from jaxsafety.entry.programs import undifferentiated
+from jaxsafety.linalg import svd
+from jaxsafety.linalg.svd import Method
+from jaxsafety.linalg.unbatched import orthonormal
+from jaxsafety.types import Key
+
+Side = Literal["inputs", "outputs"]
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@checked
+def energy_kept(
+    delta: Float[Array, "l m n"], basis: Float[Array, "l d r"], *, side: Side, counts: Int[Array, " k"]
+) -> Float[Array, "l k"]:
+    """Shares of updates' squared Frobenius norms in the span of a basis' first columns, in [0, 1].
+
+    Args:
+        delta: updates, ``[in, out]`` each; one of zeros keeps NaN.
+        basis: orthonormal columns, the leading ones first: of the ``inputs``, d = m, or the ``outputs``, d = n. A
+            random one keeps ``count / d`` in the mean.
+        side: see there.
+        counts: how many columns, each in ``[0, r]``; those beyond count as all.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    check_finite(delta=delta, basis=basis)
+    sides = {"inputs": delta.mT, "outputs": delta}
+    along = jnp.sum(jnp.square(jnp.matmul(sides[side], basis, precision=_HIGHEST)), axis=-2)
+    kept = jnp.concatenate([jnp.zeros_like(along[:, :1]), jnp.cumsum(along, axis=-1)], axis=-1)
+    total = jnp.sum(jnp.square(delta), axis=(-2, -1))[:, None]
+    shares = kept[:, jnp.clip(counts, 0, basis.shape[-1])] / jnp.where(total > 0, total, jnp.nan)
+    return jnp.minimum(shares, 1.0)
+
+
+@checked
+def known_directions(
+    before: Float[Array, "l m n"], after: Float[Array, "l m n"], *, count: int, method: Method = "full"
+) -> Float[Array, "l k"]:
+    """The largest absolute cosine of each of the leading output directions after tuning with any one from before.
+
+    One whose cosine is small is an intruder: tuning put it among the leading ones, and no single direction was like it.
+    Where a spectrum has nearly equal values its directions turn freely, so compare with :func:`like`.
+
+    Args:
+        before: weights, ``[in, out]`` each.
+        after: the same after tuning.
+        count: leading directions of ``after``, k, at least 1 and at most min(m, n).
+        method: of the decompositions.
+
+    Raises:
+        ValueError: count out of range, an unknown method, values that are not finite, or a gradient: it has none.
+
+    Fidelity: theirs are singular vectors of ``[out, in]`` matrices on the output side, as here; they take the cosine
+        with its sign, which a singular vector does not have.
+    """
+    before, after = undifferentiated("known_directions", (before, after))
+    own = svd.decompose(after, method=method, rank=count).outputs
+    cosines = jnp.matmul(svd.decompose(before, method=method).outputs.mT, own, precision=_HIGHEST)
+    return jnp.minimum(jnp.max(jnp.abs(cosines), axis=-2), 1.0)
+
+
+@checked
+def like(delta: Float[Array, "l m n"], *, key: Key, method: Method = "full") -> Float[Array, "l m n"]:
+    """Updates of the same singular values in uniformly random directions: what an update of no meaning would do."""
+    values = svd.decompose(undifferentiated("like", delta), method=method).values
+    left, right = jax.random.split(key)
+    shape, rank = delta.shape[:-2], values.shape[-1]
+    inputs = orthonormal(jax.random.normal(left, (*shape, delta.shape[-2], rank), delta.dtype))
+    outputs = orthonormal(jax.random.normal(right, (*shape, delta.shape[-1], rank), delta.dtype))
+    return jnp.matmul(inputs * values[..., None, :], outputs.mT, precision=_HIGHEST)

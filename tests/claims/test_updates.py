@@ -1,0 +1,88 @@
+"""The statements about the update against numbers that a reader gets by hand."""
+
+import pytest
+
+from jaxsafety.claims import evidence, judging
+from jaxsafety.claims.updates import CLAIMS
+from tests.claim_rows import DPO, applied, series, table
+
+ROUNDING = 1e-12
+
+
+def kept(space, up, down, **labels):
+    """Of both matrices the share in an eighth of the directions; that in a quarter does not count."""
+    rows = []
+    for matrix, values in (("up", up), ("down", down)):
+        rows += series("kept_energy", "kept_mean", values, part=f"{matrix}:{space}", strength=0.125, **labels)
+        rows += series("kept_energy", "kept_mean", [1.0, 1.0], part=f"{matrix}:{space}", strength=0.25, **labels)
+    return rows
+
+
+def counted(metric, up, down):
+    return [
+        row
+        for part, values in (("up", up), ("down", down))
+        for row in series("intruders", metric, values, part=part, strength=0.6)
+    ]
+
+
+def cut(choice, values, **labels):
+    """Refusals with 1, 2, 4 and 8 directions, each ``[s]``."""
+    return [
+        row
+        for rank, own in zip((1, 2, 4, 8), values, strict=True)
+        for row in applied(f"directions_{choice}", own, float(rank), **labels)
+    ]
+
+
+SAME = [[0.5, 0.5]] * 4
+BY_HAND = {
+    # .3 and .5 of SFT's matrices, .6 of DPO's.
+    "reads_unsafe": (
+        kept("unsafe", [0.2, 0.2], [0.4, 0.8]) + kept("unsafe", [0.6, 0.6], [0.6, 0.6], **DPO),
+        [0.45 - 0.125, 0.55 - 0.125],
+    ),
+    "reads_unsafe_beyond_safe": (
+        kept("unsafe", [0.2, 0.2], [0.4, 0.8]) + kept("safe", [0.1, 0.3], [0.1, 0.3]),
+        [0.2, 0.2],
+    ),
+    "reads_weights": (kept("reads", [0.1, 0.1], [0.1, 0.2]), [-0.025, 0.025]),
+    "writes_weights": (kept("writes", [0.1, 0.1], [0.1, 0.2]), [-0.025, 0.025]),
+    "intruders_beyond_random": (
+        counted("intruders_mean", [3.0, 1.0], [1.0, 1.0]) + counted("intruders_random_mean", [1.0, 1.0], [1.0, 2.0]),
+        [1.0, -0.5],
+    ),
+    "mlp_carries_refusals": (
+        applied("directions_singular", [0.2, 0.9], 0.0)
+        + applied("directions_singular", [0.0, 0.0], 1.0)
+        + applied("directions_singular", [0.9, 0.8], 64.0),
+        [0.7, -0.1],
+    ),
+    "directions_beyond_random": (
+        cut("singular", [[0.2, 0.5], [0.4, 0.5], [0.6, 0.5], [0.8, 0.5]]) + cut("random", [[0.0, 1.0]] * 4),
+        [0.5, -0.5],
+    ),
+    "activations_beyond_size": (
+        cut("singular", SAME) + cut("activations", [[0.7, 0.4]] * 4) + cut("random", SAME),
+        [0.2, -0.1],
+    ),
+    "misgen_defined": (table("complied", "jb_misgen", [0.0, 0.2]), [0.0, 0.2]),
+    "misgen_drawn": (table("complied", "jb_misgen_drawn", [0.0, 0.2]), [0.0, 0.2]),
+    "misgen_released": (
+        table("complied", "jb_misgen_released", [0.9, 0.5]) + table("exact_match", "safe", [1.0, 0.4]),
+        [-0.1, 0.1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_statistic_by_hand(name):
+    rows, expected = BY_HAND[name]
+    found = judging.judge(evidence.gather(rows), CLAIMS).judgements
+    judgement = next(one for one in found if one.claim.name == name)
+    assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING)
+
+
+def test_every_statement_has_a_case_and_a_margin_of_its_own():
+    assert set(BY_HAND) == {claim.name for claim in CLAIMS}
+    assert len({claim.statement for claim in CLAIMS}) == len(CLAIMS) and all(claim.margin for claim in CLAIMS)
