@@ -126,7 +126,7 @@ def step(sizes: Sizes) -> Iterator[Row]:
     for row in ceilings(sizes):
         yield row
     ceiling = Ceiling(*row["ceiling"])
-    wanted = [(batch, dtype, 1, "map") for batch in sizes.batches for dtype in ("float32", "bfloat16")]
+    wanted = [(batch, dtype, 1, "map") for batch in sizes.batches for dtype in bench_train_step.TYPES]
     wanted += [
         (batch, "float32", seeds, strategy)
         for seeds in sizes.seeds[1:]
@@ -147,7 +147,7 @@ def step(sizes: Sizes) -> Iterator[Row]:
 def _steps(sizes: Sizes, batch: int, dtype: str, seeds: int, strategy: Any) -> tuple[Any, tuple[Any, ...]]:
     case = TrainCase("paper", "paper", sizes.preset, "sinusoidal", "adamw", batch, 1, (seeds,), 1)
     recipe = bench_train_step.recipe_of(case)
-    subject = bench_train_step.opened(recipe, compute_dtype=dtype)
+    subject = bench_train_step.opened(recipe, **bench_train_step.TYPES[dtype])
     start = bench_train_step.start_state(recipe, subject, seeds=seeds)
     (lane,) = recipe.lanes
     chunk = sweep.over_lanes(lanes.train_chunk(lambda _: subject, lane), strategy, seeds=seeds, per_lane=2)

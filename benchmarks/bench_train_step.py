@@ -59,6 +59,14 @@ def recipe_of(case: TrainCase) -> Recipe:
     )
 
 
+# What training computes in, and keeps its activations in, by name.
+TYPES = {
+    "float32": {},
+    "bfloat16": {"compute_dtype": "bfloat16"},
+    "bfloat16 stored": {"compute_dtype": "bfloat16", "stored_dtype": "bfloat16"},
+}
+
+
 def opened(recipe: Recipe, **model: Any) -> Opened:
     """Returns the recipe's subject, opened; ``model`` are other values of fields of its models."""
     own = recipe.subject.options
@@ -78,9 +86,10 @@ def _rows(case: TrainCase, recipe: Recipe, *, seeds: int, gflop: float | None, p
     work = None if gflop is None else gflop * items
     programs = [lane_program(recipe, subject, start, strategy=s, items=items, gflop=work) for s in strategies(seeds)]
     if seeds == 1:
-        half = opened(recipe, compute_dtype="bfloat16")
-        program = lane_program(recipe, half, start, strategy="map", items=items, gflop=work)
-        programs.append(replace(program, name="map, bfloat16"))
+        for name in ("bfloat16", "bfloat16 stored"):
+            half = opened(recipe, **TYPES[name])
+            program = lane_program(recipe, half, start, strategy="map", items=items, gflop=work)
+            programs.append(replace(program, name=f"map, {name}"))
     results = harness.race(programs, rounds=case.rounds)
     baseline, (_, expected) = results[0]
     for record, (_, metrics) in results:

@@ -49,7 +49,7 @@ def _branched(params, stems, rest, *, config):
     tokens = start + length
     added = jnp.broadcast_to(additive_positions(params, tokens, config=config), (1, tokens, width))
     parts = embedded(params, stems) + added[:, :start], embedded(params, rest) + added[:, start:]
-    x = jnp.concatenate([part.reshape(-1, width) for part in parts])
+    x = jnp.concatenate([part.reshape(-1, width) for part in parts]).astype(config.stored_dtype)
     shapes, rope = ((count, start), (n, length)), rope_table(tokens, config=config)
     attend = partial(_attend, config=config, shapes=shapes, rope=rope)
     layer = partial(block, config=config, attend=attend)

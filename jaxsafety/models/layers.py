@@ -2,11 +2,14 @@
 
 Activations around a linear are rows ``[b*t, d]``: with three axes XLA fuses the residual stream into transposing
 copies, which costs a small model a fifth of its gradient step on CPU. Products of activations with weights and of
-attention multiply in a compute dtype and accumulate in float32; everything else is float32.
+attention multiply in a compute dtype and accumulate in float32; everything else is computed in float32. Activations
+leave in the type that they came in: of bfloat16 ones only these are kept for the backward pass, which computes what it
+needs from them again, and only between operations are they rounded.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from functools import partial
 from typing import Literal
@@ -60,8 +63,8 @@ def _bfloat16_backward(spec, factors, cotangent):
     left, right = factors
     cotangent = _round_to_bfloat16(cotangent)
     return (
-        _multiply_rounded(f"{result},{second}->{first}", cotangent, right),
-        _multiply_rounded(f"{result},{first}->{second}", cotangent, left),
+        _multiply_rounded(f"{result},{second}->{first}", cotangent, right).astype(left.dtype),
+        _multiply_rounded(f"{result},{first}->{second}", cotangent, left).astype(right.dtype),
     )
 
 
@@ -71,13 +74,26 @@ bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
 def _round_to_bfloat16(x):
     # The array stays float32: XLA's CPU backend has no kernel for some products of bfloat16 arrays (attention's
     # backward pass fails with jax 0.10.2), and may drop a conversion there and back, which it never does with this.
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    # One that is stored in bfloat16 is kept as it is.
+    return x if x.dtype == jnp.bfloat16 else jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def _multiply_rounded(spec, left, right):
     # Accelerators multiply in bfloat16, a CPU in float32: the same numbers, for a product of two bfloat16 values is
     # exact in float32.
+    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     return einsum(spec, jax.lax.DotAlgorithmPreset.BF16_BF16_F32)(left, right)
+
+
+def _lean(function):
+    """Of bfloat16 activations these alone are kept for the backward pass, not what float32 makes of them."""
+
+    @functools.wraps(function)
+    def call(x, *, dtype=None, **arrays):
+        own = function if dtype is None else partial(function, dtype=dtype)
+        return (own if x.dtype == jnp.float32 else jax.checkpoint(own))(x, **arrays)
+
+    return call
 
 
 def project(
@@ -90,10 +106,11 @@ def project(
 def linear(
     x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, bias: Float[Array, " o"], dtype: ComputeDtype = "float32"
 ) -> Float[Array, "rows o"]:
-    """Returns ``x @ kernel + bias`` in float32, the product's factors rounded to ``dtype``."""
-    return project(x, kernel, dtype=dtype) + bias[None, :]
+    """Returns ``x @ kernel + bias`` in the type of ``x``, the product's factors rounded to ``dtype``."""
+    return (project(x, kernel, dtype=dtype) + bias[None, :]).astype(x.dtype)
 
 
+@_lean
 def layer_norm(
     x: Float[Array, "rows d"], *, scale: Float[Array, " d"], bias: Float[Array, " d"]
 ) -> Float[Array, "rows d"]:
@@ -101,9 +118,11 @@ def layer_norm(
 
     References: Ba, Kiros and Hinton (2016), Layer Normalization, arXiv:1607.06450.
     """
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale[None, :] + bias[None, :]
+    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale[None, :] + bias[None, :]
+    return normed.astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "rows d"], *, scale: Float[Array, " d"], eps: float) -> Float[Array, "rows d"]:
@@ -122,9 +141,10 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     References: Hendrycks and Gimpel (2016), Gaussian Error Linear Units, arXiv:1606.08415.
     """
-    return jax.nn.gelu(x, approximate=True)
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
+@_lean
 def causal_attention(
     queries: Float[Array, "b t n k"],
     *,
@@ -132,21 +152,22 @@ def causal_attention(
     values: Float[Array, "b u n k"],
     dtype: ComputeDtype = "float32",
 ) -> Float[Array, "b t n k"]:
-    """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own, in float32.
+    """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own, in the type of q.
 
     The queries are those of the last t of u positions.
     The factors of the two products are rounded to ``dtype``; scores, their exponentials and the total are float32.
     """
     tokens, places, width = queries.shape[1], keys.shape[1], queries.shape[3]
     # u: the position attended to
-    scores = product("btnk,bunk->bntu", queries / math.sqrt(width), keys, dtype=dtype)
+    scores = product("btnk,bunk->bntu", queries.astype(jnp.float32) / math.sqrt(width), keys, dtype=dtype)
     visible = jnp.tril(jnp.ones((tokens, places), bool), places - tokens)
     scores = jnp.where(visible[None, None], scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)
     # Dividing [b, t, n, k] instead of [b, n, t, t] saves one stored array of that size per layer.
     total = einsum("bntu->btn")(unnormalised)
-    return product("bntu,bunk->btnk", unnormalised, values, dtype=dtype) / total[..., None]
+    mixed = product("bntu,bunk->btnk", unnormalised, values, dtype=dtype) / total[..., None]
+    return mixed.astype(queries.dtype)
 
 
 def grouped_attention(
@@ -227,7 +248,7 @@ def rotate(x: Float[Array, "b t n k"], table: Float[Array, "2 *#b t half"]) -> F
     per_sequence = table if table.ndim == 4 else table[:, None]
     cos, sin = per_sequence[:, :, :, None, :]
     first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def _angles(tokens: int, width: int, *, base: float) -> Float[Array, "t half"]:

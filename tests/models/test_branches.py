@@ -23,6 +23,7 @@ KINDS = {
     "paper, learned, one layer": SMALL(layers=1, positions="learned"),
     "pre_ln, rope, a loop": SMALL(layers=3, block="pre_ln", positions="rope", unroll=1),
     "bfloat16": SMALL(layers=2, compute_dtype="bfloat16"),
+    "stored in bfloat16": SMALL(layers=2, compute_dtype="bfloat16", stored_dtype="bfloat16"),
 }
 STEM = 4
 TEXTS = np.random.default_rng(0).integers(0, 11, (2, 3, 9), dtype=np.int32)

@@ -275,6 +275,32 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32(bl
             assert np.linalg.norm(gradient - exact) <= 2 * BF16 * np.linalg.norm(exact), path
 
 
+@pytest.mark.parametrize(
+    ("block", "positions"), [VARIANTS[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in VARIANTS[1:])]
+)
+def test_stored_in_bfloat16_activations_are_kept_so_alone(block, positions):
+    config = _config(block, positions)
+    stored = dataclasses.replace(config, compute_dtype="bfloat16", stored_dtype="bfloat16")
+    params, tokens = _params(config), _tokens(batch=3)
+    ((loss, exact), wanted), ((loss16, rounded), got) = (
+        jax.device_get(jax.jit(jax.value_and_grad(_losses(c, tokens), has_aux=True))(params)) for c in (config, stored)
+    )
+    assert rounded.dtype == jnp.float32 and float(loss16) == pytest.approx(float(loss), rel=BF16)
+    # Every layer rounds the stream several times more than where its products round alone.
+    assert 0 < np.abs(rounded - exact).max() <= 3 * BF16 * float(np.abs(exact).max())
+    for path, gradient in tree.flatten(got).items():
+        assert gradient.dtype == jnp.float32, path
+        if path != "blocks/attn/k_bias":
+            exact = tree.flatten(wanted)[path]
+            assert np.linalg.norm(gradient - exact) <= 4 * BF16 * np.linalg.norm(exact), path
+    # What waits for the backward pass: of activations no float32 but the logits, and nothing [t, t].
+    rows, tokens_each = tokens.size, tokens.shape[1]
+    kept = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(lambda p: _losses(stored, tokens)(p)[0], p)[1], params))
+    of_activations = [one for one in kept if rows in one.shape or one.shape[1:3] == tokens.shape]
+    assert of_activations and all(one.dtype == jnp.bfloat16 for one in of_activations)
+    assert not any(one.shape[-2:] == (tokens_each, tokens_each) for one in kept)
+
+
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
@@ -373,6 +399,7 @@ def test_soft_tokens_get_a_gradient():
         ({"block": "preln"}, "unknown block 'preln'.*did you mean 'pre_ln'"),
         ({"positions": "learnt"}, "unknown positions 'learnt'.*did you mean 'learned'"),
         ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'.*did you mean 'bfloat16'"),
+        ({"stored_dtype": "bfloat16"}, "stored_dtype: got 'bfloat16', expected compute_dtype 'bfloat16' as well"),
         ({"positions": "rope", "heads": 8}, "even head width"),
         ({"heads": 1, "width": 7}, "even width"),
     ],

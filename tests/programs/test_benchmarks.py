@@ -211,9 +211,10 @@ def test_training_steps_agree_between_strategies(monkeypatch):
 def test_a_seed_also_trains_in_bfloat16_and_its_error_shows(small_training):
     recipe = bench_train_step.recipe_of(SMALL)
     rows = {row["strategy"]: row for row in bench_train_step._rows(SMALL, recipe, seeds=1, gflop=1.0, peak=10.0)}
-    assert list(rows) == ["map", "vmap", "map, bfloat16"]
+    assert list(rows) == ["map", "vmap", "map, bfloat16", "map, bfloat16 stored"]
     # Rounding, and no more: bfloat16 has 8 significant bits.
     assert rows["vmap"]["loss_error"] < 1e-6 < rows["map, bfloat16"]["loss_error"] < 2**-8
+    assert 1e-6 < rows["map, bfloat16 stored"]["loss_error"] < 2**-8
 
 
 SMALL = cases.TrainCase("x", "tiny", "tiny", "sinusoidal", "adamw", 2, steps=1, seed_counts=(2,), rounds=1)
