@@ -19,6 +19,8 @@ from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
 
 # What is shown and scored in a pretraining sample (the paper's clm 1..4).
 TEXT_ONLY, WHOLE, FIRST_BLOCK, SECOND_BLOCK = range(4)
+# Below the key of a sample's text, for what only some recipes draw.
+_COINS = 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Config:
         ramp_start, ramp_end: fractions of the run between which the probabilities move.
         scored: ``all`` targets that the sample type scores, or only the ``answers`` (blocks and end of sequence).
         exception_probability: share of samples in which an exception token replaces an operator.
+        duplicate_share: share of the operators that stand there as one of the duplicates, in [0, 1]; None draws every
+            task token as often, as the paper does.
 
     Fidelity: the paper's values (README of its code) are the defaults.
     """
@@ -41,6 +45,7 @@ class Config:
     ramp_end: float = 1.0
     scored: Literal["all", "answers"] = "all"
     exception_probability: float = static(0.01, at_least=0, at_most=1)
+    duplicate_share: float | None = static(None, at_least=0, at_most=1)
 
     def __post_init__(self):
         check(self)
@@ -72,7 +77,7 @@ def draw(
     return jax.vmap(one)(jax.random.split(at_step(key, step), batch_size))
 
 
-def _prompt(world: World, *, key: Key, bits: UInt32[Array, " 8"]) -> Prompt:
+def _prompt(world: World, config: Config, *, key: Key, bits: UInt32[Array, " 8"]) -> Prompt:
     spec = world.spec
     pcfg = words.below(bits[0], len(spec.policies))
     letters, length = sample_window(
@@ -87,14 +92,27 @@ def _prompt(world: World, *, key: Key, bits: UInt32[Array, " 8"]) -> Prompt:
     identity = spec.operators[0]
     same = [world.ids[identity]] + [world.ids[token] for token, base in spec.duplicates if base == identity]
     anchor = jnp.asarray(same, jnp.int32)[words.below(bits[5], len(same))]
+    if config.duplicate_share is not None:
+        coins = words.chance(words.draw(jax.random.fold_in(key, _COINS), count=5), config.duplicate_share)
+        drawn, anchor = _duplicated(bits[1:6], coins, first=len(spec.operators), count=len(spec.duplicates), same=same)
     tasks = conditions.anchored_tasks(drawn, anchor, bits=bits[6:8])
     return Prompt(pcfg=pcfg, tasks=tasks, letters=letters, length=length)
+
+
+def _duplicated(
+    bits: UInt32[Array, " 5"], coins: Bool[Array, " 5"], *, first: int, count: int, same: list[int]
+) -> tuple[Int[Array, " 4"], Int[Array, ""]]:
+    """Returns four task tokens and an anchor, each a duplicate where its coin says so, if there is one."""
+    there = coins & (jnp.array([count] * 4 + [len(same) - 1]) > 0)
+    drawn = jnp.where(there[:4], first + words.below(bits[:4], max(count, 1)), words.below(bits[:4], first))
+    others = jnp.asarray(same[1:] or same, jnp.int32)
+    return drawn, jnp.where(there[4], others[words.below(bits[4], len(others))], same[0])
 
 
 def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Key) -> Batch:
     text, others = jax.random.split(key)
     bits = words.draw(others, count=12)
-    prompt = _prompt(world, key=text, bits=bits[:8])
+    prompt = _prompt(world, config, key=text, bits=bits[:8])
     prompt, block1, block2 = _with_exception(world, prompt, probability=config.exception_probability, bits=bits[8:11])
     tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
     shown, scored = _visibility(code, words.choice(bits[11], shares))

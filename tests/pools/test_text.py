@@ -195,3 +195,20 @@ def test_half_of_the_prompts_anchor_the_identity_or_its_duplicate(tiny_world, sa
 def test_impossible_mixtures_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         text.Config(**changes)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_so_many_operators_are_duplicates(tiny_world, share):
+    mixture = pure(1, duplicate_share=share)
+    batch = jax.jit(
+        lambda key: text.draw(tiny_world, mixture, key=key, step=0, total_steps=10, batch_size=DRAWS)
+    )(keys.root(4))  # fmt: skip
+    tasks, spec = np.asarray(batch.tokens)[:, 1:5], tiny_world.spec
+    assert tasks.max() < len(spec.task_tokens)
+    assert np.mean(tasks >= len(spec.operators)) == pytest.approx(share, abs=SHARE_ATOL / 2)
+    # Each operator is named as often, and half of the samples have the identity, by some name, where it is put.
+    by_name = np.bincount(tasks.ravel(), minlength=len(spec.task_tokens)) / tasks.size
+    if share == 0:
+        assert by_name[0] == pytest.approx(1 / 8 + 7 / 8 / 5, abs=SHARE_ATOL)
+    if share == 1:
+        assert np.all(by_name[: len(spec.operators)] == 0) and np.all(by_name[len(spec.operators) :] > 0.1)
