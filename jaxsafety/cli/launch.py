@@ -62,7 +62,8 @@ def _open(ready: Study, lock: ExitStack, *, read: bool = False) -> None:
     """Locks the directory and puts the study on record, or of one that is only ``read`` checks that it is."""
     lock.enter_context(locks.hold(ready.directory))
     if read:
-        opening.check_config(ready.directory / "config.yaml", as_dict(ready.recipe))
+        defaults = stages_.as_read_today(ready.directory)
+        opening.check_config(ready.directory / "config.yaml", as_dict(ready.recipe), defaults=defaults)
     else:
         stages_.record(ready)
     manifest_file.write_manifest(ready.directory, {"models": pipeline.steps(ready.recipe), "failed": None})

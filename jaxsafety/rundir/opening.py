@@ -75,7 +75,10 @@ def keep_files(folder: Path, files: Mapping[str, str]) -> None:
             )
 
 
-def record_config(path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None) -> bool:
+def record_config(
+    path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> bool:  # fmt: skip
     """Writes a configuration of plain data as YAML, or checks that it is the recorded one; see :func:`check_config`.
 
     Returns whether it adds to one that was recorded.
@@ -85,20 +88,21 @@ def record_config(path: Path, config: Mapping[str, Any], *, grows: str | None = 
         OSError: it cannot be written.
     """
     there = path.exists()
-    if not check_config(path, config, grows=grows, free=free):
+    if not check_config(path, config, grows=grows, free=free, defaults=defaults):
         return False
     atomic_write(path, yaml12.dump(dict(config)))
     return there
 
 
 def check_config(
-    path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None, what: str = ""
-) -> bool:
+    path: Path, config: Mapping[str, Any], *, grows: str | None = None, free: str | None = None, what: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> bool:  # fmt: skip
     """Checks that no other configuration is recorded; returns whether there is something to record.
 
     Fields whose dotted names match the regular expression ``grows`` may be absent, null or 0 where they are recorded,
     and those that match ``free`` may be anything there. ``what`` the run is then said to be, for another sentence than
-    that of another configuration.
+    that of another configuration. ``defaults`` are what fields are that were not there yet when the run was recorded.
 
     Raises:
         ValueError: another one is, whose differing fields are named, or the file is damaged or of an earlier version.
@@ -113,7 +117,7 @@ def check_config(
         raise ValueError(f"{path} is not a configuration: {_NO_CONFIG}")
     if content.keys() & {*EARLIER}:
         raise ValueError(other_version(path.parent))
-    recorded, new = flat(content), flat(config)
+    recorded, new = flat(defaults or {}) | flat(content), flat(config)
     # An absent field is a null one: dumpers may leave those out.
     differing = [name for name in sorted(recorded | new) if not _same(recorded.get(name), new.get(name))]
     if differing and all(_may_change(name, recorded.get(name), grows=grows, free=free) for name in differing):

@@ -1,9 +1,12 @@
 """What runs the stages of a recipe, by what it is about: models stacked in memory, or files, each by itself."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import layout, opening
 from jaxsafety.study import analyze, evaluate, pipeline, train
@@ -57,7 +60,7 @@ def record(study: Study) -> None:
     """
     path, config = study.directory / "config.yaml", as_dict(study.recipe)
     if not study.recipe.subject.of_files:
-        opening.record_config(path, config)
+        opening.record_config(path, config, defaults=as_read_today(study.directory))
         opening.keep_files(study.directory / layout.FILES, pipeline.own_files(study.recipe))
         return
     allowed = {"grows": _GROWS, "free": _free(study)}
@@ -68,6 +71,14 @@ def record(study: Study) -> None:
     opening.record_config(path, config, **allowed)
     inputs.record(study, told)
     train_files.forget(study)
+
+
+def as_read_today(directory: Path) -> dict[str, Any]:
+    """Returns the recipe on record with the defaults of fields that came after it; nothing where none can be read."""
+    with suppress(ValueError):
+        recipe = yaml_file.recorded(directory)
+        return {} if recipe is None else as_dict(recipe)
+    return {}
 
 
 def _free(study: Study) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 
 from jaxsafety.report import study_report
 from jaxsafety.rundir import checkpoint, manifest_file, metrics_file, results
-from jaxsafety.study import evaluate, pipeline, train
+from jaxsafety.study import evaluate, pipeline, stages, train
 from tests.disturbed import die_before_saving
 
 LEGS = ("pretrained", "sft.eta_M", "sft.eta_S", "dpo.eta_M", "dpo.eta_S")
@@ -167,3 +167,19 @@ def test_the_report_is_one_self_contained_page(finished_run):
     assert not re.search(r"href\s*=\s*[\"'](?!#|results/tables/\w+\.(csv|parquet)\")", page)
     for text in ("Instruct", "Null", "pretrained", "SFT", "DPO", "eta_M", "world: tiny", "preset: tiny", "<svg"):
         assert text in page, text
+
+
+def test_a_run_recorded_before_a_field_was_there_is_the_run_with_its_default(mini_recipe, tmp_path):
+    study = pipeline.prepare(mini_recipe, tmp_path)
+    stages.record(study)
+    path = tmp_path / "config.yaml"
+    written = path.read_text()
+    # As an earlier revision wrote it: without fields that are as they always were, at any depth.
+    for field in ("stored_dtype", "worlds", "duplicate_share"):
+        assert field in written
+        path.write_text("".join(line for line in written.splitlines(True) if field not in line))
+        stages.record(study)
+    # What is missing and was another value is another run.
+    path.write_text("".join(line for line in written.splitlines(True) if "width:" not in line))
+    with pytest.raises(ValueError, match=r"another configuration \(subject.model.width is None there and 16 here\)"):
+        stages.record(study)
