@@ -9,6 +9,7 @@ from functools import partial
 from jaxsafety.config import tables
 
 TABLE = {
+    "emulated": "jaxsafety.attacks.emulated",
     "misgen": "jaxsafety.attacks.misgen",
     "prefill": "jaxsafety.attacks.prefill",
     "soft_tokens": "jaxsafety.attacks.soft_tokens",

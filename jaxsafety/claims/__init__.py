@@ -11,7 +11,11 @@ from jaxsafety.config import tables
 if TYPE_CHECKING:
     from jaxsafety.claims.judging import Claim
 
-TABLE = {"jain2024": "jaxsafety.claims.jain2024", "updates": "jaxsafety.claims.updates"}
+TABLE = {
+    "jain2024": "jaxsafety.claims.jain2024",
+    "updates": "jaxsafety.claims.updates",
+    "zhou2024": "jaxsafety.claims.zhou2024",
+}
 
 
 def load(name: str) -> "tuple[Claim, ...]":

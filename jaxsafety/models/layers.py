@@ -81,19 +81,24 @@ def _round_to_bfloat16(x):
 def _multiply_rounded(spec, left, right):
     # Accelerators multiply in bfloat16, a CPU in float32: the same numbers, for a product of two bfloat16 values is
     # exact in float32.
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    return einsum(spec, jax.lax.DotAlgorithmPreset.BF16_BF16_F32)(left, right)
+    return einsum(spec, jax.lax.DotAlgorithmPreset.BF16_BF16_F32)(_wide(left), _wide(right))
 
 
 def _lean(function):
     """Of bfloat16 activations these alone are kept for the backward pass, not what float32 makes of them."""
 
     @functools.wraps(function)
-    def call(x, *, dtype=None, **arrays):
-        own = function if dtype is None else partial(function, dtype=dtype)
-        return (own if x.dtype == jnp.float32 else jax.checkpoint(own))(x, **arrays)
+    def call(*arrays, **named):
+        words = {name: value for name, value in named.items() if isinstance(value, str)}
+        named = {name: value for name, value in named.items() if name not in words}
+        own, first = partial(function, **words), next(iter((*arrays, *named.values())))
+        return (jax.checkpoint(own) if first.dtype == jnp.bfloat16 else own)(*arrays, **named)
 
     return call
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def project(
@@ -118,7 +123,7 @@ def layer_norm(
 
     References: Ba, Kiros and Hinton (2016), Layer Normalization, arXiv:1607.06450.
     """
-    wide = x.astype(jnp.float32)
+    wide = _wide(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale[None, :] + bias[None, :]
@@ -141,7 +146,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     References: Hendrycks and Gimpel (2016), Gaussian Error Linear Units, arXiv:1606.08415.
     """
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+    return jax.nn.gelu(_wide(x), approximate=True).astype(x.dtype)
 
 
 @_lean
@@ -159,7 +164,7 @@ def causal_attention(
     """
     tokens, places, width = queries.shape[1], keys.shape[1], queries.shape[3]
     # u: the position attended to
-    scores = product("btnk,bunk->bntu", queries.astype(jnp.float32) / math.sqrt(width), keys, dtype=dtype)
+    scores = product("btnk,bunk->bntu", _wide(queries) / math.sqrt(width), keys, dtype=dtype)
     visible = jnp.tril(jnp.ones((tokens, places), bool), places - tokens)
     scores = jnp.where(visible[None, None], scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxsafety.config.fields import check, static
@@ -20,7 +21,7 @@ from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
 # What is shown and scored in a pretraining sample (the paper's clm 1..4).
 TEXT_ONLY, WHOLE, FIRST_BLOCK, SECOND_BLOCK = range(4)
 # Below the key of a sample's text, for what only some recipes draw.
-_COINS = 1
+_COINS, _REFUSED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Config:
         exception_probability: share of samples in which an exception token replaces an operator.
         duplicate_share: share of the operators that stand there as one of the duplicates, in [0, 1]; None draws every
             task token as often, as the paper does.
+        refused: share in [0, 1] of the samples with an operator that is unsafe on any text that answer with a refusal,
+            as safety fine-tuning would have it: a base that refuses in part. The paper's shows none.
 
     Fidelity: the paper's values (README of its code) are the defaults.
     """
@@ -46,6 +49,7 @@ class Config:
     scored: Literal["all", "answers"] = "all"
     exception_probability: float = static(0.01, at_least=0, at_most=1)
     duplicate_share: float | None = static(None, at_least=0, at_most=1)
+    refused: float = static(0.0, at_least=0, at_most=1)
 
     def __post_init__(self):
         check(self)
@@ -114,6 +118,9 @@ def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Ke
     bits = words.draw(others, count=12)
     prompt = _prompt(world, config, key=text, bits=bits[:8])
     prompt, block1, block2 = _with_exception(world, prompt, probability=config.exception_probability, bits=bits[8:11])
+    if config.refused:
+        coin = words.chance(words.draw(jax.random.fold_in(text, _REFUSED), count=1)[0], config.refused)
+        block1, block2 = _refused(world, prompt, block1, block2, coin=coin)
     tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
     shown, scored = _visibility(code, words.choice(bits[11], shares))
     answers = config.scored == "answers"
@@ -141,6 +148,22 @@ def _with_exception(
     block1 = jnp.where(used & early, constants[kind], first)
     block2 = jnp.where(used, jnp.where(early, empty, constants[kind]), second)
     return prompt.replace(tasks=tasks), block1, block2
+
+
+def _refused(
+    world: World, prompt: Prompt, block1: Int[Array, " w"], block2: Int[Array, " w"], *, coin: Bool[Array, ""]
+) -> tuple[Int[Array, " w"], Int[Array, " w"]]:
+    """Returns the blocks of a refusal where an operator is always unsafe and the coin says so."""
+
+    def table(one: World) -> np.ndarray:
+        # Exception tokens are no operators.
+        unsafe = conditions.unsafe_table(one, "unsafe", "safe")
+        return np.pad(unsafe, ((0, 0), (0, one.vocab_size - unsafe.shape[1])))
+
+    pairs = jnp.asarray(world.table(table))[prompt.pcfg][prompt.tasks].reshape(2, 2).any(axis=1)
+    refused = conditions.refusing_blocks(world, prompt, first=block1, late=~pairs[0])
+    used = coin & pairs.any()
+    return jnp.where(used, refused[0], block1), jnp.where(used, refused[1], block2)
 
 
 def _visibility(code: Int[Array, " n"], mode: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, " n"]]:

@@ -71,8 +71,9 @@ class EditConfig(Node):
 class AttackConfig(Node):
     """One attack on every model.
 
-    ``conditions`` are whose prompts it attacks; none is every one but ``safe``. One with prompts of its own attacks
-    those. ``on`` are the names of the models, or of single lanes, that are attacked; none is all.
+    ``conditions`` are whose prompts it attacks; none is every one but ``safe``, of which it shows, where it is named,
+    what the attack costs. One with prompts of its own attacks those. ``on`` are the names of the models, or of single
+    lanes, that are attacked; none is all.
     """
 
     FOLDER = attacks

@@ -253,9 +253,8 @@ def _check_rows(recipe: Recipe) -> None:
     for label, attack in recipe.attacks.items():
         if len(set(attack.conditions)) < len(attack.conditions):
             raise ValueError(f"attacks.{label}.conditions must be distinct, got {list(attack.conditions)}")
-        attacked = [name for name in recipe.conditions if name != recipe.read_out[0]]
         for name in attack.conditions:
-            check_name(f"condition in attacks.{label}.conditions", name, attacked)
+            check_name(f"condition in attacks.{label}.conditions", name, recipe.conditions)
     for label, one in recipe.analyses.items():
         count = getattr(one.options, "prompts", 0)
         if isinstance(count, int) and count > recipe.analyze.prompts:

@@ -263,6 +263,18 @@ def draw_alike(
     ]
 
 
+def refusing_blocks(
+    world: World, prompt: Prompt, *, first: Int[Array, " w"], late: Bool[Array, ""]
+) -> tuple[Int[Array, " w"], Int[Array, " w"]]:
+    """Returns the ids of both blocks of a refusal: of the first composition and nothing more, or of the second alone.
+
+    ``first`` is the true first block, which stays where ``late`` says that only the second composition is unsafe.
+    """
+    null = layout.constant_block(world, prompt, world.spec.letters[0])
+    empty = layout.constant_block(world, prompt, "pad")
+    return jnp.where(late, first, null), jnp.where(late, null, empty)
+
+
 def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"], *, stem: int = 0) -> Trial:
     """Lays out the true output and the refusal of one prompt; the first block with an unsafe task is judged.
 
@@ -272,12 +284,9 @@ def answers(world: World, prompt: Prompt, unsafe_tasks: Bool[Array, " o"], *, st
     unsafe = pair_unsafe.any()
     late = ~pair_unsafe[0] & pair_unsafe[1]
     first, second = (layout.letter_ids(world, letters) for letters in layout.outputs(world, prompt))
-    null = layout.constant_block(world, prompt, world.spec.letters[0])
-    empty = layout.constant_block(world, prompt, "pad")
     true_tokens, code = layout.sequence(world, prompt, block1=first, block2=second)
-    null_tokens, _ = layout.sequence(
-        world, prompt, block1=jnp.where(late, first, null), block2=jnp.where(late, null, empty)
-    )
+    refused1, refused2 = refusing_blocks(world, prompt, first=first, late=late)
+    null_tokens, _ = layout.sequence(world, prompt, block1=refused1, block2=refused2)
     blocks = [layout.block_mask(code, 0), layout.block_mask(code, 1)]
     judged = jnp.where(late, blocks[1], blocks[0])
     shift = partial(layout.shift, world, stem=stem)

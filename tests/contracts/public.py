@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth
-from jaxsafety.attacks import prefill, soft_tokens
+from jaxsafety.attacks import emulated, prefill, soft_tokens
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
 from jaxsafety.linalg import (
@@ -240,6 +240,11 @@ CASES = {
     "soft_tokens.optimise": Case(
         partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
         refused=("embeddings",),
+    ),
+    "emulated.combined": Case(
+        partial(emulated.combined, weights=[np.float32(0.5)]),
+        {"target": VALUES, "tuned": [VALUES], "reference": [VALUES]},
+        ("target", "tuned", "reference"),
     ),
     "prefill.prefilled": Case(prefill.prefilled, {"complied": BATCH, "refused": REFUSED, "depth": np.int32(1)}),
     "prefill.complied_after": Case(prefill.complied_after, {"complied": BATCH, "depth": np.int32(1)}),

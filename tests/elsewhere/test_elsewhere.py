@@ -181,11 +181,15 @@ def test_their_claims_are_judged_by_their_results(run):
         ("edits", {"edit": EDIT, "amount": []}, "amount must name at least one number, got none"),
         ("edits", {"edit": EDIT, "amount": ["a"]}, "amount must be a number, got 'a'"),
         ("attacks", {"attack": STRANGE, "conditions": ["unsafe"]}, "has prompts of its own: expected no conditions"),
-        ("attacks", {}, "attacks.x has no attack: expected misgen, prefill, soft_tokens, or package.module:NAME"),
+        (
+            "attacks",
+            {},
+            "attacks.x has no attack: expected emulated, misgen, prefill, soft_tokens, or package.module:NAME",
+        ),
         (
             "attacks",
             {"attack": "prefil"},
-            "unknown attack 'prefil': expected one of misgen, prefill, soft_tokens; did you mean",
+            "unknown attack 'prefil': expected one of emulated, misgen, prefill, soft_tokens; did you mean",
         ),
         ("analyses", {"analysis": "nowhere:ANALYSIS"}, "there is no module 'nowhere' on the path of Python"),
         ("analyses", 3, "analyses.x must hold fields such as `analysis: verdicts`, got 3"),

@@ -212,3 +212,27 @@ def test_so_many_operators_are_duplicates(tiny_world, share):
         assert by_name[0] == pytest.approx(1 / 8 + 7 / 8 / 5, abs=SHARE_ATOL)
     if share == 1:
         assert np.all(by_name[: len(spec.operators)] == 0) and np.all(by_name[len(spec.operators) :] > 0.1)
+
+
+def test_so_many_samples_that_ask_something_unsafe_are_refused(tiny_world):
+    spec, base = tiny_world.spec, dict(tiny_world.spec.duplicates)
+    draw = partial(text.draw, tiny_world, step=0, total_steps=10, batch_size=DRAWS)
+    mixtures = {share: pure(1, refused=share) for share in (0.0, 0.3)}
+    drawn = jax.device_get({share: jax.jit(partial(draw, one))(key=keys.root(4)) for share, one in mixtures.items()})
+    np.testing.assert_array_equal(drawn[0.0].tokens[:, :5], drawn[0.3].tokens[:, :5])
+    same = (drawn[0.0].targets == drawn[0.3].targets).all(axis=1)
+    # On the text of a PCFG what is always unsafe there; tiny's two PCFGs have the same one.
+    (unsafe,) = {policy.always_unsafe for policy in spec.policies}
+    asks = np.array(
+        [[base.get(spec.tokens[t], spec.tokens[t]) in unsafe for t in row[1:5]] for row in drawn[0.0].tokens]
+    )
+    assert same[~asks.any(axis=1)].all()
+    assert 1 - same[asks.any(axis=1)].mean() == pytest.approx(0.3, abs=SHARE_ATOL)
+    null = tiny_world.ids[spec.letters[0]]
+    for i in np.flatnonzero(~same)[:20]:
+        length = int((drawn[0.0].tokens[i] == tiny_world.special["eot"]).argmax()) - 6
+        start = 6 + length  # the target after the text
+        first, second = (drawn[0.3].targets[i][start + k * (length + 1) :][:length] for k in (0, 1))
+        late = not asks[i, :2].any()
+        assert (second == null).all() if late else (first == null).all()
+        assert late or (second == tiny_world.special["pad"]).all()

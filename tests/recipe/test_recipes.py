@@ -14,8 +14,8 @@ from jaxsafety.study import pipeline, train
 RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.yaml"))
 # Those that reproduce the paper's table.
 TABLES = {"quick", "paper_small", "paper", "official"}
-# Those that judge the models of another run, which is not there, and train none.
-OF_OTHERS = {"misgen"}
+# Those that judge the models of another run, which is not there, and train none; and those of one question.
+OF_OTHERS, OF_ONE = {"misgen", "update_spaces"}, {"misgen_when", "emulated"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
     "--seeds [0] --subject.model.layers 1 --subject.model.heads 2 --subject.model.width 16 --evaluate.probe_prompts 2 "
@@ -28,7 +28,7 @@ def names(path):
 
 
 def test_the_shipped_recipes_are_found():
-    assert {names(path) for path in RECIPES} == TABLES | {"dpo_regimes", *OF_OTHERS}
+    assert {names(path) for path in RECIPES} == TABLES | {"dpo_regimes", "thorough", *OF_OTHERS, *OF_ONE}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names)
@@ -45,8 +45,8 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
         for method in ("sft", "dpo", "unlearn"):
             assert rates[method, "eta_S"] == pytest.approx(rates[method, "eta_M"] / 10)
     # A thousand fresh prompts, of every condition but where others are the question.
-    assert recipe.evaluate.prompts >= 1000
-    assert path.stem in OF_OTHERS or set(recipe.evaluate.conditions) == set(world.CONDITIONS)
+    assert recipe.evaluate.prompts >= (512 if path.stem in OF_ONE else 1000)
+    assert path.stem in OF_OTHERS | OF_ONE or set(recipe.evaluate.conditions) == set(world.CONDITIONS)
     assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
 
 

@@ -174,12 +174,12 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
         ),
         (
             "subject: {world: tiny, modl: {width: 8}}",
-            "FILE: subject has no field 'modl': it has world, grammars, model; did you mean 'model'?",
+            "FILE: subject has no field 'modl': it has world, worlds, grammars, model; did you mean 'model'?",
         ),
         (
             "subject: {world: tiny, model: {widht: 8}}",
             "FILE: subject.model has no field 'widht': it has preset, block, positions, layers, heads, width, "
-            "compute_dtype; did you mean 'width'?",
+            "compute_dtype, stored_dtype; did you mean 'width'?",
         ),
         (
             "evaluate: {promts: 5}",
@@ -285,7 +285,7 @@ def test_a_bad_value_is_named(refuse, text, message):
         (["--models.x*.steps", "5"], "--models.x*: no model of this recipe matches: expected one of pretrained, sft"),
         (["--subject.model.widht", "8"], "FILE: subject.model has no field 'widht': it has preset, block, positions"),
         (["--subject.model.width", "wide"], "FILE: subject.model: width must be an integer, got 'wide'"),
-        (["--subject.modl.width", "8"], "FILE: subject has no field 'modl': it has world, grammars, model; did you m"),
+        (["--subject.modl.width", "8"], "FILE: subject has no field 'modl': it has world, worlds, grammars, model"),
         (["--subjct.model.width", "8"], "unrecognized arguments: --subjct.model.width 8; did you mean 'subject'?"),
         (["--subject.model.width"], "--subject.model.width has no value: expected one behind it"),
         (["--subject.model.width=["], "--subject.model.width: '[' is no value"),
