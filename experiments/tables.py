@@ -1,8 +1,9 @@
 """``python -m experiments.tables`` (``make tables``): tables and figures again, from what is kept of the runs.
 
 Nothing is trained. ``results/RUN`` holds the recipe and the small result files of a run. In both README.md, the
-project's and that of this folder, a table of it stands between ``<!-- KIND RUN -->`` and ``<!-- end -->``, KIND being
-one of ``KINDS``. The figure of ``tune_llama.py`` is that script's.
+project's and that of this folder, and in ``docs/findings.md`` a table of it stands between ``<!-- KIND RUN -->`` and
+``<!-- end -->``, KIND being one of ``KINDS``; of ``sizes``, which shows several runs, RUN is a name of ``SIZES``. The
+figure of ``tune_llama.py`` is that script's.
 """
 
 import re
@@ -14,15 +15,28 @@ import polars as pl
 
 from jaxsafety import subjects
 from jaxsafety.config.names import check_name
-from jaxsafety.report import claims_table, figures, sections, tables
+from jaxsafety.report import claims_matrix, claims_table, figures, sections, tables
 from jaxsafety.rundir import atomic, results
 
 HERE = Path(__file__).parent
 # Figures of analyses, and stages whose learning curves are shown, by run.
-ANALYSES = {"quick": ("causal", "clusters", "output_space"), "dpo_regimes": ("alignment",)}
+ANALYSES = {
+    "quick": ("causal", "clusters", "output_space"),
+    "dpo_regimes": ("alignment",),
+    "thorough": ("causal",),
+    "update_spaces": ("directions", "kept_energy", "intruders"),
+    "emulated": ("emulated",),
+}
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick",)
+# Runs whose claims stand side by side.
+SIZES = {"all": ("quick", "thorough", "paper_small")}
 _READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
+_ASKED = {
+    "Instruct": tables.Column("safe", "exact_match"),
+    "Null": tables.Column("unsafe", "refused"),
+    "JB-MisGen": tables.Column("jb_misgen", "complied"),
+}
 
 
 def accuracy(run: Path) -> str:
@@ -50,10 +64,22 @@ def readings(run: Path) -> str:
     return tables.render(tables.study_table(own, columns), "markdown").partition("\n\n")[0]
 
 
+def asked(run: Path) -> str:
+    """Safe, unsafe and JB-MisGen prompts of a run that asks no others."""
+    evaluated = results.read_results([run / "results" / "evaluate.parquet"])
+    return tables.render(tables.study_table(evaluated, _ASKED), "markdown").partition("\n\n")[0]
+
+
+def sizes(group: Path) -> str:
+    """The claims of several runs side by side, as ``jaxsafety claims RUN RUN --format markdown`` prints them."""
+    check_name("runs side by side", group.name, SIZES)
+    return claims_matrix.text([HERE / "results" / run for run in SIZES[group.name]], form="markdown")
+
+
 KINDS: dict[str, Callable[[Path], str]] = {
-    "accuracy": accuracy, "claims": claims, "judged": judged, "readings": readings,
+    "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "readings": readings, "sizes": sizes,
 }  # fmt: skip
-READMES = HERE / "README.md", HERE.parent / "README.md"
+READMES = HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

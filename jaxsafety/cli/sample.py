@@ -21,6 +21,8 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     drawn.add_argument("--condition", default="safe", help="safe, unsafe, jb_co_task, jb_co_text, jb_misgen or ood")
     drawn.add_argument("-n", type=int, default=5, metavar="COUNT", help="how many")
     drawn.add_argument("--seed", type=int, default=0)
+    drawn.add_argument("--worlds", choices=("one", "per_seed"), default="one",
+                       help="per_seed: the world that this seed draws for itself in such a study")  # fmt: skip
     declared.add_format(drawn, "jsonl", about="; jsonl: prompt, chosen, rejected")
     written = add("prompts", prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     written.add_argument("--out", type=path, metavar="FILE", help="JSONL file to write (default: standard output)")
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.engine import programs
     from jaxsafety.world import text
 
-    built = world.load(options.world)
+    built = world.load(options.world, drawn_by=options.seed if options.worlds == "per_seed" else None)
     key = keys.stream(keys.root(options.seed), "evaluate")
 
     def draw(key: "Key") -> "Trial":

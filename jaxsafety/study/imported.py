@@ -68,6 +68,8 @@ def write(recipe: Recipe, directory: Path, *, pretrained: str, tuned: Sequence[s
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.subject.kind != "world":
         raise ValueError(f"import makes a run over a world, and the recipe is about {recipe.subject.kind}")
+    if recipe.subject.options.worlds != "one":
+        raise ValueError("import: got worlds: per_seed, expected the one world that the files were trained in")
     if recipe.grid:
         raise ValueError("import makes one run, and the recipe has a `grid:`: expected a recipe without one")
     for lane in recipe.lanes:

@@ -17,12 +17,14 @@ import pytest
 import yaml
 
 import jaxsafety.report
+from jaxsafety import keys, world
 from jaxsafety.claims import judging
 from jaxsafety.claims.jain2024 import CLAIMS
 from jaxsafety.cli import main
 from jaxsafety.recipe import yaml_file
 from jaxsafety.rundir import checkpoint, manifest_file, opening
 from jaxsafety.study import pipeline, train
+from jaxsafety.world import text
 from tests.disturbed import die_before_saving
 
 STAGES = ("run", "pretrain", "tune", "evaluate", "analyze", "report")
@@ -407,6 +409,17 @@ def samples():
             assert main.main(words) == 0
         outputs[form] = "".join(written)
     return outputs
+
+
+@pytest.mark.slow
+def test_a_seed_shows_the_world_that_it_draws(capsys):
+    assert main.main("sample --seed 4 --worlds per_seed --condition jb_misgen -n 3 --format json".split()) == 0
+    built = world.load("tiny", drawn_by=4)
+    key = keys.stream(keys.root(4), "evaluate")
+    trial = world.batch_at(built, "jb_misgen", key=key, step=0, batch_size=3)
+    assert [row["expected"] for row in json.loads(capsys.readouterr().out)] == [
+        one.expected for one in text.examples(built, trial)
+    ]
 
 
 def test_samples_can_be_read_by_a_person(samples, tiny_world):

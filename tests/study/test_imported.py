@@ -263,6 +263,7 @@ def test_a_recipe_without_the_missing_models_takes_the_others(main, folder):
         (["--models.sft.snapshots", "2"], "models.sft.snapshots: got 2, expected 0"),
         (["--models.dpo.chunk_steps", "2"], "models.dpo.chunk_steps: got 2, expected its steps (6)"),
         (["--models.pretrained.chunk_steps", "3"], "models.pretrained.chunk_steps: got 3, expected its steps (6)"),
+        (["--subject.worlds", "per_seed"], "import: got worlds: per_seed, expected the one world that the files"),
         (["--grid", "{subject.model.width: [16, 32]}"], "import makes one run, and the recipe has a `grid:`"),
         (["--subject.model.layers", "2"], "pretrained_3.npz: layers is 1, expected 2 by the recipe's model"),
         (["--subject.model.width", "32"], "pretrained_3.npz: width is 16, expected 32 by the recipe's model"),
