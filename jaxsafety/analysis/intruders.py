@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxsafety.config.fields import check, static
 from jaxsafety.linalg import kept
-from jaxsafety.linalg.svd import Method
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, View
 
 MATRICES = ("up", "down")
@@ -28,7 +28,7 @@ class Config:
 
     Attributes:
         directions: leading output directions of the tuned weights that are looked at; at most all of a matrix.
-        method: of the decompositions; a direction that ``gram`` does not resolve counts as none.
+        method: of the decompositions; NaN where ``gram`` does not resolve a direction.
     """
 
     directions: int = static(10, at_least=1)
@@ -37,7 +37,8 @@ class Config:
 
 
 def measure(view: View, config: Config, *, key: Key) -> Measured:
-    """Returns how many of the leading directions are intruders, by matrix, layer and cosine, and beside that chance."""
+    """Returns the share of the leading directions that are intruders, by matrix, layer and cosine, and beside that what
+    a random update of the same spectrum brings."""
     found = {name: [] for name in ("intruders", "intruders_random", "similarity")}
     for name, own in zip(MATRICES, jax.random.split(key, len(MATRICES)), strict=True):
         before, after = (side["blocks"]["mlp"][name] for side in (view.base, view.params))
@@ -47,7 +48,8 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
         cosines, control = (kept.known_directions(before, one, **given) for one in (after, meaningless))
         found["similarity"].append(jnp.mean(cosines, axis=-1))
         for label, values in (("intruders", cosines), ("intruders_random", control)):
-            found[label].append(jnp.sum(values[..., None] < jnp.asarray(BELOW)[None, None], axis=1).astype(jnp.float32))
+            counted = jnp.mean(values[..., None] < jnp.asarray(BELOW)[None, None], axis=1)
+            found[label].append(jnp.where(jnp.isnan(values).any(axis=1, keepdims=True), jnp.nan, counted))
     stacked = {label: jnp.stack(values) for label, values in found.items()}
     counted = {
         (label + mean, axes): jnp.mean(stacked[label], axis=1) if mean else stacked[label]
@@ -58,7 +60,7 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
 
 
 def draw(table: Any, plot: Any) -> Any:
-    """The number of intruders against the cosine below which a direction is one, a panel per matrix."""
+    """The share of intruders against the cosine below which a direction is one, a panel per matrix."""
     rows = plot.needed(plot.pick(table, analysis="intruders"), "intruders")
     styles = plot.model_styles(plot.models_of(rows))
     control = {"color": plot.INK, "linestyle": _DASHED}
@@ -74,7 +76,9 @@ def draw(table: Any, plot: Any) -> Any:
             axes.set_title(f"{matrix} matrix")
             axes.set_ylim(bottom=0)
             axes.grid(visible=True, axis="y")
-        plot.axis_titles(figure, x="cosine with the nearest direction before, below which it counts", y="intruders")
+        plot.axis_titles(
+            figure, x="cosine with the nearest direction before, below which it counts", y="share of the directions"
+        )
         plot.legend(figure, keys, columns=2)
 
     height = 60 + 2 * plot.ROW + plot.legend_height(keys, columns=2)
@@ -84,7 +88,7 @@ def draw(table: Any, plot: Any) -> Any:
 SECTION = Section(
     "Intruder dimensions",
     "beyond the paper",
-    "Of the leading output directions of the tuned weights, those that are like no single direction of the weights "
+    "Of the leading output directions of the tuned weights, the share that is like no single direction of the weights "
     "before, mean over layers: above the dashed line of the same colour tuning brings in more new directions than an "
     "update of the same size and rank that means nothing.",
     draw,

@@ -5,6 +5,7 @@ The maths is :mod:`jaxsafety.linalg.kept`; beside every share stands that of a r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,10 @@ from jaxtyping import Array, Float
 
 from jaxsafety.config.fields import check
 from jaxsafety.linalg import kept, svd
-from jaxsafety.linalg.svd import Method
+from jaxsafety.linalg.directions import INPUTS
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, View
 
-# By matrix, where its inputs are read.
-_INPUTS = {"up": "mlp.hook_in", "down": "mlp.hook_post"}
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 # What the pretrained matrix reads and writes most; what prompts bring to it.
 SPACES = ("reads", "writes", "unsafe", "safe")
@@ -37,40 +37,46 @@ class Config:
 
 
 def measure(view: View, config: Config, *, key: Key) -> Measured:
-    """Returns the shares of the update's energy in the first directions of every space, for :data:`SHARES` of them.
+    """Returns the shares of the update's energy in the first directions of every space, for :data:`SHARES` of that
+    side's dimensions, and beside them what as many random ones hold. NaN where a space has fewer directions.
 
     Activations are the model's own on held-out safe and unsafe prompts at their last token, not centred.
     """
-    rows = []
-    for name, site in _INPUTS.items():
+    rows, chance = [], []
+    for name, site in INPUTS.items():
         before, after = (side["blocks"]["mlp"][name] for side in (view.base, view.params))
-        rows += _shares(before, after - before, view.held[site].last, config.method).values()
+        for shares, expected in _shares(before, after - before, view.held[site].last, config.method):
+            rows.append(shares)
+            chance.append(expected)
     stacked = jnp.stack(rows)
-    chance = jnp.broadcast_to(jnp.asarray(SHARES), (len(rows), len(SHARES)))
     return {
         ("kept", "space layer share"): stacked,
         ("kept_mean", "space share"): jnp.mean(stacked, axis=1),
-        ("chance", "space share"): chance,
+        ("chance", "space share"): jnp.asarray(chance),
     }
 
 
 def _shares(
     before: Float[Array, "l m n"], delta: Float[Array, "l m n"], inputs: Float[Array, "l 2 b m"], method: Method
-) -> dict[str, Float[Array, "l k"]]:
+) -> Iterator[tuple[Float[Array, "l k"], list[float]]]:
+    """Yields of every space the shares, and what is expected of a random one."""
     weights = svd.decompose(before, method=method)
     safe, unsafe = (svd.decompose(inputs[:, side], method=method).outputs for side in (0, 1))
     bases = {"reads": weights.inputs, "writes": weights.outputs, "unsafe": unsafe, "safe": safe}
-    found = {}
-    for space, basis in bases.items():
-        counts = jnp.asarray([max(1, round(share * basis.shape[-2])) for share in SHARES])
+    for space in SPACES:
+        size = bases[space].shape[-2]
+        counts = [max(1, round(share * size)) for share in SHARES]
         side = "outputs" if space == "writes" else "inputs"
-        found[space] = kept.energy_kept(delta, basis, side=side, counts=counts)
-    return found
+        shares = kept.energy_kept(delta, bases[space], side=side, counts=jnp.asarray(counts))
+        yield shares, [count / size for count in counts]
 
 
 def draw(table: Any, plot: Any) -> Any:
     """The update's energy against the share of a space's directions; a column per matrix, a row per space."""
-    rows = plot.needed(plot.pick(table, analysis="kept_energy", metric="kept_mean"), "kept_energy")
+    every = plot.pick(table, analysis="kept_energy")
+    rows = plot.needed(plot.pick(every, metric="kept_mean"), "kept_energy")
+    # The same of every model.
+    chance = plot.of_model(plot.pick(every, metric="chance"), plot.models_of(rows)[0])
     styles = plot.model_styles(plot.models_of(rows))
     keys = plot.model_keys(styles) | {"random space": plot.CHANCE}
 
@@ -80,11 +86,12 @@ def draw(table: Any, plot: Any) -> Any:
             axes.grid(visible=True, axis="y")
 
     def draw_on(figure: Any) -> None:
-        grid = figure.subplots(len(SPACES), len(_INPUTS), sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(len(SPACES), len(INPUTS), sharex=True, sharey=True, squeeze=False)
         for row, space in zip(grid, SPACES, strict=True):
-            for axes, matrix in zip(row, _INPUTS, strict=True):
+            for axes, matrix in zip(row, INPUTS, strict=True):
                 plot.draw_curves(axes, plot.pick(rows, part=f"{matrix}:{space}"), over="strength", model=styles)
-                axes.plot([0, SHARES[-1]], [0, SHARES[-1]], zorder=4, **plot.CHANCE)
+                expected = plot.pick(chance, part=f"{matrix}:{space}")
+                plot.draw_curve(axes, expected, over="strength", style=plot.CHANCE)
                 axes.set_title(f"{matrix}: {space}")
         finish(grid)
         plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
@@ -104,9 +111,9 @@ SECTION = Section(
     claims=("reads_unsafe", "reads_unsafe_beyond_safe", "reads_weights", "writes_weights"),
 )
 ANALYSIS = Analysis(
-    Config, measure, about="update", reads=tuple(_INPUTS.values()), section=SECTION,
+    Config, measure, about="update", reads=tuple(INPUTS.values()), section=SECTION,
     axes=lambda config: {
-        "space": Coordinate("part", tuple(f"{matrix}:{space}" for matrix in _INPUTS for space in SPACES)),
+        "space": Coordinate("part", tuple(f"{matrix}:{space}" for matrix in INPUTS for space in SPACES)),
         "share": Coordinate("strength", SHARES),
     },
 )  # fmt: skip

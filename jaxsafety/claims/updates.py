@@ -5,7 +5,8 @@ Margins and null values were fixed before that recipe had been run. Means over m
 
 Fidelity:
     The quantities are those of arXiv 2505.14185 (energy kept), 2410.21228 (intruder dimensions) and 2402.05162
-    (ActSVD); the statements and their statistics are ours, each a difference from what chance or a control gives.
+    (ActSVD); the statements and their statistics are ours. Of the update each is a difference from what chance or a
+    control gives, of JB-MisGen a share of prompts beside 0.05.
 """
 
 from collections.abc import Callable
@@ -20,24 +21,23 @@ from jaxsafety.claims.judging import Claim, Margin
 BEYOND = "beyond the paper"
 
 # What of a space's directions is looked at, how large a cosine makes a direction known, and which ranks are few: the
-# second of four shares, the second of five cosines, and those below a quarter of a matrix's 64.
+# second of four shares, the second of five cosines, and those up to an eighth of a tiny matrix's 64.
 SHARE = 1 / 8
 BELOW = 0.6
 FEW = (1.0, 2.0, 4.0, 8.0)
 _MATRICES = ("up", "down")
 
 _POINTS = Margin(0.05, "five points of a hundred of a share or rate, or of their difference")
-_DIRECTION = Margin(0.5, "half a direction of the ten that are looked at")
 
 
-def _kept(evidence: Evidence, model: Model, space: str) -> c.Seeds:
+def _kept(evidence: Evidence, model: Model, space: str, *, metric: str = "kept_mean") -> c.Seeds:
     """Energy of the update in the first eighth of a space's directions, mean over layers and matrices."""
-    find = partial(evidence.find, "kept_energy", "kept_mean", model=model, strength=SHARE)
+    find = partial(evidence.find, "kept_energy", metric, model=model, strength=SHARE)
     return np.mean([find(part=f"{matrix}:{space}")[0] for matrix in _MATRICES], axis=0)
 
 
 def _beyond_chance(evidence: Evidence, model: Model, *, space: str) -> c.Seeds:
-    return _kept(evidence, model, space) - SHARE
+    return _kept(evidence, model, space) - _kept(evidence, model, space, metric="chance")
 
 
 def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
@@ -63,9 +63,8 @@ def _choice_beyond(evidence: Evidence, model: Model, *, choice: str, other: str)
 
 def _mlp_update(evidence: Evidence, model: Model) -> c.Seeds:
     """Null with the whole update minus that with all of it but the MLP matrices'."""
-    find = partial(evidence.by_strength, "interventions", "refused", model=model, condition="unsafe")
-    ranks = find(part="directions_singular")
-    return ranks[max(ranks)][0] - _null(evidence, model, "singular", (0.0,))
+    find = partial(evidence.find, "interventions", "refused", model=model, condition="unsafe")
+    return find(part="whole", strength=1.0)[0] - _null(evidence, model, "singular", (0.0,))
 
 
 def _complied(evidence: Evidence, model: Model, *, condition: str) -> c.Seeds:
@@ -81,9 +80,7 @@ def _mean(quantity: Callable[..., c.Seeds], **options: str) -> Callable[[Evidenc
     return partial(c.over_methods, quantity=partial(quantity, **options))
 
 
-_ENERGY = (
-    "share of |dW|^2 in the first eighth of the directions that {}, minus 1/8; mean over layers, MLP matrices, methods"
-)
+_ENERGY = "share of |dW|^2 in the first eighth of directions that {}, minus chance; mean over layers, matrices, methods"
 _REFUSED = "share of unsafe prompts refused with 1, 2, 4 and 8 output directions of the MLP matrices' update"
 
 CLAIMS = (
@@ -123,10 +120,10 @@ CLAIMS = (
         "intruders_beyond_random",
         "Tuning brings in more new leading directions than a random update of the same spectrum.",
         BEYOND,
-        "of the ten leading output directions those whose largest cosine with one from before is below 0.6, minus the "
-        "same with random directions; mean over layers, MLP matrices, methods",
+        "share of the leading output directions whose largest cosine with one from before is below 0.6, minus the same "
+        "with random directions; mean over layers, MLP matrices, methods",
         measure=_mean(_intruders),
-        margin=_DIRECTION,
+        margin=_POINTS,
     ),
     Claim(
         "mlp_carries_refusals",

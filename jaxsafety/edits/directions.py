@@ -15,12 +15,9 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between
 from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import directions, subspace
-from jaxsafety.linalg.directions import Choice
-from jaxsafety.linalg.svd import Method
+from jaxsafety.linalg.directions import INPUTS, Choice
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
-
-# By the MLP matrix, the site that it is multiplied with.
-INPUTS = {"up": "mlp.hook_in", "down": "mlp.hook_post"}
 
 
 @checked
@@ -40,7 +37,8 @@ def directions_part(
         choice: the order of directions, see :func:`jaxsafety.linalg.directions.ordered`.
         rank: directions kept in every layer, from 0 (none of the MLP matrices' update) to the most that one of them
             has; may be traced, so that one program serves every rank.
-        moments: for ``activations``, by site of :data:`INPUTS` the second moments of what the matrix is given.
+        moments: for ``activations``, by site of :data:`jaxsafety.linalg.directions.INPUTS` the second moments of what
+            the matrix is given.
         method: of the decompositions.
         key: for ``random``.
 
@@ -73,7 +71,7 @@ class Config:
         choice: ``singular`` (of the update's own spectrum), ``activations`` (by what it does to the inputs of held-out
             unsafe prompts and their refusals) or ``random``.
         rank: output directions of every matrix; 0 keeps none, and everything else of the update.
-        method: of the decompositions; a kept direction that ``gram`` does not resolve is NaN.
+        method: of the update's decompositions; a kept direction that ``gram`` does not resolve is NaN.
     """
 
     choice: Choice = "singular"

@@ -19,7 +19,7 @@ def compiled(*static: str) -> Callable[[_F], _F]:
     Loops and branches would be compiled again in every eager call. Traced arguments go to the body as it is, and in a
     trace that closes over all of them the program is inlined. A function among the arguments keeps the body from being
     compiled, since what it closes over may have changed by the next call; a :class:`jax.tree_util.Partial` holds that
-    as its arguments.
+    as its arguments. So does a static argument that holds a traced ``place``, as a world among several does.
     """
 
     def decorate(body: _F) -> _F:
@@ -28,6 +28,7 @@ def compiled(*static: str) -> Callable[[_F], _F]:
         @functools.wraps(body)
         def call(*args: Any, **kwargs: Any) -> Any:
             leaves = jax.tree.leaves((args, {name: value for name, value in kwargs.items() if name not in static}))
+            leaves += [getattr(kwargs.get(name), "place", None) for name in static]
             as_it_is = any(isinstance(leaf, jax.core.Tracer) or callable(leaf) for leaf in leaves)
             return (body if as_it_is else program)(*args, **kwargs)
 

@@ -15,12 +15,14 @@ from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import svd
-from jaxsafety.linalg.svd import Method
 from jaxsafety.linalg.unbatched import orthonormal
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Key
 
 Choice = Literal["singular", "activations", "random"]
-_product = jax.lax.Precision.HIGHEST
+# By the MLP matrix, the site that it is multiplied with.
+INPUTS = {"up": "mlp.hook_in", "down": "mlp.hook_post"}
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @checked
@@ -37,13 +39,15 @@ def ordered(
     Projected on the first k of them, ``dW Q_k Q_k^T``, an update has rank k. ``singular`` are its right singular
     vectors: that projection is the nearest matrix of rank k. ``activations`` are those of ``X dW``, so that it is the
     nearest on the inputs ``X``, in the sum of squares over them (ActSVD). ``random`` is the control: a uniformly random
-    basis of the same span, in which k directions keep k / r of the energy in the mean.
+    basis of the span of the update's outputs, of an update of rank q its first q columns, in which k <= q of them keep
+    k / q of the energy in the mean.
 
     Args:
         delta: updates of a stack of matrices, ``[in, out]`` each.
         choice: see above.
         moments: for ``activations``, the second moments ``X^T X`` of the inputs, which need not be centred.
-        method: of the decompositions, see :func:`jaxsafety.linalg.svd.decompose`.
+        method: of the update's decomposition, see :func:`jaxsafety.linalg.svd.decompose`; directions that ``gram`` does
+            not resolve are NaN.
         key: for ``random``; each matrix draws its own.
 
     Raises:
@@ -57,15 +61,19 @@ def ordered(
     if choice == "activations":
         if moments is None:
             raise ValueError("choice 'activations' got no moments, expected the second moments of the inputs")
-        found = svd.decompose(moments, method=method)
+        found = svd.decompose(moments)
         # A square root of the moments stands for the inputs: products with either have the same right singular vectors.
         root = jnp.sqrt(found.values)[..., :, None] * found.outputs.mT
-        return svd.decompose(jnp.matmul(root, delta, precision=_product), method=method).outputs
-    own = svd.decompose(delta, method=method).outputs
+        return svd.decompose(jnp.matmul(root, delta, precision=_HIGHEST), method=method).outputs
+    found = svd.decompose(delta, method=method)
+    own = found.outputs
     if choice == "singular":
         return own
     if key is None:
         raise ValueError("choice 'random' got no key, expected key=jax.random.key(...)")
     size = own.shape[-1]
-    turned = orthonormal(jax.random.normal(key, (*own.shape[:-2], size, size), own.dtype))
-    return jnp.matmul(own, turned, precision=_product)
+    drawn = jax.random.normal(key, (*own.shape[:-2], size, size), own.dtype)
+    # Apart from directions that are but rounding: a basis of both together would leave the span.
+    there = found.values > jnp.finfo(own.dtype).eps * 16 * found.values[..., :1]
+    turned = orthonormal(jnp.where(there[..., :, None] == there[..., None, :], drawn, 0))
+    return jnp.matmul(own, turned, precision=_HIGHEST)

@@ -10,14 +10,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_finite
 from jaxsafety.entry.programs import undifferentiated
 from jaxsafety.linalg import svd
-from jaxsafety.linalg.svd import Method
 from jaxsafety.linalg.unbatched import orthonormal
+from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Key
 
 Side = Literal["inputs", "outputs"]
@@ -35,18 +35,25 @@ def energy_kept(
         basis: orthonormal columns, the leading ones first: of the ``inputs``, d = m, or the ``outputs``, d = n. A
             random one keeps ``count / d`` in the mean.
         side: see there.
-        counts: how many columns, each in ``[0, r]``; those beyond count as all.
+        counts: how many columns, at least 0; of more than there are the share is NaN.
 
     Raises:
-        ValueError: values that are not finite.
+        ValueError: a basis of another side or number of layers, or values that are not finite.
     """
-    check_finite(delta=delta, basis=basis)
     sides = {"inputs": delta.mT, "outputs": delta}
-    along = jnp.sum(jnp.square(jnp.matmul(sides[side], basis, precision=_HIGHEST)), axis=-2)
+    written, layers = sides[side], delta.shape[0]
+    if basis.shape[:2] != (layers, written.shape[-1]):
+        raise ValueError(
+            f"basis: got {basis.shape}, expected columns of the {side}, [{layers}, {written.shape[-1]}, r] for updates "
+            f"{delta.shape}"
+        )
+    check_finite(delta=delta, basis=basis)
+    largest = jnp.max(jnp.abs(written), axis=(-2, -1), keepdims=True)
+    written = written / jnp.where(largest > 0, largest, jnp.nan)
+    along = jnp.sum(jnp.square(jnp.matmul(written, basis, precision=_HIGHEST)), axis=-2)
     kept = jnp.concatenate([jnp.zeros_like(along[:, :1]), jnp.cumsum(along, axis=-1)], axis=-1)
-    total = jnp.sum(jnp.square(delta), axis=(-2, -1))[:, None]
-    shares = kept[:, jnp.clip(counts, 0, basis.shape[-1])] / jnp.where(total > 0, total, jnp.nan)
-    return jnp.minimum(shares, 1.0)
+    shares = kept[:, jnp.clip(counts, 0, basis.shape[-1])] / jnp.sum(jnp.square(written), axis=(-2, -1))[:, None]
+    return jnp.where(counts > basis.shape[-1], jnp.nan, jnp.minimum(shares, 1.0))
 
 
 @checked
@@ -56,13 +63,14 @@ def known_directions(
     """The largest absolute cosine of each of the leading output directions after tuning with any one from before.
 
     One whose cosine is small is an intruder: tuning put it among the leading ones, and no single direction was like it.
-    Where a spectrum has nearly equal values its directions turn freely, so compare with :func:`like`.
+    Directions at rounding level of ``before`` are none: in its null space a basis is arbitrary. Where a spectrum has
+    nearly equal values its directions turn freely, so compare with :func:`like`.
 
     Args:
         before: weights, ``[in, out]`` each.
         after: the same after tuning.
         count: leading directions of ``after``, k, at least 1 and at most min(m, n).
-        method: of the decompositions.
+        method: of the decomposition after tuning; a direction that ``gram`` does not resolve is NaN.
 
     Raises:
         ValueError: count out of range, an unknown method, values that are not finite, or a gradient: it has none.
@@ -72,8 +80,15 @@ def known_directions(
     """
     before, after = undifferentiated("known_directions", (before, after))
     own = svd.decompose(after, method=method, rank=count).outputs
-    cosines = jnp.matmul(svd.decompose(before, method=method).outputs.mT, own, precision=_HIGHEST)
-    return jnp.minimum(jnp.max(jnp.abs(cosines), axis=-2), 1.0)
+    first = svd.decompose(before)
+    cosines = jnp.abs(jnp.matmul(first.outputs.mT, own, precision=_HIGHEST))
+    cosines = jnp.where(_is_there(first.values)[..., None], cosines, 0)
+    return jnp.minimum(jnp.max(cosines, axis=-2), 1.0)
+
+
+def _is_there(values: Float[Array, "l r"]) -> Bool[Array, "l r"]:
+    """Which singular values are more than rounding."""
+    return values > jnp.finfo(values.dtype).eps * 16 * values[..., :1]
 
 
 @checked

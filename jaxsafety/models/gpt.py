@@ -65,8 +65,8 @@ class GPTConfig:
         positions: ``"sinusoidal"`` and ``"learned"`` are added to the embeddings, ``"rope"`` rotates queries and keys.
         unroll: layers per iteration of the scan; unrolling all of them is fastest on CPU, 1 compiles fastest.
         compute_dtype: what the factors of products with weights and of attention are rounded to, forward and backward.
-            Their sums, and everything else (parameters, embeddings, residual stream, norms, GELU, softmax, logits,
-            gradients), are float32 whatever it is. ``"bfloat16"`` has no forward-mode derivatives.
+            Their sums, and all that is computed else (norms, GELU, softmax, logits, gradients of parameters), are
+            float32 whatever it is. ``"bfloat16"`` has no forward-mode derivatives.
         stored_dtype: what activations are rounded to between operations, and what is kept of them for the backward
             pass. Norms' statistics, GELU, softmax, sums, logits, parameters and their gradients are float32 whatever it
             is; ``"bfloat16"`` asks for products in bfloat16 too. It takes about half of the memory, and of the traffic.

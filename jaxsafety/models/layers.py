@@ -29,7 +29,7 @@ LAYER_NORM_EPS = 1e-5
 def product(
     spec: str, left: Float[Array, "..."], right: Float[Array, "..."], *, dtype: ComputeDtype
 ) -> Float[Array, "..."]:
-    """Returns the einsum of two float32 arrays, multiplied in ``dtype``, accumulated and returned in float32.
+    """Returns the einsum of two arrays, multiplied in ``dtype``, accumulated and returned in float32.
 
     Each letter of ``spec``, such as ``"ri,io->ro"``, stands in two of its three terms or in all. ``dtype`` is what the
     factors are rounded to, in the forward pass and in the backward pass.
@@ -39,11 +39,12 @@ def product(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def bfloat16_product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the einsum of two float32 arrays rounded to bfloat16, accumulated and returned in float32.
+    """Returns the einsum of two arrays rounded to bfloat16, accumulated and returned in float32.
 
     The backward pass does the same: its two products round the cotangent as well, and the gradients are what float32
-    has accumulated. jax's own rule for bfloat16 operands multiplies them with a float32 cotangent, off an accelerator's
-    matrix units, and rounds the gradients of float32 weights to bfloat16. Forward-mode derivatives are refused.
+    has accumulated, in the type of the factor that they are by. jax's own rule for bfloat16 operands multiplies them
+    with a float32 cotangent, off an accelerator's matrix units, and rounds the gradients of float32 weights to
+    bfloat16. Forward-mode derivatives are refused.
 
     References:
         Micikevicius et al. (2018), Mixed Precision Training, section 3.3, arXiv:1710.03740; Kalamkar et al. (2019), A

@@ -110,8 +110,9 @@ def _circle(needed: Mapping[str, list[str]], label: str, left: Mapping[str, Any]
 def _needed(label: str, given: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
     """The models that a model goes by."""
     parents = _parents(label, given)
+    where = f"models.{label}.from" + ".parent" * (kind_of(given) is Reused)
     for parent in parents:
-        check_name(f"model in models.{label}.from", parent, models)
+        check_name(f"model in {where}", parent, [name for name in models if name != label or parent == label])
     if kind_of(given) is Selected:
         check_name(f"model in models.{label}.select", given["select"], models)
         return [given["select"]]
@@ -131,11 +132,14 @@ def _parents(label: str, given: Mapping[str, Any]) -> list[str]:
         return []
     named = given.get("from", [])
     if kind_of(given) is Reused:
-        named = [] if named.get("parent") is None else named["parent"]
+        named = named.get("parent")
+        if named is not None and not isinstance(named, str):
+            raise ValueError(f"models.{label}.from.parent must be the name of a model, got {named!r}")
+        return [] if named is None else [named]
     parents = [named] if isinstance(named, str) else named
     if not isinstance(parents, list | tuple) or not all(isinstance(parent, str) for parent in parents):
         raise ValueError(f"models.{label}.from must be the name of a model, or a list of names, got {named!r}")
-    if "from" in given and not parents and kind_of(given) is not Reused:
+    if "from" in given and not parents:
         raise ValueError(f"models.{label}.from must name at least one model, got none")
     if len(set(parents)) < len(parents):
         raise ValueError(f"models.{label}.from must name distinct models, got {list(parents)}")

@@ -61,8 +61,8 @@ class Lane:
 
         An edit is none, and a selection is of the generation of its candidates.
         """
-        if isinstance(self.how, Reused) and (self.parent is None or self.how.generation is not None):
-            return self.how.generation or 0
+        if isinstance(self.how, Reused) and self.parent is None:
+            return self.how.generation
         if isinstance(self.how, Selected):
             return max(lane.generation for lane in self.others.values())
         before = -1 if self.parent is None else self.parent.generation

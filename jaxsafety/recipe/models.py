@@ -219,15 +219,15 @@ class Reused:
         model: the lane's name there; its seeds must be among those of that run.
         parent: the model of this study, reused from the same run, that it began with there: what its update is from.
             None where it is looked at, or trained on, without that.
-        generation: how many trainings came before it there, so that what is trained from it sees other examples; one
-            more than its parent's where that is named.
+        generation: how many trainings came before it there, so that what is trained from it sees other examples; where
+            a parent is named, its own and one more, whatever stands here.
         role: as of :class:`Training`.
     """
 
     run: str
     model: str
     parent: str | None = None
-    generation: int | None = fields_.static(None, at_least=0)
+    generation: int = fields_.static(0, at_least=0)
     role: Role = "model"
     __post_init__ = fields_.check
 

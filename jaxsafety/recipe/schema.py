@@ -21,7 +21,7 @@ from jaxsafety.types import Strategy
 
 # Names of results and of figures that no label may take.
 _TAKEN = (
-    *("interventions", "evaluate", "curves", "causal", "transfer", "dynamics", "jailbreaks"),
+    *("interventions", "evaluate", "curves", "causal", "directions", "transfer", "dynamics", "jailbreaks"),
     *("input_alignment", "spectrum", "separation"),
 )
 
@@ -178,7 +178,7 @@ class Recipe:
             _require_label("label of an edit, an attack or an analysis", label)
         _check_rows(self)
         if self.claims is None:
-            object.__setattr__(self, "claims", tuple(claims.TABLE) if self.subject.load().speaks else ())
+            object.__setattr__(self, "claims", claims.DEFAULT if self.subject.load().speaks else ())
         named = [claim.name for name in self.claims for claim in claims.load(name)]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"claims must have distinct names, got {twice[0]!r} twice")

@@ -78,7 +78,7 @@ def _check_lane(lane: Lane, subject: Subject) -> None:
     if isinstance(how, Selected):
         check_name(f"condition in {where}.by", how.by.partition("/")[0], subject.conditions)
     if isinstance(how, Edited) and how.load().reads:
-        raise ValueError(f"{where}.edit: {how.edit} looks at activations, expected it among `edits` alone")
+        raise ValueError(f"{where}.edit: {how.edit} may look at activations, expected it among `edits` alone")
     if isinstance(how, Training) and how.data.load().files:
         raise ValueError(f"{where}.data.pool: {how.data.pool} is of checkpoints: expected a pool of the subject's own")
 

@@ -52,7 +52,7 @@ def read(directory: Path) -> Family:
         frames.append(_as_analysis(results.read_results([table])))
     if recipe is not None:
         frames = [_of_defences(frame, recipe) for frame in frames]
-    every = [claim for name in (recipe.claims if recipe else claims.TABLE) for claim in claims.load(name)]
+    every = [claim for name in (recipe.claims if recipe else claims.DEFAULT) for claim in claims.load(name)]
     return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)), every)
 
 

@@ -9,6 +9,7 @@ References:
 
 import math
 from collections.abc import Mapping
+from itertools import cycle
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ KEPT = {"whole": "whole update", "mlp_matrices": "MLP matrices"} | {name.replace
 KEPT |= {"attention": "attention", "rank": "rank {}", "layer": "layer {}"}
 # What the labels of edits by `directions` begin with, which have a figure of their own.
 DIRECTIONS = "directions_"
-_CHOICES = (panels.PINK, panels.GREY, panels.BROWN) * 2
+_CHOICES = (panels.PINK, panels.GREY, panels.BROWN)
 _RATES = ("Instruct", "Null", "JB-CO-Task", "JB-CO-Text", "JB-MisGen")
 _DOT_ROW = 15
 
@@ -125,7 +126,7 @@ def directions(table: pl.DataFrame) -> Picture:
     rows = rows.with_columns(pl.col("strength").replace_strict(ranks, list(range(len(ranks)))).alias("strength"))
     styles = {
         part: {"color": colour, "marker": marker}
-        for part, colour, marker in zip(sorted(rows["part"].unique()), _CHOICES, "osD^vP", strict=False)
+        for part, colour, marker in zip(sorted(rows["part"].unique()), cycle(_CHOICES), cycle("osD^vP"), strict=False)
     }
     keys = {part.removeprefix(DIRECTIONS): style for part, style in styles.items()}
 

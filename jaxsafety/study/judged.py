@@ -35,7 +35,8 @@ def edited_lane(
     """Returns the edited model of one lane; ``trees`` are those of the edit's roles, and may be more."""
     (key, prompts), edit, moments = per_seed, node.load(), None
     if edit.reads:
-        moments = refusing_moments(recipe, subject.analysed, trees["target"], prompts, sites=edit.reads)
+        with jax.default_matmul_precision("highest"):
+            moments = refusing_moments(recipe, subject.analysed, trees["target"], prompts, sites=edit.reads)
     return lanes.edited(node, {role: trees[role] for role in edit.roles}, point=point, key=key, moments=moments)
 
 

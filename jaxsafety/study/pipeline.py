@@ -112,6 +112,7 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
             with told_of(f"models.{lane.label}", module=type(lane.how.options).__module__):
                 points(lane.how.options, base)
     study = Study(recipe, opened, sweep.resolve(recipe.strategy, seeds=len(recipe.seeds)), directory)
+    study.of_seed(0)  # every seed's own data, which there may be none of
     for lane in recipe.lanes:
         if isinstance(lane.how, Reused) and not legs.is_finished(study.leg(lane)):
             source(study, lane)
@@ -276,10 +277,10 @@ def source(study: Study, lane: Lane) -> tuple[Study, Lane]:
         began, given = by_name[lane.how.model].parent, lane.parent.how
         same = isinstance(given, Reused) and given.run == lane.how.run
         if began is None or not same or given.model != began.name:
-            first = "nothing" if began is None else began.name
+            wanted = "none" if began is None else f"a model that is {began.name} of the same run"
             raise ValueError(
-                f"{where}.parent: got {lane.parent.name}, expected a model that is {first} of the same run, with which "
-                f"{lane.how.model} began"
+                f"{where}.parent: got {lane.parent.name}, expected {wanted}, as {lane.how.model} began with "
+                f"{'fresh parameters' if began is None else 'that'}"
             )
     other, found = Study(recipe, study.subject, study.strategy, directory), by_name[lane.how.model]
     if not legs.is_finished(other.leg(found)):

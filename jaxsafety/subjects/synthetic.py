@@ -87,7 +87,7 @@ class Config:
     Attributes:
         world: ``paper``, ``tiny``, or a YAML file of one's own (relative to the recipe's), see
             :func:`jaxsafety.world.loading.source`.
-        worlds: ``one`` for all seeds, or ``per_seed``: each draws bijections, unsafe operators and probabilities of its
+        worlds: ``one`` for all seeds, or ``per_seed``: each draws bijections, policies and the probabilities of its
             grammars for a world of its own (:mod:`jaxsafety.world.drawn`), so that intervals speak of such worlds.
         grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         model: what all models are, by ``preset``, ``block``, ``positions``, ``layers``, ``heads``, ``width``,
@@ -183,7 +183,7 @@ _JUDGED = (
 _WORLDS = {
     "one": "All seeds share one world, so intervals speak of other models and examples in this world.",
     "per_seed": (
-        "Every seed draws a world of its own (bijections, unsafe operators, probabilities of the grammars), so "
+        "Every seed draws a world of its own (bijections, policies, probabilities of the grammars), so "
         "intervals speak of other worlds of this kind too."
     ),
 }

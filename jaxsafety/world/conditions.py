@@ -102,7 +102,7 @@ def draw_text(world: World, texts: tuple[TextCondition, ...], *, key: Key, pcfgs
 
 def grammar_of(world: World, texts: tuple[TextCondition, ...]) -> Grammar:
     """Returns the grammar of one or several text conditions, whose rows are by condition, then PCFG."""
-    if world.place is None:
+    if not world.among:
         return _joined(world, texts)
     # What else a grammar holds is the same in all worlds of a kind.
     own = {name: world.table(lambda one, name=name: getattr(_joined(one, texts), name)) for name in DRAWN}

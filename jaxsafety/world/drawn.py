@@ -2,7 +2,9 @@
 
 A drawn world keeps the tokens, the lengths and which derivations its grammars allow. Its own are the operators'
 bijections, which operators a policy makes unsafe (as many as before), and the grammars' probabilities. Permuting token
-ids alone would vary nothing: to a fresh model all ids are alike.
+ids alone would vary nothing: to a fresh model all ids are alike. Duplicates stay those of their operators, so that
+JB-MisGen has something unsafe to ask for: in the tiny world this leaves the one operator that is always unsafe, and
+draws which others are safe; since all bijections are new, another name for it would vary nothing either.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def redrawn(spec: WorldSpec, *, seed: int) -> WorldSpec:
     Policies that are no world's, because no duplicate that JB-MisGen asks with is unsafe, are drawn again.
 
     Raises:
-        ValueError: nearly no permutation makes a world.
+        ValueError: none of so many permutations makes a world.
     """
     below = 2**31 - len(spec.operators)
     bijections = tuple(_generator(seed, "bijections").integers(below, size=len(spec.policies)).tolist())
@@ -40,7 +42,7 @@ def redrawn(spec: WorldSpec, *, seed: int) -> WorldSpec:
             return replace(spec, permutation_seeds=bijections, policies=drawn)
         except ValueError as error:
             problem = error
-    raise ValueError(f"no policies of seed {seed} make a world: {problem}")
+    raise ValueError(f"none of {_DRAWS} policies that seed {seed} has drawn makes a world; of the last {problem}")
 
 
 def reweighted(text: str, *, seed: int, part: str) -> str:

@@ -47,6 +47,7 @@ from jaxtyping import Array
 
 from jaxsafety.config.fields import check, static
 from jaxsafety.config.names import nearest
+from jaxsafety.entry.checks import known
 from jaxsafety.types import Leaf
 from jaxsafety.world.grammar import Grammar
 from jaxsafety.world.operators import Policy
@@ -131,11 +132,24 @@ class World:
     place: Leaf = field(default=None, repr=False)
 
     def at(self, place: Leaf) -> "World":
-        """Returns the world in a place among several, see :func:`jaxsafety.world.drawn.together`."""
-        return replace(self, place=place)
+        """Returns the world in a place among several, see :func:`jaxsafety.world.drawn.together`.
+
+        Of a place that is known it is that world itself; a traced one is looked up within the program.
+
+        Raises:
+            ValueError: there is no such place.
+        """
+        at = known(place)
+        if at is None:
+            return replace(self, place=place)
+        if not 0 <= at < len(self.among):
+            raise ValueError(f"place of a world: got {place}, expected an index below {len(self.among)}")
+        return self.among[int(at)]
 
     def table(self, read: Callable[["World"], np.ndarray]) -> np.ndarray | Array:
         """Returns what ``read`` makes of this world: a table of one shape and meaning in all worlds of its kind."""
+        if self.place is None and self.among:
+            raise ValueError("these are several worlds: take one by its place, `world.at(place)`")
         if self.place is None:
             return read(self)
         return jnp.asarray(np.stack([read(one) for one in self.among]))[self.place]

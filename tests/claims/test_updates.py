@@ -11,7 +11,11 @@ ROUNDING = 1e-12
 
 def kept(space, up, down, **labels):
     """Of both matrices the share in an eighth of the directions; that in a quarter does not count."""
-    rows = []
+    rows = [
+        row
+        for matrix in ("up", "down")
+        for row in series("kept_energy", "chance", [0.125, 0.125], part=f"{matrix}:{space}", strength=0.125, **labels)
+    ]
     for matrix, values in (("up", up), ("down", down)):
         rows += series("kept_energy", "kept_mean", values, part=f"{matrix}:{space}", strength=0.125, **labels)
         rows += series("kept_energy", "kept_mean", [1.0, 1.0], part=f"{matrix}:{space}", strength=0.25, **labels)
@@ -55,7 +59,7 @@ BY_HAND = {
     "mlp_carries_refusals": (
         applied("directions_singular", [0.2, 0.9], 0.0)
         + applied("directions_singular", [0.0, 0.0], 1.0)
-        + applied("directions_singular", [0.9, 0.8], 64.0),
+        + applied("whole", [0.9, 0.8], 1.0),
         [0.7, -0.1],
     ),
     "directions_beyond_random": (

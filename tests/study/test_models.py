@@ -195,6 +195,12 @@ def test_a_reused_model_may_begin_with_another_reused_one(second, params, tmp_pa
         jax.tree.map(lambda leaf: leaf[0, 0], found),
         jax.tree.map(lambda leaf: leaf[1], params["sft.eta_M"]),
     )
+    for parent, message in (
+        ("nobody", "unknown model in models.sft.from.parent 'nobody': expected one of pretrained"),
+        (3, "models.sft.from.parent must be the name of a model, got 3"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            replace(study, models={"pretrained": first, "sft": {"from": own | {"parent": parent}}})
     # One that it did not begin with there.
     models |= {
         "low": {"from": own | {"model": "sft.eta_S"}},

@@ -1,5 +1,6 @@
 """Worlds that seeds draw: other operators, policies and probabilities, one program, and the draws of each by itself."""
 
+from dataclasses import fields
 from typing import get_args
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jaxsafety import keys, world
 from jaxsafety.pools import safety, text
 from jaxsafety.world import drawn, pcfg_text, spec
+from jaxsafety.world.pcfg_tables import DRAWN
 
 SEEDS = (3, 5, 6)
 
@@ -102,9 +104,26 @@ def test_worlds_of_a_kind_have_tables_of_one_shape(several):
     for condition in get_args(spec.TextCondition):
         first, *others = (one.grammars[condition] for one in several)
         for other in others:
-            for name in ("starts", "lengths", "child_ends"):
-                np.testing.assert_array_equal(getattr(first, name), getattr(other, name))
-            assert (first.widths, first.stages, first.shortest) == (other.widths, other.stages, other.shortest)
+            for one in fields(first):
+                mine, theirs = getattr(first, one.name), getattr(other, one.name)
+                if one.name in DRAWN:
+                    assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+                elif one.name in ("lazy", "eager"):
+                    jax.tree.map(np.testing.assert_array_equal, vars(mine), vars(theirs))
+                elif one.name != "texts":
+                    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_one_of_several_worlds_is_taken_by_its_place(several):
+    family = drawn.together(several)
+    assert family.at(1) is several[1]
+    with pytest.raises(ValueError, match="these are several worlds: take one by its place"):
+        world.batch_at(family, "safe", key=keys.root(0), step=0, batch_size=1)
+    with pytest.raises(ValueError, match="place of a world: got 3, expected an index below 3"):
+        family.at(3)
+    # A world looked up in a program leaves nothing traced behind.
+    with jax.checking_leaks():
+        jax.jit(lambda place: world.batch_at(family.at(place), "safe", key=keys.root(0), step=0, batch_size=1))(0)
 
 
 def test_the_papers_world_is_drawn_too(paper_world):
