@@ -106,7 +106,7 @@ SECTION = Section(
     "beyond the paper",
     "The share of the update's energy in the leading directions of a space, mean over layers: of the inputs that the "
     "pretrained matrix reads and the outputs that it writes, and of the activations that held-out unsafe and safe "
-    "prompts bring to it at their last token. On the dotted line it is what a random space as large holds.",
+    "prompts bring to it at their last token; on the dotted line it is what a random space as large holds.",
     draw,
     claims=("reads_unsafe", "reads_unsafe_beyond_safe", "reads_weights", "writes_weights"),
 )

@@ -205,7 +205,7 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
     [
         ({"attacks": {"mine": {"attack": "prefill"}}}, "'mine' is the label of something else already: choose"),
         ({"attacks": {"safe": {"attack": "prefill"}}}, "'safe' is the label of something else already"),
-        ({"attacks": {"prefill": {"conditions": ["safe"]}}}, r"unknown condition in attacks.prefill.conditions 'safe'"),
+        ({"attacks": {"prefill": {"conditions": ["saf"]}}}, r"unknown condition in attacks.prefill.conditions 'saf'"),
         (
             {"attacks": {"prefill": {"on": ["mine.eta"]}}},
             r"unknown model or lane in attacks.prefill.on 'mine.eta': expected",
@@ -226,7 +226,10 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
         ({"edits": {"x{y}": {"edit": EDIT}}}, "label of an edit, an attack or an analysis must be at most 64 letters"),
         ({"edits": {"deep": {"edit": "layer_part", "layer": [99]}}}, "edits.deep: layer: got 99, expected from 0 to 0"),
         ({"claims": ["jain2024", "jain2024"]}, "claims must have distinct names, got .* twice"),
-        ({"claims": ["jain"]}, "unknown claims 'jain': expected one of jain2024; did you mean 'jain2024'"),
+        (
+            {"claims": ["jain"]},
+            "unknown claims 'jain': expected one of jain2024, updates, zhou2024; did you mean 'jain2024'",
+        ),
         ({"edits": []}, r"edits: expected a mapping {name: value}, got \[\]"),
     ],
 )

@@ -112,7 +112,7 @@ def test_twins_differ_in_nothing_but_their_method():
         ({"root": PRETRAINED}, "'root' is no name for a model, as it stands for others: choose another"),
         ({"a": sft("b"), "b": sft("c"), "c": sft("a")}, "models wait for each other: a <- b <- c <- a"),
         ({"a": sft("a")}, "models wait for each other: a <- a"),
-        ({"p": PRETRAINED, "a": sft("q")}, "unknown model in models.a.from 'q': expected one of p, a"),
+        ({"p": PRETRAINED, "a": sft("q")}, "unknown model in models.a.from 'q': expected one of p"),
         ({"p": PRETRAINED, "a": sft("p", "p")}, "models.a.from must name distinct models, got ['p', 'p']"),
         ({"p": PRETRAINED, "a": {"from": []}}, "models.a.from must name at least one model, got none"),
         ({"p": PRETRAINED, "a": {"from": 3}}, "models.a.from must be the name of a model, or a list of names, got 3"),

@@ -136,6 +136,14 @@ def _updates(lane, shape, *, power, step):
             for index in range(8 if subset == "all" else 0):
                 value = gain * 0.6**index
                 lane.add("input_space", "projection", value, noise=0.1 * value, strength=float(index), **shown)
+    for part, share in itertools.product(("up", "down"), (1 / 16, 1 / 8, 1 / 4, 1 / 2)):
+        for space, bent in (("reads", 0.8), ("writes", 1.2), ("unsafe", 0.4), ("safe", 0.6)):
+            labels = {"part": f"{part}:{space}", "strength": share}
+            lane.add("kept_energy", "kept_mean", share**bent, noise=0.02, share=True, **labels)
+            lane.add("kept_energy", "chance", share, **labels)
+    for part, below in itertools.product(("up", "down"), (0.5, 0.6, 0.7, 0.8, 0.9)):
+        for metric, most in (("intruders_mean", power), ("intruders_random_mean", 0.5)):
+            lane.add("intruders", metric, most * below**2, noise=0.02, share=True, part=part, strength=below)
 
 
 def _rates(lane, analysis, condition, refused, *, good=1.0, **labels):
@@ -155,6 +163,8 @@ def _interventions(lane, shape, *, power):
     done += [(part, 1.0, scale) for part, scale in fixed.items()]
     done += [("rank", float(rank), 1 - 1 / (1 + rank)) for rank in (1, 2, 4, 8)]
     done += [("layer", float(layer), 0.2 + 0.1 * layer) for layer in range(shape.layers)]
+    choices = {"directions_singular": 2, "directions_activations": 1, "directions_random": 8}
+    done += [(part, float(k), 0.1 + 0.9 * k / (k + half)) for part, half in choices.items() for k in (0, 1, 4, 16, 64)]
     for (part, strength, scale), condition in itertools.product(done, shape.conditions):
         refused = math.tanh(1.6 * power * scale * NEAR[condition])
         good = 1 - 0.3 * max(0.0, scale - 1.2)

@@ -137,7 +137,9 @@ def test_the_page_holds_figures_examples_and_options(run):
     # Complied, refused and other of the unsafe prompts, in the table and in the bars.
     assert "25.0 / 75.0 / 0.0" in page and ">role_play</text>" in page
     assert "over the prompts of a label" in page and "each seed is faint" not in page
-    assert all(note.replace("'", "&#39;") in page for note in checkpoint.SUBJECT.notes(None))
+    assert all(
+        note.replace("'", "&#39;") in page for note in checkpoint.SUBJECT.notes(checkpoint.Config(checkpoint="base"))
+    )
     assert "drawn from keys that no training stream uses" not in page and "JB-CO-Task" not in page
     assert text.endswith(f"\nreport: {run / 'report.html'}\n")
 

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from jaxsafety.claims import jain2024 as statements
+from jaxsafety.claims import updates
 from jaxsafety.report import sections, seed_tables
 from jaxsafety.rundir import results
 from tests.report.conftest import SECTIONS, STUDY
@@ -17,7 +18,8 @@ MAGIC = {".png": b"\x89PNG\r\n", ".pdf": b"%PDF-", ".svg": b"<svg "}
 def test_every_section_says_what_it_is_and_how_to_read_it():
     assert set(SECTIONS) == {
         *("clusters", "output_space", "input_space", "sensitivity", "jailbreaks", "soft_tokens", "prefill"),
-        *("interventions", "causal", "transfer", "dynamics", "alignment", "refusal_depth"),
+        *("interventions", "causal", "directions", "transfer", "dynamics", "alignment", "refusal_depth"),
+        *("kept_energy", "intruders"),
         *("input_alignment", "spectrum", "separation"),
     }
     figures = " ".join(section.paper for section in SECTIONS.values())
@@ -29,7 +31,7 @@ def test_every_section_says_what_it_is_and_how_to_read_it():
 
 def test_claims_of_sections_exist_and_stand_in_one_section():
     named = [claim for section in SECTIONS.values() for claim in section.claims]
-    known = {claim.name: claim for claim in statements.CLAIMS}
+    known = {claim.name: claim for claim in (*statements.CLAIMS, *updates.CLAIMS)}
     assert len(named) == len(set(named))
     assert set(named) <= set(known)
     # What is in none is about the accuracy table, which has a place of its own.
