@@ -41,6 +41,7 @@ COLUMNS = {
 
 _ENERGY = 0.9
 _TOKENS = 256  # bytes
+_FEW = 15
 _ROOT = Path(__file__).resolve().parents[1]
 _CLI = (
     "import sys; from jaxsafety.cli.main import main; code = main(); "
@@ -99,8 +100,11 @@ def command_rows(case: CheckpointCase, scratch: Path) -> Iterator[dict[str, Any]
     base, tuned = (
         sparse_checkpoint(scratch / name, case.config, seed=seed) for seed, name in enumerate(("base", "tuned"))
     )
-    asked = scratch / "prompts.jsonl"
-    asked.write_text(prompts.to_jsonl(prompts.own()[:: case.every]))
+    every = prompts.own()
+    asked = {"prompts": every, "few": every[::_FEW]}
+    files = {name: scratch / f"{name}.jsonl" for name in asked}
+    for name, file in files.items():
+        file.write_text(prompts.to_jsonl(asked[name]))
 
     def command(verb: str, options: tuple[str, ...]) -> float:
         out = Path(tempfile.mkdtemp(dir=scratch)) / "out"
@@ -114,10 +118,9 @@ def command_rows(case: CheckpointCase, scratch: Path) -> Iterator[dict[str, Any]
     config = case.config
     shape = f"{config.layers} layers of {config.width}, {config.mlp_width}"
     for verb, options in case.commands:
-        given = tuple(option.format(prompts=asked) for option in options)
-        program = Program(
-            " ".join((verb, *options)).removesuffix(" --prompts {prompts}"), partial(command, verb, given)
-        )
+        given = tuple(option.format(**files) for option in options)
+        shown = [f"of {len(asked[one.strip('{}')])}" if one.strip("{}") in asked else one for one in options]
+        program = Program(" ".join((verb, *shown)).replace("--prompts of", "of"), partial(command, verb, given))
         ((record, rss_mb),) = harness.race([program], rounds=1, warmups=0)
         yield asdict(record) | {"shape": shape, "rss_mb": rss_mb}
 

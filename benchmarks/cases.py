@@ -310,16 +310,16 @@ class CheckpointCase:
 
     Attributes:
         config: the model.
-        every: one in so many prompts of the package is asked.
-        commands: ``jaxsafety analyze`` and what follows, ``{prompts}`` for a file of these prompts.
+        commands: ``jaxsafety analyze`` and what follows, ``{prompts}`` for a file of the package's 960 prompts, and
+            ``{few}`` for one in fifteen of them.
     """
 
     config: LlamaConfig
-    every: int = 15
     commands: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("weights", ()),
+        ("activations", ("--prompts", "{few}")),
         ("activations", ("--prompts", "{prompts}")),
-        ("activations", ("--dtype", "bfloat16", "--prompts", "{prompts}")),
+        ("activations", ("--dtype", "bfloat16", "--prompts", "{few}")),
         ("merge", ("--alpha", "1.5")),
         ("merge", ("--alpha", "1.5", "--part", "null_space")),
     )

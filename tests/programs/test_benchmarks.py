@@ -482,7 +482,7 @@ def test_a_pair_is_raced_and_commands_run_on_sparse_checkpoints(tmp_path, monkey
     words = ("activations", str(base), str(tuned), "--prompts", str(asked), "--out", str(tmp_path / "out"))
     assert main.main(["analyze", *words]) == 0
     for verb, options in cases.CheckpointCase(config).commands:
-        extra = [option.format(prompts=asked) for option in options]
+        extra = [option.format(prompts=asked, few=asked) for option in options]
         words = (verb, str(base), str(tuned), "--out", str(tmp_path / "run"), *extra)
         assert main.main(["analyze", *words, "--print_config"]) == 0
 
