@@ -23,11 +23,14 @@ HERE = Path(__file__).parent
 ANALYSES = {
     "quick": ("causal", "clusters", "output_space"),
     "dpo_regimes": ("alignment",),
+    "thorough": ("causal", "clusters"),
+    "update_spaces": ("directions", "kept_energy", "intruders"),
+    "emulated": ("emulated",),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick",)
 # Runs whose claims stand side by side.
-SIZES = {"all": ("quick", "paper_small")}
+SIZES = {"all": ("quick", "thorough", "paper_small")}
 _READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
 _ASKED = {
     "Instruct": tables.Column("safe", "exact_match"),

@@ -216,8 +216,8 @@ def _why(claim: Claim, tested: _Tested, verdict: Verdict, *, side: bool, more: s
     p = f"p {tested.p:.2g}" + ("" if np.isnan(tested.p_flip) else f" ({tested.p_flip:.2g} by signs)")
     if verdict == "no effect":
         also = f", {which} it with {p}" if side else ""
-        return f"{counted} within {claim.margin.value:.3g} of {null:g}, p {tested.p_equivalence:.2g}{also}"
-    return f"{counted} {which} {null:g}, {p}" if verdict != "undecided" else f"{counted}, {p}: {more}"
+        return f"mean of {counted} within {claim.margin.value:.3g} of {null:g}, p {tested.p_equivalence:.2g}{also}"
+    return f"mean of {counted} {which} {null:g}, {p}" if verdict != "undecided" else f"{counted}, {p}: {more}"
 
 
 def _there(p: float) -> float | None:

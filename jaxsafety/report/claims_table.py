@@ -23,6 +23,8 @@ from jaxsafety.rundir import printed, results
 from jaxsafety.rundir.printed import Form
 
 _SMALLEST = 5e-4  # what three decimals show
+# Seeds whose values are listed, one by one.
+_MOST_SEEDS = 12
 _NUMBERS_WIDTH = 34  # an interval with what was expected, or four seeds
 _SIGNS = {"above": ">", "below": "<"}
 _MEASURED = "The number of a seed (eta_M is the highest learning rate of the run, eta_S the lowest):"
@@ -34,7 +36,7 @@ _MARKDOWN = {
     "expected": "expected",
     "mean [interval]": "estimate",
     "adjusted": "adjusted",
-    "seeds": "seeds",
+    "seeds": "spread",
     "verdict": "marked",
     "why": "why",
 }
@@ -61,9 +63,9 @@ def text(directory: Path, *, form: Form = "table") -> str:
     found = read(directory)
     if form in ("json", "csv"):
         # Seeds stand by themselves in JSON, and as text in a table without levels.
-        left_out = "seeds" if form == "json" else "values"
+        left_out = ("seeds" if form == "json" else "values", "spread")
         rows = records(found.judgements)
-        return printed.records([{k: v for k, v in row.items() if k != left_out} for row in rows], form)
+        return printed.records([{k: v for k, v in row.items() if k not in left_out} for row in rows], form)
     render = render_text if form == "table" else render_markdown
     return render(found, dead=dead_notes(dead_lanes.count_dead(_analyses(directory))))
 
@@ -73,8 +75,8 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
     ``number`` counts from 1, ``values`` maps seeds to a number or None, ``mean``, ``low`` and ``high`` are None where
     withheld, p and ``margin`` where there is none, ``needed`` where it is decided or more than 1000 seeds would be;
-    ``estimate``, ``adjusted``, ``seeds``, ``expected`` and ``marked``, the verdict with a star where ``holm`` is, are
-    the same as text.
+    ``estimate``, ``adjusted``, ``seeds`` and, of many, their ``spread``, ``expected`` and ``marked``, the verdict with
+    a star where ``holm`` is, are the same as text.
     """
     return [
         {name: getattr(judgement.claim, name) for name in ("name", "statement", "where", "statistic")}
@@ -88,13 +90,22 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             "values": judgement.values,
             "estimate": _estimate(judgement.interval),
             "adjusted": _bounds(judgement.adjusted),
-            "seeds": ", ".join(f"{seed}: {shown(value)}" for seed, value in judgement.values.items()),
+            "seeds": (each := ", ".join(f"{seed}: {shown(value)}" for seed, value in judgement.values.items())),
+            "spread": _spread(judgement) or each,
             "verdict": judgement.verdict,
             "marked": judgement.verdict + "*" * judgement.holm,
             "why": judgement.why,
         }
         for number, judgement in enumerate(judgements, start=1)
     ]
+
+
+def _spread(judgement: Judgement) -> str:
+    """Of many seeds how many there are, and their range; nothing of as many as can be listed."""
+    if len(judgement.values) <= _MOST_SEEDS:
+        return ""
+    living = [value for value in judgement.values.values() if value is not None]
+    return f"{len(living)} from {shown(min(living))} to {shown(max(living))}" if living else ""
 
 
 def expected(claim: Claim) -> str:
@@ -113,7 +124,9 @@ def summary(family: Family, judgements: Sequence[Judgement], *, dead: Sequence[s
     """Sentences that belong under some claims of a family: how many came out which way, how; then ``dead``."""
     sentences = [counted(judgements)]
     if seeds := sorted({seed for judgement in judgements for seed in judgement.values}):
-        sentences.append(f"Seeds, in this order: {', '.join(map(str, seeds))}; a dash is one without a finite value.")
+        listed = f"Seeds, in this order: {', '.join(map(str, seeds))}; a dash is one without a finite value."
+        many = f"Seeds: {len(seeds)}, of which the range is shown; every value is in `--format json`."
+        sentences.append(listed if len(seeds) <= _MOST_SEEDS else many)
     return [*sentences, *(_rules(family, judgements) if family.tests else []), *dead]
 
 
@@ -150,7 +163,7 @@ def render_text(family: Family, *, dead: Sequence[str] = ()) -> str:
     grid.add_column("mean [interval] (expected)\neach seed; why", width=_NUMBERS_WIDTH)
     rows, measured = records(family.judgements), Table.grid(padding=(0, 1, 0, 0))
     for row, judgement in zip(rows, family.judgements, strict=True):
-        seeds = " ".join(map(shown, judgement.values.values()))
+        seeds = _spread(judgement) or " ".join(map(shown, judgement.values.values()))
         adjusted = row["adjusted"] and f"adjusted {row['adjusted']}"
         found = "\n".join(filter(None, [f"{row['estimate']} ({row['expected']})", adjusted, seeds, row["why"]]))
         grid.add_row(str(row["number"]), row["marked"], f"{row['statement']}\n{row['where']}", found)

@@ -19,7 +19,7 @@ from jaxsafety.report import tables
 from jaxsafety.report.tables import VERDICTS, StudyRow, VerdictRow, model_label, percent
 from jaxsafety.rundir import atomic, opening
 
-_CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "adjusted", "seeds",
+_CLAIM_KEYS = ("name", "number", "statement", "where", "statistic", "expected", "estimate", "adjusted", "spread",
                "verdict", "marked", "holm", "why")  # fmt: skip
 _EXAMPLE_KEYS = ("condition", "prompt", "answers")
 _INTERVALS = (

@@ -204,5 +204,5 @@ def test_the_opposite_of_what_holds_is_contradicted():
     opposite = [dataclasses.replace(claim, expected=other[claim.expected]) for claim in CLAIMS]
     found = judged(textbook(), opposite)
     assert {j.verdict for j in found.values()} == {"contradicted"}
-    assert found["clusters_separate"].why.startswith("4 seeds above 0, p ")
-    assert found["sensitivity_unsafe"].why.startswith("4 seeds below 0, p ")
+    assert found["clusters_separate"].why.startswith("mean of 4 seeds above 0, p ")
+    assert found["sensitivity_unsafe"].why.startswith("mean of 4 seeds below 0, p ")

@@ -76,9 +76,9 @@ def test_what_is_not_selected_has_no_adjusted_interval():
 @pytest.mark.parametrize(
     ("values", "options", "verdict", "why"),
     [
-        ([1.0, 1.1, 0.9], {}, "supported", "3 seeds above 0, p 0.0033"),
-        ([1.0, 1.1, 0.9], {"expected": "below"}, "contradicted", "3 seeds above 0, p 0.0033"),
-        ([-1.0, -1.1, -0.9], {}, "contradicted", "3 seeds below 0, p 0.0033"),
+        ([1.0, 1.1, 0.9], {}, "supported", "mean of 3 seeds above 0, p 0.0033"),
+        ([1.0, 1.1, 0.9], {"expected": "below"}, "contradicted", "mean of 3 seeds above 0, p 0.0033"),
+        ([-1.0, -1.1, -0.9], {}, "contradicted", "mean of 3 seeds below 0, p 0.0033"),
         ([1.0, 1.1, 0.9], {"null": 1.0}, "undecided", "3 seeds, p 1: more than 1000 seeds would decide it"),
         (
             [1.0, 1.4, 0.5],
@@ -86,9 +86,14 @@ def test_what_is_not_selected_has_no_adjusted_interval():
             "undecided",
             "3 seeds, p 0.91: 13 seeds would decide it (no effect)",
         ),
-        ([1.0, 1.1, 0.9], {"null": 1.0, "margin": 0.5}, "no effect", "3 seeds within 0.5 of 1, p 0.0065"),
-        ([1.0, 1.1, 0.9], {"margin": 2.0}, "no effect", "3 seeds within 2 of 0, p 0.0017, above it with p 0.0033"),
-        ([-0.01, -0.02, 0.0], {"null": -0.05}, "supported", "3 seeds above -0.05, p 0.02"),
+        ([1.0, 1.1, 0.9], {"null": 1.0, "margin": 0.5}, "no effect", "mean of 3 seeds within 0.5 of 1, p 0.0065"),
+        (
+            [1.0, 1.1, 0.9],
+            {"margin": 2.0},
+            "no effect",
+            "mean of 3 seeds within 2 of 0, p 0.0017, above it with p 0.0033",
+        ),
+        ([-0.01, -0.02, 0.0], {"null": -0.05}, "supported", "mean of 3 seeds above -0.05, p 0.02"),
         ([1.0, -0.5], {}, "undecided", "2 seeds, p 0.8: 192 seeds would decide it"),
         ([0.5, 0.5], {}, "undecided", "two equal seeds: no interval"),
         ([0.5, 0.5, 0.5], {}, "supported", "every seed is 0.5"),

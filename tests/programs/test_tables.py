@@ -4,12 +4,13 @@ import re
 
 import pytest
 
-from experiments import tables
+from experiments import keep, tables
+from jaxsafety.report import claims_table
 
 
 def test_the_tables_are_what_their_runs_print():
     texts = [readme.read_text() for readme in tables.READMES]
-    assert [text.count("<!-- end -->") for text in texts] == [6, 1, 1]
+    assert [text.count("<!-- end -->") for text in texts] == [8, 1, 1]
     for text in texts:
         assert tables.rewritten(text) == text
         # A digit of the first table.
@@ -27,3 +28,12 @@ def test_an_unknown_kind_is_refused():
 @pytest.mark.parametrize("name", tables.drawings())
 def test_the_figures_are_what_their_runs_draw(name):
     assert tables.drawings()[name]() == (tables.HERE / "figures" / name).read_text()
+
+
+def test_what_is_kept_of_a_run_judges_its_claims_alike(tmp_path):
+    """The demo's results, which are whole: claims need finished models alone, and no single directions."""
+    whole = tables.HERE / "results" / "quick"
+    keep.keep(whole, tmp_path / "quick")
+    sizes = [(one / "results" / "analyze.parquet").stat().st_size for one in (tmp_path / "quick", whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert claims_table.text(tmp_path / "quick", form="csv") == claims_table.text(whole, form="csv")

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -93,7 +94,7 @@ def test_text_is_ascii_within_80_columns_and_reads_one_row_a_claim(run, monkeypa
     ]
     assert blocks[7][0].startswith("8 contradicted* The update of the second -0.1")
     assert blocks[7][1].startswith("MLP matrix writes into adjusted [-0.1")
-    assert "4 seeds below 0, p " in " ".join(blocks[7])
+    assert "mean of 4 seeds below 0, p " in " ".join(blocks[7])
     assert blocks[17][0] == "18 undecided The stronger a - (> 0)"
     assert blocks[17][1].endswith("no soft_tokens in this run")
 
@@ -106,7 +107,7 @@ def test_supported_and_contradicted_rows_have_one_form(found):
     form = [cell.strip().replace("-", "+") for cell in up.split("|")]
     other = [cell.strip().replace("-", "+") for cell in down.split("|")]
     assert (form[8], other[8]) == ("supported\\*", "contradicted\\*")
-    assert form[9].startswith("4 seeds above 0, p ") and other[9].startswith("4 seeds below 0, p ")
+    assert form[9].startswith("mean of 4 seeds above 0, p ") and other[9].startswith("mean of 4 seeds below 0, p ")
     assert len(form) == len(other)
 
 
@@ -140,7 +141,7 @@ def test_records_are_numbers_and_text(found):
     )  # fmt: skip
     assert rates["values"][1] is None
     assert rates["seeds"].split(", ")[1] == "1: -"
-    assert rates["why"].startswith("3 seeds above 0, p ")
+    assert rates["why"].startswith("mean of 3 seeds above 0, p ")
     assert rates["why"].endswith("; 1 of 4 seeds left out: no finite value")
     assert (rates["margin"], rates["needed"], rates["p_flip"]) == (0.05, None, None)
     assert 0 < rates["p"] < 0.05 < rates["p_equivalence"] and rates["adjusted"].startswith("[+")
@@ -176,3 +177,15 @@ def test_numbers_keep_small_values_apart_from_zero(tmp_path, value, shown):
     rows = series("output_space", "excess", [[value]], part="up")
     records = claims_table.records(claims_table.read(write(tmp_path, rows)).judgements)
     assert next(record for record in records if record["name"] == "null_space_up")["estimate"] == shown
+
+
+def test_of_many_seeds_the_range_is_shown_and_every_value_kept(tmp_path):
+    values = [0.5 + 0.01 * seed for seed in range(13)]
+    write(tmp_path, series("output_space", "excess", values, part="up"))
+    shown = claims_table.text(tmp_path, form="markdown")
+    assert "| 13 from +0.500 to +0.620 |" in shown and "0: +0.5" not in shown
+    assert "Seeds: 13, of which the range is shown; every value is in `--format json`." in shown
+    assert "13 from +0.500 to +0.620" in " ".join(claims_table.text(tmp_path).split())
+    (told,) = [row for row in json.loads(claims_table.text(tmp_path, form="json")) if row["name"] == "null_space_up"]
+    assert list(told["values"].values()) == pytest.approx(values) and "spread" not in told
+    assert "12: +0.62" in claims_table.text(tmp_path, form="csv")

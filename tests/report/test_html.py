@@ -22,11 +22,11 @@ CLAIM = {
     "expected": "> 0",
     "estimate": "+0.5 [+0.4, +0.6]",
     "adjusted": "[+0.3, +0.7]",
-    "seeds": "0: +0.5",
+    "spread": "0: +0.5",
     "verdict": "supported",
     "marked": "supported*",
     "holm": True,
-    "why": "4 seeds above 0, p 0.001",
+    "why": "mean of 4 seeds above 0, p 0.001",
 }
 ANALYSIS = html.Analysis(
     "clusters", "Clusters <1>", "Figure 3", "Further apart is clearer.", ("apart", "unknown"),
