@@ -74,7 +74,7 @@ def draw(table: Any, plot: Any) -> Any:
                 own = {model: {**style, **look} for model, style in styles.items()}
                 plot.draw_curves(axes, shown, over="strength", model=own)
             axes.set_title(f"{matrix} matrix")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1)
             axes.grid(visible=True, axis="y")
         plot.axis_titles(
             figure, x="cosine with the nearest direction before, below which it counts", y="share of the directions"

@@ -90,8 +90,8 @@ def draw(table: Any, plot: Any) -> Any:
         for row, space in zip(grid, SPACES, strict=True):
             for axes, matrix in zip(row, INPUTS, strict=True):
                 plot.draw_curves(axes, plot.pick(rows, part=f"{matrix}:{space}"), over="strength", model=styles)
-                expected = plot.pick(chance, part=f"{matrix}:{space}")
-                plot.draw_curve(axes, expected, over="strength", style=plot.CHANCE)
+                expected = plot.pick(chance, part=f"{matrix}:{space}").sort("strength")
+                axes.plot(expected["strength"], expected["mean"], zorder=4, **plot.CHANCE)
                 axes.set_title(f"{matrix}: {space}")
         finish(grid)
         plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
