@@ -1,4 +1,4 @@
-"""``python -m experiments.keep RUN``: what tables and figures need of a run, small enough for git, into ``results/NAME``.
+"""``python -m experiments.keep RUN``: what tables and figures need of a run, as small files in ``results/NAME``.
 
 Kept are the recipe, the judged rates, the learning curves and, of the analyses, the rows of finished models without
 those of single directions and bins; ``make tables`` then draws without the run.

@@ -25,7 +25,6 @@ ANALYSES = {
     "dpo_regimes": ("alignment",),
     "thorough": ("causal", "clusters"),
     "update_spaces": ("directions", "kept_energy", "intruders"),
-    "emulated": ("emulated",),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick",)
