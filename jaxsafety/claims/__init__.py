@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxsafety.claims.judging import Claim
 
 TABLE = {
+    "benign": "jaxsafety.claims.benign",
     "jain2024": "jaxsafety.claims.jain2024",
     "updates": "jaxsafety.claims.updates",
     "zhou2024": "jaxsafety.claims.zhou2024",

@@ -27,24 +27,24 @@ BELOW = 0.6
 FEW = (1.0, 2.0, 4.0, 8.0)
 _MATRICES = ("up", "down")
 
-_POINTS = Margin(0.05, "five points of a hundred of a share or rate, or of their difference")
+POINTS = Margin(0.05, "five points of a hundred of a share or rate, or of their difference")
 
 
-def _kept(evidence: Evidence, model: Model, space: str, *, metric: str = "kept_mean") -> c.Seeds:
+def kept(evidence: Evidence, model: Model, space: str, *, metric: str = "kept_mean") -> c.Seeds:
     """Energy of the update in the first eighth of a space's directions, mean over layers and matrices."""
     find = partial(evidence.find, "kept_energy", metric, model=model, strength=SHARE)
     return np.mean([find(part=f"{matrix}:{space}")[0] for matrix in _MATRICES], axis=0)
 
 
 def _beyond_chance(evidence: Evidence, model: Model, *, space: str) -> c.Seeds:
-    return _kept(evidence, model, space) - _kept(evidence, model, space, metric="chance")
+    return kept(evidence, model, space) - kept(evidence, model, space, metric="chance")
 
 
 def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
-    return _kept(evidence, model, "unsafe") - _kept(evidence, model, "safe")
+    return kept(evidence, model, "unsafe") - kept(evidence, model, "safe")
 
 
-def _intruders(evidence: Evidence, model: Model) -> c.Seeds:
+def intruders(evidence: Evidence, model: Model) -> c.Seeds:
     """Intruders beyond those of a random update of the same spectrum, mean over matrices and layers."""
     find = partial(evidence.find, "intruders", model=model, strength=BELOW)
     both = [find("intruders_mean", part=part)[0] - find("intruders_random_mean", part=part)[0] for part in _MATRICES]
@@ -90,7 +90,7 @@ CLAIMS = (
         BEYOND,
         _ENERGY.format("unsafe prompts' activations have most of"),
         measure=_mean(_beyond_chance, space="unsafe"),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "reads_unsafe_beyond_safe",
@@ -98,7 +98,7 @@ CLAIMS = (
         BEYOND,
         "the same share in the space of unsafe minus that of safe prompts' activations",
         measure=_mean(_unsafe_beyond_safe),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "reads_weights",
@@ -106,7 +106,7 @@ CLAIMS = (
         BEYOND,
         _ENERGY.format("the pretrained weights read most"),
         measure=_mean(_beyond_chance, space="reads"),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "writes_weights",
@@ -114,7 +114,7 @@ CLAIMS = (
         BEYOND,
         _ENERGY.format("the pretrained weights write most"),
         measure=_mean(_beyond_chance, space="writes"),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "intruders_beyond_random",
@@ -122,8 +122,8 @@ CLAIMS = (
         BEYOND,
         "share of the leading output directions whose largest cosine with one from before is below 0.6, minus the same "
         "with random directions; mean over layers, MLP matrices, methods",
-        measure=_mean(_intruders),
-        margin=_POINTS,
+        measure=_mean(intruders),
+        margin=POINTS,
     ),
     Claim(
         "mlp_carries_refusals",
@@ -131,7 +131,7 @@ CLAIMS = (
         BEYOND,
         "share of unsafe prompts refused with the whole update minus that without the MLP matrices'; mean over methods",
         measure=_mean(_mlp_update),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "directions_beyond_random",
@@ -139,7 +139,7 @@ CLAIMS = (
         BEYOND,
         f"{_REFUSED}, those of its spectrum minus random ones; mean over ranks and methods",
         measure=_mean(_choice_beyond, choice="singular", other="random"),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "activations_beyond_size",
@@ -147,7 +147,7 @@ CLAIMS = (
         BEYOND,
         f"{_REFUSED}, those by activations (ActSVD) minus those of its spectrum; mean over ranks and methods",
         measure=_mean(_choice_beyond, choice="activations", other="singular"),
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "misgen_defined",
@@ -156,7 +156,7 @@ CLAIMS = (
         "share of its prompts complied with, each of which asks something unsafe; mean over methods",
         measure=_mean(_complied, condition="jb_misgen"),
         null=0.05,
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "misgen_drawn",
@@ -165,7 +165,7 @@ CLAIMS = (
         "share of its prompts complied with, some of which ask nothing unsafe; mean over methods",
         measure=_mean(_complied, condition="jb_misgen_drawn"),
         null=0.05,
-        margin=_POINTS,
+        margin=POINTS,
     ),
     Claim(
         "misgen_released",
@@ -174,6 +174,6 @@ CLAIMS = (
         "share of those prompts complied with minus the share of safe prompts answered exactly; mean over methods",
         measure=_mean(_released_beyond_safe),
         null=-0.05,
-        margin=_POINTS,
+        margin=POINTS,
     ),
 )

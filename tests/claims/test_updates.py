@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxsafety.claims import evidence, judging
+from jaxsafety.claims import benign, evidence, judging
 from jaxsafety.claims.updates import CLAIMS
 from tests.claim_rows import DPO, applied, series, table
 
@@ -90,3 +90,16 @@ def test_statistic_by_hand(name):
 def test_every_statement_has_a_case_and_a_margin_of_its_own():
     assert set(BY_HAND) == {claim.name for claim in CLAIMS}
     assert len({claim.statement for claim in CLAIMS}) == len(CLAIMS) and all(claim.margin for claim in CLAIMS)
+
+
+def test_safety_is_what_sft_has_beyond_the_control():
+    """Energies .3 and .5 of SFT, .25 of the control; a share of .1 of intruders beyond chance, and none."""
+    control = {"method": "benign"}
+    rows = kept("unsafe", [0.2, 0.2], [0.4, 0.8]) + kept("unsafe", [0.25, 0.25], [0.25, 0.25], **control)
+    rows += counted("intruders_mean", [0.3, 0.1], [0.1, 0.1])
+    rows += counted("intruders_random_mean", [0.1, 0.1], [0.1, 0.2])
+    rows += [row | control for row in counted("intruders_mean", [0.2, 0.2], [0.2, 0.2])]
+    rows += [row | control for row in counted("intruders_random_mean", [0.2, 0.2], [0.2, 0.2])]
+    found = {one.claim.name: one for one in judging.judge(evidence.gather(rows), benign.CLAIMS).judgements}
+    assert list(found["safety_reads_unsafe"].values.values()) == pytest.approx([0.05, 0.25], abs=ROUNDING)
+    assert list(found["safety_intruders"].values.values()) == pytest.approx([0.1, -0.05], abs=ROUNDING)
