@@ -7,10 +7,12 @@ before ``experiments/update_control.yaml`` had been run. Fidelity: ours.
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+
 from jaxsafety.claims import contrasts as c
 from jaxsafety.claims import updates
-from jaxsafety.claims.evidence import Evidence
-from jaxsafety.claims.judging import Claim
+from jaxsafety.claims.evidence import Evidence, Model
+from jaxsafety.claims.judging import Claim, Margin
 
 
 def _beyond(quantity: Callable[..., c.Seeds], **options: str) -> Callable[[Evidence], c.Measurement]:
@@ -19,6 +21,13 @@ def _beyond(quantity: Callable[..., c.Seeds], **options: str) -> Callable[[Evide
 
 
 _ENERGY = "share of |dW|^2 in the first eighth of directions that {}, SFT minus benign; mean over layers and matrices"
+
+
+def _preference(evidence: Evidence, model: Model) -> c.Seeds:
+    """ln of the second MLP matrix' gain on unsafe over that on safe inputs, mean over layers."""
+    find = partial(evidence.find, "input_space", "gain", model=model, part="down")
+    return np.log(find(condition="unsafe") / find(condition="safe")).mean(axis=0)
+
 
 CLAIMS = (
     Claim(
@@ -52,5 +61,14 @@ CLAIMS = (
         "intruders beyond those of a random update of its spectrum, SFT minus benign; mean over layers and matrices",
         measure=_beyond(updates.intruders),
         margin=updates.POINTS,
+    ),
+    Claim(
+        "safety_prefers_unsafe",
+        "Safety fine-tuning of the second MLP matrix answers unsafe prompts more than safe ones, beyond benign tuning.",
+        updates.BEYOND,
+        "ln of the mean |a dW| / |a| of the second MLP matrix on unsafe over that on safe inputs, SFT minus benign; mean "
+        "over layers",
+        measure=_beyond(_preference),
+        margin=Margin(0.095, "the logarithm of a ratio of 1.1: a tenth more or less"),
     ),
 )

@@ -1,5 +1,7 @@
 """The statements about the update against numbers that a reader gets by hand."""
 
+import math
+
 import pytest
 
 from jaxsafety.claims import benign, evidence, judging
@@ -20,6 +22,10 @@ def kept(space, up, down, **labels):
         rows += series("kept_energy", "kept_mean", values, part=f"{matrix}:{space}", strength=0.125, **labels)
         rows += series("kept_energy", "kept_mean", [1.0, 1.0], part=f"{matrix}:{space}", strength=0.25, **labels)
     return rows
+
+
+def gain(condition, values, **labels):
+    return series("input_space", "gain", values, part="down", condition=condition, **labels)
 
 
 def counted(metric, up, down):
@@ -100,6 +106,11 @@ def test_safety_is_what_sft_has_beyond_the_control():
     rows += counted("intruders_random_mean", [0.1, 0.1], [0.1, 0.2])
     rows += [row | control for row in counted("intruders_mean", [0.2, 0.2], [0.2, 0.2])]
     rows += [row | control for row in counted("intruders_random_mean", [0.2, 0.2], [0.2, 0.2])]
+    # ln 4 and ln 2 in two layers of SFT, ln 2 in both of the control.
+    rows += gain("unsafe", [[4.0, 4.0], [2.0, 4.0]]) + gain("safe", [[1.0, 1.0], [1.0, 2.0]])
+    rows += gain("unsafe", [[2.0, 2.0], [4.0, 2.0]], **control) + gain("safe", [[1.0, 1.0], [2.0, 1.0]], **control)
     found = {one.claim.name: one for one in judging.judge(evidence.gather(rows), benign.CLAIMS).judgements}
+    ratios = found["safety_prefers_unsafe"].values.values()
+    assert list(ratios) == pytest.approx([0.5 * math.log(2), 0.5 * math.log(2)], abs=ROUNDING)
     assert list(found["safety_reads_unsafe"].values.values()) == pytest.approx([0.05, 0.25], abs=ROUNDING)
     assert list(found["safety_intruders"].values.values()) == pytest.approx([0.1, -0.05], abs=ROUNDING)
