@@ -66,8 +66,8 @@ CLAIMS = (
         "safety_prefers_unsafe",
         "Safety fine-tuning of the second MLP matrix answers unsafe prompts more than safe ones, beyond benign tuning.",
         updates.BEYOND,
-        "ln of the mean |a dW| / |a| of the second MLP matrix on unsafe over that on safe inputs, SFT minus benign; mean "
-        "over layers",
+        "ln of the mean |a dW| / |a| of the second MLP matrix on unsafe over that on safe inputs, SFT minus benign; "
+        "mean over layers",
         measure=_beyond(_preference),
         margin=Margin(0.095, "the logarithm of a ratio of 1.1: a tenth more or less"),
     ),
