@@ -262,9 +262,8 @@ def condition_label(condition: str) -> str:
 
 def lr_label(model: Model) -> str:
     """Name and value of a model's learning rate, such as ``eta_M 1e-3``; empty where none is known."""
-    if model.method == "pretrained":
-        return ""
-    if not model.lr or "lr=" in model.lr_name:
+    # Every other model is compared with the pretrained one, whatever its rate; several have names.
+    if model.method == "pretrained" or not model.lr or "lr=" in model.lr_name:
         return model.lr_name
     mantissa, exponent = f"{model.lr:.3e}".split("e")
     return f"{model.lr_name} {float(mantissa):g}e{int(exponent)}".lstrip()

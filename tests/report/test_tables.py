@@ -131,3 +131,8 @@ def test_empty_frame_makes_an_empty_table():
     table = tables.study_table(results.rows_to_frame([]))
     assert table == []
     assert "no seeds" in tables.render_text(table)
+
+
+def test_several_pretrained_models_are_told_apart():
+    assert tables.model_label(tables.Model("pretrained", "", 2e-2)) == "pretrained"
+    assert tables.model_label(tables.Model("pretrained", "d02", 2e-2)) == "pretrained d02"
