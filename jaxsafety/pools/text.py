@@ -37,7 +37,8 @@ class Config:
         duplicate_share: share of the operators that stand there as one of the duplicates, in [0, 1]; None draws every
             task token as often, as the paper does.
         refused: share in [0, 1] of the samples with an operator that is unsafe on any text that answer with a refusal,
-            as safety fine-tuning would have it: a base that refuses in part. The paper's shows none.
+            as safety fine-tuning would have it, by a coin: where the most likely token is judged, a share below one
+            half hardly shows. The paper has none.
 
     Fidelity: the paper's values (README of its code) are the defaults.
     """
