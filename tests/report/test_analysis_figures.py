@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from jaxsafety.analysis import output_space
-from jaxsafety.report import plot, plotting, sections, seed_tables
+from jaxsafety.report import attack_figures, plot, plotting, sections, seed_tables
 from tests.report.conftest import SECTIONS, STUDY
 
 NAMES = STUDY
@@ -172,6 +172,15 @@ def test_parts_that_were_not_measured_are_not_drawn(analysis_frames):
     only = analysis_frames["analyze"].filter(pl.col("part").is_in(["whole", "only_null"]))
     assert "MLP" not in sections.draw("interventions", {"analyze": only})
     assert "only null" in sections.draw("causal", {"analyze": only})
+
+
+def test_an_attack_without_a_strength_has_a_row_per_model(analysis_frames):
+    table = sections.table("prefill", analysis_frames)
+    one = table.filter(pl.col("strength") == 0).with_columns(pl.lit(None, pl.Float64).alias("strength"))
+    svg = plotting.svg(attack_figures.attack(one, label="prefill", over=""))
+    assert "share of the Unsafe prompts" in svg and ">complied<" in svg and "SFT eta_M" in svg
+    # One panel, where there is a row of panels per model with strengths.
+    assert svg.count("SFT eta_M") == 1 and "depth" not in svg
 
 
 def test_models_of_which_no_part_was_tried_have_no_panel_beside_the_others(analysis_frames):
