@@ -27,7 +27,7 @@ ANALYSES = {
     "update_spaces": ("directions", "kept_energy", "intruders"),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
-VERDICTS = ("quick",)
+VERDICTS = ("quick", "update_spaces")
 # Runs whose claims stand side by side.
 SIZES = {"all": ("quick", "thorough", "paper_small")}
 _READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
