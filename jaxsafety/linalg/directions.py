@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import undifferentiated
-from jaxsafety.linalg import svd
+from jaxsafety.linalg import subspace, svd
 from jaxsafety.linalg.unbatched import orthonormal
 from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Key
@@ -74,6 +74,7 @@ def ordered(
     size = own.shape[-1]
     drawn = jax.random.normal(key, (*own.shape[:-2], size, size), own.dtype)
     # Apart from directions that are but rounding: a basis of both together would leave the span.
-    there = found.values > jnp.finfo(own.dtype).eps * 16 * found.values[..., :1]
+    rank = subspace.rank_at_tolerance(found.values, tolerance=svd.rounding(own.dtype))
+    there = subspace.leading(rank, size)
     turned = orthonormal(jnp.where(there[..., :, None] == there[..., None, :], drawn, 0))
     return jnp.matmul(own, turned, precision=_HIGHEST)

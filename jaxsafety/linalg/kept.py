@@ -10,12 +10,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_finite
 from jaxsafety.entry.programs import undifferentiated
-from jaxsafety.linalg import svd
+from jaxsafety.linalg import subspace, svd
 from jaxsafety.linalg.unbatched import orthonormal
 from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Key
@@ -82,13 +82,9 @@ def known_directions(
     own = svd.decompose(after, method=method, rank=count).outputs
     first = svd.decompose(before)
     cosines = jnp.abs(jnp.matmul(first.outputs.mT, own, precision=_HIGHEST))
-    cosines = jnp.where(_is_there(first.values)[..., None], cosines, 0)
-    return jnp.minimum(jnp.max(cosines, axis=-2), 1.0)
-
-
-def _is_there(values: Float[Array, "l r"]) -> Bool[Array, "l r"]:
-    """Which singular values are more than rounding."""
-    return values > jnp.finfo(values.dtype).eps * 16 * values[..., :1]
+    rank = subspace.rank_at_tolerance(first.values, tolerance=svd.rounding(first.values.dtype))
+    there = subspace.leading(rank, first.values.shape[-1])
+    return jnp.minimum(jnp.max(jnp.where(there[..., None], cosines, 0), axis=-2), 1.0)
 
 
 @checked

@@ -48,6 +48,11 @@ _product = partial(jnp.matmul, precision=_HIGHEST)
 _alone = jax.lax.optimization_barrier
 
 
+def rounding(dtype: DTypeLike) -> float:
+    """Share of the largest singular value below which one of a small matrix is but rounding."""
+    return 16 * float(jnp.finfo(dtype).eps)
+
+
 @flax.struct.dataclass
 class SVD:
     """Singular triplets, largest value first; any leading batch axes.

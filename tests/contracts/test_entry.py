@@ -43,7 +43,8 @@ TEXT = {"loading", "pcfg_rules", "pcfg_tables", "pcfg_text", "text"}
 APART = {
     "tree": {"flatten", "unflatten", "select", "matrix_stacks", "label", "check_structure", "check_match",
              "check_finite", "stack", "lane", "count"},
-    "svd": {"gram_limit"}, "unbatched": {"unbatched", "over_batch"}, "optim": {"is_layer_matrix", "make_optimizer"},
+    "svd": {"gram_limit", "rounding"}, "unbatched": {"unbatched", "over_batch"},
+    "optim": {"is_layer_matrix", "make_optimizer"},
     "gpt": {"preset", "init", "model"}, "llama": {"init", "model", "attention", "block", "embed"},
     "layers": {"sinusoidal_table", "rope_table"}, "sites": {"chosen_layers", "of_layer", "watched"},
     "generation": {"windowed"}, "inputs": {"check_inputs", "embedded"}, "lora": {"init", "merged", "join"},
