@@ -113,7 +113,13 @@ def linear(
     x: Float[Array, "rows i"], kernel: Float[Array, "i o"], *, bias: Float[Array, " o"], dtype: ComputeDtype = "float32"
 ) -> Float[Array, "rows o"]:
     """Returns ``x @ kernel + bias`` in the type of ``x``, the product's factors rounded to ``dtype``."""
-    return (project(x, kernel, dtype=dtype) + bias[None, :]).astype(x.dtype)
+    if kernel.shape[0] > kernel.shape[1]:
+        # A gradient by a tall kernel is twice as fast on a CPU when it is computed wide; the barrier keeps the compiler
+        # from turning it back. The numbers are the same.
+        y = product("ri,oi->ro", x, jax.lax.optimization_barrier(kernel.T), dtype=dtype)
+    else:
+        y = project(x, kernel, dtype=dtype)
+    return (y + bias[None, :]).astype(x.dtype)
 
 
 @_lean
