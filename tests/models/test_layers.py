@@ -31,10 +31,19 @@ def _normal(seed, *shape):
     return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
-def test_linear_is_affine():
-    x, kernel, bias = _normal(0, 5, 3), _normal(1, 3, 4), _normal(2, 4)
-    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64) + np.asarray(bias, np.float64)
-    np.testing.assert_allclose(nn.linear(x, kernel, bias=bias), expected, atol=F32)
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3)], ids=["wide", "tall"])
+def test_linear_is_affine_and_so_is_its_gradient(shape):
+    x, kernel, bias, cotangent = (
+        _normal(0, 5, shape[0]),
+        _normal(1, *shape),
+        _normal(2, shape[1]),
+        _normal(3, 5, shape[1]),
+    )
+    actual, transpose = jax.vjp(lambda *args: nn.linear(args[0], args[1], bias=args[2]), x, kernel, bias)
+    x, kernel, bias, ct = (np.asarray(array, np.float64) for array in (x, kernel, bias, cotangent))
+    np.testing.assert_allclose(actual, x @ kernel + bias, atol=F32)
+    for got, expected in zip(transpose(cotangent), (ct @ kernel.T, x.T @ ct, ct.sum(0)), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2 * F32)
 
 
 # Every product of the models, and shapes of its operands. Two are attention's backward pass as XLA sees it.
