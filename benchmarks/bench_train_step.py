@@ -64,6 +64,7 @@ TYPES = {
     "float32": {},
     "bfloat16": {"compute_dtype": "bfloat16"},
     "bfloat16 stored": {"compute_dtype": "bfloat16", "stored_dtype": "bfloat16"},
+    "bfloat16 stored, fused": {"compute_dtype": "bfloat16", "stored_dtype": "bfloat16", "attention": "fused"},
 }
 
 
@@ -86,7 +87,7 @@ def _rows(case: TrainCase, recipe: Recipe, *, seeds: int, gflop: float | None, p
     work = None if gflop is None else gflop * items
     programs = [lane_program(recipe, subject, start, strategy=s, items=items, gflop=work) for s in strategies(seeds)]
     if seeds == 1:
-        for name in ("bfloat16", "bfloat16 stored"):
+        for name in list(TYPES)[1:]:
             half = opened(recipe, **TYPES[name])
             program = lane_program(recipe, half, start, strategy="map", items=items, gflop=work)
             programs.append(replace(program, name=f"map, {name}"))

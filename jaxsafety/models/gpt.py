@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety.config.names import check_name
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import compiled
+from jaxsafety.models.fused import Attention
 from jaxsafety.models.generation import windowed
 from jaxsafety.models.gpt_block import additive_positions, attended, block, heads, rope_table, unembedded
 from jaxsafety.models.gpt_branches import branches
@@ -70,10 +71,12 @@ class GPTConfig:
         stored_dtype: what activations are rounded to between operations, and what is kept of them for the backward
             pass. Norms' statistics, GELU, softmax, sums, logits, parameters and their gradients are float32 whatever it
             is; ``"bfloat16"`` asks for products in bfloat16 too. It takes about half of the memory, and of the traffic.
+        attention: ``"fused"`` is an accelerator's own kernel (:mod:`jaxsafety.models.fused`), which stores no scores;
+            it asks for products in bfloat16, and on a GPU for heads whose width is a multiple of 8.
 
     Raises:
         ValueError: a size below 1, an unknown name, a width that the heads or positions cannot split, or activations
-            in bfloat16 whose products are not.
+            in bfloat16, or fused attention, whose products are not.
     """
 
     vocab_size: int
@@ -87,6 +90,7 @@ class GPTConfig:
     unroll: int = 6
     compute_dtype: ComputeDtype = "float32"
     stored_dtype: ComputeDtype = "float32"
+    attention: Attention = "plain"
 
     def __post_init__(self) -> None:
         for name in _SIZES if self.mlp_width is None else (*_SIZES, "mlp_width"):
@@ -97,8 +101,11 @@ class GPTConfig:
         check_name("positions", self.positions, get_args(Positions))
         check_name("compute_dtype", self.compute_dtype, get_args(ComputeDtype))
         check_name("stored_dtype", self.stored_dtype, get_args(ComputeDtype))
-        if self.stored_dtype == "bfloat16" != self.compute_dtype:
-            raise ValueError("stored_dtype: got 'bfloat16', expected compute_dtype 'bfloat16' as well")
+        check_name("attention", self.attention, get_args(Attention))
+        if self.compute_dtype != "bfloat16":
+            for name, value in (("stored_dtype", "bfloat16"), ("attention", "fused")):
+                if getattr(self, name) == value:
+                    raise ValueError(f"{name}: got {value!r}, expected compute_dtype 'bfloat16' as well")
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, expected a divisor of width {self.width}")
         if self.positions == "rope" and (self.width // self.heads) % 2:

@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from jaxsafety.models import layers as nn
+from jaxsafety.models.fused import fused_attention
 from jaxsafety.models.sites import RowEdit, watched
 from jaxsafety.types import Params
 
@@ -71,6 +72,8 @@ def attended(
     q: Float[Array, "b t n k"], k: Float[Array, "b u n k"], v: Float[Array, "b u n k"], *, config: Any
 ) -> Array:
     """Returns the rows ``[b*t, d]`` that the last t of u places mix of those up to their own."""
+    if config.attention == "fused":
+        return fused_attention(q, keys=k, values=v).reshape(-1, config.width)
     return nn.causal_attention(q, keys=k, values=v, dtype=config.compute_dtype).reshape(-1, config.width)
 
 

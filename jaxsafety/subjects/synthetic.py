@@ -14,6 +14,7 @@ from jaxsafety import world as worlds
 from jaxsafety.config.fields import check
 from jaxsafety.config.names import check_name
 from jaxsafety.models import gpt
+from jaxsafety.models.fused import Attention
 from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.subjects import judge
@@ -43,6 +44,8 @@ class ModelConfig:
         stored_dtype: ``bfloat16`` (with ``compute_dtype``) keeps the activations of training in bfloat16 between
             operations and for the backward pass: about half of the memory and its traffic, which is what an
             accelerator waits for.
+        attention: ``fused`` (with ``compute_dtype``) trains with an accelerator's own attention, which stores no
+            scores; see :mod:`jaxsafety.models.fused`.
     """
 
     preset: Preset = "tiny"
@@ -53,11 +56,14 @@ class ModelConfig:
     width: int | None = None
     compute_dtype: ComputeDtype = "float32"
     stored_dtype: ComputeDtype = "float32"
+    attention: Attention = "plain"
 
     def __post_init__(self):
         check(self)
-        if self.stored_dtype == "bfloat16" != self.compute_dtype:
-            raise ValueError("stored_dtype: got 'bfloat16', expected compute_dtype bfloat16 as well")
+        if self.compute_dtype != "bfloat16":
+            for name, value in (("stored_dtype", "bfloat16"), ("attention", "fused")):
+                if getattr(self, name) == value:
+                    raise ValueError(f"{name}: got {value!r}, expected compute_dtype bfloat16 as well")
         for name in ("layers", "heads", "width"):
             if (size := getattr(self, name)) is not None and size > _MOST_SIZE:
                 raise ValueError(f"{name} must be at most {_MOST_SIZE}, got {size}")
@@ -91,7 +97,7 @@ class Config:
             grammars for a world of its own (:mod:`jaxsafety.world.drawn`), so that intervals speak of such worlds.
         grammars: text conditions read from the user's own grammar files, by path (relative to the recipe's file).
         model: what all models are, by ``preset``, ``block``, ``positions``, ``layers``, ``heads``, ``width``,
-            ``compute_dtype`` and ``stored_dtype``; see :class:`ModelConfig`.
+            ``compute_dtype``, ``stored_dtype`` and ``attention``; see :class:`ModelConfig`.
     """
 
     world: str = "tiny"
@@ -116,14 +122,14 @@ class Config:
 
 def opened(config: Config) -> Opened:
     """See :class:`jaxsafety.types.Subject`."""
-    world = worlds.load(config.world, grammars=config.grammars)
-    sizes = config.model.build(world)
+    world, own = worlds.load(config.world, grammars=config.grammars), config.model
+    sizes = own.build(world)
     model = gpt.model(sizes)
     found = Opened(
         source=world,
         model=model,
         training=gpt.model(
-            replace(sizes, compute_dtype=config.model.compute_dtype, stored_dtype=config.model.stored_dtype)
+            replace(sizes, compute_dtype=own.compute_dtype, stored_dtype=own.stored_dtype, attention=own.attention)
         ),
         analysed=gpt.model(replace(sizes, unroll=1)),  # layers as a loop
         init=lambda key: gpt.init(sizes, key=key),

@@ -400,6 +400,8 @@ def test_soft_tokens_get_a_gradient():
         ({"positions": "learnt"}, "unknown positions 'learnt'.*did you mean 'learned'"),
         ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'.*did you mean 'bfloat16'"),
         ({"stored_dtype": "bfloat16"}, "stored_dtype: got 'bfloat16', expected compute_dtype 'bfloat16' as well"),
+        ({"attention": "fused"}, "attention: got 'fused', expected compute_dtype 'bfloat16' as well"),
+        ({"attention": "flash"}, "unknown attention 'flash'"),
         ({"positions": "rope", "heads": 8}, "even head width"),
         ({"heads": 1, "width": 7}, "even width"),
     ],

@@ -179,7 +179,7 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
         (
             "subject: {world: tiny, model: {widht: 8}}",
             "FILE: subject.model has no field 'widht': it has preset, block, positions, layers, heads, width, "
-            "compute_dtype, stored_dtype; did you mean 'width'?",
+            "compute_dtype, stored_dtype, attention; did you mean 'width'?",
         ),
         (
             "evaluate: {promts: 5}",

@@ -175,7 +175,7 @@ def test_a_run_recorded_before_a_field_was_there_is_the_run_with_its_default(min
     path = tmp_path / "config.yaml"
     written = path.read_text()
     # As an earlier revision wrote it: without fields that are as they always were, at any depth.
-    for field in ("stored_dtype", "worlds", "duplicate_share"):
+    for field in ("stored_dtype", "attention", "worlds", "duplicate_share"):
         assert field in written
         path.write_text("".join(line for line in written.splitlines(True) if field not in line))
         stages.record(study)
