@@ -17,18 +17,20 @@ def fused_attention(
     """Returns ``softmax(q k^T / sqrt(k)) v`` over the positions up to and including one's own, in the type of q.
 
     The queries are those of the last t of u positions. The factors of both products are rounded to bfloat16. On a GPU
-    it is cuDNN's flash attention, which wants ``k`` a multiple of 8; elsewhere what jax makes of it, with scores.
+    it is cuDNN's flash attention, whose ``k`` is a multiple of 8 up to 128; elsewhere what jax makes of it, scores
+    included.
 
     References: Dao (2023), FlashAttention-2, arXiv:2307.08691.
     """
     on_gpu = jax.default_backend() == "gpu"
-    q, k, v = (_rounded(x, narrow=on_gpu) for x in (queries, keys, values))
-    tokens, places = q.shape[1], k.shape[1]
-    # As many queries as keys need no mask, whose half is then not computed at all.
-    mask = None if tokens == places else jnp.tril(jnp.ones((1, 1, tokens, places), bool), places - tokens)
-    implementation = "cudnn" if on_gpu else "xla"
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None, implementation=implementation)
-    return mixed.astype(queries.dtype)
+    tokens, places = queries.shape[1], keys.shape[1]
+    # jax lets cuDNN have even lengths alone; nobody sees a key behind the last one. And the kernel's causal mask begins
+    # with the first key: queries of the last positions alone get others before them.
+    odd = places % 2
+    sides = ((queries, (places - tokens, odd)), (keys, (0, odd)), (values, (0, odd)))
+    q, k, v = (jnp.pad(_rounded(x, narrow=on_gpu), ((0, 0), added, (0, 0), (0, 0))) for x, added in sides)
+    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn" if on_gpu else "xla")
+    return mixed[:, places - tokens : places].astype(queries.dtype)
 
 
 def _rounded(x: Array, *, narrow: bool) -> Array:

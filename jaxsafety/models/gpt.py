@@ -72,7 +72,7 @@ class GPTConfig:
             pass. Norms' statistics, GELU, softmax, sums, logits, parameters and their gradients are float32 whatever it
             is; ``"bfloat16"`` asks for products in bfloat16 too. It takes about half of the memory, and of the traffic.
         attention: ``"fused"`` is an accelerator's own kernel (:mod:`jaxsafety.models.fused`), which stores no scores;
-            it asks for products in bfloat16, and on a GPU for heads whose width is a multiple of 8.
+            it asks for products in bfloat16, and for heads whose width is a multiple of 8, at most 128.
 
     Raises:
         ValueError: a size below 1, an unknown name, a width that the heads or positions cannot split, or activations
@@ -108,6 +108,8 @@ class GPTConfig:
                     raise ValueError(f"{name}: got {value!r}, expected compute_dtype 'bfloat16' as well")
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, expected a divisor of width {self.width}")
+        if self.attention == "fused" and (wide := self.width // self.heads) not in range(8, 129, 8):
+            raise ValueError(f"attention: got 'fused' with heads of width {wide}, expected a multiple of 8 up to 128")
         if self.positions == "rope" and (self.width // self.heads) % 2:
             raise ValueError(f"width: got {self.width} for {self.heads} heads, expected an even head width for rope")
         if self.positions == "sinusoidal" and self.width % 2:

@@ -12,7 +12,7 @@ from jaxsafety.models import layers as nn
 from jaxsafety.models.fused import fused_attention
 
 U16 = 2**-8  # bfloat16's rounding
-SHAPES = {"all queries": (7, 7), "the last queries": (3, 7)}
+SHAPES = {"all queries": (7, 7), "an even number": (6, 6), "the last queries": (3, 7)}
 
 
 def _operands(tokens, places):
@@ -58,7 +58,7 @@ def test_on_a_gpu_it_asks_for_the_kernel_with_bfloat16_arrays(shape, monkeypatch
     seen = {}
 
     def kernel(q, k, v, **named):
-        seen.update(named, dtypes={x.dtype for x in (q, k, v)})
+        seen.update(named, dtypes={x.dtype for x in (q, k, v)}, tokens={x.shape[1] for x in (q, k, v)})
         return q
 
     monkeypatch.setattr(fused.jax, "default_backend", lambda: "gpu")
@@ -66,8 +66,9 @@ def test_on_a_gpu_it_asks_for_the_kernel_with_bfloat16_arrays(shape, monkeypatch
     q, k, v, _ = _operands(*shape)
     fused_attention(q, keys=k, values=v)
     assert seen["implementation"] == "cudnn" and seen["dtypes"] == {jnp.dtype(jnp.bfloat16)}
-    # A mask costs what the kernel saves: only where there are fewer queries than keys.
-    assert seen["is_causal"] == (seen["mask"] is None) == (shape[0] == shape[1])
+    # A mask costs what the kernel saves, queries of the last positions alone would be taken for the first, and odd
+    # lengths are refused.
+    assert seen["is_causal"] and "mask" not in seen and seen["tokens"] == {shape[1] + shape[1] % 2}
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

@@ -401,6 +401,10 @@ def test_soft_tokens_get_a_gradient():
         ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'.*did you mean 'bfloat16'"),
         ({"stored_dtype": "bfloat16"}, "stored_dtype: got 'bfloat16', expected compute_dtype 'bfloat16' as well"),
         ({"attention": "fused"}, "attention: got 'fused', expected compute_dtype 'bfloat16' as well"),
+        (
+            {"attention": "fused", "compute_dtype": "bfloat16"},
+            "attention: got 'fused' with heads of width 4, expected a multiple of 8 up to 128",
+        ),
         ({"attention": "flash"}, "unknown attention 'flash'"),
         ({"positions": "rope", "heads": 8}, "even head width"),
         ({"heads": 1, "width": 7}, "even width"),
