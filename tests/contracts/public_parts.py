@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxsafety import keys, world
 from jaxsafety.linalg import unbatched
-from jaxsafety.models import layers, rope, sites
+from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim
 from jaxsafety.types import Batch, PreferenceBatch, Trial
@@ -78,6 +78,7 @@ CASES = {
     "layers.grouped_attention": Case(
         layers.grouped_attention, {"queries": HEADS["queries"], **FEWER, "visible": VISIBLE}, tuple(HEADS)
     ),
+    "fused.fused_attention": Case(fused.fused_attention, HEADS),
     "layers.real_positions": Case(layers.real_positions, {"mask": MASK}),
     "layers.visibility": Case(
         partial(layers.visibility, window=2), {"mask": MASK, "positions": POSITIONS, "queries": POSITIONS[0]}
