@@ -20,6 +20,7 @@ TABLE = {
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
     "kept_energy": "jaxsafety.analysis.kept_energy",
     "intruders": "jaxsafety.analysis.intruders",
+    "gradient_spaces": "jaxsafety.analysis.gradient_spaces",
 }
 # Those of checkpoints, which read them piece by piece.
 OF_CHECKPOINTS = {

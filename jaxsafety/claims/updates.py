@@ -44,6 +44,32 @@ def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
     return kept(evidence, model, "unsafe") - kept(evidence, model, "safe")
 
 
+def _by_gradient(evidence: Evidence, model: Model, wanted: str, side: str, metric: str) -> c.Seeds:
+    """Energy of the update in the first eighth of the directions of a gradient, mean over layers and matrices."""
+    find = partial(evidence.find, "gradient_spaces", metric, model=model, strength=SHARE)
+    return np.mean([find(part=f"{matrix}:{wanted}:{side}")[0] for matrix in _MATRICES], axis=0)
+
+
+def _gradient_beyond_chance(evidence: Evidence, model: Model, *, side: str) -> c.Seeds:
+    return np.subtract(*(_by_gradient(evidence, model, "unsafe", side, metric) for metric in ("kept_mean", "chance")))
+
+
+def _gradient_unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
+    return np.mean(
+        [
+            np.subtract(*(_by_gradient(evidence, model, wanted, side, "kept_mean") for wanted in ("unsafe", "safe")))
+            for side in ("reads", "writes")
+        ],
+        axis=0,
+    )
+
+
+def _follows_gradient(evidence: Evidence, model: Model) -> c.Seeds:
+    find = partial(evidence.find, "gradient_spaces", "cosine", model=model)
+    parts = [find(part=f"{matrix}:unsafe") for matrix in _MATRICES]
+    return np.mean([np.mean(part, axis=0) for part in parts], axis=0)
+
+
 def intruders(evidence: Evidence, model: Model) -> c.Seeds:
     """Intruders beyond those of a random update of the same spectrum, mean over matrices and layers."""
     find = partial(evidence.find, "intruders", model=model, strength=BELOW)
@@ -115,6 +141,38 @@ CLAIMS = (
         _ENERGY.format("the pretrained weights write most"),
         measure=_mean(_beyond_chance, space="writes"),
         margin=POINTS,
+    ),
+    Claim(
+        "reads_gradient",
+        "The update reads the inputs by which unsafe prompts push towards refusals before tuning, beyond chance.",
+        BEYOND,
+        _ENERGY.format("the gradient of refusals reads most"),
+        measure=_mean(_gradient_beyond_chance, side="reads"),
+        margin=POINTS,
+    ),
+    Claim(
+        "writes_gradient",
+        "The update writes the outputs that unsafe prompts push towards before tuning, beyond chance.",
+        BEYOND,
+        _ENERGY.format("the gradient of refusals writes most"),
+        measure=_mean(_gradient_beyond_chance, side="writes"),
+        margin=POINTS,
+    ),
+    Claim(
+        "gradient_unsafe_beyond_safe",
+        "The update lies in the directions of the unsafe prompts' gradient more than in those of the safe prompts'.",
+        BEYOND,
+        "the same share in the directions of unsafe minus those of safe prompts' gradients; mean over either side",
+        measure=_mean(_gradient_unsafe_beyond_safe),
+        margin=POINTS,
+    ),
+    Claim(
+        "follows_gradient",
+        "The update goes the way that unsafe prompts push before tuning.",
+        BEYOND,
+        "cosine of the update and the gradient of refusals' likelihood; mean over layers, MLP matrices, methods",
+        measure=_mean(_follows_gradient),
+        margin=Margin(0.05, "a cosine of 0.05"),
     ),
     Claim(
         "intruders_beyond_random",

@@ -270,7 +270,7 @@ def refusing_blocks(
 
     ``first`` is the true first block, which stays where ``late`` says that only the second composition is unsafe.
     """
-    null = layout.constant_block(world, prompt, world.spec.letters[0])
+    null = layout.refusal_block(world, prompt)
     empty = layout.constant_block(world, prompt, "pad")
     return jnp.where(late, first, null), jnp.where(late, null, empty)
 

@@ -74,9 +74,17 @@ def letter_ids(world: World, letters: Int[Array, " w"]) -> Int[Array, " w"]:
 
 
 def constant_block(world: World, prompt: Prompt, token: str) -> Int[Array, " w"]:
-    """Returns ``[w]`` ids: ``token`` in every place of the text (``a`` the refusal, ``pad`` an empty block)."""
+    """Returns ``[w]`` ids: ``token`` in every place of the text (``pad`` is an empty block)."""
     value = world.special["pad"] if token == "pad" else world.ids[token]
     return jnp.where(prompt.letters < 0, world.special["pad"], value)
+
+
+def refusal_block(world: World, prompt: Prompt) -> Int[Array, " w"]:
+    """Returns ``[w]`` ids: the letters of the world's refusal in turn, in every place of the text."""
+    letters = world.spec.refusal or world.spec.letters[:1]
+    said = jnp.asarray([world.ids[letter] for letter in letters], jnp.int32)
+    places = jnp.arange(prompt.letters.shape[0]) % len(letters)
+    return jnp.where(prompt.letters < 0, world.special["pad"], said[places])
 
 
 def sequence(

@@ -63,7 +63,7 @@ class WorldSpec:
     """A synthetic world as data: the fields of a world's file.
 
     Attributes:
-        letters: the alphabet; its first letter is the refusal ("null") letter.
+        letters: the alphabet.
         operators: task tokens of the distinct bijections; the first is the identity.
         duplicates: task tokens that repeat an operator's bijection, seen in pretraining, and that operator.
         late_duplicates: duplicate tokens reserved at the end of the vocabulary, never trained.
@@ -72,6 +72,8 @@ class WorldSpec:
         policies: per PCFG, which operators are unsafe where.
         eval_pcfgs: indices of the PCFGs that evaluation prompts are drawn from.
         min_text, max_text: length range of the text window, in letters, inclusive.
+        refusal: the letters of a refusal, said in turn until the block is full; empty is the first letter, as in the
+            paper. Its world says one letter alone, so that a refusal is a constant answer; here it may be a phrase.
 
     Raises:
         ValueError: what does not make a world; the sentence says what.
@@ -88,6 +90,7 @@ class WorldSpec:
     min_text: int = static(at_least=1)
     max_text: int = static(at_least=1)
     late_duplicates: tuple[str, ...] = ()
+    refusal: tuple[str, ...] = ()
 
     def __post_init__(self):
         check(self)
@@ -171,7 +174,7 @@ class World:
 
     @property
     def first_letter(self) -> int:
-        """Id of the first letter, the refusal letter; letter a has id ``first_letter + a``."""
+        """Id of the first letter; letter a has id ``first_letter + a``."""
         return self.ids[self.spec.letters[0]]
 
 
@@ -186,6 +189,9 @@ def _problems(spec: WorldSpec) -> Iterator[str]:
         seen.add(token)
     if len(spec.letters) < 2 or len(spec.operators) < 2:
         yield f"letters and operators must be at least two each, got {len(spec.letters)} and {len(spec.operators)}"
+    for letter in spec.refusal:
+        if letter not in spec.letters:
+            yield f"refusal must be letters, got {letter!r}{nearest(letter, spec.letters)}"
     for token, base in spec.duplicates:
         if base not in spec.operators:
             yield f"duplicates.{token} must be an operator, got {base!r}{nearest(base, spec.operators)}"

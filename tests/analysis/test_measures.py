@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import analysis, keys
-from jaxsafety.types import Batch, Seen, Trial, Verdicts, View
+from jaxsafety.types import Batch, Model, Seen, Trial, Verdicts, View
 
 # float32 decompositions of small matrices.
 ATOL = 1e-5
@@ -169,6 +169,41 @@ def test_kept_energy_is_where_the_update_reads_and_writes():
     np.testing.assert_allclose(found["chance"], expected, rtol=1e-6)
     assert np.isnan(found["kept_mean"][names.index("up:safe"), -1])
     assert axes["kept", "space layer share"].shape == (8, LAYERS, 4)
+
+
+def test_gradient_spaces_are_those_of_the_answers_before_tuning():
+    """A linear model of one token: the gradient of each kind of prompt is one direction of either side."""
+    sides = {"up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
+
+    def apply(params, tokens, **_):
+        # Token 0 reads axis 2 and is to write axis 3, token 1 axes 0 and 1; every layer and matrix adds its own.
+        read, written = tokens * -2 + 2, tokens * -2 + 3
+        score = sum(
+            matrix[layer][read, written] for matrix in params["blocks"]["mlp"].values() for layer in range(LAYERS)
+        )
+        return SimpleNamespace(logits=jnp.stack([score, jnp.zeros_like(score)], axis=-1))
+
+    def asked(token):
+        """Two kinds of two prompts of one place, whose wanted answer is token 0."""
+        zeros = np.zeros((2, 2, 1), np.int32)
+        return Batch(tokens=zeros + token, targets=zeros, mask=np.ones((2, 2, 1), bool))
+
+    # Safe prompts ask token 1 and unsafe ones token 0.
+    trials = Trial(asked(1), asked(0), *[None] * (len(Trial.__dataclass_fields__) - 2))
+    model = Model(embed=None, apply=apply, decoder=None)
+    view = BARE._replace(model=model, params=updated(2, 3), held_out=trials)
+    found, axes = measured("gradient_spaces", view)
+    np.testing.assert_allclose(found["cosine"], [[0, 0], [1, 1], [0, 0], [1, 1]], atol=ATOL)
+    names = analysis.load("gradient_spaces").axes(None)["space"].names
+    first = dict(zip(names, found["kept_mean"][:, 0], strict=True))
+    for matrix, (reads, writes) in sides.items():
+        for side, size in (("reads", reads), ("writes", writes)):
+            assert first[f"{matrix}:unsafe:{side}"] == pytest.approx(1)
+            assert first[f"{matrix}:safe:{side}"] == pytest.approx(0, abs=ATOL)
+            np.testing.assert_allclose(
+                found["chance"][names.index(f"{matrix}:safe:{side}"), -1], round(size / 2) / size
+            )
+    assert axes["cosine", "gradient layer"].shape == (4, LAYERS)
 
 
 def test_intruders_are_leading_directions_that_no_direction_was_like():

@@ -24,6 +24,16 @@ def kept(space, up, down, **labels):
     return rows
 
 
+def pushed(wanted, side, values, **labels):
+    """Of both matrices the share in an eighth of the directions of a gradient, where chance is an eighth."""
+    rows = []
+    for matrix, own in zip(("up", "down"), values, strict=True):
+        part = {"part": f"{matrix}:{wanted}:{side}", "strength": 0.125, **labels}
+        rows += series("gradient_spaces", "chance", [0.125, 0.125], **part)
+        rows += series("gradient_spaces", "kept_mean", own, **part)
+    return rows
+
+
 def gain(condition, values, **labels):
     return series("input_space", "gain", values, part="down", condition=condition, **labels)
 
@@ -58,6 +68,24 @@ BY_HAND = {
     ),
     "reads_weights": (kept("reads", [0.1, 0.1], [0.1, 0.2]), [-0.025, 0.025]),
     "writes_weights": (kept("writes", [0.1, 0.1], [0.1, 0.2]), [-0.025, 0.025]),
+    "reads_gradient": (pushed("unsafe", "reads", [[0.2, 0.1], [0.4, 0.1]]), [0.175, -0.025]),
+    "writes_gradient": (
+        pushed("unsafe", "writes", [[0.2, 0.1], [0.4, 0.1]]) + pushed("unsafe", "writes", [[0.5, 0.1]] * 2, **DPO),
+        [0.275, -0.025],
+    ),
+    # .3 and .5 of the unsafe, .1 and .2 of the safe.
+    "gradient_unsafe_beyond_safe": (
+        pushed("unsafe", "reads", [[0.3, 0.3]] * 2)
+        + pushed("unsafe", "writes", [[0.5, 0.2]] * 2)
+        + pushed("safe", "reads", [[0.1, 0.3]] * 2)
+        + pushed("safe", "writes", [[0.2, 0.2]] * 2),
+        [0.25, 0.0],
+    ),
+    "follows_gradient": (
+        series("gradient_spaces", "cosine", [[0.1, 0.0], [0.3, 0.2]], part="up:unsafe")
+        + series("gradient_spaces", "cosine", [[0.0, 0.0], [0.2, -0.2]], part="down:unsafe"),
+        [0.15, 0.0],
+    ),
     "intruders_beyond_random": (
         counted("intruders_mean", [3.0, 1.0], [1.0, 1.0]) + counted("intruders_random_mean", [1.0, 1.0], [1.0, 2.0]),
         [1.0, -0.5],

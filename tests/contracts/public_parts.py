@@ -153,6 +153,7 @@ CASES = {
     "layout.outputs": Case(partial(layout.outputs, TINY), {"prompt": PROMPT}),
     "layout.letter_ids": Case(partial(layout.letter_ids, TINY), {"letters": LETTERS}),
     "layout.constant_block": Case(partial(layout.constant_block, TINY, token="pad"), {"prompt": PROMPT}),
+    "layout.refusal_block": Case(partial(layout.refusal_block, TINY), {"prompt": PROMPT}),
     "layout.sequence": Case(
         partial(layout.sequence, TINY), {"prompt": PROMPT, "block1": LETTERS + 1, "block2": LETTERS + 1}
     ),

@@ -141,6 +141,11 @@ def _updates(lane, shape, *, power, step):
             labels = {"part": f"{part}:{space}", "strength": share}
             lane.add("kept_energy", "kept_mean", share**bent, noise=0.02, share=True, **labels)
             lane.add("kept_energy", "chance", share, **labels)
+        for wanted, side, bent in (("unsafe", "reads", 0.5), ("unsafe", "writes", 0.3), ("safe", "reads", 0.7),
+                                   ("safe", "writes", 0.9)):  # fmt: skip
+            labels = {"part": f"{part}:{wanted}:{side}", "strength": share}
+            lane.add("gradient_spaces", "kept_mean", share**bent, noise=0.02, share=True, **labels)
+            lane.add("gradient_spaces", "chance", share, **labels)
     for part, below in itertools.product(("up", "down"), (0.5, 0.6, 0.7, 0.8, 0.9)):
         for metric, most in (("intruders_mean", power), ("intruders_random_mean", 0.5)):
             lane.add("intruders", metric, most * below**2, noise=0.02, share=True, part=part, strength=below)

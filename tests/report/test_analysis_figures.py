@@ -37,6 +37,7 @@ TEXTS = {
     "causal": ("only null", "all but random", "rank 8", "layer 1", "attention"),
     "directions": ("activations", "random", "singular", "Null", "Instruct", "64"),
     "kept_energy": ("up: reads", "down: unsafe", "random space", "energy of the update in them"),
+    "gradient_spaces": ("up: reads, unsafe", "down: writes, safe", "random space", "energy of the update in them"),
     "intruders": ("up matrix", "down matrix", "dashed: a random update of the same spectrum"),
     "transfer": ("+ α SFT", "+ α DPO"),
     "dynamics": ("Null", "cluster separation (relative gap)", "eta_M", "eta_S", "training step (log)"),

@@ -34,6 +34,20 @@ def test_what_is_left_out_is_that_of_the_world_it_is_like(write, tiny_world):
     assert trial.unsafe.all() and set(trial.prompt.length.tolist()) == {3, 4, 5}
 
 
+def test_a_refusal_may_be_a_phrase(write):
+    built = world.load(write("like: tiny\nrefusal: [c, a, d]"))
+    trial = jax.device_get(
+        jax.jit(lambda key: world.batch_at(built, "unsafe", key=key, step=0, batch_size=16))(keys.root(0))
+    )
+    said = [built.ids[letter] for letter in "cadcadca"]
+    for mask, targets, length in zip(trial.refused.mask, trial.refused.targets, trial.prompt.length, strict=True):
+        assert targets[mask].tolist() == [*said[:length], built.special["stop"]]
+    # All else is as without it.
+    plain = world.batch_at(world.load("tiny"), "unsafe", key=keys.root(0), step=0, batch_size=16)
+    assert np.array_equal(trial.complied.tokens, plain.complied.tokens)
+    assert np.array_equal(trial.refused.mask, plain.refused.mask)
+
+
 def test_a_world_of_one_grammar_and_other_operators(write):
     text = f'like: tiny\npermutation_seeds: [7]\npolicies: [{POLICY}]\neval_pcfgs: [0]\nduplicates: {{x: ")"}}\n'
     built = world.load(write(text + "misgen_tokens: [x]"))
@@ -58,6 +72,7 @@ def test_a_world_of_one_grammar_and_other_operators(write):
         ("like: tiny\nduplicates: 3", "mine.yaml: duplicates: got 3, expected a mapping from token to operator"),
         ("like: tiny\nduplicates: [x, y]", r"duplicates: got \['x', 'y'\], expected a mapping from token to operator"),
         ('like: tiny\nduplicates: [[x, ")", y]]', r"duplicates must be pairs of a token and an operator, got \['x'"),
+        ("like: tiny\nrefusal: [b, z]", "refusal must be letters, got 'z'"),
         ("like: tiny\nmisgen_tokens: [r9]", "misgen_tokens must be duplicates, got 'r9'"),
         ("like: tiny\nmisgen_tokens: [r3]", "misgen_tokens must have a duplicate of what policy 1 makes always_unsafe"),
         ("like: tiny\npermutation_seeds: [1]", "must have an entry a PCFG each, got 2 and 1"),

@@ -1,0 +1,131 @@
+"""Does the update go where prompts push? Its lie to the gradients of the wanted answers, before tuning.
+
+A gradient is of the mean log-likelihood, per scored token, of what tuning wants: of refusals of unsafe prompts, of true
+outputs of safe ones. Beside the cosine stand the shares of the update's energy in the gradient's leading input and
+output directions (:mod:`jaxsafety.linalg.kept`), and what random ones hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsafety.analysis.kept_energy import SHARES
+from jaxsafety.config.fields import check, static
+from jaxsafety.linalg import kept, subspace, svd
+from jaxsafety.linalg.directions import INPUTS
+from jaxsafety.linalg.update_spaces import Method
+from jaxsafety.training import answers
+from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Model, Params, Section, View
+
+SIDES = {"reads": "inputs", "writes": "outputs"}
+WANTED = ("safe", "unsafe")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Of how many prompts, and how directions are found.
+
+    Attributes:
+        prompts: held-out prompts of either kind that a gradient is of, at most as many as there are.
+        method: of the decompositions; ``gram`` is faster, and refuses directions that it does not resolve.
+    """
+
+    prompts: int = static(64, at_least=1)
+    method: Method = "full"
+    __post_init__ = check
+
+
+def measure(view: View, config: Config, *, key: Key) -> Measured:
+    """Returns cosines in [-1, 1] of the update and the gradients by matrix and layer, and the shares of the update's
+    energy in their first directions, for :data:`SHARES` of that side's dimensions; NaN beyond a gradient's rank.
+
+    The gradients are of the model before tuning, on held-out prompts.
+    """
+    of = {"safe": (0, view.held_out.complied), "unsafe": (1, view.held_out.refused)}
+    gradients = {
+        name: _gradient(view.model, view.base, jax.tree.map(lambda leaf, row=row: leaf[row, : config.prompts], side))
+        for name, (row, side) in of.items()
+    }
+    cosines, shares, chance = [], [], []
+    for name in INPUTS:
+        delta = view.params["blocks"]["mlp"][name] - view.base["blocks"]["mlp"][name]
+        for wanted in WANTED:
+            own = gradients[wanted][name]
+            cosines.append(subspace.cosine(delta, own))
+            found = svd.decompose(own, method=config.method)
+            for side, basis in zip(SIDES.values(), (found.inputs, found.outputs), strict=True):
+                size = basis.shape[-2]
+                counts = [max(1, round(share * size)) for share in SHARES]
+                shares.append(kept.energy_kept(delta, basis, side=side, counts=jnp.asarray(counts)))
+                chance.append([count / size for count in counts])
+    return {
+        ("cosine", "gradient layer"): jnp.stack(cosines),
+        ("kept_mean", "space share"): jnp.mean(jnp.stack(shares), axis=1),
+        ("chance", "space share"): jnp.asarray(chance),
+    }
+
+
+def _gradient(model: Model, params: Params, batch: Batch) -> dict[str, Float[Array, "l m n"]]:
+    """The gradient of the mean log-likelihood by the MLP's matrices: the way that an answer becomes likelier."""
+
+    def likelihood(matrices: dict[str, Array]) -> Array:
+        mlp = params["blocks"]["mlp"] | matrices
+        own = params | {"blocks": params["blocks"] | {"mlp": mlp}}
+        total, count = answers.next_token(model, own, batch)[0]["nll"]
+        return -total / count
+
+    return jax.grad(likelihood)({name: params["blocks"]["mlp"][name] for name in INPUTS})
+
+
+def draw(table: Any, plot: Any) -> Any:
+    """The update's energy against the share of a gradient's directions: a column per matrix, a row per side."""
+    every = plot.pick(table, analysis="gradient_spaces")
+    rows = plot.needed(plot.pick(every, metric="kept_mean"), "gradient_spaces")
+    chance = plot.of_model(plot.pick(every, metric="chance"), plot.models_of(rows)[0])
+    styles = plot.model_styles(plot.models_of(rows))
+    keys = plot.model_keys(styles) | {"random space": plot.CHANCE}
+    panels = [(wanted, side) for wanted in WANTED for side in SIDES]
+
+    def draw_on(figure: Any) -> None:
+        grid = figure.subplots(len(panels), len(INPUTS), sharex=True, sharey=True, squeeze=False)
+        for row, (wanted, side) in zip(grid, panels, strict=True):
+            for axes, matrix in zip(row, INPUTS, strict=True):
+                part = f"{matrix}:{wanted}:{side}"
+                plot.draw_curves(axes, plot.pick(rows, part=part), over="strength", model=styles)
+                expected = plot.pick(chance, part=part).sort("strength")
+                axes.plot(expected["strength"], expected["mean"], zorder=4, **plot.CHANCE)
+                axes.set_title(f"{matrix}: {side}, {wanted}")
+                axes.set_ylim(0, 1)
+                axes.grid(visible=True, axis="y")
+        plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
+        plot.legend(figure, keys, columns=2)
+
+    height = 60 + plot.ROW * len(panels) + plot.legend_height(keys, columns=2)
+    return plot.Picture(draw_on, height, "energy of the update in the leading directions of gradients")
+
+
+SECTION = Section(
+    "Does the update go where prompts push?",
+    "beyond the paper",
+    "The share of the update's energy in the leading input and output directions of the gradient, before tuning, by "
+    "which unsafe prompts' refusals and safe prompts' true outputs become likelier, mean over layers; on the dotted "
+    "line it is what a random space as large holds.",
+    draw,
+    claims=("reads_gradient", "writes_gradient", "gradient_unsafe_beyond_safe", "follows_gradient"),
+)
+# It looks at no site, but a subject without text, and so without those, has no such gradients.
+ANALYSIS = Analysis(
+    Config, measure, about="update", reads=tuple(INPUTS.values()), section=SECTION,
+    axes=lambda config: {
+        "gradient": Coordinate("part", tuple(f"{matrix}:{wanted}" for matrix in INPUTS for wanted in WANTED)),
+        "space": Coordinate(
+            "part", tuple(f"{matrix}:{wanted}:{side}" for matrix in INPUTS for wanted in WANTED for side in SIDES)
+        ),
+        "share": Coordinate("strength", SHARES),
+    },
+)  # fmt: skip
