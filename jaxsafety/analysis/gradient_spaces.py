@@ -1,8 +1,9 @@
 """Does the update go where prompts push? Its lie to the gradients of the wanted answers, before tuning.
 
-A gradient is of the mean log-likelihood, per scored token, of what tuning wants: of refusals of unsafe prompts, of true
-outputs of safe ones. Beside the cosine stand the shares of the update's energy in the gradient's leading input and
-output directions (:mod:`jaxsafety.linalg.kept`), and what random ones hold.
+A gradient is of the mean log-likelihood, per scored token, of answers: of the refusals of unsafe prompts, which tuning
+wants; of those of safe prompts, which it does not; and of safe prompts' true outputs, which the model gives before
+tuning. Beside the cosine stand the shares of the update's energy in the gradient's leading input and output directions
+(:mod:`jaxsafety.linalg.kept`), and what random ones hold.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from jaxsafety.training import answers
 from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Model, Params, Section, View
 
 SIDES = {"reads": "inputs", "writes": "outputs"}
-WANTED = ("safe", "unsafe")
+# Refusals of unsafe and of safe prompts, and true outputs of safe ones: one kind of answer, or of prompt, at a time.
+PUSHED = ("unsafe", "safe_refused", "safe")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
 
     The gradients are of the model before tuning, on held-out prompts.
     """
-    of = {"safe": (0, view.held_out.complied), "unsafe": (1, view.held_out.refused)}
+    complied, refused = view.held_out.complied, view.held_out.refused
+    of = {"unsafe": (1, refused), "safe_refused": (0, refused), "safe": (0, complied)}
     gradients = {
         name: _gradient(view.model, view.base, jax.tree.map(lambda leaf, row=row: leaf[row, : config.prompts], side))
         for name, (row, side) in of.items()
@@ -54,8 +57,8 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
     cosines, shares, chance = [], [], []
     for name in INPUTS:
         delta = view.params["blocks"]["mlp"][name] - view.base["blocks"]["mlp"][name]
-        for wanted in WANTED:
-            own = gradients[wanted][name]
+        for pushed in PUSHED:
+            own = gradients[pushed][name]
             cosines.append(subspace.cosine(delta, own))
             found = svd.decompose(own, method=config.method)
             for side, basis in zip(SIDES.values(), (found.inputs, found.outputs), strict=True):
@@ -89,17 +92,17 @@ def draw(table: Any, plot: Any) -> Any:
     chance = plot.of_model(plot.pick(every, metric="chance"), plot.models_of(rows)[0])
     styles = plot.model_styles(plot.models_of(rows))
     keys = plot.model_keys(styles) | {"random space": plot.CHANCE}
-    panels = [(wanted, side) for wanted in WANTED for side in SIDES]
+    panels = [(pushed, side) for pushed in PUSHED for side in SIDES]
 
     def draw_on(figure: Any) -> None:
         grid = figure.subplots(len(panels), len(INPUTS), sharex=True, sharey=True, squeeze=False)
-        for row, (wanted, side) in zip(grid, panels, strict=True):
+        for row, (pushed, side) in zip(grid, panels, strict=True):
             for axes, matrix in zip(row, INPUTS, strict=True):
-                part = f"{matrix}:{wanted}:{side}"
+                part = f"{matrix}:{pushed}:{side}"
                 plot.draw_curves(axes, plot.pick(rows, part=part), over="strength", model=styles)
                 expected = plot.pick(chance, part=part).sort("strength")
                 axes.plot(expected["strength"], expected["mean"], zorder=4, **plot.CHANCE)
-                axes.set_title(f"{matrix}: {side}, {wanted}")
+                axes.set_title(f"{matrix}: {side}, {pushed.replace('_', ' ')}")
                 axes.set_ylim(0, 1)
                 axes.grid(visible=True, axis="y")
         plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
@@ -113,8 +116,8 @@ SECTION = Section(
     "Does the update go where prompts push?",
     "beyond the paper",
     "The share of the update's energy in the leading input and output directions of the gradient, before tuning, by "
-    "which unsafe prompts' refusals and safe prompts' true outputs become likelier, mean over layers; on the dotted "
-    "line it is what a random space as large holds.",
+    "which the refusals of unsafe prompts, those of safe prompts and safe prompts' true outputs become likelier, mean "
+    "over layers; on the dotted line it is what a random space as large holds.",
     draw,
     claims=("reads_gradient", "writes_gradient", "gradient_unsafe_beyond_safe", "follows_gradient"),
 )
@@ -122,9 +125,9 @@ SECTION = Section(
 ANALYSIS = Analysis(
     Config, measure, about="update", reads=tuple(INPUTS.values()), section=SECTION,
     axes=lambda config: {
-        "gradient": Coordinate("part", tuple(f"{matrix}:{wanted}" for matrix in INPUTS for wanted in WANTED)),
+        "gradient": Coordinate("part", tuple(f"{matrix}:{pushed}" for matrix in INPUTS for pushed in PUSHED)),
         "space": Coordinate(
-            "part", tuple(f"{matrix}:{wanted}:{side}" for matrix in INPUTS for wanted in WANTED for side in SIDES)
+            "part", tuple(f"{matrix}:{pushed}:{side}" for matrix in INPUTS for pushed in PUSHED for side in SIDES)
         ),
         "share": Coordinate("strength", SHARES),
     },

@@ -44,10 +44,10 @@ def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
     return kept(evidence, model, "unsafe") - kept(evidence, model, "safe")
 
 
-def _by_gradient(evidence: Evidence, model: Model, wanted: str, side: str, metric: str) -> c.Seeds:
+def _by_gradient(evidence: Evidence, model: Model, pushed: str, side: str, metric: str) -> c.Seeds:
     """Energy of the update in the first eighth of the directions of a gradient, mean over layers and matrices."""
     find = partial(evidence.find, "gradient_spaces", metric, model=model, strength=SHARE)
-    return np.mean([find(part=f"{matrix}:{wanted}:{side}")[0] for matrix in _MATRICES], axis=0)
+    return np.mean([find(part=f"{matrix}:{pushed}:{side}")[0] for matrix in _MATRICES], axis=0)
 
 
 def _gradient_beyond_chance(evidence: Evidence, model: Model, *, side: str) -> c.Seeds:
@@ -55,13 +55,12 @@ def _gradient_beyond_chance(evidence: Evidence, model: Model, *, side: str) -> c
 
 
 def _gradient_unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
-    return np.mean(
-        [
-            np.subtract(*(_by_gradient(evidence, model, wanted, side, "kept_mean") for wanted in ("unsafe", "safe")))
-            for side in ("reads", "writes")
-        ],
-        axis=0,
-    )
+    def of(pushed: str) -> c.Seeds:
+        return np.mean(
+            [_by_gradient(evidence, model, pushed, side, "kept_mean") for side in ("reads", "writes")], axis=0
+        )
+
+    return of("unsafe") - of("safe_refused")
 
 
 def _follows_gradient(evidence: Evidence, model: Model) -> c.Seeds:
@@ -160,9 +159,10 @@ CLAIMS = (
     ),
     Claim(
         "gradient_unsafe_beyond_safe",
-        "The update lies in the directions of the unsafe prompts' gradient more than in those of the safe prompts'.",
+        "The update lies where unsafe prompts push towards refusals more than where safe prompts would.",
         BEYOND,
-        "the same share in the directions of unsafe minus those of safe prompts' gradients; mean over either side",
+        "the same share in the directions of the gradients of unsafe minus those of safe prompts' refusals; mean over "
+        "either side",
         measure=_mean(_gradient_unsafe_beyond_safe),
         margin=POINTS,
     ),

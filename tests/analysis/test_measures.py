@@ -183,27 +183,27 @@ def test_gradient_spaces_are_those_of_the_answers_before_tuning():
         )
         return SimpleNamespace(logits=jnp.stack([score, jnp.zeros_like(score)], axis=-1))
 
-    def asked(token):
-        """Two kinds of two prompts of one place, whose wanted answer is token 0."""
-        zeros = np.zeros((2, 2, 1), np.int32)
-        return Batch(tokens=zeros + token, targets=zeros, mask=np.ones((2, 2, 1), bool))
+    def asked(safe, unsafe, answer):
+        """Two prompts of one token for each kind, and what they are answered."""
+        tokens = np.broadcast_to(np.array([[[safe]], [[unsafe]]], np.int32), (2, 2, 1))
+        return Batch(tokens=tokens, targets=np.full_like(tokens, answer), mask=np.ones((2, 2, 1), bool))
 
-    # Safe prompts ask token 1 and unsafe ones token 0.
-    trials = Trial(asked(1), asked(0), *[None] * (len(Trial.__dataclass_fields__) - 2))
+    # Refusals of unsafe prompts push the update's entry up, true outputs of safe ones down, their refusals another.
+    trials = Trial(asked(0, 0, 1), asked(1, 0, 0), *[None] * (len(Trial.__dataclass_fields__) - 2))
     model = Model(embed=None, apply=apply, decoder=None)
     view = BARE._replace(model=model, params=updated(2, 3), held_out=trials)
     found, axes = measured("gradient_spaces", view)
-    np.testing.assert_allclose(found["cosine"], [[0, 0], [1, 1], [0, 0], [1, 1]], atol=ATOL)
+    np.testing.assert_allclose(found["cosine"], [[1, 1], [0, 0], [-1, -1]] * 2, atol=ATOL)
     names = analysis.load("gradient_spaces").axes(None)["space"].names
     first = dict(zip(names, found["kept_mean"][:, 0], strict=True))
     for matrix, (reads, writes) in sides.items():
         for side, size in (("reads", reads), ("writes", writes)):
-            assert first[f"{matrix}:unsafe:{side}"] == pytest.approx(1)
-            assert first[f"{matrix}:safe:{side}"] == pytest.approx(0, abs=ATOL)
+            assert first[f"{matrix}:unsafe:{side}"] == first[f"{matrix}:safe:{side}"] == pytest.approx(1)
+            assert first[f"{matrix}:safe_refused:{side}"] == pytest.approx(0, abs=ATOL)
             np.testing.assert_allclose(
                 found["chance"][names.index(f"{matrix}:safe:{side}"), -1], round(size / 2) / size
             )
-    assert axes["cosine", "gradient layer"].shape == (4, LAYERS)
+    assert axes["cosine", "gradient layer"].shape == (6, LAYERS)
 
 
 def test_intruders_are_leading_directions_that_no_direction_was_like():

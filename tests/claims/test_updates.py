@@ -77,8 +77,8 @@ BY_HAND = {
     "gradient_unsafe_beyond_safe": (
         pushed("unsafe", "reads", [[0.3, 0.3]] * 2)
         + pushed("unsafe", "writes", [[0.5, 0.2]] * 2)
-        + pushed("safe", "reads", [[0.1, 0.3]] * 2)
-        + pushed("safe", "writes", [[0.2, 0.2]] * 2),
+        + pushed("safe_refused", "reads", [[0.1, 0.3]] * 2)
+        + pushed("safe_refused", "writes", [[0.2, 0.2]] * 2),
         [0.25, 0.0],
     ),
     "follows_gradient": (
