@@ -59,7 +59,7 @@ def recipe_of(case: TrainCase) -> Recipe:
     )
 
 
-# What training computes in, and keeps its activations in, by name.
+# What training computes in, keeps its activations in, and attends with, by name; float32 is the first.
 TYPES = {
     "float32": {},
     "bfloat16": {"compute_dtype": "bfloat16"},

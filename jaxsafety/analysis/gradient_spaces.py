@@ -1,9 +1,9 @@
 """Does the update go where prompts push? Its lie to the gradients of the wanted answers, before tuning.
 
-A gradient is of the mean log-likelihood, per scored token, of answers: of the refusals of unsafe prompts, which tuning
-wants; of those of safe prompts, which it does not; and of safe prompts' true outputs, which the model gives before
-tuning. Beside the cosine stand the shares of the update's energy in the gradient's leading input and output directions
-(:mod:`jaxsafety.linalg.kept`), and what random ones hold.
+A gradient is of the mean log-likelihood, per scored token, of refusals: of those of unsafe prompts, which tuning wants,
+and of those of safe prompts, which it does not: the same answer to another kind of prompt. Beside the cosine stand the
+shares of the update's energy in the gradient's leading input and output directions (:mod:`jaxsafety.linalg.kept`), and
+what random ones hold. Tuning begins along such a gradient, so that more than chance is expected of any training.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jaxsafety.training import answers
 from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Model, Params, Section, View
 
 SIDES = {"reads": "inputs", "writes": "outputs"}
-# Refusals of unsafe and of safe prompts, and true outputs of safe ones: one kind of answer, or of prompt, at a time.
-PUSHED = ("unsafe", "safe_refused", "safe")
+# Whose refusals become likelier, in the order of held-out prompts.
+PUSHED = ("safe", "unsafe")
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,18 @@ class Config:
 
 def measure(view: View, config: Config, *, key: Key) -> Measured:
     """Returns cosines in [-1, 1] of the update and the gradients by matrix and layer, and the shares of the update's
-    energy in their first directions, for :data:`SHARES` of that side's dimensions; NaN beyond a gradient's rank.
+    energy in their first directions, for :data:`SHARES` of that side's dimensions.
 
-    The gradients are of the model before tuning, on held-out prompts.
+    The gradients are of the model before tuning, on held-out prompts. They have as many directions as the smaller side:
+    of the larger one's dimensions no further share is there (NaN).
     """
-    complied, refused = view.held_out.complied, view.held_out.refused
-    of = {"unsafe": (1, refused), "safe_refused": (0, refused), "safe": (0, complied)}
     gradients = {
-        name: _gradient(view.model, view.base, jax.tree.map(lambda leaf, row=row: leaf[row, : config.prompts], side))
-        for name, (row, side) in of.items()
+        pushed: _gradient(
+            view.model,
+            view.base,
+            jax.tree.map(lambda leaf, row=row: leaf[row, : config.prompts], view.held_out.refused),
+        )
+        for row, pushed in enumerate(PUSHED)
     }
     cosines, shares, chance = [], [], []
     for name in INPUTS:
@@ -102,7 +105,7 @@ def draw(table: Any, plot: Any) -> Any:
                 plot.draw_curves(axes, plot.pick(rows, part=part), over="strength", model=styles)
                 expected = plot.pick(chance, part=part).sort("strength")
                 axes.plot(expected["strength"], expected["mean"], zorder=4, **plot.CHANCE)
-                axes.set_title(f"{matrix}: {side}, {pushed.replace('_', ' ')}")
+                axes.set_title(f"{matrix}: {side}, {pushed}")
                 axes.set_ylim(0, 1)
                 axes.grid(visible=True, axis="y")
         plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
@@ -116,8 +119,8 @@ SECTION = Section(
     "Does the update go where prompts push?",
     "beyond the paper",
     "The share of the update's energy in the leading input and output directions of the gradient, before tuning, by "
-    "which the refusals of unsafe prompts, those of safe prompts and safe prompts' true outputs become likelier, mean "
-    "over layers; on the dotted line it is what a random space as large holds.",
+    "which refusals of safe and of unsafe prompts become likelier, mean over layers; on the dotted line it is what a "
+    "random space as large holds.",
     draw,
     claims=("reads_gradient", "writes_gradient", "gradient_unsafe_beyond_safe", "follows_gradient"),
 )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TABLE = {
     "benign": "jaxsafety.claims.benign",
+    "gradients": "jaxsafety.claims.gradients",
     "jain2024": "jaxsafety.claims.jain2024",
     "updates": "jaxsafety.claims.updates",
     "zhou2024": "jaxsafety.claims.zhou2024",

@@ -1,7 +1,8 @@
 """Is it safety? The quantities of :mod:`jaxsafety.claims.updates` of SFT minus those of tuning on safe prompts alone.
 
 The control is a model called ``benign``: the same method, rate, steps and base, no unsafe prompt. Margins were fixed
-before ``experiments/update_control.yaml`` had been run. Fidelity: ours.
+before ``experiments/update_control.yaml`` had been run, that about gradients before its second run, which measures
+these. Fidelity: ours.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from jaxsafety.claims import contrasts as c
-from jaxsafety.claims import updates
+from jaxsafety.claims import gradients, updates
 from jaxsafety.claims.evidence import Evidence, Model
 from jaxsafety.claims.judging import Claim, Margin
 
@@ -70,5 +71,13 @@ CLAIMS = (
         "mean over layers",
         measure=_beyond(_preference),
         margin=Margin(0.095, "the logarithm of a ratio of 1.1: a tenth more or less"),
+    ),
+    Claim(
+        "safety_follows_gradient",
+        "Safety fine-tuning lies where unsafe prompts' refusals become likelier, more than benign tuning does.",
+        updates.BEYOND,
+        _ENERGY.format("the gradient of refusals has most of") + " and both sides",
+        measure=_beyond(gradients.kept),
+        margin=updates.POINTS,
     ),
 )

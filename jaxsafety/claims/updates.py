@@ -44,31 +44,6 @@ def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
     return kept(evidence, model, "unsafe") - kept(evidence, model, "safe")
 
 
-def _by_gradient(evidence: Evidence, model: Model, pushed: str, side: str, metric: str) -> c.Seeds:
-    """Energy of the update in the first eighth of the directions of a gradient, mean over layers and matrices."""
-    find = partial(evidence.find, "gradient_spaces", metric, model=model, strength=SHARE)
-    return np.mean([find(part=f"{matrix}:{pushed}:{side}")[0] for matrix in _MATRICES], axis=0)
-
-
-def _gradient_beyond_chance(evidence: Evidence, model: Model, *, side: str) -> c.Seeds:
-    return np.subtract(*(_by_gradient(evidence, model, "unsafe", side, metric) for metric in ("kept_mean", "chance")))
-
-
-def _gradient_unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
-    def of(pushed: str) -> c.Seeds:
-        return np.mean(
-            [_by_gradient(evidence, model, pushed, side, "kept_mean") for side in ("reads", "writes")], axis=0
-        )
-
-    return of("unsafe") - of("safe_refused")
-
-
-def _follows_gradient(evidence: Evidence, model: Model) -> c.Seeds:
-    find = partial(evidence.find, "gradient_spaces", "cosine", model=model)
-    parts = [find(part=f"{matrix}:unsafe") for matrix in _MATRICES]
-    return np.mean([np.mean(part, axis=0) for part in parts], axis=0)
-
-
 def intruders(evidence: Evidence, model: Model) -> c.Seeds:
     """Intruders beyond those of a random update of the same spectrum, mean over matrices and layers."""
     find = partial(evidence.find, "intruders", model=model, strength=BELOW)
@@ -200,38 +175,5 @@ CLAIMS = (
         measure=_mean(_released_beyond_safe),
         null=-0.05,
         margin=POINTS,
-    ),
-    Claim(
-        "reads_gradient",
-        "The update reads the inputs by which unsafe prompts push towards refusals before tuning, beyond chance.",
-        BEYOND,
-        _ENERGY.format("the gradient of refusals reads most"),
-        measure=_mean(_gradient_beyond_chance, side="reads"),
-        margin=POINTS,
-    ),
-    Claim(
-        "writes_gradient",
-        "The update writes the outputs that unsafe prompts push towards before tuning, beyond chance.",
-        BEYOND,
-        _ENERGY.format("the gradient of refusals writes most"),
-        measure=_mean(_gradient_beyond_chance, side="writes"),
-        margin=POINTS,
-    ),
-    Claim(
-        "gradient_unsafe_beyond_safe",
-        "The update lies where unsafe prompts push towards refusals more than where safe prompts would.",
-        BEYOND,
-        "the same share in the directions of the gradients of unsafe minus those of safe prompts' refusals; mean over "
-        "either side",
-        measure=_mean(_gradient_unsafe_beyond_safe),
-        margin=POINTS,
-    ),
-    Claim(
-        "follows_gradient",
-        "The update goes the way that unsafe prompts push before tuning.",
-        BEYOND,
-        "cosine of the update and the gradient of refusals' likelihood; mean over layers, MLP matrices, methods",
-        measure=_mean(_follows_gradient),
-        margin=Margin(0.05, "a cosine of 0.05"),
     ),
 )

@@ -71,8 +71,9 @@ class GPTConfig:
         stored_dtype: what activations are rounded to between operations, and what is kept of them for the backward
             pass. Norms' statistics, GELU, softmax, sums, logits, parameters and their gradients are float32 whatever it
             is; ``"bfloat16"`` asks for products in bfloat16 too. It takes about half of the memory, and of the traffic.
-        attention: ``"fused"`` is an accelerator's own kernel (:mod:`jaxsafety.models.fused`), which stores no scores;
-            it asks for products in bfloat16, and for heads whose width is a multiple of 8, at most 128.
+        attention: ``"fused"`` is on a GPU cuDNN's kernel, which stores no scores and gives bfloat16, elsewhere the
+            plain one (:mod:`jaxsafety.models.fused`); it asks for products in bfloat16, and for heads whose width is a
+            multiple of 8, at most 128.
 
     Raises:
         ValueError: a size below 1, an unknown name, a width that the heads or positions cannot split, or activations

@@ -44,8 +44,8 @@ class ModelConfig:
         stored_dtype: ``bfloat16`` (with ``compute_dtype``) keeps the activations of training in bfloat16 between
             operations and for the backward pass: about half of the memory and its traffic, which is what an
             accelerator waits for.
-        attention: ``fused`` (with ``compute_dtype``) trains with an accelerator's own attention, which stores no
-            scores; see :mod:`jaxsafety.models.fused`.
+        attention: ``fused`` (with ``compute_dtype``) trains on a GPU with cuDNN's attention, which stores no scores;
+            see :mod:`jaxsafety.models.fused`.
     """
 
     preset: Preset = "tiny"

@@ -63,7 +63,7 @@ class WorldSpec:
     """A synthetic world as data: the fields of a world's file.
 
     Attributes:
-        letters: the alphabet.
+        letters: the alphabet; the first two are what the exception tokens answer.
         operators: task tokens of the distinct bijections; the first is the identity.
         duplicates: task tokens that repeat an operator's bijection, seen in pretraining, and that operator.
         late_duplicates: duplicate tokens reserved at the end of the vocabulary, never trained.
@@ -189,9 +189,6 @@ def _problems(spec: WorldSpec) -> Iterator[str]:
         seen.add(token)
     if len(spec.letters) < 2 or len(spec.operators) < 2:
         yield f"letters and operators must be at least two each, got {len(spec.letters)} and {len(spec.operators)}"
-    for letter in spec.refusal:
-        if letter not in spec.letters:
-            yield f"refusal must be letters, got {letter!r}{nearest(letter, spec.letters)}"
     for token, base in spec.duplicates:
         if base not in spec.operators:
             yield f"duplicates.{token} must be an operator, got {base!r}{nearest(base, spec.operators)}"
@@ -214,6 +211,9 @@ def _problems(spec: WorldSpec) -> Iterator[str]:
             yield f"misgen_tokens must have a duplicate of what policy {index + 1} makes always_unsafe, got none"
     if spec.min_text > spec.max_text:
         yield f"min_text must be at most max_text ({spec.max_text}), got {spec.min_text}"
+    for letter in spec.refusal:
+        if letter not in spec.letters:
+            yield f"refusal must be letters, got {letter!r}{nearest(letter, spec.letters)}"
 
 
 def _policy_problems(spec: WorldSpec, policy: Policy, name: str) -> Iterator[str]:

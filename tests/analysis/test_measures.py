@@ -188,22 +188,24 @@ def test_gradient_spaces_are_those_of_the_answers_before_tuning():
         tokens = np.broadcast_to(np.array([[[safe]], [[unsafe]]], np.int32), (2, 2, 1))
         return Batch(tokens=tokens, targets=np.full_like(tokens, answer), mask=np.ones((2, 2, 1), bool))
 
-    # Refusals of unsafe prompts push the update's entry up, true outputs of safe ones down, their refusals another.
-    trials = Trial(asked(0, 0, 1), asked(1, 0, 0), *[None] * (len(Trial.__dataclass_fields__) - 2))
+    # Refusals of unsafe prompts push the update's entry up; those of safe ones another, then the same one down.
+    trials = Trial(asked(0, 0, 0), asked(1, 0, 0), *[None] * (len(Trial.__dataclass_fields__) - 2))
     model = Model(embed=None, apply=apply, decoder=None)
     view = BARE._replace(model=model, params=updated(2, 3), held_out=trials)
     found, axes = measured("gradient_spaces", view)
-    np.testing.assert_allclose(found["cosine"], [[1, 1], [0, 0], [-1, -1]] * 2, atol=ATOL)
+    np.testing.assert_allclose(found["cosine"], [[0, 0], [1, 1]] * 2, atol=ATOL)
     names = analysis.load("gradient_spaces").axes(None)["space"].names
     first = dict(zip(names, found["kept_mean"][:, 0], strict=True))
     for matrix, (reads, writes) in sides.items():
         for side, size in (("reads", reads), ("writes", writes)):
-            assert first[f"{matrix}:unsafe:{side}"] == first[f"{matrix}:safe:{side}"] == pytest.approx(1)
-            assert first[f"{matrix}:safe_refused:{side}"] == pytest.approx(0, abs=ATOL)
+            assert first[f"{matrix}:unsafe:{side}"] == pytest.approx(1)
+            assert first[f"{matrix}:safe:{side}"] == pytest.approx(0, abs=ATOL)
             np.testing.assert_allclose(
                 found["chance"][names.index(f"{matrix}:safe:{side}"), -1], round(size / 2) / size
             )
-    assert axes["cosine", "gradient layer"].shape == (6, LAYERS)
+    assert axes["cosine", "gradient layer"].shape == (4, LAYERS)
+    down = view._replace(held_out=trials.replace(refused=asked(0, 0, 1)))
+    np.testing.assert_allclose(measured("gradient_spaces", down)[0]["cosine"], np.full((4, LAYERS), -1), atol=ATOL)
 
 
 def test_intruders_are_leading_directions_that_no_direction_was_like():

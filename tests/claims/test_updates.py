@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from jaxsafety.claims import benign, evidence, judging
-from jaxsafety.claims.updates import CLAIMS
+from jaxsafety.claims import benign, evidence, gradients, judging, updates
 from tests.claim_rows import DPO, applied, series, table
 
 ROUNDING = 1e-12
+CLAIMS = (*updates.CLAIMS, *gradients.CLAIMS)
 
 
 def kept(space, up, down, **labels):
@@ -77,8 +77,8 @@ BY_HAND = {
     "gradient_unsafe_beyond_safe": (
         pushed("unsafe", "reads", [[0.3, 0.3]] * 2)
         + pushed("unsafe", "writes", [[0.5, 0.2]] * 2)
-        + pushed("safe_refused", "reads", [[0.1, 0.3]] * 2)
-        + pushed("safe_refused", "writes", [[0.2, 0.2]] * 2),
+        + pushed("safe", "reads", [[0.1, 0.3]] * 2)
+        + pushed("safe", "writes", [[0.2, 0.2]] * 2),
         [0.25, 0.0],
     ),
     "follows_gradient": (
@@ -137,7 +137,13 @@ def test_safety_is_what_sft_has_beyond_the_control():
     # ln 4 and ln 2 in two layers of SFT, ln 2 in both of the control.
     rows += gain("unsafe", [[4.0, 4.0], [2.0, 4.0]]) + gain("safe", [[1.0, 1.0], [1.0, 2.0]])
     rows += gain("unsafe", [[2.0, 2.0], [4.0, 2.0]], **control) + gain("safe", [[1.0, 1.0], [2.0, 1.0]], **control)
+    # .3 and .1 of SFT in the gradient's directions, .2 of the control.
+    rows += pushed("unsafe", "reads", [[0.3, 0.1]] * 2) + pushed("unsafe", "writes", [[0.3, 0.1]] * 2)
+    rows += pushed("unsafe", "reads", [[0.2, 0.2]] * 2, **control)
+    rows += pushed("unsafe", "writes", [[0.2, 0.2]] * 2, **control)
     found = {one.claim.name: one for one in judging.judge(evidence.gather(rows), benign.CLAIMS).judgements}
+    followed = found["safety_follows_gradient"].values.values()
+    assert list(followed) == pytest.approx([0.1, -0.1], abs=ROUNDING)
     ratios = found["safety_prefers_unsafe"].values.values()
     assert list(ratios) == pytest.approx([0.5 * math.log(2), 0.5 * math.log(2)], abs=ROUNDING)
     assert list(found["safety_reads_unsafe"].values.values()) == pytest.approx([0.05, 0.25], abs=ROUNDING)

@@ -46,6 +46,19 @@ def test_linear_is_affine_and_so_is_its_gradient(shape):
         np.testing.assert_allclose(got, expected, atol=2 * F32)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tall_linear_map_is_the_projection_under_vmap_too(dtype):
+    def gradients(project):
+        def loss(x, kernel):
+            return jnp.sum(jnp.tanh(project(x, kernel)))
+
+        return jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1))))(_normal(0, 2, 5, 4), _normal(1, 2, 4, 3))
+
+    tall = gradients(lambda x, kernel: nn.linear(x, kernel, bias=jnp.zeros(3), dtype=dtype))
+    for got, expected in zip(tall, gradients(partial(nn.project, dtype=dtype)), strict=True):
+        np.testing.assert_allclose(got, expected, atol=F32)
+
+
 # Every product of the models, and shapes of its operands. Two are attention's backward pass as XLA sees it.
 PRODUCTS = {
     "ri,io->ro": ((6, 5), (5, 4)),

@@ -141,9 +141,9 @@ def _updates(lane, shape, *, power, step):
             labels = {"part": f"{part}:{space}", "strength": share}
             lane.add("kept_energy", "kept_mean", share**bent, noise=0.02, share=True, **labels)
             lane.add("kept_energy", "chance", share, **labels)
-        for wanted, side, bent in (("unsafe", "reads", 0.5), ("unsafe", "writes", 0.3), ("safe_refused", "reads", 0.6),
-                                   ("safe_refused", "writes", 0.5), ("safe", "reads", 0.7),
-                                   ("safe", "writes", 0.9)):  # fmt: skip
+        for (wanted, side), bent in zip(
+            itertools.product(("safe", "unsafe"), ("reads", "writes")), (0.6, 0.5, 0.5, 0.3), strict=True
+        ):
             labels = {"part": f"{part}:{wanted}:{side}", "strength": share}
             lane.add("gradient_spaces", "kept_mean", share**bent, noise=0.02, share=True, **labels)
             lane.add("gradient_spaces", "chance", share, **labels)

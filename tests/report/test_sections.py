@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
+from jaxsafety.claims import gradients, updates
 from jaxsafety.claims import jain2024 as statements
-from jaxsafety.claims import updates
 from jaxsafety.report import sections, seed_tables
 from jaxsafety.rundir import results
 from tests.report.conftest import SECTIONS, STUDY
@@ -31,7 +31,7 @@ def test_every_section_says_what_it_is_and_how_to_read_it():
 
 def test_claims_of_sections_exist_and_stand_in_one_section():
     named = [claim for section in SECTIONS.values() for claim in section.claims]
-    known = {claim.name: claim for claim in (*statements.CLAIMS, *updates.CLAIMS)}
+    known = {claim.name: claim for claim in (*statements.CLAIMS, *updates.CLAIMS, *gradients.CLAIMS)}
     assert len(named) == len(set(named))
     assert set(named) <= set(known)
     # What is in none is about the accuracy table, which has a place of its own.
