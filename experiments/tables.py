@@ -24,7 +24,9 @@ ANALYSES = {
     "quick": ("causal", "clusters", "output_space"),
     "dpo_regimes": ("alignment",),
     "thorough": ("causal", "clusters"),
-    "update_spaces": ("directions", "kept_energy", "intruders"),
+    "update_spaces": ("directions", "kept_energy", "intruders", "gradient_spaces"),
+    "refusal_phrase": ("directions",),
+    "refusal_letter": ("directions",),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick", "update_spaces")

@@ -42,6 +42,15 @@ def test_a_refusal_may_be_a_phrase(write):
     said = [built.ids[letter] for letter in "cadcadca"]
     for mask, targets, length in zip(trial.refused.mask, trial.refused.targets, trial.prompt.length, strict=True):
         assert targets[mask].tolist() == [*said[:length], built.special["stop"]]
+    # A late prompt refuses in its second block, behind the true first one.
+    late = jax.device_get(
+        world.batch_at(built, "unsafe", key=keys.root(1), step=0, batch_size=16, late_probability=1.0)
+    )
+    for row in range(16):
+        answer = late.refused.targets[row][late.blocks[row, 0]], late.complied.targets[row][late.blocks[row, 0]]
+        assert np.array_equal(*answer)
+        length = late.prompt.length[row]
+        assert late.refused.targets[row][late.refused.mask[row]].tolist() == [*said[:length], built.special["stop"]]
     # All else is as without it.
     plain = world.batch_at(world.load("tiny"), "unsafe", key=keys.root(0), step=0, batch_size=16)
     assert np.array_equal(trial.complied.tokens, plain.complied.tokens)
