@@ -16,7 +16,7 @@ RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.y
 TABLES = {"quick", "paper_small", "paper", "official"}
 # Those that judge the models of another run, which is not there, and train none; and those of one question.
 OF_OTHERS = {"misgen", "update_spaces", "update_control"}
-OF_ONE = {"misgen_when", "emulated", "refusal_phrase"}
+OF_ONE = {"misgen_when", "misgen_age", "emulated", "refusal_phrase"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
     "--seeds [0] --subject.model.layers 1 --subject.model.heads 2 --subject.model.width 16 --evaluate.probe_prompts 2 "
