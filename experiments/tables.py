@@ -2,10 +2,11 @@
 
 Nothing is trained. ``results/RUN`` holds the recipe and the small result files of a run. In both README.md, the
 project's and that of this folder, and in ``docs/findings.md`` a table of it stands between ``<!-- KIND RUN -->`` and
-``<!-- end -->``, KIND being one of ``KINDS``; of ``sizes``, which shows several runs, RUN is a name of ``SIZES``. The
-figure of ``tune_llama.py`` is that script's.
+``<!-- end -->``, KIND being one of ``KINDS``; of ``sizes`` and ``ranks``, which show several runs, RUN is a name of
+``SIZES``. The figure of ``tune_llama.py`` is that script's.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +15,10 @@ from pathlib import Path
 import polars as pl
 
 from jaxsafety import subjects
+from jaxsafety.claims import intervals
 from jaxsafety.config.names import check_name
 from jaxsafety.report import claims_matrix, claims_table, figures, sections, tables
-from jaxsafety.rundir import atomic, results
+from jaxsafety.rundir import atomic, printed, results
 
 HERE = Path(__file__).parent
 # Figures of analyses, and stages whose learning curves are shown, by run.
@@ -31,7 +33,10 @@ ANALYSES = {
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick", "update_spaces")
 # Runs whose claims stand side by side.
-SIZES = {"all": ("quick", "thorough", "paper_small")}
+SIZES = {
+    "all": ("quick", "thorough", "paper_small"),
+    "refusals": ("update_spaces", "refusal_letter", "refusal_phrase"),
+}
 _READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
 _ASKED = {
     "Instruct": tables.Column("safe", "exact_match"),
@@ -71,6 +76,23 @@ def asked(run: Path) -> str:
     return tables.render(tables.study_table(evaluated, _ASKED), "markdown").partition("\n\n")[0]
 
 
+def ranks(group: Path) -> str:
+    """Refusals by how many directions of the update are kept, of several runs: means over methods, then over seeds."""
+    check_name("runs side by side", group.name, SIZES)
+    cells = []
+    for run, choice in itertools.product(SIZES[group.name], ("singular", "activations", "random")):
+        analyses = results.read_results([HERE / "results" / run / "results" / "analyze.parquet"])
+        kept = pl.col("analysis").eq("interventions") & pl.col("part").eq(f"directions_{choice}")
+        rows = analyses.filter(kept, pl.col("condition").eq("unsafe"), pl.col("metric").eq("refused"))
+        seeds = rows.group_by("strength", "seed").agg(pl.col("value").mean()).sort("strength", "seed")
+        by_rank = seeds.group_by("strength", maintain_order=True).agg("value").rows()
+        names = [f"{rank:.0f}" for rank, _ in by_rank]
+        found = [intervals.mean_interval(values) for _, values in by_rank]
+        shown = [" ".join([tables.percent(one.mean), f"[{', '.join(map(tables.percent, one[1:3]))}]"]) for one in found]
+        cells.append([run, choice, *shown])
+    return printed.pipe_table(["run", "directions", *names], cells, numbers=range(2, len(names) + 2))
+
+
 def sizes(group: Path) -> str:
     """The claims of several runs side by side, as ``jaxsafety claims RUN RUN --format markdown`` prints them."""
     check_name("runs side by side", group.name, SIZES)
@@ -78,7 +100,8 @@ def sizes(group: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Path], str]] = {
-    "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "readings": readings, "sizes": sizes,
+    "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "ranks": ranks, "readings": readings,
+    "sizes": sizes,
 }  # fmt: skip
 READMES = HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
