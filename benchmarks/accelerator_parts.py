@@ -211,17 +211,21 @@ def tuned(sizes: Sizes) -> Iterator[Row]:
     pairs = PreferenceBatch(side, other, jnp.zeros(count, bool), reference=(zeros, zeros))
     data = {"sft": (PreferenceBatch(side, None, pairs.unsafe), 1), "dpo": (pairs, 2)}
     for method, (examples, sides) in data.items():
-        yield _adapter_step(sizes, method, params, examples, items=count * tokens * sides)
+        for stored in ("float32", "bfloat16"):
+            yield _adapter_step(sizes, method, params, examples, stored=stored, items=count * tokens * sides)
 
 
-def _adapter_step(sizes: Sizes, method: str, params: Params, examples: PreferenceBatch, *, items: int) -> Row:
+def _adapter_step(
+    sizes: Sizes, method: str, params: Params, examples: PreferenceBatch, *, stored: str, items: int
+) -> Row:
     count, tokens = sizes.tuned
     own = bench_tuning.job_of(
-        method, rank=16, batch_size=count, max_tokens=tokens, dtype="bfloat16", accumulate=count, recompute=True
-    )
+        method, rank=16, batch_size=count, max_tokens=tokens, dtype="bfloat16", stored_dtype=stored, accumulate=count,
+        recompute=True,
+    )  # fmt: skip
     state, frozen = program.start(params, own)
     run = partial(program.chunk(sizes.model, own), steps=jnp.int32(1))
-    what = f"adapter, {method}, {count} x {tokens}, one at a time"
+    what = f"adapter, {method}, {count} x {tokens}, one at a time, activations in {stored}"
     row, (_, metrics) = measured(what, run, (state, frozen, examples, program.own(own)), items=items, unit="token")
     return row | {"note": f"loss {float(metrics['loss']):.4f}"}
 

@@ -212,7 +212,7 @@ def mini_recipe() -> Recipe:
         },
         analyses={name: {} for name in analysis.TABLE} | {
             "sensitivity": {"prompts": 2, "jacobian_prompts": 1},
-            "gradients": {"prompts": 2},
+            "gradients": {"prompts": 2}, "gradient_spaces": {"prompts": 2},
         },
     )  # fmt: skip
 

@@ -18,13 +18,14 @@ from jaxsafety.models.llama import LlamaConfig
 ParamsDtype = Literal["float32", "bfloat16", "float16"]
 CONFIG_FILE = "config.json"
 _ADAPTER_FILE = "adapter_config.json"
+_OURS = ("unroll", "recompute", "compute_dtype", "stored_dtype")
 _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
 def read_config(directory: Path) -> LlamaConfig:
     """Returns the model that a Hugging Face checkpoint of type llama, mistral or qwen2 describes.
 
-    ``unroll`` and ``compute_dtype``, which the file does not know, have their defaults.
+    What the file does not know, ``unroll``, ``recompute``, ``compute_dtype`` and ``stored_dtype``, has its default.
 
     Raises:
         FileNotFoundError: no such directory, or no ``config.json`` in it.
@@ -64,7 +65,7 @@ def config_text(config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None 
         FileNotFoundError: ``source`` has no ``config.json``.
         ValueError: no model type of Hugging Face's has this configuration, or that of ``source`` cannot be read.
     """
-    own = replace(config, unroll=LlamaConfig.unroll, compute_dtype=LlamaConfig.compute_dtype)
+    own = replace(config, **{name: getattr(LlamaConfig, name) for name in _OURS})
     raw = {} if source is None else _read(source)
     if source is None or read_config(source) != own:
         raw = _describe(config) | {name: raw.get(name) for name in attributes.TOKEN_IDS}

@@ -90,9 +90,9 @@ def _lean(function):
 
     @functools.wraps(function)
     def call(*arrays, **named):
-        words = {name: value for name, value in named.items() if isinstance(value, str)}
-        named = {name: value for name, value in named.items() if name not in words}
-        own, first = partial(function, **words), next(iter((*arrays, *named.values())))
+        fixed = {name: value for name, value in named.items() if isinstance(value, str | float)}
+        named = {name: value for name, value in named.items() if name not in fixed}
+        own, first = partial(function, **fixed), next(iter((*arrays, *named.values())))
         return (jax.checkpoint(own) if first.dtype == jnp.bfloat16 else own)(*arrays, **named)
 
     return call
@@ -137,12 +137,15 @@ def layer_norm(
     return normed.astype(x.dtype)
 
 
+@_lean
 def rms_norm(x: Float[Array, "rows d"], *, scale: Float[Array, " d"], eps: float) -> Float[Array, "rows d"]:
-    """Returns ``x / sqrt(mean(x^2) + eps) * scale``, row by row, eps > 0.
+    """Returns ``x / sqrt(mean(x^2) + eps) * scale``, row by row, eps > 0, in the type of ``x``.
 
     References: Zhang and Sennrich (2019), Root Mean Square Layer Normalization, arXiv:1910.07467.
     """
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale[None, :]
+    wide = _wide(x)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps) * scale[None, :]
+    return normed.astype(x.dtype)
 
 
 # Recomputed in the backward pass: reading the stored intermediates back costs more than the tanh (1.04-1.3x of a
@@ -154,6 +157,15 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     References: Hendrycks and Gimpel (2016), Gaussian Error Linear Units, arXiv:1606.08415.
     """
     return jax.nn.gelu(_wide(x), approximate=True).astype(x.dtype)
+
+
+@_lean
+def silu_gated(gate: Float[Array, "rows f"], up: Float[Array, "rows f"]) -> Float[Array, "rows f"]:
+    """Returns ``gate sigmoid(gate) up``, element by element, in the type of the gate.
+
+    References: Shazeer (2020), GLU Variants Improve Transformer, arXiv:2002.05202 (SwiGLU).
+    """
+    return (jax.nn.silu(_wide(gate)) * up).astype(gate.dtype)
 
 
 @_lean
@@ -182,6 +194,7 @@ def causal_attention(
     return mixed.astype(queries.dtype)
 
 
+@_lean
 def grouped_attention(
     queries: Float[Array, "b t n k"],
     *,
@@ -199,14 +212,14 @@ def grouped_attention(
     """
     batch, tokens, heads, width = queries.shape
     # j: a query head's place within its group
-    split = (queries / math.sqrt(width)).reshape(batch, tokens, keys.shape[2], -1, width)
+    split = (_wide(queries) / math.sqrt(width)).reshape(batch, tokens, keys.shape[2], -1, width)
     scores = product("btgjk,bugk->bgjtu", split, keys, dtype=dtype)
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)
     total = einsum("bgjtu->btgj")(unnormalised)
     mixed = product("bgjtu,bugk->btgjk", unnormalised, values, dtype=dtype) / total[..., None]
-    return mixed.reshape(batch, tokens, heads, width)
+    return mixed.reshape(batch, tokens, heads, width).astype(queries.dtype)
 
 
 def real_positions(mask: Bool[Array, "b t"]) -> Int[Array, "b t"]:

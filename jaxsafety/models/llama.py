@@ -111,6 +111,7 @@ def _applied(params, inputs, mask, at, positions, edit, *, config, sites, layers
     x = embedded(params, inputs, mask=mask)
     batch, tokens, _ = x.shape
     mask = jnp.ones((1, tokens), bool) if mask is None else mask
+    x = x.astype(config.stored_dtype)
     x, seen = _layers(x, params, config=config, mask=mask, sites=sites, layers=layers, positions=positions, edit=edit)
     logits = unembed(params, scored(x, tokens=tokens, at=at), config=config)
     return Output(logits.reshape(batch, -1, logits.shape[-1]), seen)

@@ -1,6 +1,7 @@
 """One layer of a Llama-family decoder, the loop over layers, and the unembedding behind them.
 
-Weights are those of ``llama.init``; whatever is computed is float32, a layer's weights are widened as it is run.
+Weights are those of ``llama.init``, widened layer by layer as they are run. Whatever is computed is float32; rows of
+the residual stream that come in bfloat16 leave so, and between operations activations are rounded.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def block(
         if (low := weights[part].get(f"{name}_lora_a")) is not None:
             y = y + project(project(x, low), weights[part][f"{name}_lora_b"])
         bias = weights[part].get(f"{name}_bias")
-        return y if bias is None else y + bias[None, :]
+        return (y if bias is None else y + bias[None, :]).astype(x.dtype)
 
     see, seen = watched(edit)
     x = see("hook_resid_pre", x)
@@ -102,7 +103,7 @@ def block(
     mlp_in = see("mlp.hook_in", norm(mid, scale=weights["norm_mlp"]["scale"]))
     gate = see("mlp.hook_pre", linear(mlp_in, "mlp", "gate"))
     up = see("mlp.hook_pre_linear", linear(mlp_in, "mlp", "up"))
-    post = see("mlp.hook_post", jax.nn.silu(gate) * up)
+    post = see("mlp.hook_post", nn.silu_gated(gate, up))
     mlp_out = see("hook_mlp_out", linear(post, "mlp", "down"))
     return see("hook_resid_post", mid + mlp_out), seen, kept
 

@@ -36,9 +36,13 @@ class LlamaConfig:
         recompute: a gradient keeps the residual stream between layers alone and runs each layer again on its way back.
         compute_dtype: what the factors of products with weights and of attention are rounded to, forward and backward;
             their sums and everything else are float32 whatever it is. ``"bfloat16"`` has no forward-mode derivatives.
+        stored_dtype: what activations of a whole sequence are rounded to between operations, and what is kept of them
+            for the backward pass; norms' statistics, softmax, sums, logits and gradients are float32 whatever it is.
+            ``"bfloat16"`` asks for products in bfloat16 too.
 
     Raises:
-        ValueError: a size below 1, an unknown name, heads that the key heads do not divide, an odd head width.
+        ValueError: a size below 1, an unknown name, heads that the key heads do not divide, an odd head width, or
+            activations in bfloat16 whose products are not.
     """
 
     vocab_size: int
@@ -59,6 +63,7 @@ class LlamaConfig:
     unroll: int = 1
     recompute: bool = False
     compute_dtype: ComputeDtype = "float32"
+    stored_dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
         for name in _SIZES if self.window is None else (*_SIZES, "window"):
@@ -69,6 +74,9 @@ class LlamaConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
         check_name("compute_dtype", self.compute_dtype, get_args(ComputeDtype))
+        check_name("stored_dtype", self.stored_dtype, get_args(ComputeDtype))
+        if self.stored_dtype == "bfloat16" != self.compute_dtype:
+            raise ValueError("stored_dtype: got 'bfloat16', expected compute_dtype 'bfloat16' as well")
         if not 0 < self.norm_eps < math.inf:
             raise ValueError(f"norm_eps: got {self.norm_eps!r}, expected a number greater than 0")
         if self.heads % self.kv_heads:

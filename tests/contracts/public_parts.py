@@ -73,6 +73,7 @@ CASES = {
     "layers.linear": Case(layers.linear, {"x": ROWS, "kernel": KERNEL, "bias": normal(K)}, ("x", "kernel", "bias")),
     "layers.layer_norm": Case(layers.layer_norm, {"x": ROWS, "scale": SCALE, "bias": BIAS}, ("x", "scale", "bias")),
     "layers.rms_norm": Case(partial(layers.rms_norm, eps=1e-5), {"x": ROWS, "scale": SCALE}, ("x", "scale")),
+    "layers.silu_gated": Case(lambda gate, up: layers.silu_gated(gate, up), {"gate": ROWS, "up": ROWS}, ("gate", "up")),
     "layers.gelu": Case(lambda x: layers.gelu(x), {"x": ROWS}, ("x",)),
     "layers.causal_attention": Case(layers.causal_attention, HEADS, tuple(HEADS)),
     "layers.grouped_attention": Case(

@@ -153,6 +153,12 @@ def test_layer_norm_of_a_constant_row_is_the_bias():
     np.testing.assert_array_equal(actual, np.tile(bias, (5, 1)))
 
 
+def test_silu_gated_is_its_definition():
+    gate, up = (np.asarray(_normal(seed, 5, 6), np.float64) for seed in range(2))
+    expected = gate / (1 + np.exp(-gate)) * up
+    np.testing.assert_allclose(nn.silu_gated(_normal(0, 5, 6), _normal(1, 5, 6)), expected, atol=F32)
+
+
 def test_rms_norm_matches_float64_rows_and_keeps_its_epsilon():
     # The last row's mean square is below eps, so a wrong epsilon shows.
     x = np.concatenate([3.0 + 10.0 * np.asarray(_normal(0, 4, 6)), 1e-3 * np.asarray(_normal(1, 1, 6))])

@@ -281,6 +281,29 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32():
         assert np.linalg.norm(gradient - full) <= 2 * BF16 * np.linalg.norm(full), path
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_stored_in_bfloat16_activations_are_kept_so_alone(recompute):
+    config = config_of("every bias", recompute=recompute)
+    stored = dataclasses.replace(config, compute_dtype="bfloat16", stored_dtype="bfloat16")
+    params, tokens = params_of(config), tokens_of()
+    (exact, wanted), (rounded, got) = (
+        jax.device_get(logits_and_gradients(params, tokens, config=c, mask=MASK)) for c in (config, stored)
+    )
+    assert rounded.dtype == jnp.float32
+    # Every layer rounds the stream several times more than where its products round alone.
+    assert 0 < np.abs(rounded - exact).max() <= 3 * BF16 * float(np.abs(exact).max())
+    for path, gradient in tree.flatten(got).items():
+        full = tree.flatten(wanted)[path]
+        assert gradient.dtype == jnp.float32, path
+        assert np.linalg.norm(gradient - full) <= 4 * BF16 * np.linalg.norm(full), path
+    # What waits for the backward pass: of activations no float32 but the logits, and nothing [t, t].
+    run = partial(bounded, tokens=tokens, config=stored, mask=MASK)
+    kept = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(run, p)[1], params))
+    own = [one for one in kept if tokens.size in one.shape and one.shape[-1] in (config.width, config.mlp_width)]
+    assert own and all(one.dtype == jnp.bfloat16 for one in own)
+    assert not any(one.shape[-2:] == (tokens.shape[1],) * 2 and one.dtype == jnp.float32 for one in kept)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("variant", ["every bias", "tied"])
 def test_half_precision_weights_are_those_numbers_in_float32(variant, dtype):
@@ -384,6 +407,7 @@ def test_soft_tokens_get_a_gradient():
         ({"norm_eps": 0.0}, "norm_eps: got 0.0, expected a number greater than 0"),
         ({"norm_eps": math.nan}, "norm_eps: got nan"),
         ({"tied": "no"}, "tied: got 'no', expected True or False"),
+        ({"stored_dtype": "bfloat16"}, "stored_dtype: got 'bfloat16', expected compute_dtype 'bfloat16' as well"),
         ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'.*did you mean 'bfloat16'"),
     ],
 )

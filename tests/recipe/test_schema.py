@@ -13,6 +13,7 @@ from jaxsafety.models import gpt
 from jaxsafety.pools import explicit, safety
 from jaxsafety.recipe.models import Data, Training
 from jaxsafety.recipe.schema import AnalyzeConfig, EvaluateConfig, Recipe, as_dict
+from jaxsafety.subjects import checkpoint
 from jaxsafety.subjects.synthetic import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -67,6 +68,10 @@ def test_learning_rates_are_positive_numbers(rate):
         (
             lambda: ModelConfig(compute_dtype="bf16"),
             "unknown compute_dtype 'bf16': expected one of float32, bfloat16; did you mean 'bfloat16'",
+        ),
+        (
+            lambda: checkpoint.Config("somewhere", stored_dtype="bfloat16"),
+            "stored_dtype: got 'bfloat16', expected dtype bfloat16 as well",
         ),
         (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
         (lambda: Data("txt"), "unknown pool 'txt': expected one of text, safety, explicit, pairs; did you mean 'text'"),

@@ -89,7 +89,8 @@ def tuned_model(
     model: LlamaConfig, job: Job, frozen: Params, point: HParams, *, batches: Sharding | None = None
 ) -> Model:
     """Returns the model as a function of what is tuned of it; see :func:`start` and :func:`chunk`."""
-    config = replace(model, compute_dtype=job.about.dtype, recompute=job.about.recompute)
+    about = job.about
+    config = replace(model, compute_dtype=about.dtype, stored_dtype=about.stored_dtype, recompute=about.recompute)
 
     def join(trained: Params) -> Params:
         if job.is_full:

@@ -260,6 +260,20 @@ def test_bfloat16_keeps_a_float32_copy_of_what_is_tuned(opened, write, tmp_path)
     assert 0 < moved.max() < 1e-5 and (moved > 0).mean() > 0.5
 
 
+def test_activations_stored_in_bfloat16_are_the_models_that_is_tuned(opened):
+    """Rows of the residual stream, which are float32 where products alone are rounded."""
+
+    def computed(**about):
+        own = made(about={"dtype": "bfloat16", **about})
+        _, params = hf.load(opened.directory, dtype="bfloat16")
+        state, frozen = program.start(params, own)
+        model = program.tuned_model(CONFIG, own, frozen, program.own(own).point)
+        text = str(jax.make_jaxpr(model.apply)(state.params, jnp.zeros((1, 7), jnp.int32)))
+        return f"bf16[7,{CONFIG.width}]" in text
+
+    assert computed(stored_dtype="bfloat16") and not computed()
+
+
 def test_all_parameters_are_trained_and_go_on_from_a_stop(opened, write, stopped, tmp_path):
     own = made(parametrisation={"kind": "full"}, lr=1e-3)
     assert own.is_full and own.scale == 1
