@@ -81,7 +81,8 @@ def ranks(group: Path) -> str:
     check_name("runs side by side", group.name, SIZES)
     cells = []
     for run, choice in itertools.product(SIZES[group.name], ("singular", "activations", "random")):
-        analyses = results.read_results([HERE / "results" / run / "results" / "analyze.parquet"])
+        file = HERE / "results" / run / "results" / "analyze.parquet"
+        analyses = results.read_results([file], schema=results.ANALYSIS_SCHEMA)
         kept = pl.col("analysis").eq("interventions") & pl.col("part").eq(f"directions_{choice}")
         rows = analyses.filter(kept, pl.col("condition").eq("unsafe"), pl.col("metric").eq("refused"))
         seeds = rows.group_by("strength", "seed").agg(pl.col("value").mean()).sort("strength", "seed")
