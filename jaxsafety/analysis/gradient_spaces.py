@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsafety import losses
 from jaxsafety.analysis.kept_energy import SHARES
 from jaxsafety.config.fields import check, static
 from jaxsafety.linalg import kept, subspace, svd
 from jaxsafety.linalg.directions import INPUTS
 from jaxsafety.linalg.update_spaces import Method
-from jaxsafety.training import answers
 from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Model, Params, Section, View
 
 SIDES = {"reads": "inputs", "writes": "outputs"}
@@ -82,7 +82,8 @@ def _gradient(model: Model, params: Params, batch: Batch) -> dict[str, Float[Arr
     def likelihood(matrices: dict[str, Array]) -> Array:
         mlp = params["blocks"]["mlp"] | matrices
         own = params | {"blocks": params["blocks"] | {"mlp": mlp}}
-        total, count = answers.next_token(model, own, batch)[0]["nll"]
+        logits = model.apply(own, batch.tokens).logits
+        total, count = losses.nll(losses.token_logprobs(logits, batch.targets), batch.mask)
         return -total / count
 
     return jax.grad(likelihood)({name: params["blocks"]["mlp"][name] for name in INPUTS})

@@ -46,7 +46,9 @@ KERNELS = ("losses", "linalg", "world", "models")
 ONE_EACH = ("pools", "parametrisations", "methods", "edits", "attacks", "analysis", "subjects")
 # Lifted out by people who have a model, a world and a trainer of their own.
 # An attack may bring a condition of the world's own kind.
-LIFTED = {"losses": (), "linalg": (), "edits": ("linalg",), "analysis": ("linalg",), "attacks": ("losses", "world")}
+LIFTED = {
+    "losses": (), "linalg": (), "edits": ("linalg",), "analysis": ("linalg", "losses"), "attacks": ("losses", "world"),
+}  # fmt: skip
 
 # Package outside this one: the modules that may import it (a prefix names a whole folder).
 CONFINED = {
