@@ -28,7 +28,6 @@ ANALYSES = {
     "thorough": ("causal", "clusters"),
     "update_spaces": ("directions", "kept_energy", "intruders", "gradient_spaces"),
     "refusal_phrase": ("directions",),
-    "refusal_letter": ("directions",),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick", "update_spaces")
