@@ -210,8 +210,9 @@ def tuned(sizes: Sizes) -> Iterator[Row]:
     other, zeros = jax.tree.map(lambda leaf: leaf[::-1], side), jnp.zeros((count, tokens), jnp.float32)
     pairs = PreferenceBatch(side, other, jnp.zeros(count, bool), reference=(zeros, zeros))
     data = {"sft": (PreferenceBatch(side, None, pairs.unsafe), 1), "dpo": (pairs, 2)}
-    for method, (examples, sides) in data.items():
-        for stored in ("float32", "bfloat16"):
+    # The leaner ones first: a cap cuts the others off.
+    for stored in ("bfloat16", "float32"):
+        for method, (examples, sides) in data.items():
             yield _adapter_step(sizes, method, params, examples, stored=stored, items=count * tokens * sides)
 
 

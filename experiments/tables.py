@@ -31,7 +31,7 @@ ANALYSES = {
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick", "update_spaces")
-# Runs whose claims stand side by side.
+# Runs that stand side by side.
 SIZES = {
     "all": ("quick", "thorough", "paper_small"),
     "refusals": ("update_spaces", "refusal_letter", "refusal_phrase"),

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
+from jaxsafety.analysis import kept_energy
 from jaxsafety.analysis.kept_energy import SHARES
 from jaxsafety.config.fields import check, static
-from jaxsafety.linalg import kept, subspace, svd
+from jaxsafety.linalg import subspace, svd
 from jaxsafety.linalg.directions import INPUTS
 from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Analysis, Batch, Coordinate, Key, Measured, Model, Params, Section, View
@@ -65,10 +66,9 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
             cosines.append(subspace.cosine(delta, own))
             found = svd.decompose(own, method=config.method)
             for side, basis in zip(SIDES.values(), (found.inputs, found.outputs), strict=True):
-                size = basis.shape[-2]
-                counts = [max(1, round(share * size)) for share in SHARES]
-                shares.append(kept.energy_kept(delta, basis, side=side, counts=jnp.asarray(counts)))
-                chance.append([count / size for count in counts])
+                own_shares, expected = kept_energy.by_share(delta, basis, side=side)
+                shares.append(own_shares)
+                chance.append(expected)
     return {
         ("cosine", "gradient layer"): jnp.stack(cosines),
         ("kept_mean", "space share"): jnp.mean(jnp.stack(shares), axis=1),
@@ -91,29 +91,8 @@ def _gradient(model: Model, params: Params, batch: Batch) -> dict[str, Float[Arr
 
 def draw(table: Any, plot: Any) -> Any:
     """The update's energy against the share of a gradient's directions: a column per matrix, a row per side."""
-    every = plot.pick(table, analysis="gradient_spaces")
-    rows = plot.needed(plot.pick(every, metric="kept_mean"), "gradient_spaces")
-    chance = plot.of_model(plot.pick(every, metric="chance"), plot.models_of(rows)[0])
-    styles = plot.model_styles(plot.models_of(rows))
-    keys = plot.model_keys(styles) | {"random space": plot.CHANCE}
-    panels = [(pushed, side) for pushed in PUSHED for side in SIDES]
-
-    def draw_on(figure: Any) -> None:
-        grid = figure.subplots(len(panels), len(INPUTS), sharex=True, sharey=True, squeeze=False)
-        for row, (pushed, side) in zip(grid, panels, strict=True):
-            for axes, matrix in zip(row, INPUTS, strict=True):
-                part = f"{matrix}:{pushed}:{side}"
-                plot.draw_curves(axes, plot.pick(rows, part=part), over="strength", model=styles)
-                expected = plot.pick(chance, part=part).sort("strength")
-                axes.plot(expected["strength"], expected["mean"], zorder=4, **plot.CHANCE)
-                axes.set_title(f"{matrix}: {side}, {pushed}")
-                axes.set_ylim(0, 1)
-                axes.grid(visible=True, axis="y")
-        plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
-        plot.legend(figure, keys, columns=2)
-
-    height = 60 + plot.ROW * len(panels) + plot.legend_height(keys, columns=2)
-    return plot.Picture(draw_on, height, "energy of the update in the leading directions of gradients")
+    spaces = {f"{pushed}:{side}": f"{side}, {pushed}" for pushed in PUSHED for side in SIDES}
+    return kept_energy.panels(table, plot, analysis="gradient_spaces", spaces=spaces, of="gradients")
 
 
 SECTION = Section(

@@ -5,7 +5,7 @@ The maths is :mod:`jaxsafety.linalg.kept`; beside every share stands that of a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,17 +64,31 @@ def _shares(
     safe, unsafe = (svd.decompose(inputs[:, side], method=method).outputs for side in (0, 1))
     bases = {"reads": weights.inputs, "writes": weights.outputs, "unsafe": unsafe, "safe": safe}
     for space in SPACES:
-        size = bases[space].shape[-2]
-        counts = [max(1, round(share * size)) for share in SHARES]
-        side = "outputs" if space == "writes" else "inputs"
-        shares = kept.energy_kept(delta, bases[space], side=side, counts=jnp.asarray(counts))
-        yield shares, [count / size for count in counts]
+        yield by_share(delta, bases[space], side="outputs" if space == "writes" else "inputs")
+
+
+def by_share(
+    delta: Float[Array, "l m n"], basis: Float[Array, "l d r"], *, side: kept.Side
+) -> tuple[Float[Array, "l k"], list[float]]:
+    """Returns the shares of an update's energy in the first directions of a basis, for :data:`SHARES` of its side's d
+    dimensions (NaN where it has fewer directions), and what is expected of random ones."""
+    size = basis.shape[-2]
+    counts = [max(1, round(share * size)) for share in SHARES]
+    return kept.energy_kept(delta, basis, side=side, counts=jnp.asarray(counts)), [count / size for count in counts]
 
 
 def draw(table: Any, plot: Any) -> Any:
-    """The update's energy against the share of a space's directions; a column per matrix, a row per space."""
-    every = plot.pick(table, analysis="kept_energy")
-    rows = plot.needed(plot.pick(every, metric="kept_mean"), "kept_energy")
+    """See :func:`panels`."""
+    return panels(table, plot, analysis="kept_energy", spaces={space: space for space in SPACES}, of="four spaces")
+
+
+def panels(table: Any, plot: Any, *, analysis: str, spaces: Mapping[str, str], of: str) -> Any:
+    """The update's energy against the share of a space's directions; a column per matrix, a row per space.
+
+    ``spaces`` are what follows the matrix in a row's part, and what the panel calls it.
+    """
+    every = plot.pick(table, analysis=analysis)
+    rows = plot.needed(plot.pick(every, metric="kept_mean"), analysis)
     # The same of every model.
     chance = plot.of_model(plot.pick(every, metric="chance"), plot.models_of(rows)[0])
     styles = plot.model_styles(plot.models_of(rows))
@@ -86,19 +100,19 @@ def draw(table: Any, plot: Any) -> Any:
             axes.grid(visible=True, axis="y")
 
     def draw_on(figure: Any) -> None:
-        grid = figure.subplots(len(SPACES), len(INPUTS), sharex=True, sharey=True, squeeze=False)
-        for row, space in zip(grid, SPACES, strict=True):
+        grid = figure.subplots(len(spaces), len(INPUTS), sharex=True, sharey=True, squeeze=False)
+        for row, (space, name) in zip(grid, spaces.items(), strict=True):
             for axes, matrix in zip(row, INPUTS, strict=True):
                 plot.draw_curves(axes, plot.pick(rows, part=f"{matrix}:{space}"), over="strength", model=styles)
                 expected = plot.pick(chance, part=f"{matrix}:{space}").sort("strength")
                 axes.plot(expected["strength"], expected["mean"], zorder=4, **plot.CHANCE)
-                axes.set_title(f"{matrix}: {space}")
+                axes.set_title(f"{matrix}: {name}")
         finish(grid)
         plot.axis_titles(figure, x="share of the directions, the leading ones first", y="energy of the update in them")
         plot.legend(figure, keys, columns=2)
 
-    height = 60 + plot.ROW * len(SPACES) + plot.legend_height(keys, columns=2)
-    return plot.Picture(draw_on, height, "energy of the update in the leading directions of four spaces")
+    height = 60 + plot.ROW * len(spaces) + plot.legend_height(keys, columns=2)
+    return plot.Picture(draw_on, height, f"energy of the update in the leading directions of {of}")
 
 
 SECTION = Section(
