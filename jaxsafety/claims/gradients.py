@@ -7,7 +7,6 @@ any training; what the same tuning without unsafe prompts gives stands in :mod:`
 Fidelity: ours.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,13 +16,12 @@ from jaxsafety.claims import updates
 from jaxsafety.claims.evidence import Evidence, Model
 from jaxsafety.claims.judging import Claim, Margin
 
-_MATRICES = ("up", "down")
 _SIDES = ("reads", "writes")
 
 
 def _kept(evidence: Evidence, model: Model, side: str, *, of: str = "unsafe", metric: str = "kept_mean") -> c.Seeds:
     find = partial(evidence.find, "gradient_spaces", metric, model=model, strength=updates.SHARE)
-    return np.mean([find(part=f"{matrix}:{of}:{side}")[0] for matrix in _MATRICES], axis=0)
+    return np.mean([find(part=f"{matrix}:{of}:{side}")[0] for matrix in updates.MATRICES], axis=0)
 
 
 def kept(evidence: Evidence, model: Model, *, of: str = "unsafe") -> c.Seeds:
@@ -41,30 +39,24 @@ def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
 
 def _follows(evidence: Evidence, model: Model) -> c.Seeds:
     find = partial(evidence.find, "gradient_spaces", "cosine", model=model)
-    return np.mean([find(part=f"{matrix}:unsafe").mean(axis=0) for matrix in _MATRICES], axis=0)
+    return np.mean([find(part=f"{matrix}:unsafe").mean(axis=0) for matrix in updates.MATRICES], axis=0)
 
-
-def _mean(quantity: Callable[..., c.Seeds], **options: str) -> Callable[[Evidence], c.Measurement]:
-    return partial(c.over_methods, quantity=partial(quantity, **options))
-
-
-_ENERGY = "share of |dW|^2 in the first eighth of directions that {}, minus chance; mean over layers, matrices, methods"
 
 CLAIMS = (
     Claim(
         "reads_gradient",
         "The update reads the inputs by which unsafe prompts push towards refusals before tuning, beyond chance.",
         updates.BEYOND,
-        _ENERGY.format("the gradient of refusals reads most"),
-        measure=_mean(_beyond_chance, side="reads"),
+        updates.ENERGY.format("the gradient of refusals reads most"),
+        measure=updates.over_methods(_beyond_chance, side="reads"),
         margin=updates.POINTS,
     ),
     Claim(
         "writes_gradient",
         "The update writes the outputs that unsafe prompts push towards before tuning, beyond chance.",
         updates.BEYOND,
-        _ENERGY.format("the gradient of refusals writes most"),
-        measure=_mean(_beyond_chance, side="writes"),
+        updates.ENERGY.format("the gradient of refusals writes most"),
+        measure=updates.over_methods(_beyond_chance, side="writes"),
         margin=updates.POINTS,
     ),
     Claim(
@@ -73,7 +65,7 @@ CLAIMS = (
         updates.BEYOND,
         "the same share in the directions of the gradient of unsafe minus those of safe prompts' refusals, whose "
         "tokens are the same; mean over both sides, layers, matrices, methods",
-        measure=_mean(_unsafe_beyond_safe),
+        measure=updates.over_methods(_unsafe_beyond_safe),
         margin=updates.POINTS,
     ),
     Claim(
@@ -81,7 +73,7 @@ CLAIMS = (
         "The update goes the way that unsafe prompts' refusals become likelier before tuning.",
         updates.BEYOND,
         "cosine of the update and the gradient of refusals' likelihood; mean over layers, MLP matrices, methods",
-        measure=_mean(_follows),
+        measure=updates.over_methods(_follows),
         margin=Margin(0.05, "a cosine of 0.05"),
     ),
 )

@@ -25,7 +25,7 @@ BEYOND = "beyond the paper"
 SHARE = 1 / 8
 BELOW = 0.6
 FEW = (1.0, 2.0, 4.0, 8.0)
-_MATRICES = ("up", "down")
+MATRICES = ("up", "down")
 
 POINTS = Margin(0.05, "five points of a hundred of a share or rate, or of their difference")
 
@@ -33,7 +33,7 @@ POINTS = Margin(0.05, "five points of a hundred of a share or rate, or of their 
 def kept(evidence: Evidence, model: Model, space: str, *, metric: str = "kept_mean") -> c.Seeds:
     """Energy of the update in the first eighth of a space's directions, mean over layers and matrices."""
     find = partial(evidence.find, "kept_energy", metric, model=model, strength=SHARE)
-    return np.mean([find(part=f"{matrix}:{space}")[0] for matrix in _MATRICES], axis=0)
+    return np.mean([find(part=f"{matrix}:{space}")[0] for matrix in MATRICES], axis=0)
 
 
 def _beyond_chance(evidence: Evidence, model: Model, *, space: str) -> c.Seeds:
@@ -47,7 +47,7 @@ def _unsafe_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
 def intruders(evidence: Evidence, model: Model) -> c.Seeds:
     """Intruders beyond those of a random update of the same spectrum, mean over matrices and layers."""
     find = partial(evidence.find, "intruders", model=model, strength=BELOW)
-    both = [find("intruders_mean", part=part)[0] - find("intruders_random_mean", part=part)[0] for part in _MATRICES]
+    both = [find("intruders_mean", part=part)[0] - find("intruders_random_mean", part=part)[0] for part in MATRICES]
     return np.mean(both, axis=0)
 
 
@@ -76,11 +76,12 @@ def _released_beyond_safe(evidence: Evidence, model: Model) -> c.Seeds:
     return _complied(evidence, model, condition="jb_misgen_released") - answered
 
 
-def _mean(quantity: Callable[..., c.Seeds], **options: str) -> Callable[[Evidence], c.Measurement]:
+def over_methods(quantity: Callable[..., c.Seeds], **options: str) -> Callable[[Evidence], c.Measurement]:
+    """Measures a quantity of the evidence and a model as the mean over methods."""
     return partial(c.over_methods, quantity=partial(quantity, **options))
 
 
-_ENERGY = "share of |dW|^2 in the first eighth of directions that {}, minus chance; mean over layers, matrices, methods"
+ENERGY = "share of |dW|^2 in the first eighth of directions that {}, minus chance; mean over layers, matrices, methods"
 _REFUSED = "share of unsafe prompts refused with 1, 2, 4 and 8 output directions of the MLP matrices' update"
 
 CLAIMS = (
@@ -88,8 +89,8 @@ CLAIMS = (
         "reads_unsafe",
         "The update reads the directions that unsafe prompts bring, beyond chance.",
         BEYOND,
-        _ENERGY.format("unsafe prompts' activations have most of"),
-        measure=_mean(_beyond_chance, space="unsafe"),
+        ENERGY.format("unsafe prompts' activations have most of"),
+        measure=over_methods(_beyond_chance, space="unsafe"),
         margin=POINTS,
     ),
     Claim(
@@ -97,23 +98,23 @@ CLAIMS = (
         "The update reads what unsafe prompts bring more than what safe prompts bring.",
         BEYOND,
         "the same share in the space of unsafe minus that of safe prompts' activations",
-        measure=_mean(_unsafe_beyond_safe),
+        measure=over_methods(_unsafe_beyond_safe),
         margin=POINTS,
     ),
     Claim(
         "reads_weights",
         "The update reads the inputs that the pretrained weights read most, beyond chance.",
         BEYOND,
-        _ENERGY.format("the pretrained weights read most"),
-        measure=_mean(_beyond_chance, space="reads"),
+        ENERGY.format("the pretrained weights read most"),
+        measure=over_methods(_beyond_chance, space="reads"),
         margin=POINTS,
     ),
     Claim(
         "writes_weights",
         "The update writes the outputs that the pretrained weights write most, beyond chance.",
         BEYOND,
-        _ENERGY.format("the pretrained weights write most"),
-        measure=_mean(_beyond_chance, space="writes"),
+        ENERGY.format("the pretrained weights write most"),
+        measure=over_methods(_beyond_chance, space="writes"),
         margin=POINTS,
     ),
     Claim(
@@ -122,7 +123,7 @@ CLAIMS = (
         BEYOND,
         "share of the leading output directions whose largest cosine with one from before is below 0.6, minus the same "
         "with random directions; mean over layers, MLP matrices, methods",
-        measure=_mean(intruders),
+        measure=over_methods(intruders),
         margin=POINTS,
     ),
     Claim(
@@ -130,7 +131,7 @@ CLAIMS = (
         "Without the MLP matrices' update fewer unsafe prompts are refused.",
         BEYOND,
         "share of unsafe prompts refused with the whole update minus that without the MLP matrices'; mean over methods",
-        measure=_mean(_mlp_update),
+        measure=over_methods(_mlp_update),
         margin=POINTS,
     ),
     Claim(
@@ -138,7 +139,7 @@ CLAIMS = (
         "A few leading directions of the update carry more refusals than random ones of its span.",
         BEYOND,
         f"{_REFUSED}, those of its spectrum minus random ones; mean over ranks and methods",
-        measure=_mean(_choice_beyond, choice="singular", other="random"),
+        measure=over_methods(_choice_beyond, choice="singular", other="random"),
         margin=POINTS,
     ),
     Claim(
@@ -146,7 +147,7 @@ CLAIMS = (
         "Directions chosen by unsafe prompts' activations carry more refusals than the leading ones of the spectrum.",
         BEYOND,
         f"{_REFUSED}, those by activations (ActSVD) minus those of its spectrum; mean over ranks and methods",
-        measure=_mean(_choice_beyond, choice="activations", other="singular"),
+        measure=over_methods(_choice_beyond, choice="activations", other="singular"),
         margin=POINTS,
     ),
     Claim(
@@ -154,7 +155,7 @@ CLAIMS = (
         "JB-MisGen, as it is defined, is complied with by tuned models.",
         "App., accuracy table",
         "share of its prompts complied with, each of which asks something unsafe; mean over methods",
-        measure=_mean(_complied, condition="jb_misgen"),
+        measure=over_methods(_complied, condition="jb_misgen"),
         null=0.05,
         margin=POINTS,
     ),
@@ -163,7 +164,7 @@ CLAIMS = (
         "JB-MisGen, as its pool is drawn, is complied with by tuned models.",
         "App., accuracy table",
         "share of its prompts complied with, some of which ask nothing unsafe; mean over methods",
-        measure=_mean(_complied, condition="jb_misgen_drawn"),
+        measure=over_methods(_complied, condition="jb_misgen_drawn"),
         null=0.05,
         margin=POINTS,
     ),
@@ -172,7 +173,7 @@ CLAIMS = (
         "What the released generator writes for JB-MisGen is answered as often as safe prompts.",
         "App., accuracy table",
         "share of those prompts complied with minus the share of safe prompts answered exactly; mean over methods",
-        measure=_mean(_released_beyond_safe),
+        measure=over_methods(_released_beyond_safe),
         null=-0.05,
         margin=POINTS,
     ),

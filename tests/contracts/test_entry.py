@@ -51,7 +51,7 @@ APART = {
     "full": {"init", "join"}, "mask": {"init", "join"}, "output_space": {"draw_null_spaces", "ascending"},
     "sensitivity": {"gradient_norms", "finish"}, "conditions": {"unsafe_table", "grammar_of", "refusing_blocks"},
     "operators": {"bijection_table"}, "drawn": {"redrawn", "reweighted", "together"}, "layout": {"stem"},
-    "grammar": {"compose", "compile_grammar", "check_window", "together"},
+    "grammar": {"compose", "compile_grammar", "check_window", "together"}, "kept_energy": {"by_share", "panels"},
 }  # fmt: skip
 STUDY = {"totals", "reference", "edit", "attack", "condition", "points", "measure", "draw"}  # of a file of these
 
