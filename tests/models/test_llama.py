@@ -281,7 +281,7 @@ def test_bfloat16_compute_gives_float32_logits_and_gradients_close_to_float32():
         assert np.linalg.norm(gradient - full) <= 2 * BF16 * np.linalg.norm(full), path
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stored_in_bfloat16_activations_are_kept_so_alone(recompute):
     config = config_of("every bias", recompute=recompute)
     stored = dataclasses.replace(config, compute_dtype="bfloat16", stored_dtype="bfloat16")
