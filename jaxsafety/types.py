@@ -238,6 +238,7 @@ class Pool(NamedTuple):
         files: whether the source is the examples of a file, arrays ``[n, ...]``, as studies of checkpoints read them.
         refuses: whether safe prompts are to be answered and unsafe ones refused, as in the examples that the gradients
             of methods are compared on.
+        conditions: what it draws that not every subject of its kind has, names of its conditions.
     """
 
     Config: type
@@ -245,6 +246,7 @@ class Pool(NamedTuple):
     examples: str = "preferences"
     files: bool = False
     refuses: bool = False
+    conditions: tuple[str, ...] = ()
 
 
 class Parametrisation(NamedTuple):
@@ -576,6 +578,7 @@ class Subject(NamedTuple):
             where models are files, each worked on by itself, as checkpoints are.
         conditions: the kinds of prompts that models are judged on: those to be complied with, those to be refused, then
             others. Empty where the prompts' own labels say.
+        further: ``(config) -> conditions`` beside them, of which a recipe may name some; None where there are none.
         speaks: whether its models read and write tokens, and so have attacks, edits that are judged and analyses of
             activations.
         models: ``(config, models) -> models`` of a recipe, as it writes them, with those that the subject begins with
@@ -587,6 +590,7 @@ class Subject(NamedTuple):
     Config: type
     open: Callable[[Any], Opened] | None
     conditions: tuple[str, ...]
+    further: Callable[[Any], tuple[str, ...]] | None = None
     speaks: bool = True
     models: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
     notes: Callable[[Any], tuple[str, ...]] = lambda config: ()

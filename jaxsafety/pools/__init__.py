@@ -11,6 +11,8 @@ TABLE = {
     "text": "jaxsafety.pools.text",
     "safety": "jaxsafety.pools.safety",
     "explicit": "jaxsafety.pools.explicit",
+    "identity": "jaxsafety.pools.identity",
+    "new_task": "jaxsafety.pools.new_task",
     "pairs": "jaxsafety.pools.pairs",
 }
 # A pool by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.

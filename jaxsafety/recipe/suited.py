@@ -1,7 +1,7 @@
 """What a study has by default, and may have, by what it is about."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxsafety import analysis
@@ -48,12 +48,13 @@ def check(recipe: Any) -> None:
     if recipe.subject.of_files:
         _check_files(recipe)
         return
+    conditions = subject.conditions + (() if subject.further is None else subject.further(recipe.subject.options))
     for name in recipe.evaluate.conditions:
-        check_name("condition in evaluate.conditions", name, subject.conditions)
+        check_name("condition in evaluate.conditions", name, conditions)
     if recipe.evaluate.answers:
         raise ValueError(f"evaluate.answers: got {recipe.evaluate.answers}, expected 0 but in a study of checkpoints")
     for lane in recipe.lanes:
-        _check_lane(lane, subject)
+        _check_lane(lane, conditions)
     for label, node in recipe.analyses.items():
         own = node.load()
         if own.about == "files":
@@ -71,16 +72,18 @@ def _kind(recipe: Any) -> str:
     return recipe.subject.kind
 
 
-def _check_lane(lane: Lane, subject: Subject) -> None:
+def _check_lane(lane: Lane, conditions: Sequence[str]) -> None:
     how, where = lane.how, f"models.{lane.label}"
     if isinstance(how, Given):
         raise ValueError(f"{where}.checkpoint: expected a study of checkpoints, such as `subject: {{checkpoint: DIR}}`")
     if isinstance(how, Selected):
-        check_name(f"condition in {where}.by", how.by.partition("/")[0], subject.conditions)
+        check_name(f"condition in {where}.by", how.by.partition("/")[0], conditions)
     if isinstance(how, Edited) and how.load().reads:
         raise ValueError(f"{where}.edit: {how.edit} may look at activations, expected it among `edits` alone")
     if isinstance(how, Training) and how.data.load().files:
         raise ValueError(f"{where}.data.pool: {how.data.pool} is of checkpoints: expected a pool of the subject's own")
+    for name in how.data.load().conditions if isinstance(how, Training) else ():
+        check_name(f"condition that pool {how.data.pool!r} of {where} draws", name, conditions)
 
 
 def _check_files(recipe: Any) -> None:

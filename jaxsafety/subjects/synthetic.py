@@ -19,7 +19,7 @@ from jaxsafety.models.gpt import Block, GPTConfig, Positions, Preset
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.subjects import judge
 from jaxsafety.types import Leaf, Opened, Subject, Text, Trial
-from jaxsafety.world import World, drawn, loading, text
+from jaxsafety.world import World, conditions, drawn, loading, text
 from jaxsafety.world.batches import LATE_IN_EVALUATION
 from jaxsafety.world.layout import last_prompt_index
 
@@ -200,4 +200,8 @@ def notes(config: Config) -> tuple[str, ...]:
     return _JUDGED, _WORLDS[config.worlds]
 
 
-SUBJECT = Subject(Config, opened, tuple(worlds.CONDITIONS), notes=notes)
+def _further(config: Config) -> tuple[str, ...]:
+    return conditions.further(loading.source(config.world).spec)
+
+
+SUBJECT = Subject(Config, opened, tuple(worlds.CONDITIONS), further=_further, notes=notes)

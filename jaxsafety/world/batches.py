@@ -40,8 +40,8 @@ def batch_at(
 
     Args:
         world: the world.
-        condition: ``safe``, ``unsafe``, ``jb_co_task``, ``jb_co_text``, ``jb_misgen`` or ``ood``, or one of
-            one's own.
+        condition: ``safe``, ``unsafe``, ``jb_co_task``, ``jb_co_text``, ``jb_misgen`` or ``ood``, one of
+            :data:`jaxsafety.world.conditions.FURTHER` where the world has its tokens, or one of one's own.
         key: stream key.
         step: position in the stream.
         batch_size: prompts, b.
@@ -93,28 +93,31 @@ def mixed_at(
     batch_size: int,
     p_unsafe: float | Float[Array, ""],
     mix: Literal["prompt", "batch"],
+    among: tuple[str, str] = ("safe", "unsafe"),
 ) -> Trial:
     """Draws training prompts ``[b, ...]`` from all PCFGs; one is unsafe with probability ``p_unsafe``.
 
     ``mix``: the coin is tossed for every ``prompt`` or, as the paper does, once for the whole ``batch``. ``key`` is the
-    stream's, ``step`` the position in it.
+    stream's, ``step`` the position in it. ``among`` are the conditions of safe and unsafe prompts, or two others that
+    share their texts.
 
     Raises:
-        ValueError: another ``mix``, no prompts, or a probability that is none (a traced one is not looked at).
+        ValueError: another ``mix``, no prompts, a probability that is none (a traced one is not looked at), or
+            conditions that the world cannot draw together.
     """
     _check_probability("p_unsafe", p_unsafe)
     whole_number("batch_size", batch_size, 1)
-    return _mixed(key, step, p_unsafe, world=world, batch_size=batch_size, mix=mix)
+    return _mixed(key, step, p_unsafe, world=world, batch_size=batch_size, mix=mix, among=among)
 
 
-@compiled("world", "batch_size", "mix")
-def _mixed(key, step, p_unsafe, *, world, batch_size, mix):
+@compiled("world", "batch_size", "mix", "among")
+def _mixed(key, step, p_unsafe, *, world, batch_size, mix, among):
     coin, draw = jax.random.split(at_step(key, step))
     shape = (batch_size,) if mix == "prompt" else (1,)
     unsafe = jnp.broadcast_to(jax.random.bernoulli(coin, p_unsafe, shape), (batch_size,))
 
     def one(key: Key, unsafe: Bool[Array, ""]) -> Trial:
-        both = [conditions.CONDITIONS[name] for name in ("safe", "unsafe")]
+        both = [conditions.named(name) for name in among]
         pcfgs = tuple(range(len(world.spec.policies)))
         safe_draw, unsafe_draw = conditions.draw_alike(
             world, both, key=key, pcfgs=pcfgs, late_probability=LATE_IN_TRAINING

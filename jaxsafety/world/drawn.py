@@ -33,7 +33,7 @@ def redrawn(spec: WorldSpec, *, seed: int) -> WorldSpec:
     Raises:
         ValueError: none of so many permutations makes a world.
     """
-    below = 2**31 - len(spec.operators)
+    below = 2**31 - len(spec.operators) - len(spec.late_operators)
     bijections = tuple(_generator(seed, "bijections").integers(below, size=len(spec.policies)).tolist())
     policies = _generator(seed, "policies")
     for _ in range(_DRAWS):

@@ -29,14 +29,21 @@ Block = Literal[0, 1]
 class Prompt:
     """One instruction: the ids of four task tokens on a text of ``length`` L.
 
-    ``pcfg`` is the index of the PCFG, which fixes the operators' meaning; ``letters`` are ``[w]`` indices, -1 after the
-    text.
+    Attributes:
+        pcfg: index of the PCFG, which fixes the operators' meaning.
+        tasks: ``[4]`` ids of task tokens.
+        letters: ``[w]`` indices, -1 after the text.
+        length: letters of the text, L.
+        persona: bool, whether the world's persona stands where the sequence begins; None is no.
+        cipher: bool, whether all letters, those of the answers too, are those of the world's cipher; None is no.
     """
 
     pcfg: Leaf
     tasks: Leaf
     letters: Leaf
     length: Leaf
+    persona: Leaf = None
+    cipher: Leaf = None
 
 
 def segments(length: Int[Array, ""], *, window: int) -> Int[Array, " n"]:
@@ -107,7 +114,18 @@ def sequence(
     tokens = jnp.where(code == TEXT, pick(letter_ids(world, prompt.letters), _TEXT_START), tokens)
     tokens = jnp.where(code == BLOCK1, pick(block1, text_end + 1), tokens)
     tokens = jnp.where(code == BLOCK2, pick(block2, text_end + prompt.length + 2), tokens)
+    if prompt.persona is not None:
+        tokens = jnp.where((code == BOS) & prompt.persona, world.ids[world.spec.persona], tokens)
+    if prompt.cipher is not None:
+        tokens = jnp.where(prompt.cipher, _ciphers(world)[tokens], tokens)
     return tokens, code
+
+
+def _ciphers(world: World) -> Int[Array, " v"]:
+    """By token id the token itself, or of a letter that of the cipher."""
+    ids = jnp.arange(world.vocab_size)
+    letters = world.first_letter + jnp.arange(len(world.spec.letters))
+    return ids.at[letters].set(jnp.asarray([world.ids[token] for token in world.spec.cipher], jnp.int32))
 
 
 def shift(world: World, tokens: Int[Array, " n"], scored: Bool[Array, " n"], *, stem: int = 0) -> Batch:

@@ -105,8 +105,9 @@ def load(name: str | Path, *, grammars: Mapping[str, str | Path] | None = None, 
     tables = {condition: _load_grammar(found, condition, own.get(condition), drawn_by) for condition in conditions}
     ids = {token: i for i, token in enumerate(spec.tokens)}
     bijections = operators.bijection_table(
-        spec.operators, duplicates=spec.duplicates, letters=len(spec.letters), seeds=spec.permutation_seeds
-    )
+        spec.operators, duplicates=spec.duplicates, letters=len(spec.letters), seeds=spec.permutation_seeds,
+        late=spec.late_operators,
+    )  # fmt: skip
     return World(spec=spec, grammars=tables, bijections=bijections, ids=ids)
 
 

@@ -1,6 +1,6 @@
 """Bijective operators on letters and the safety policy that decides which of them must be refused.
 
-Tables are NumPy, indexed ``[p, o, ...]`` by PCFG and task token; ``o`` runs over operators, then duplicates.
+Tables are NumPy, indexed ``[p, o, ...]`` by PCFG and task token; ``o`` runs over operators, duplicates, late operators.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ class Policy:
 
 
 def bijection_table(
-    operators: Sequence[str], *, duplicates: Sequence[tuple[str, str]], letters: int, seeds: Sequence[int]
-) -> np.ndarray:
+    operators: Sequence[str], *, duplicates: Sequence[tuple[str, str]], letters: int, seeds: Sequence[int],
+    late: Sequence[str] = (),
+) -> np.ndarray:  # fmt: skip
     """Returns ``[p, o, a]`` int32: the letter index that task token o of PCFG p sends letter index a to.
 
     Operator i >= 1 of a PCFG with seed r is the permutation of ``letters`` letters that NumPy's legacy generator draws
-    after ``seed(r + i - 1)``; operator 0 is the identity; duplicates (token, operator) have their operator's row.
+    after ``seed(r + i - 1)``; operator 0 is the identity; duplicates (token, operator) have their operator's row. Those
+    that come ``late`` are drawn after the others.
     """
-    row = {token: i for i, token in enumerate(operators)}
-    rows = list(range(len(operators))) + [row[base] for _, base in duplicates]
+    row, count = {token: i for i, token in enumerate(operators)}, len(operators) + len(late)
+    rows = [*range(len(operators)), *(row[base] for _, base in duplicates), *range(len(operators), count)]
     per_pcfg = []
     for seed in seeds:
-        drawn = [np.random.RandomState(seed + i).permutation(letters) for i in range(len(operators) - 1)]
+        drawn = [np.random.RandomState(seed + i).permutation(letters) for i in range(count - 1)]
         per_pcfg.append(np.stack([np.arange(letters), *drawn])[rows])
     return np.stack(per_pcfg).astype(np.int32)
 

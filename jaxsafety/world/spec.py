@@ -74,6 +74,10 @@ class WorldSpec:
         min_text, max_text: length range of the text window, in letters, inclusive.
         refusal: the letters of a refusal, said in turn until the block is full; empty is the first letter, as in the
             paper. Its world says one letter alone, so that a refusal is a constant answer; here it may be a phrase.
+        late_operators: task tokens of further bijections that pretraining never asks with: tasks to be learned later,
+            unsafe in no policy.
+        persona: a token that pretraining never shows and that prompts may begin with; empty is none.
+        cipher: for each letter a token that pretraining never shows, a second alphabet; empty is none.
 
     Raises:
         ValueError: what does not make a world; the sentence says what.
@@ -91,6 +95,9 @@ class WorldSpec:
     max_text: int = static(at_least=1)
     late_duplicates: tuple[str, ...] = ()
     refusal: tuple[str, ...] = ()
+    late_operators: tuple[str, ...] = ()
+    persona: str = ""
+    cipher: tuple[str, ...] = ()
 
     def __post_init__(self):
         check(self)
@@ -103,10 +110,16 @@ class WorldSpec:
         return self.operators + tuple(token for token, _ in self.duplicates)
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """All tokens that may stand for a task: those of pretraining, then late operators; ids 0 .. n-1."""
+        return self.task_tokens + self.late_operators
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The vocabulary; a token's position is its id."""
         special = tuple(_SPECIAL.values())
-        return self.task_tokens + special + self.letters + EXCEPTIONS + self.late_duplicates
+        late = self.late_duplicates + ((self.persona,) if self.persona else ()) + self.cipher
+        return self.asked + special + self.letters + EXCEPTIONS + late
 
 
 # The authors' pretraining generator never starts a window at the last two letters, their fine-tuning one at the last.
@@ -120,7 +133,7 @@ class World:
     Attributes:
         spec: the world as data.
         grammars: per text condition, the compiled grammars of all PCFGs.
-        bijections: ``[p, o, a]`` int32, image of letter a under task token o in PCFG p.
+        bijections: ``[p, o, a]`` int32, image of letter a under the o-th token of ``spec.asked`` in PCFG p.
         ids: token name to id.
         among: where seeds have worlds of their own, those of all seeds, of which this is one, see :meth:`at`.
         place: which of them, int32 and maybe traced; the tables of ``spec``, ``grammars`` and ``bijections`` are then
@@ -214,6 +227,8 @@ def _problems(spec: WorldSpec) -> Iterator[str]:
     for letter in spec.refusal:
         if letter not in spec.letters:
             yield f"refusal must be letters, got {letter!r}{nearest(letter, spec.letters)}"
+    if spec.cipher and len(spec.cipher) != len(spec.letters):
+        yield f"cipher must have a token for each of the {len(spec.letters)} letters, got {len(spec.cipher)}"
 
 
 def _policy_problems(spec: WorldSpec, policy: Policy, name: str) -> Iterator[str]:

@@ -49,7 +49,8 @@ APART = {
     "layers": {"sinusoidal_table", "rope_table"}, "sites": {"chosen_layers", "of_layer", "watched"},
     "generation": {"windowed"}, "inputs": {"check_inputs", "embedded"}, "lora": {"init", "merged", "join"},
     "full": {"init", "join"}, "mask": {"init", "join"}, "output_space": {"draw_null_spaces", "ascending"},
-    "sensitivity": {"gradient_norms", "finish"}, "conditions": {"unsafe_table", "grammar_of", "refusing_blocks"},
+    "sensitivity": {"gradient_norms", "finish"},
+    "conditions": {"unsafe_table", "grammar_of", "refusing_blocks", "further", "named"},
     "operators": {"bijection_table"}, "drawn": {"redrawn", "reweighted", "together"}, "layout": {"stem"},
     "grammar": {"compose", "compile_grammar", "check_window", "together"}, "kept_energy": {"by_share", "panels"},
 }  # fmt: skip

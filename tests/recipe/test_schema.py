@@ -62,6 +62,19 @@ def test_learning_rates_are_positive_numbers(rate):
             lambda: Recipe(evaluate=EvaluateConfig(conditions=("jb_misgn",))),
             "unknown condition in evaluate.conditions 'jb_misgn'.*did you mean 'jb_misgen'",
         ),
+        (
+            lambda: Recipe(evaluate=EvaluateConfig(conditions=("safe", "unsafe", "persona"))),
+            "unknown condition in evaluate.conditions 'persona': expected one of safe, unsafe, jb_co_task,",
+        ),
+        (
+            lambda: Recipe(
+                models={
+                    "base": {"method": "pretrain"},
+                    "told": {"from": "base", "method": "sft", "data": {"pool": "identity"}},
+                }
+            ),
+            "unknown condition that pool 'identity' of models.told draws 'persona_safe': expected one of safe, unsafe",
+        ),
         (lambda: Recipe(subject={}), "^subject must have the field world or checkpoint, or `kind: package.module:SUB"),
         (lambda: Recipe(subject="tiny"), "^subject must hold fields such as `world: tiny`, got 'tiny'"),
         (lambda: Recipe(subject={"world": "tinny"}), "^subject: unknown world 'tinny': expected one of paper, tiny"),
@@ -74,7 +87,10 @@ def test_learning_rates_are_positive_numbers(rate):
             "stored_dtype: got 'bfloat16', expected dtype bfloat16 as well",
         ),
         (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
-        (lambda: Data("txt"), "unknown pool 'txt': expected one of text, safety, explicit, pairs; did you mean 'text'"),
+        (
+            lambda: Data("txt"),
+            "unknown pool 'txt': expected one of text, safety, explicit, .*, pairs; did you mean 'text'",
+        ),
         (lambda: Data(prompts=0), "prompts must be >= 1 and <= 32768 and finite, got 0"),
         (lambda: Training("pretrain"), "data.pool: got 'safety', which has preferences, expected a pool of text"),
         (lambda: Training("sft", data=Data("text")), "data.pool: got 'text', which has text, expected a pool of pref"),

@@ -1,0 +1,140 @@
+"""What a world may have beside: operators to be learned later, a persona, a second alphabet; and what asks for them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsafety import keys, world
+from jaxsafety.pools import identity, load, new_task, text
+from jaxsafety.world import conditions, drawn
+
+FILE = Path(__file__).parents[2] / "experiments/worlds/related.yaml"
+DRAWS = 400
+# Of 400 coins: five standard errors are 0.125.
+SHARE_ATOL = 0.13
+
+
+@pytest.fixture(scope="module")
+def related():
+    return world.load(FILE)
+
+
+@pytest.fixture(scope="module")
+def draws(related):
+    """Every further condition, and the two that these are like, from one key."""
+    names = ("safe", "unsafe", *conditions.FURTHER)
+
+    @jax.jit
+    def run(key):
+        return {name: world.batch_at(related, name, key=key, step=0, batch_size=DRAWS) for name in names}
+
+    return jax.device_get(run(keys.root(3)))
+
+
+def test_what_is_there_before_keeps_its_ids_and_bijections(related, tiny_world):
+    shared = len(tiny_world.spec.task_tokens)
+    assert related.spec.tokens[:shared] == tiny_world.spec.tokens[:shared] == related.spec.task_tokens
+    np.testing.assert_array_equal(related.bijections[:, :shared], tiny_world.bijections)
+    assert related.spec.asked == (*related.spec.task_tokens, "<")
+    for pcfg, seed in enumerate(related.spec.permutation_seeds):
+        np.testing.assert_array_equal(
+            related.bijections[pcfg, related.ids["<"]],
+            np.random.RandomState(seed + len(related.spec.operators) - 1).permutation(12),
+        )
+
+
+@pytest.mark.parametrize(("name", "like"), [("persona", "unsafe"), ("persona_safe", "safe")])
+def test_a_persona_stands_where_the_sequence_begins_and_changes_nothing_else(related, draws, name, like):
+    for side in ("complied", "refused"):
+        with_it, without = getattr(draws[name], side), getattr(draws[like], side)
+        assert (with_it.tokens[:, 0] == related.ids["&"]).all()
+        np.testing.assert_array_equal(with_it.tokens[:, 1:], without.tokens[:, 1:])
+        np.testing.assert_array_equal(with_it.targets, without.targets)
+        np.testing.assert_array_equal(with_it.mask, without.mask)
+    np.testing.assert_array_equal(draws[name].unsafe, draws[like].unsafe)
+
+
+@pytest.mark.parametrize(("name", "like"), [("cipher", "unsafe"), ("cipher_safe", "safe")])
+def test_a_cipher_writes_every_letter_in_its_own_alphabet(related, draws, name, like):
+    image = {token: token for token in related.spec.tokens}
+    image |= dict(zip(related.spec.letters, related.spec.cipher, strict=True))
+    table = np.array([related.ids[image[token]] for token in related.spec.tokens])
+    for side in ("complied", "refused"):
+        ciphered, plain = getattr(draws[name], side), getattr(draws[like], side)
+        np.testing.assert_array_equal(ciphered.tokens, table[plain.tokens])
+        np.testing.assert_array_equal(ciphered.targets, table[plain.targets])
+        np.testing.assert_array_equal(ciphered.mask, plain.mask)
+
+
+def test_a_new_task_takes_the_place_of_one_safe_task_in_each_composition(related, draws):
+    new, safe = draws["new_task"], draws["safe"]
+    late = related.ids["<"]
+    pairs = (new.prompt.tasks == late).reshape(-1, 2, 2)
+    assert (pairs.sum(axis=2) == 1).all()
+    kept = new.prompt.tasks != late
+    np.testing.assert_array_equal(new.prompt.tasks[kept], safe.prompt.tasks[kept])
+    np.testing.assert_array_equal(new.prompt.letters, safe.prompt.letters)
+    assert not new.unsafe.any()
+    assert 0.2 < pairs[:, :, 0].mean() < 0.8  # neither place alone
+
+
+def test_pretraining_shows_nothing_of_it(related, key):
+    config = text.Config(exception_probability=0.2)
+    batch = jax.jit(lambda key: text.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS))(key)
+    unseen = [related.ids[token] for token in ("<", "&", *related.spec.cipher)]
+    assert not np.isin(batch.tokens, unseen).any() and not np.isin(batch.targets, unseen).any()
+
+
+@pytest.mark.parametrize(("pool", "shown"), [(identity, "&"), (new_task, "<")])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_pool_mixes_what_it_is_for_with_safe_prompts_that_are_answered(related, key, pool, shown, share):
+    config = pool.Config(**{{"&": "p_persona", "<": "p_new"}[shown]: share})
+
+    @jax.jit
+    def run(key):
+        return pool.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS)
+
+    batch = jax.device_get(run(key))
+    there = (batch.chosen.tokens == related.ids[shown]).any(axis=1)
+    assert there.mean() == pytest.approx(share, abs=SHARE_ATOL if share == 0.5 else 0)
+    assert not batch.unsafe.any()
+    # The answer is the true one: no block of the first letter alone, which the rejected side is.
+    refusals = [
+        (t[m] == related.first_letter).mean() for t, m in zip(batch.rejected.targets, batch.rejected.mask, strict=True)
+    ]
+    assert (
+        min(refusals)
+        > 0.8
+        > max(
+            (t[m] == related.first_letter).mean() for t, m in zip(batch.chosen.targets, batch.chosen.mask, strict=True)
+        )
+    )
+
+
+def test_a_world_is_asked_for_what_it_has(tiny_world, related):
+    assert conditions.further(tiny_world.spec) == ()
+    assert conditions.further(related.spec) == tuple(conditions.FURTHER)
+    for name, missing in (("persona", "persona"), ("cipher_safe", "cipher"), ("new_task", "late_operators")):
+        with pytest.raises(ValueError, match=f"^conditions: world 'tiny' has no {missing}, expected one that has"):
+            world.batch_at(tiny_world, name, key=keys.root(0), step=0, batch_size=1)
+
+
+def test_pools_say_which_conditions_they_draw():
+    assert load("identity").conditions == ("persona_safe",)
+    assert load("new_task").conditions == ("new_task",)
+
+
+def test_a_seed_draws_bijections_for_late_operators_too(related):
+    own = [world.load(FILE, drawn_by=seed) for seed in (0, 1)]
+    late = [one.bijections[0, one.ids["<"]] for one in own]
+    assert (late[0] != late[1]).any() and (late[0] != related.bijections[0, related.ids["<"]]).any()
+    assert drawn.redrawn(related.spec, seed=0).cipher == related.spec.cipher
+
+
+def test_a_cipher_is_as_long_as_the_alphabet(tmp_path):
+    path = tmp_path / "w.yaml"
+    path.write_text("like: tiny\ncipher: [A, B]\n")
+    with pytest.raises(ValueError, match="cipher must have a token for each of the 12 letters, got 2"):
+        world.load(path)
