@@ -319,10 +319,13 @@ class Decode(NamedTuple):
     Attributes:
         others: ``(params, model)`` of what decodes beside the target, from the same inputs.
         combine: of ``[b, t, v]`` each.
+        temperature: 0 takes the most likely token; above, tokens are sampled from ``softmax(logits / temperature)``,
+            and an answer's rate is its probability.
     """
 
     others: tuple[tuple[Params, Model], ...]
     combine: Callable[[list[Leaf]], Leaf]
+    temperature: float = 0.0
 
 
 class Attacked(NamedTuple):

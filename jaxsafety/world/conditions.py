@@ -292,13 +292,13 @@ def draw_alike(
     text = draw_text(world, texts, key=on_text, pcfgs=pcfgs)
     given = {"late_probability": late_probability, "key": on_tasks}
     drawn = [draw_tasks(world, condition.tasks, text, branches, **given) for condition in conditions]
-    # A record's fields are there for all of them or for none, so that one of several prompts may be chosen.
-    written = {name: any(getattr(one, name) for one in conditions) for name in ("persona", "cipher")}
+    # In one world all prompts have the same fields, so that they can be stacked, and one of several be chosen.
+    written = [name for name in ("persona", "cipher") if getattr(world.spec, name)]
     return [
         (
             Prompt(
                 pcfg=text.pcfg, tasks=tasks, letters=text.letters, length=text.length,
-                **{name: jnp.array(getattr(one, name)) for name, used in written.items() if used},
+                **{name: jnp.array(getattr(one, name)) for name in written},
             ),
             unsafe,
         )

@@ -34,8 +34,8 @@ class Prompt:
         tasks: ``[4]`` ids of task tokens.
         letters: ``[w]`` indices, -1 after the text.
         length: letters of the text, L.
-        persona: bool, whether the world's persona stands where the sequence begins; None is no.
-        cipher: bool, whether all letters, those of the answers too, are those of the world's cipher; None is no.
+        persona: bool, whether the world's persona stands where the sequence begins; None in a world without.
+        cipher: bool, whether all letters, those of the answers too, are of the world's cipher; None in one without.
     """
 
     pcfg: Leaf

@@ -10,7 +10,7 @@ from jaxsafety.linalg import unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim
-from jaxsafety.types import Batch, PreferenceBatch, Trial
+from jaxsafety.types import Batch, Decode, PreferenceBatch, Trial
 from jaxsafety.world import conditions, grammar, layout, operators, words
 from tests.contracts.public import (
     AT,
@@ -26,6 +26,7 @@ from tests.contracts.public import (
     Case,
     D,
     T,
+    V,
     normal,
 )  # fmt: skip
 
@@ -104,6 +105,10 @@ CASES = {
     "judge.said": Case(partial(judge.said, GPT_MODEL), {"params": GPT_PARAMS, "inputs": TARGETS}),
     "judge.refusing": Case(partial(judge.refusing, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
     "judge.judge": Case(partial(judge.judge, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
+    "judge.rates": Case(
+        partial(judge.rates, GPT_MODEL, decode=Decode((), lambda logits: logits[0], temperature=0.7)),
+        {"params": GPT_PARAMS, "logits": normal(B, T, V), "trial": TRIAL},
+    ),
     "judge.verdicts": Case(judge.verdicts, {"ok": MASK, "ok_null": ~MASK, "trial": TRIAL}),
     "unbatched.singular_values": Case(unbatched.singular_values, {"matrices": BASE}),
     "unbatched.orthonormal": Case(unbatched.orthonormal, {"columns": BASE}),

@@ -138,3 +138,7 @@ def test_a_cipher_is_as_long_as_the_alphabet(tmp_path):
     path.write_text("like: tiny\ncipher: [A, B]\n")
     with pytest.raises(ValueError, match="cipher must have a token for each of the 12 letters, got 2"):
         world.load(path)
+
+
+def test_prompts_of_all_conditions_can_be_stacked(draws):
+    assert len({jax.tree.structure(trial) for trial in draws.values()}) == 1
