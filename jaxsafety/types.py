@@ -238,7 +238,7 @@ class Pool(NamedTuple):
         files: whether the source is the examples of a file, arrays ``[n, ...]``, as studies of checkpoints read them.
         refuses: whether safe prompts are to be answered and unsafe ones refused, as in the examples that the gradients
             of methods are compared on.
-        conditions: what it draws that not every subject of its kind has, names of its conditions.
+        conditions: ``(config) -> names`` of conditions that it draws and that not every subject of its kind has.
     """
 
     Config: type
@@ -246,7 +246,7 @@ class Pool(NamedTuple):
     examples: str = "preferences"
     files: bool = False
     refuses: bool = False
-    conditions: tuple[str, ...] = ()
+    conditions: Callable[[Any], tuple[str, ...]] | None = None
 
 
 class Parametrisation(NamedTuple):

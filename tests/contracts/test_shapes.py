@@ -36,7 +36,7 @@ def batches(paper_world):
             lambda key, pool=pool: pool.draw(paper_world, pool.Config(), key=key, **given), keys.root(0)
         )
         for pool in map(pools.load, pools.TABLE)
-        if not pool.files and not pool.conditions
+        if not pool.files and not (pool.conditions and pool.conditions(pool.Config()))
     }
     return {name: drawn[methods.load(name).examples] for name in OBJECTIVES}
 
