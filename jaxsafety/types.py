@@ -304,6 +304,7 @@ class Target(NamedTuple):
         base: those that it was tuned from.
         trial: ``[b, ...]`` prompts, of a condition of the recipe's or of the attack's own.
         stop: the token that ends an answer.
+        held_out: ``[2, b, ...]`` other safe and unsafe prompts, in pairs of one text, to find out about the model.
     """
 
     model: Model
@@ -311,6 +312,7 @@ class Target(NamedTuple):
     base: Params
     trial: Trial
     stop: int
+    held_out: Trial | None = None
 
 
 class Decode(NamedTuple):

@@ -83,7 +83,7 @@ def attacked_measures(
     own = keys.named(keys.stream(key, "attack"), node.attack)
 
     def condition(trial: Trial) -> Measured:
-        target = Target(model, params, base, trial, subject.text.stop)
+        target = Target(model, params, base, trial, subject.text.stop, prompts.held_out)
         done = attack.attack(target, node.options, point=point, key=own)
         # An attack may have changed any place of what it gives.
         changed = trial if done.trial is None else whole(done.trial)

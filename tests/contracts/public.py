@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth
-from jaxsafety.attacks import emulated, prefill, soft_tokens
+from jaxsafety.attacks import emulated, prefill, soft_tokens, steering
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
 from jaxsafety.linalg import (
@@ -241,6 +241,10 @@ CASES = {
         partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
         refused=("embeddings",),
     ),
+    "steering.direction": Case(
+        partial(steering.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
+    ),
+    "steering.steered": Case(steering.steered, {"h": EMBEDDINGS, "unit": normal(D), "alpha": np.float32(0.5)}, ("h",)),
     "emulated.combined": Case(
         partial(emulated.combined, weights=[np.float32(0.5)]),
         {"target": VALUES, "tuned": [VALUES], "reference": [VALUES]},

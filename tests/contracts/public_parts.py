@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxsafety import keys, world
+from jaxsafety.attacks import steering
 from jaxsafety.linalg import unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
@@ -105,6 +106,10 @@ CASES = {
     "judge.said": Case(partial(judge.said, GPT_MODEL), {"params": GPT_PARAMS, "inputs": TARGETS}),
     "judge.refusing": Case(partial(judge.refusing, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
     "judge.judge": Case(partial(judge.judge, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
+    "steering.differences": Case(
+        partial(steering.differences, GPT_MODEL, level="answers"),
+        {"params": GPT_PARAMS, "held_out": jax.tree.map(lambda leaf: np.stack([leaf, leaf]), TRIAL)},
+    ),
     "judge.rates": Case(
         partial(judge.rates, GPT_MODEL, decode=Decode((), lambda logits: logits[0], temperature=0.7)),
         {"params": GPT_PARAMS, "logits": normal(B, T, V), "trial": TRIAL},

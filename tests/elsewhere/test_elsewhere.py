@@ -184,12 +184,12 @@ def test_their_claims_are_judged_by_their_results(run):
         (
             "attacks",
             {},
-            "attacks.x has no attack: expected emulated, misgen, prefill, soft_tokens, or package.module:NAME",
+            "attacks.x has no attack: expected emulated, misgen, prefill, steering, soft_tokens, or package",
         ),
         (
             "attacks",
             {"attack": "prefil"},
-            "unknown attack 'prefil': expected one of emulated, misgen, prefill, soft_tokens; did you mean",
+            "unknown attack 'prefil': expected one of emulated, misgen, prefill, steering, soft_tokens; did you mean",
         ),
         ("analyses", {"analysis": "nowhere:ANALYSIS"}, "there is no module 'nowhere' on the path of Python"),
         ("analyses", 3, "analyses.x must hold fields such as `analysis: verdicts`, got 3"),
@@ -228,8 +228,8 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
         ({"claims": ["jain2024", "jain2024"]}, "claims must have distinct names, got .* twice"),
         (
             {"claims": ["jain"]},
-            "unknown claims 'jain': expected one of benign, gradients, jain2024, updates, zhou2024; did you mean "
-            "'jain2024'",
+            "unknown claims 'jain': expected one of benign, gradients, jain2024, qi2023, updates, zhou2024; did you "
+            "mean 'jain2024'",
         ),
         ({"edits": []}, r"edits: expected a mapping {name: value}, got \[\]"),
     ],
