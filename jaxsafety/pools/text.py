@@ -126,7 +126,7 @@ def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Ke
         block1, block2 = _refused(world, prompt, block1, block2, coin=coin)
     if config.ciphered:
         coin = words.draw(jax.random.fold_in(text, _CIPHERED), count=1)[0]
-        prompt = prompt.replace(cipher=words.chance(coin, config.ciphered))
+        prompt = prompt.replace(cipher=2 * words.chance(coin, config.ciphered))
     tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
     shown, scored = _visibility(code, words.choice(bits[11], shares))
     answers = config.scored == "answers"

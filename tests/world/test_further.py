@@ -68,6 +68,13 @@ def test_a_cipher_writes_every_letter_in_its_own_alphabet(related, draws, name, 
         np.testing.assert_array_equal(ciphered.mask, plain.mask)
 
 
+def test_a_judge_who_does_not_decode_looks_for_plain_answers(related, draws):
+    undecoded, ciphered, plain = (draws[name].complied for name in ("undecoded", "cipher", "unsafe"))
+    answer = np.cumsum(ciphered.tokens == related.special["eot"], axis=1) > 0
+    np.testing.assert_array_equal(undecoded.tokens, np.where(answer, plain.tokens, ciphered.tokens))
+    np.testing.assert_array_equal(undecoded.targets, np.where(answer, plain.targets, ciphered.targets))
+
+
 def test_a_new_task_takes_the_place_of_one_safe_task_in_each_composition(related, draws):
     new, safe = draws["new_task"], draws["safe"]
     late = related.ids["<"]
