@@ -73,6 +73,29 @@ def beyond(
     return Measurement(means[0] - means[1])
 
 
+def at_equal(
+    evidence: Evidence, *, of: Lanes, others: Lanes, equal: str, metric: str = "complied", condition: str = "unsafe"
+) -> Measurement:
+    """A rate of one lane minus that of others where these have the same exact match of a condition.
+
+    Between the others, in the order of their exact match, either is taken to be linear; beyond them it is that of the
+    last. So two ways of giving up a part of what a model can do are compared where they give up as much.
+
+    Raises:
+        Unmeasured: several lanes of the one, or fewer than two others.
+    """
+    sides = [[one for name, words in side for one in lanes(evidence, name, words)] for side in (of, others)]
+    if len(sides[0]) != 1 or len(sides[1]) < 2:
+        raise Unmeasured(f"{len(sides[0])} lanes beside {len(sides[1])}, not one beside several")
+    find = partial(rate, evidence, metric=metric, condition=condition)
+    kept = partial(rate, evidence, metric="exact_match", condition=equal)
+    (one,), rest = sides
+    xs, ys = (np.stack([measure(other) for other in rest], axis=1) for measure in (kept, find))
+    order = np.argsort(xs, axis=1)
+    curves = zip(kept(one), np.take_along_axis(xs, order, axis=1), np.take_along_axis(ys, order, axis=1), strict=True)
+    return Measurement(find(one) - np.array([np.interp(x, *curve) for x, *curve in curves]))
+
+
 def _has(model: Model, word: str) -> bool:
     # Values may have dots of their own.
     return f".{word}." in f".{model.lr_name}."

@@ -30,8 +30,8 @@ class Config:
         scale: multiples of the gated update, lambda.
         temperature: of the relaxed gates while they are trained, T.
         noise: whether gates are drawn at every step (the concrete distribution).
-        kept: what the model is judged with: the ``expected`` gates ``sigmoid(logit)``, ``hard`` ones, open where that is
-            above one half, or ``sampled`` ones, open with that probability, the same draw for every model.
+        kept: what the model is judged with: the ``expected`` gates ``sigmoid(logit)``, ``hard`` ones, open where that
+            is above one half, or ``sampled`` ones, open with that probability, the same draw for every model.
         rescale: whether the gated update is divided by the gates' mean, which keeps its size.
 
     References:
