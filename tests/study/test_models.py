@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxsafety import tree
 from jaxsafety.config import yaml12
+from jaxsafety.edits import trim
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.models import Selected
 from jaxsafety.recipe.schema import as_dict
@@ -210,6 +212,35 @@ def test_a_reused_model_may_begin_with_another_reused_one(second, params, tmp_pa
         ValueError, match=re.escape("models.sft.from.parent: got low, expected a model that is sft.eta_M")
     ):
         pipeline.prepare(replace(study, models=models), tmp_path / "wrong")
+
+
+def test_harm_is_removed_by_any_models(second, tmp_path):
+    """Told from the target's parent and from its root, of a twin of the harmful model."""
+    where, named = {"run": second.models["pretrained"]["from"]["run"]}, {"task": 2, "harmful": 3}
+    models = {"pretrained": second.models["pretrained"]}
+    models |= {"sft": {"from": where | {"model": "sft.eta_M", "parent": "pretrained"}}}
+    models |= {label: {"from": where | {"model": f"attacked.from=sft.eta_M.prompts={prompts}", "parent": "sft"}}
+               for label, prompts in named.items()}  # fmt: skip
+    healed = {"from": "task", "edit": "hdr", "harmful": "harmful"}
+    models |= {
+        "healed": healed | {"base": "parent", "keep": 1.0, "scale": [-0.5, 0.0, 0.3]},
+        "from_root": healed | {"keep": 0.1, "scale": 2.0},
+    }
+    study = replace(second, models=models)
+    (tmp_path / "study.yaml").write_text(yaml_file.to_yaml(study))
+    assert yaml_file.read(tmp_path / "study.yaml") == study
+    ready = pipeline.prepare(study, tmp_path)
+    for stage in ("pretrain", "tune"):
+        train.train(ready, stage)
+    found = jax.device_get(pipeline.load(ready, study.lanes).params)
+    made = {lane.name: jax.tree.map(lambda leaf, h=h: leaf[h, 0], found) for h, lane in enumerate(study.lanes)}
+    task, harmful, base = made["task"], made["harmful"], made["sft"]
+    for scale in (-0.5, 0.3):
+        expected = jax.tree.map(lambda t, h, b, by=scale: t - by * (h - b), task, harmful, base)
+        close(made[f"healed.scale={scale}"], expected)
+    jax.tree.map(np.testing.assert_array_equal, made["healed.scale=0.0"], task)
+    trimmed = trim.trimmed(tree.difference(harmful, made["pretrained"]), keep=0.1)
+    close(made["from_root"], tree.interpolate(task, trimmed, -2.0))
 
 
 @pytest.mark.parametrize(
