@@ -33,7 +33,7 @@ def dropped(delta: Params, *, drop: float | Float[Array, ""], key: Key, layer: i
         ValueError: drop out of range.
 
     References:
-        Yu et al. 2023 (arXiv 2311.03099), section 3.1.
+        Yu et al. 2023 (arXiv 2311.03099).
 
     Fidelity: faithful.
     """

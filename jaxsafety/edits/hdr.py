@@ -29,7 +29,7 @@ def harm_removed(
         ValueError: keep out of range, trees that differ in structure or shape, or values that are not finite.
 
     References:
-        Hazra et al. 2024 (arXiv 2406.11801), section 3.1.
+        Hazra et al. 2024 (arXiv 2406.11801), harm direction removal.
 
     Fidelity: the paper trims the update as one vector, here every layer of a parameter by itself; the further steps
     for models with edited facts (their layers alone) and at inference (Safe-Align) are not part of it.

@@ -34,7 +34,7 @@ def trimmed(delta: Params, *, keep: float | Float[Array, ""]) -> Params:
         ValueError: keep out of range, or an update that is not finite; traced, what is not counts as the largest.
 
     References:
-        Yadav et al. 2023 (arXiv 2306.01708), section 4.1.
+        Yadav et al. 2023 (arXiv 2306.01708), section 4.
 
     Fidelity: the paper trims the update as one vector; here every layer of a parameter has its own threshold, so that
     what is kept of it depends on nothing else and a model is trimmed a matrix at a time.
@@ -92,12 +92,13 @@ class Config:
     """How much of the update is kept, and how far.
 
     Attributes:
-        keep: shares of the entries, the largest of every layer of every parameter; 1 is all of them.
         scale: multiples of what is kept.
+        keep: shares of the entries, the largest of every layer of every parameter; 1 is all of them.
     """
 
-    keep: tuple[float, ...] = swept(0.05, 0.1, 0.2, 0.5, 1.0, above=0, at_most=1)
     scale: tuple[float, ...] = swept(1.0)
+    # The last one is the axis of figures.
+    keep: tuple[float, ...] = swept(0.05, 0.1, 0.2, 0.5, 1.0, above=0, at_most=1)
     __post_init__ = check
 
 
