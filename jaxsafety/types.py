@@ -375,7 +375,8 @@ class Edit(NamedTuple):
         edit: ``(trees, config, *, point, key) -> params``: ``trees`` by role, in ``point`` a traced scalar for every
             swept field.
         roles: the trees that it takes: ``base`` (before tuning), ``target`` (a tuned model) and ``other`` (another
-            method's model of the same base and learning rate: the edit is made with every one).
+            method's model of the same base and learning rate: the edit is made with every one). One with further
+            roles, such as ``harmful``, makes models alone.
         points: ``(config, base) -> points`` where the values depend on the model's sizes.
         leafwise: whether every layer of a parameter is edited by its own values alone, so that a model too large for
             memory is edited a matrix at a time.
