@@ -382,10 +382,15 @@ class Edit(NamedTuple):
         edit: ``(trees, config, *, point, key) -> params``: ``trees`` by role, in ``point`` a traced scalar for every
             swept field.
         roles: the trees that it takes: ``base`` (before tuning), ``target`` (a tuned model) and ``other`` (another
-            method's model of the same base and learning rate: the edit is made with every one).
+            method's model of the same base and learning rate: the edit is made with every one). One with further
+            roles, such as ``harmful``, makes models alone.
         points: ``(config, base) -> points`` where the values depend on the model's sizes.
         leafwise: whether every layer of a parameter is edited by its own values alone, so that a model too large for
             memory is edited a matrix at a time.
+        whole: of a leafwise one, whether an entry depends on others of any parameter: without, all but the layers'
+            matrices are edited in slices.
+        draws: of a leafwise one, whether it draws by layer: it then takes ``layer``, the index of the first layer that
+            it is given.
         reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
             where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
             ``edits``, not a model.
@@ -396,6 +401,8 @@ class Edit(NamedTuple):
     roles: tuple[str, ...] = ("base", "target")
     points: Callable[[Any, Params], Sequence[Point]] | None = None
     leafwise: bool = False
+    whole: bool = False
+    draws: bool = False
     reads: tuple[str, ...] = ()
 
 

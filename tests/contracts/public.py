@@ -10,8 +10,8 @@ import numpy as np
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import emulated, prefill, soft_tokens, steering
+from jaxsafety.edits import dare, hdr, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
-from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
 from jaxsafety.linalg import (
     alignment,
     clusters,
@@ -221,6 +221,18 @@ CASES = {
     "transferred.transferred": Case(
         transferred.transferred, {"tuned": TREES["base"], "other_delta": TREES["delta"], "alpha": np.float32(0.5)},
         ("tuned", "other_delta", "alpha"),
+    ),
+    "trim.trimmed": Case(trim.trimmed, {"delta": TREES["delta"], "keep": np.float32(0.4)}, ("delta",)),
+    "hdr.harm_removed": Case(
+        hdr.harm_removed,
+        {"target": TREES["base"], "harm_delta": TREES["delta"], "keep": np.float32(0.4), "scale": np.float32(2)},
+        ("target", "harm_delta", "scale"),
+    ),
+    "ties.merged": Case(
+        ties.merged, {"deltas": [TREES["base"], TREES["delta"]], "keep": np.float32(0.4)}, ("deltas",)
+    ),
+    "dare.dropped": Case(
+        partial(dare.dropped, key=KEY), {"delta": TREES["delta"], "drop": np.float32(0.5)}, ("delta", "drop")
     ),
     "layer_part.layer_part": Case(
         layer_part.layer_part, {"delta": TREES["delta"], "layer": np.int32(1)}, ("delta",)

@@ -176,7 +176,11 @@ def test_their_claims_are_judged_by_their_results(run):
             {"attack": "tests.elsewhere.edit:EDIT"},
             "attack 'tests.elsewhere.edit:EDIT' is a Edit, expected a",
         ),
-        ("edits", {"edit": "tests.elsewhere.test_elsewhere:BAD_ROLE"}, "unknown role of edit .* 'harmful': expected"),
+        (
+            "edits",
+            {"edit": "tests.elsewhere.test_elsewhere:BAD_ROLE"},
+            "edit .* takes a model as 'harmful', expected base, tar",
+        ),
         ("edits", {"edit": "tests.elsewhere.test_elsewhere:REQUIRED"}, "edits.x has no path, which has no default"),
         ("edits", {"edit": EDIT, "amount": []}, "amount must name at least one number, got none"),
         ("edits", {"edit": EDIT, "amount": ["a"]}, "amount must be a number, got 'a'"),

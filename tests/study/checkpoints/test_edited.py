@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsafety import keys, tree
+from jaxsafety import edits, keys, tree
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.recipe import graph
@@ -23,8 +23,9 @@ MATRICES = ("blocks/mlp/", "blocks/attn/")
 
 def node(edit, **fields):
     """An edit as a recipe writes it."""
-    models = {"b": {"checkpoint": "b"}, "t": {"from": "b", "checkpoint": "t"}}
-    return graph.expand(models | {"e": {"from": "t", "edit": edit} | fields})[-1].how
+    models = {"b": {"checkpoint": "b"}, "o": {"checkpoint": "o"}, "t": {"from": "b", "checkpoint": "t"}}
+    roles = dict.fromkeys(set(edits.load(edit).roles) & {"other", "harmful"}, "o")
+    return graph.expand(models | {"e": {"from": "t", "edit": edit} | roles | fields})[-1].how
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,30 @@ def test_files_are_edited_as_a_whole_tree_in_memory(made, params, edit, fields):
         np.testing.assert_allclose(got, whole[path], atol=PROGRAM, err_msg=path)
 
 
+@pytest.mark.parametrize(
+    ("edit", "fields"),
+    [
+        ("hdr", {"keep": 0.3, "scale": 0.5}),
+        ("dare", {"drop": 0.5}),
+        pytest.param("trim", {"keep": 0.3, "scale": 2.0}, marks=pytest.mark.slow),
+        pytest.param("ties", {"keep": 0.5}, marks=pytest.mark.slow),
+        pytest.param("transferred", {"alpha": -0.5}, marks=pytest.mark.slow),
+    ],
+)
+def test_arithmetic_of_files_is_that_of_whole_trees(write, trees, params, tmp_path, monkeypatch, edit, fields):
+    """Entries in their places and draws that are the same, though the embeddings are more than a slice."""
+    monkeypatch.setattr(edited, "_SLICE", 1000)
+    third = tree.label(params[0], lambda path, leaf: leaf + 1e-2 * np.sin(np.arange(leaf.size)).reshape(leaf.shape))
+    how, other = node(edit, **fields), jax.tree.map(np.float32, third)
+    third = hf.open_checkpoint(save(tmp_path / "other", other))
+    roles = {"base": params[0], "target": params[1], "other": other, "harmful": other}
+    files = {role: trees.get(role, third) for role in how.load().roles}
+    run = jax.jit(lambda given: lanes.edited(how, given, point=how.point, key=keys.root(3)))
+    whole = tree.flatten(jax.device_get(run({role: roles[role] for role in files})))
+    for path, got in loaded(write(how, sides=files, seed=3)).items():
+        np.testing.assert_allclose(got, whole[path], atol=PROGRAM, err_msg=path)
+
+
 def test_a_random_space_is_that_of_its_layer_and_seed(write, params, tmp_path):
     """All layers have the same matrices here, so that what differs between them is drawn."""
     alike = [
@@ -247,9 +272,9 @@ def test_a_killed_edit_decomposes_nothing_twice(write, tmp_path, monkeypatch, ed
     write(how, name="whole", dtype="bfloat16")
     decomposed, real = [], edited._resolved
 
-    def counted(trees, node, path, given, *, key):
+    def counted(trees, node, path, given, *, key, layer):
         decomposed.append((path, bytes(jax.random.key_data(key))))
-        return real(trees, node, path, given, key=key)
+        return real(trees, node, path, given, key=key, layer=layer)
 
     def stop_after(count):
         seen = iter(range(count))
