@@ -379,9 +379,12 @@ class Edit(NamedTuple):
         points: ``(config, base) -> points`` where the values depend on the model's sizes.
         leafwise: whether every layer of a parameter is edited by its own values alone, so that a model too large for
             memory is edited a matrix at a time.
+        sliced: whether of what is no matrix of a layer every value is edited by itself, so that large ones are edited
+            in slices.
         reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
             where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
             ``edits``, not a model.
+        section: its figure of its own, if any, of the rows of ``interventions`` that have its label as their part.
     """
 
     Config: type
@@ -389,7 +392,9 @@ class Edit(NamedTuple):
     roles: tuple[str, ...] = ("base", "target")
     points: Callable[[Any, Params], Sequence[Point]] | None = None
     leafwise: bool = False
+    sliced: bool = True
     reads: tuple[str, ...] = ()
+    section: Section | None = None
 
 
 @flax.struct.dataclass

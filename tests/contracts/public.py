@@ -11,7 +11,7 @@ from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import emulated, prefill, soft_tokens
 from jaxsafety.edits import directions as directions_edit
-from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
+from jaxsafety.edits import landscape, layer_part, rank_part, scaled, space_part, transferred
 from jaxsafety.linalg import (
     alignment,
     clusters,
@@ -221,6 +221,17 @@ CASES = {
     "transferred.transferred": Case(
         transferred.transferred, {"tuned": TREES["base"], "other_delta": TREES["delta"], "alpha": np.float32(0.5)},
         ("tuned", "other_delta", "alpha"),
+    ),
+    "landscape.landscape": Case(
+        partial(landscape.landscape, key=KEY),
+        {"params": TREES["base"], "alpha": np.float32(0.3), "beta": np.float32(-0.2), "direction": np.int32(1)},
+        ("params", "alpha", "beta"),
+    ),
+    "landscape.visage": Case(
+        landscape.visage,
+        {"success": np.abs(np.tanh(normal(B, T))), "alphas": np.linspace(-0.4, 0.4, T, dtype=np.float32),
+         "capability": np.ones((B, T), np.float32)},
+        ("success",),
     ),
     "layer_part.layer_part": Case(
         layer_part.layer_part, {"delta": TREES["delta"], "layer": np.int32(1)}, ("delta",)

@@ -138,13 +138,16 @@ def _program(
 def _streamed(
     trees: Trees, node: Edited, path: str, layer: int | None, *, dtype: hf.ParamsDtype, key: Key
 ) -> np.ndarray:
-    """A tensor edited in slices: the embeddings of all sides in float32 would be the largest thing in memory by far."""
+    """A tensor edited in slices: the embeddings of all sides in float32 would be the largest thing in memory by far.
+
+    Where an edit does not go value by value, it is one slice.
+    """
     lead = () if layer is None else (slice(layer, layer + 1),)
     shape = trees["target"].shape(path)[len(lead) :]
     edited = np.empty(shape, jnp.dtype(dtype))
     # Along the axis that leads in the files, or every slice would read all of them.
     axis = len(shape) - 1 if is_transposed(path) else 0
-    step = max(1, _SLICE * shape[axis] // math.prod(shape))
+    step = max(1, _SLICE * shape[axis] // math.prod(shape)) if node.load().sliced else shape[axis]
     for start in range(0, shape[axis], step):
         part = tuple(slice(start, start + step) if place == axis else slice(None) for place in range(len(shape)))
         given = {role: side.leaf(path, index=(*lead, *part), dtype="float32") for role, side in trees.items()}
