@@ -15,6 +15,7 @@ TABLE = {
     "benign": "jaxsafety.claims.benign",
     "gradients": "jaxsafety.claims.gradients",
     "jain2024": "jaxsafety.claims.jain2024",
+    "peng2024": "jaxsafety.claims.peng2024",
     "updates": "jaxsafety.claims.updates",
     "zhou2024": "jaxsafety.claims.zhou2024",
 }

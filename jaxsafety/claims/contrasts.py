@@ -52,6 +52,12 @@ def over_methods(evidence: Evidence, quantity: Quantity) -> Measurement:
     return _mean([(label(model), partial(quantity, evidence, model)) for model in evidence.strong])
 
 
+def over_lanes(evidence: Evidence, quantity: Quantity, *, method: str) -> Measurement:
+    """The same over all models of one name, whatever their values."""
+    evidence.strongest(method)
+    return _mean([(label(one), partial(quantity, evidence, one)) for one in evidence.models if one.method == method])
+
+
 def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:
     """Mean over methods of a quantity at the highest learning rate minus the same at the lowest."""
     weak = {model.method: model for model in evidence.weak}

@@ -191,7 +191,7 @@ def _curves(rows: Any, plot: Any) -> Any:
             for metric in columns[column]:
                 alphas, _, found = _shares(plot.pick(plot.of_model(rows, model), metric=metric), plot)
                 along = found[:, 0]
-                summary = plot.share_intervals(along.mean(0).T)
+                summary = plot.share_intervals([*along.mean(0).T])
                 plot.draw_band(axes, alphas, summary, seeds=along.mean(-1), style=styles[metric])
             axes.set_ylim(-0.04, 1.04)
             plot.few_ticks(axes)
@@ -222,9 +222,9 @@ def _scores(rows: Any, plot: Any) -> Any:
                 visage(1 - rates["refused"], alphas),
                 visage(rates["complied"], alphas, capability=rates["exact_match"]),
             )
-            for side, (score, style) in enumerate(zip(map(np.asarray, scores), styles.values(), strict=True)):
+            for side, (score, style) in enumerate(zip(map(np.float64, scores), styles.values(), strict=True)):
                 height, ticks = plot.dodged(place, side), score.mean(-1)
-                plot.draw_dot(axes, height, plot.share_intervals(score.mean(0)[:, None]), style=style)
+                plot.draw_dot(axes, height, plot.share_intervals([*score.mean(0)[:, None]]), style=style)
                 axes.plot(ticks, np.full(len(ticks), height), **style | {"marker": "|"})
         plot.dot_rows(axes, [plot.model_label(model) for model in models])
         axes.set_xlim(-0.05, 1.05)
@@ -232,7 +232,8 @@ def _scores(rows: Any, plot: Any) -> Any:
         plot.axis_titles(figure, x="VISAGE")
         plot.legend(figure, styles, columns=2)
 
-    return plot.Picture(draw_on, 74 + 26 * len(models), "VISAGE of every model")
+    height = 56 + 26 * len(models) + plot.legend_height(styles, columns=2)
+    return plot.Picture(draw_on, height, "VISAGE of every model")
 
 
 def _surfaces(rows: Any, plot: Any) -> Any:
@@ -258,6 +259,6 @@ SECTION = Section(
     "half); where refusals end before safe prompts fail there is a basin of safety, and where they end later the model "
     "is merely broken.",
     draw,
-    claims=("refusals_end_first", "refusals_fall_steeply"),
+    claims=("refusals_end_first", "refusals_fall_steeply", "visage_beyond_start", "capable_visage_beyond_start"),
 )
 EDIT = Edit(Config, edit, roles=("target",), leafwise=True, sliced=False, section=SECTION)

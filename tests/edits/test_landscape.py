@@ -188,7 +188,7 @@ def test_visage_is_a_loop_over_points(within):
 
 
 def test_visage_refuses_what_is_no_distance():
-    with pytest.raises(ValueError, match="within: got 0.0, expected a number greater than 0"):
+    with pytest.raises(ValueError, match=r"within: got 0\.0, expected a number greater than 0"):
         visage(shares(np.zeros(21)), ALPHAS, within=0.0)
     with pytest.raises(ValueError, match="alphas holds values that are not finite"):
         visage(shares(np.zeros(21)), ALPHAS * np.nan)
