@@ -52,10 +52,12 @@ def over_methods(evidence: Evidence, quantity: Quantity) -> Measurement:
     return _mean([(label(model), partial(quantity, evidence, model)) for model in evidence.strong])
 
 
-def over_lanes(evidence: Evidence, quantity: Quantity, *, method: str) -> Measurement:
-    """The same over all models of one name, whatever their values."""
-    evidence.strongest(method)
-    return _mean([(label(one), partial(quantity, evidence, one)) for one in evidence.models if one.method == method])
+def over_attacked(evidence: Evidence, quantity: Quantity, *, name: str) -> Measurement:
+    """The same over all models of one name that are attacks on others, whatever they begin with."""
+    found = [(label(one), partial(quantity, evidence, one)) for one in evidence.attacked if one.method == name]
+    if not found:
+        raise Unmeasured(f"no attack called {name} in this run")
+    return _mean(found)
 
 
 def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:

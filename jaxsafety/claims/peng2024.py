@@ -1,8 +1,8 @@
 """The statements of Peng et al. 2024, safety landscapes of weights, of models moved along random directions.
 
 They are about edits of these labels: ``landscape`` with a beta of 0, and ``attack_path``, which is ``scaled`` on models
-called ``attacked`` (with ``analyze.base: parent``, so that their way begins with what was attacked). A study of VISAGE
-has ``attacked`` models ``from`` four others or more.
+called ``attacked``, whose role is ``attack`` (with ``analyze.base: parent``, so that their way begins with what was
+attacked). A study of VISAGE has ``attacked`` models ``from`` four others or more.
 
 References:
     Peng et al. (2024), arXiv 2405.17374. The statements are in our own words.
@@ -119,7 +119,7 @@ def _attacked_from(evidence: Evidence, model: Model) -> list[Model]:
     """Returns the attacked models of a model, of every strength; none where all attacks begin with the same model."""
     start = f"from={'.'.join(filter(None, model[:2]))}"
     return [
-        one for one in evidence.models
+        one for one in evidence.attacked
         if one.method == ATTACKED and (one.lr_name == start or one.lr_name.startswith(f"{start}."))
     ]  # fmt: skip
 
@@ -226,7 +226,7 @@ CLAIMS = (
         "Abstract",
         "share of unsafe prompts complied with at the attacked model's end of the straight way minus that at the "
         "start; mean over attacked models",
-        measure=partial(c.over_lanes, quantity=_rise, method=ATTACKED),
+        measure=partial(c.over_attacked, quantity=_rise, name=ATTACKED),
         margin=_POINTS,
     ),
     Claim(
@@ -234,7 +234,7 @@ CLAIMS = (
         "On the straight way there compliance comes in a step.",
         updates.BEYOND,
         "largest share of that rise within one quarter of the way (even, it is 0.25); mean over attacked models",
-        measure=partial(c.over_lanes, quantity=_steepest_quarter, method=ATTACKED),
+        measure=partial(c.over_attacked, quantity=_steepest_quarter, name=ATTACKED),
         null=0.5,
         margin=_POINTS,
     ),
