@@ -394,6 +394,7 @@ class Edit(NamedTuple):
         reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
             where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
             ``edits``, not a model.
+        section: its figure of its own, if any, of the rows of ``interventions`` that have its label as their part.
     """
 
     Config: type
@@ -404,6 +405,7 @@ class Edit(NamedTuple):
     whole: bool = False
     draws: bool = False
     reads: tuple[str, ...] = ()
+    section: Section | None = None
 
 
 @flax.struct.dataclass

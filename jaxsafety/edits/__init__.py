@@ -19,6 +19,7 @@ TABLE = {
     "hdr": "jaxsafety.edits.hdr",
     "ties": "jaxsafety.edits.ties",
     "dare": "jaxsafety.edits.dare",
+    "landscape": "jaxsafety.edits.landscape",
 }
 # An edit by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="edit")

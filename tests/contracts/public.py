@@ -10,7 +10,7 @@ import numpy as np
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth
 from jaxsafety.attacks import emulated, prefill, soft_tokens, steering
-from jaxsafety.edits import dare, hdr, layer_part, rank_part, scaled, space_part, ties, transferred, trim
+from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.linalg import (
     alignment,
@@ -233,6 +233,17 @@ CASES = {
     ),
     "dare.dropped": Case(
         partial(dare.dropped, key=KEY), {"delta": TREES["delta"], "drop": np.float32(0.5)}, ("delta", "drop")
+    ),
+    "landscape.landscape": Case(
+        partial(landscape.landscape, key=KEY),
+        {"params": TREES["base"], "alpha": np.float32(0.3), "beta": np.float32(-0.2), "direction": np.int32(1)},
+        ("params", "alpha", "beta"),
+    ),
+    "landscape.visage": Case(
+        landscape.visage,
+        {"success": np.abs(np.tanh(normal(B, T))), "alphas": np.linspace(-0.4, 0.4, T, dtype=np.float32),
+         "capability": np.ones((B, T), np.float32)},
+        ("success",),
     ),
     "layer_part.layer_part": Case(
         layer_part.layer_part, {"delta": TREES["delta"], "layer": np.int32(1)}, ("delta",)

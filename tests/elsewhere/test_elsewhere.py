@@ -224,6 +224,7 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
         ),
         ({"analyze": {"ranks": [1]}}, "analyze.ranks is called edits.rank.rank"),
         ({"attacks": {"evaluate": {"attack": "prefill"}}}, "'evaluate' is the label of something else already"),
+        ({"edits": {"mine": {"edit": "landscape"}}}, "'mine' is the label of something else already"),
         ({"analyses": {"causal": {"analysis": "verdicts"}}}, "'causal' is the label of something else already"),
         ({"analyses": {"clusters": {"analysis": "verdicts"}}}, "analyses.clusters is an analysis of ours, got analys"),
         ({"attacks": {"prefill": {"conditions": ["unsafe", "unsafe"]}}}, "prefill.conditions must be distinct, got"),

@@ -200,6 +200,23 @@ def test_a_random_space_is_that_of_its_layer_and_seed(write, params, tmp_path):
         np.testing.assert_allclose((far[path] - base) / 2, (farther[path] - base) / 3, atol=PROGRAM)
 
 
+def test_a_random_direction_is_as_long_as_every_tensor(write, params, monkeypatch):
+    """Embeddings, too, which other edits take in slices."""
+    monkeypatch.setattr(edited, "_SLICE", 100)
+    far, start = {"alpha": -0.5, "beta": 0.25, "direction": 1}, tree.flatten(params[1])
+    one, other = (loaded(write(node("landscape", **far), name=str(seed), seed=seed)) for seed in (4, 5))
+    for path in start:
+        for own, moved, again in zip(*((side[path] if path.startswith("blocks") else side[path][None])
+                                       for side in (start, one, other)), strict=True):  # fmt: skip
+            # Of norms nothing.
+            expected = np.hypot(0.5, 0.25) * np.linalg.norm(own) * (own.ndim > 1)
+            np.testing.assert_allclose(np.linalg.norm(moved - own), expected, rtol=DECOMPOSED)
+            assert own.ndim == 1 or np.abs(moved - again).max() > 0.01 * np.abs(own).max()
+    rows = one["embed"] - start["embed"]
+    cosines = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
+    assert np.abs(cosines).max() < 0.9  # no slice repeats another
+
+
 def test_what_gram_does_not_resolve_is_decomposed_in_full(params, tmp_path):
     drawn = np.random.default_rng(0)
     left, right = (np.linalg.qr(drawn.normal(size=(size, 5)))[0] for size in (32, 48))
@@ -224,6 +241,8 @@ def test_the_ends_are_the_checkpoints(write, params, tmp_path):
     for alpha, name in ((0.0, "b"), (1.0, "t")):
         out = write(node("scaled", alpha=alpha), sides=rounded, name=f"end{alpha}", dtype="bfloat16")
         assert (out / "model.safetensors").read_bytes() == (tmp_path / name / "model.safetensors").read_bytes()
+    here = write(node("landscape", alpha=0.0, beta=0.0), sides=rounded, name="here", dtype="bfloat16")
+    assert (here / "model.safetensors").read_bytes() == (tmp_path / "t" / "model.safetensors").read_bytes()
 
 
 def test_slices_are_put_together(made, params, monkeypatch):
