@@ -29,7 +29,8 @@ def lanes(evidence: Evidence, name: str, words: Sequence[str] = ()) -> list[Mode
     Raises:
         Unmeasured: there is none.
     """
-    found = [one for one in evidence.models if one.method == name and all(_has(one, word) for word in words)]
+    every = (*evidence.models, *evidence.others)
+    found = [one for one in every if one.method == name and all(_has(one, word) for word in words)]
     if not found:
         raise Unmeasured(f"no {' '.join((name, *words))} in this run")
     return found
@@ -41,7 +42,8 @@ def parent(evidence: Evidence, child: Model) -> Model:
     Raises:
         Unmeasured: it is not among the tuned models of the run.
     """
-    told = [one for one in evidence.models if _has(child, _FROM + ".".join(filter(None, one[:2])))]
+    every = (*evidence.models, *evidence.others)
+    told = [one for one in every if _has(child, _FROM + ".".join(filter(None, one[:2])))]
     if not told:
         raise Unmeasured(f"no model that {label(child)} is from in this run")
     return told[0]

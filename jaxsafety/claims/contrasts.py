@@ -52,11 +52,11 @@ def over_methods(evidence: Evidence, quantity: Quantity) -> Measurement:
     return _mean([(label(model), partial(quantity, evidence, model)) for model in evidence.strong])
 
 
-def over_attacked(evidence: Evidence, quantity: Quantity, *, name: str) -> Measurement:
-    """The same over all models of one name that are attacks on others, whatever they begin with."""
-    found = [(label(one), partial(quantity, evidence, one)) for one in evidence.attacked if one.method == name]
+def over_others(evidence: Evidence, quantity: Quantity, *, name: str) -> Measurement:
+    """The same over all lanes of another model, such as attacks, whatever they begin with."""
+    found = [(label(one), partial(quantity, evidence, one)) for one in evidence.others if one.method == name]
     if not found:
-        raise Unmeasured(f"no attack called {name} in this run")
+        raise Unmeasured(f"no {name} in this run")
     return _mean(found)
 
 

@@ -119,7 +119,7 @@ def _attacked_from(evidence: Evidence, model: Model) -> list[Model]:
     """Returns the attacked models of a model, of every strength; none where all attacks begin with the same model."""
     start = f"from={'.'.join(filter(None, model[:2]))}"
     return [
-        one for one in evidence.attacked
+        one for one in evidence.others
         if one.method == ATTACKED and (one.lr_name == start or one.lr_name.startswith(f"{start}."))
     ]  # fmt: skip
 
@@ -226,7 +226,7 @@ CLAIMS = (
         "Abstract",
         "share of unsafe prompts complied with at the attacked model's end of the straight way minus that at the "
         "start; mean over attacked models",
-        measure=partial(c.over_attacked, quantity=_rise, name=ATTACKED),
+        measure=partial(c.over_others, quantity=_rise, name=ATTACKED),
         margin=_POINTS,
     ),
     Claim(
@@ -234,7 +234,7 @@ CLAIMS = (
         "On the straight way there compliance comes in a step.",
         updates.BEYOND,
         "largest share of that rise within one quarter of the way (even, it is 0.25); mean over attacked models",
-        measure=partial(c.over_attacked, quantity=_steepest_quarter, name=ATTACKED),
+        measure=partial(c.over_others, quantity=_steepest_quarter, name=ATTACKED),
         null=0.5,
         margin=_POINTS,
     ),

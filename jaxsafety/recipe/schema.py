@@ -219,11 +219,6 @@ class Recipe:
         return tuple(dict.fromkeys(told or first))
 
     @property
-    def fine_tuned_attacks(self) -> tuple[str, ...]:
-        """The models that are attacks on others: those whose role it is."""
-        return tuple(dict.fromkeys(lane.label for lane in self.lanes if lane.how.role == "attack"))
-
-    @property
     def read_out(self) -> tuple[str, ...]:
         """The conditions of the learning curves: what is to be complied with, and what is to be refused."""
         return self.subject.load().conditions[:2]

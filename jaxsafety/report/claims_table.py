@@ -52,12 +52,12 @@ def read(directory: Path) -> Family:
     frames = [_analyses(directory)]
     if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
-    attacks = set(recipe.fine_tuned_attacks) - set(recipe.defences) if recipe else set()
+    others = {lane.label for lane in recipe.tuned} - set(recipe.defences) if recipe else set()
     if recipe is not None:
-        frames = [_told_of(frame, recipe, attacks) for frame in frames]
+        frames = [_told_of(frame, recipe, others) for frame in frames]
     every = [claim for name in (recipe.claims if recipe else claims.DEFAULT) for claim in claims.load(name)]
     rows = (row for frame in frames for row in frame.iter_rows(named=True))
-    return judging.judge(evidence.gather(rows, attacks=attacks), every)
+    return judging.judge(evidence.gather(rows, others=others), every)
 
 
 def text(directory: Path, *, form: Form = "table") -> str:
@@ -189,11 +189,11 @@ def _analyses(directory: Path) -> pl.DataFrame:
     return results.read_results([path], schema=results.ANALYSIS_SCHEMA)
 
 
-def _told_of(frame: pl.DataFrame, recipe: Recipe, attacks: Collection[str]) -> pl.DataFrame:
-    """The rows of a study's defences, of attacks, and of the model that they all begin with, under the name that claims
-    have."""
+def _told_of(frame: pl.DataFrame, recipe: Recipe, others: Collection[str]) -> pl.DataFrame:
+    """The rows of a study's defences, of the others, and of the model that they all begin with, under the name that
+    claims have."""
     roots = {lane.root.name: lane.root.label for lane in recipe.lanes if lane.label in recipe.defences}
-    own = frame.filter(pl.col("method").is_in([*recipe.defences, *attacks, *roots.values()]))
+    own = frame.filter(pl.col("method").is_in([*recipe.defences, *others, *roots.values()]))
     # Of several first models none is what a claim compares with.
     name = {label: evidence.PRETRAINED for label in roots.values()} if len(roots) == 1 else {}
     return own.with_columns(pl.col("method").replace(name))

@@ -32,12 +32,12 @@ def test_models_are_ordered_by_method_and_rate():
 
 def test_attacks_are_apart_and_found():
     rows = table("complied", "unsafe", [0.1, 0.2]) + table("complied", "unsafe", [0.8, 0.9], method="attacked")
-    found = evidence.gather(rows, attacks=("attacked",))
+    found = evidence.gather(rows, others=("attacked",))
     assert [model.method for model in found.models] == [model.method for model in found.strong] == ["sft"]
-    assert [model.method for model in found.attacked] == ["attacked"]
-    values = found.find(evidence.TABLE, "complied", model=found.attacked[0], condition="unsafe")
+    assert [model.method for model in found.others] == ["attacked"]
+    values = found.find(evidence.TABLE, "complied", model=found.others[0], condition="unsafe")
     np.testing.assert_array_equal(values, [[0.8, 0.9]])
-    assert evidence.gather(rows).attacked == () and len(evidence.gather(rows).models) == 2
+    assert evidence.gather(rows).others == () and len(evidence.gather(rows).models) == 2
 
 
 def test_what_precedes_tuning_is_no_model():

@@ -90,7 +90,7 @@ BY_HAND = {
 
 
 def judged(name, rows):
-    found = judging.judge(evidence.gather(rows, attacks=("attacked",)), peng2024.CLAIMS).judgements
+    found = judging.judge(evidence.gather(rows, others=("attacked",)), peng2024.CLAIMS).judgements
     return next(one for one in found if one.claim.name == name)
 
 
@@ -161,7 +161,7 @@ def test_a_model_counts_where_it_lives():
             study(VISAGES, BEFORE, AFTER, models=MODELS[:3]),
             "3 models with a landscape and attacked ones from them: 4 are needed",
         ),
-        ("attack_leaves_basin", around(STEP, STEP), "no attack called attacked in this run"),
+        ("attack_leaves_basin", around(STEP, STEP), "no attacked in this run"),
         ("attack_leaves_basin", way({0.0: [0.1, 0.1], 0.5: [0.2, 0.2]}), "no alpha of 0 or 1 in attack_path"),
         (
             "basin_has_an_edge",
