@@ -61,6 +61,8 @@ def _largest(values: Array, *, keep: Float[Array, ""]) -> Bool[Array, "..."]:
     that tells where entries that are as large stand.
     """
     size, shape = values.size, values.shape
+    if size == 1:  # as all but one are where a model is edited a matrix at a time
+        return jnp.ones(shape, bool)
     count = jnp.where(keep >= 1, size, jnp.clip(jnp.round(keep * size).astype(jnp.int32), 1, size))
     wide = jax.lax.stop_gradient(values).astype(jnp.promote_types(values.dtype, jnp.float32))
     kind = jnp.iinfo(f"int{8 * wide.dtype.itemsize}")
