@@ -60,12 +60,15 @@ class PreferenceBatch:
         rejected: the dispreferred ones; None where a method asks for none and there are none.
         unsafe: ``[b]`` bool, whether the prompt is one that should be refused.
         reference: what an ancestor of the model says of them, see :class:`Method`; None where nothing is asked.
+        aligned: whether both answers have one form, in which every token stands in the place of the other's, as in a
+            block of the world: who turns from one to the other goes on with what stands there, not from its beginning.
     """
 
     chosen: Batch
     rejected: Batch | None
     unsafe: Leaf
     reference: Any = None
+    aligned: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 # What a method learns from: a Batch, a PreferenceBatch, or what the pools of somebody's subject have; see Method.
