@@ -188,11 +188,13 @@ class Needs(NamedTuple):
         rejected: whether examples must have a dispreferred answer; without, only ``batch.chosen`` may be read.
         trained: regular expression of the parameter paths that are trained; the others stay, bit for bit.
         divisible: whether a batch may be taken in parts, whose sums add up; False for one with a loop inside its step.
+        unsafe: whether what it is for is learned from unsafe prompts, so that a file must label some as that.
     """
 
     rejected: bool = True
     trained: str = ".*"
     divisible: bool = True
+    unsafe: bool = False
 
 
 class Method(NamedTuple):

@@ -76,4 +76,4 @@ def totals(
     return deep_alignment(logprobs, batch.chosen.mask, batch.unsafe, alpha=config.alpha), metrics
 
 
-METHOD = Method(Config, totals, needs=lambda config: Needs(), data=data)
+METHOD = Method(Config, totals, needs=lambda config: Needs(unsafe=True), data=data)
