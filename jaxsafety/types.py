@@ -60,12 +60,15 @@ class PreferenceBatch:
         rejected: the dispreferred ones; None where a method asks for none and there are none.
         unsafe: ``[b]`` bool, whether the prompt is one that should be refused.
         reference: what an ancestor of the model says of them, see :class:`Method`; None where nothing is asked.
+        aligned: whether both answers have one form, in which every token stands in the place of the other's, as in a
+            block of the world: who turns from one to the other goes on with what stands there, not from its beginning.
     """
 
     chosen: Batch
     rejected: Batch | None
     unsafe: Leaf
     reference: Any = None
+    aligned: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 # What a method learns from: a Batch, a PreferenceBatch, or what the pools of somebody's subject have; see Method.
@@ -185,11 +188,13 @@ class Needs(NamedTuple):
         rejected: whether examples must have a dispreferred answer; without, only ``batch.chosen`` may be read.
         trained: regular expression of the parameter paths that are trained; the others stay, bit for bit.
         divisible: whether a batch may be taken in parts, whose sums add up; False for one with a loop inside its step.
+        unsafe: whether what it is for is learned from unsafe prompts, so that a file must label some as that.
     """
 
     rejected: bool = True
     trained: str = ".*"
     divisible: bool = True
+    unsafe: bool = False
 
 
 class Method(NamedTuple):

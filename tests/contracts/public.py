@@ -24,9 +24,10 @@ from jaxsafety.linalg import (
     svd,
     update_spaces,
 )
-from jaxsafety.methods import dpo, sft, unlearn
+from jaxsafety.methods import constrained_sft, deep_alignment, derta, dpo, sft, unlearn
 from jaxsafety.models import generation, gpt, inputs, llama, lora
 from jaxsafety.parametrisations import mask as gates
+from jaxsafety.training import recovery
 from jaxsafety.types import Batch
 
 L, B, T, V, D, F, R = 2, 3, 4, 5, 4, 6, 2
@@ -77,6 +78,7 @@ TREES = {"base": {"blocks": {"mlp": {"up": BASE}}}, "delta": {"blocks": {"mlp": 
 PAIR = {"a": TREES["base"], "b": TREES["delta"]}
 ROWS = {"margin_chosen": normal(B), "margin_rejected": normal(B)}
 WEIGHTS = {"weight_chosen": np.float32(0.3), "weight_rejected": np.float32(0.7)}
+BETAS = {"first": np.float32(0.5), "early": np.float32(2), "late": np.float32(0.1)}
 BATCH = Batch(TARGETS, TARGETS[::-1].copy(), MASK)
 REFUSED = Batch(TARGETS, TARGETS[:, ::-1].copy(), MASK)
 AT, KEPT = np.array([1, 2, 3], np.int32), np.array([True, True, False])
@@ -122,6 +124,25 @@ CASES = {
     "unlearn.unlearn": Case(
         unlearn.unlearn, {"nll_chosen": normal(B), "nll_rejected": normal(B)} | WEIGHTS, ("nll_chosen", "nll_rejected")
     ),
+    "derta.transition": Case(partial(derta.transition, aligned=False), {"chosen": REFUSED, "rejected": BATCH}),
+    "deep_alignment.deep_alignment": Case(
+        deep_alignment.deep_alignment,
+        {"logprobs": LOGPROBS, "mask": MASK, "unsafe": KEPT, "alpha": np.float32(0.3)},
+        ("logprobs", "alpha"),
+    ),
+    "constrained_sft.constrained_sft": Case(
+        constrained_sft.constrained_sft, {"margins": LOGPROBS, "betas": np.abs(normal(B, T)) + 1}, ("margins", "betas")
+    ),
+    "constrained_sft.strengths": Case(
+        partial(constrained_sft.strengths, early_tokens=2), {"mask": MASK} | BETAS, tuple(BETAS)
+    ),
+    "recovery.recovery": Case(
+        partial(recovery.recovery, aligned=False), {"chosen": REFUSED, "rejected": BATCH, "depth": AT}
+    ),
+    "recovery.recovery, aligned": Case(
+        partial(recovery.recovery, aligned=True), {"chosen": REFUSED, "rejected": BATCH, "depth": AT}
+    ),
+    "recovery.avertable": Case(recovery.avertable, {"batch": BATCH}),
     "tree.difference": Case(tree.difference, {"tuned": TREES["base"], "base": TREES["delta"]}, ("tuned", "base")),
     "tree.interpolate": Case(tree.interpolate, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
     "directions.ordered": Case(

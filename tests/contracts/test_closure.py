@@ -166,6 +166,16 @@ def cases(built):
             lambda p, q, c, r: bound("dpo", MODEL, reference=q, **REDUCE)(p, PreferenceBatch(c, r, UNSAFE)),
             (params, params, batch, batch),
         ),
+        "methods.derta": Case(
+            lambda p, c, r: bound("derta", MODEL)(p, PreferenceBatch(c, r, UNSAFE)), (params, batch, batch)
+        ),
+        "methods.deep_alignment": Case(
+            lambda p, c, r: bound("deep_alignment", MODEL)(p, PreferenceBatch(c, r, UNSAFE)), (params, batch, batch)
+        ),
+        "methods.constrained_sft": Case(
+            lambda p, q, c: bound("constrained_sft", MODEL, reference=q)(p, PreferenceBatch(c, None, UNSAFE)),
+            (params, params, batch),
+        ),
         "generation.windowed": Case(
             lambda p, t, m: generation.generate((p, MODEL), t, count=3, mask=m.at[:, 0].set(True)),
             (params, tokens, mask),
