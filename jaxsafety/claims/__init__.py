@@ -20,6 +20,7 @@ TABLE = {
     "qi2023": "jaxsafety.claims.qi2023",
     "updates": "jaxsafety.claims.updates",
     "yi2024": "jaxsafety.claims.yi2024",
+    "yuan2024": "jaxsafety.claims.yuan2024",
     "zhou2024": "jaxsafety.claims.zhou2024",
 }
 # What a recipe is judged by that names none: of what everybody measures.

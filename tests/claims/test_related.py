@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxsafety.claims import evidence, hazra2024, judging, yi2024
+from jaxsafety.claims import evidence, hazra2024, judging, yi2024, yuan2024
 from tests.claim_rows import series
 
 ROUNDING = 1e-12
@@ -65,7 +65,42 @@ YI = {
     "mask_beats_harm_removed": (other("hdr"), [-0.2, 0.2]),
     "safe_pairs_needed": (MASK + rated("somf_unsafe", "", [0.0, 0.1], *NEW), [-0.5, -0.4]),
 }
-PAPERS = {"hazra2024": (hazra2024.CLAIMS, HAZRA), "yi2024": (yi2024.CLAIMS, YI)}
+
+
+def prefilled(method, words, depth, values):
+    return rated(method, ".".join(words), values, analysis="prefill", strength=depth)
+
+
+def first_refused(method, words, shares):
+    point = ".".join(words)
+    return [
+        row
+        for place, values in enumerate(shares)
+        for row in rated(method, point, values, metric="first_refusal", analysis="refusal_depth", strength=float(place))
+    ]
+
+
+YUAN = {
+    "refusals_are_shallow": (prefilled("sft", [], 2.0, [0.8, 0.3]), [0.8, 0.3]),
+    "derta_recovers": (prefilled("derta", yuan2024.BOTH, 2.0, [0.0, 0.3]), [0.0, 0.3]),
+    "transitions_do_more": (
+        prefilled("derta", yuan2024.RTO, 4.0, [0.0, 0.3]) + prefilled("derta", yuan2024.PREFIX, 4.0, [0.2, 0.1]),
+        [-0.2, 0.2],
+    ),
+    "derta_keeps_tasks": (
+        rated("sft", "", [0.9, 1.0], *RIGHT) + rated("derta", ".".join(yuan2024.BOTH), [0.8, 1.0], *RIGHT), [-0.1, 0.0]
+    ),
+    "refusals_spread": (
+        first_refused("derta", yuan2024.BOTH, [[0.7, 0.9], [0.2, 0.0], [0.1, 0.0]])
+        + first_refused("sft", [], [[0.8, 0.8], [0.1, 0.0], [0.0, 0.1]]),
+        [0.2, -0.1],
+    ),
+    "derta_beyond_deep_alignment": (
+        prefilled("derta", yuan2024.BOTH, 4.0, [0.0, 0.3]) + prefilled("deep_alignment", [], 4.0, [0.2, 0.1]),
+        [-0.2, 0.2],
+    ),
+}  # fmt: skip
+PAPERS = {"hazra2024": (hazra2024.CLAIMS, HAZRA), "yi2024": (yi2024.CLAIMS, YI), "yuan2024": (yuan2024.CLAIMS, YUAN)}
 CASES = [(paper, name) for paper, (_, by_hand) in PAPERS.items() for name in by_hand]
 
 
