@@ -448,6 +448,7 @@ class View(NamedTuple):
         params: its parameters.
         base: those that it was tuned from.
         other: in pairs, another method's parameters.
+        conditions: names of the conditions c.
         trials: ``[c, b, ...]`` prompts by condition: safe, unsafe, then the others.
         held_out: ``[2, b, ...]`` other safe and unsafe prompts.
         seen: by site, :class:`Seen` of ``trials``; the sites are those that the analysis reads.
@@ -463,6 +464,7 @@ class View(NamedTuple):
     params: Params
     base: Params
     other: Params | None = None
+    conditions: tuple[str, ...] = ()
     trials: Trial | None = None
     held_out: Trial | None = None
     seen: Mapping[str, Seen] = {}

@@ -17,6 +17,7 @@ TABLE = {
     "sensitivity": "jaxsafety.analysis.sensitivity",
     "alignment": "jaxsafety.analysis.alignment",
     "gradients": "jaxsafety.analysis.gradients",
+    "probe": "jaxsafety.analysis.probe",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
     "kept_energy": "jaxsafety.analysis.kept_energy",
     "intruders": "jaxsafety.analysis.intruders",

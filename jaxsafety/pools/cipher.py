@@ -48,7 +48,7 @@ def draw(
     drawn = {"key": own, "step": 0, "batch_size": batch_size, "mix": "prompt"}
     plain = preferences(mixed_at(world, p_unsafe=config.p_unsafe, **drawn))
     trial = mixed_at(world, p_unsafe=config.p_cipher_unsafe, among=CONDITIONS, **drawn)
-    told = PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe)
+    told = PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe, aligned=True)
 
     def either(one: Array, other: Array) -> Array:
         return jnp.where(ciphered.reshape(ciphered.shape + (1,) * (one.ndim - 1)), one, other)

@@ -33,7 +33,7 @@ def draw(
     """Draws a batch; see :class:`jaxsafety.types.Pool`."""
     drawn = {"batch_size": batch_size, "p_unsafe": config.p_new, "mix": "prompt", "among": ("safe", CONDITION)}
     trial = mixed_at(world, key=key, step=step, **drawn)
-    return PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe)
+    return PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe, aligned=True)
 
 
 POOL = Pool(Config, draw, examples="preferences", conditions=lambda config: (CONDITION,))

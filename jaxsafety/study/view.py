@@ -59,8 +59,8 @@ def view(
     seen, predicted = look(prompts.trials)
     held, _ = look(prompts.held_out)
     return View(
-        model, params, base, trials=prompts.trials, held_out=prompts.held_out, seen=seen, held=held,
-        predicted=predicted, verdicts=_verdicts(model, params, prompts.trials, predicted),
+        model, params, base, conditions=tuple(recipe.conditions), trials=prompts.trials, held_out=prompts.held_out,
+        seen=seen, held=held, predicted=predicted, verdicts=_verdicts(model, params, prompts.trials, predicted),
         longest=text.longest, answer=text.answer,
         gradients=partial(_gradients, recipe, model, params, base, prompts.trials, key=key),
     )  # fmt: skip

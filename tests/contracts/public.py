@@ -19,6 +19,7 @@ from jaxsafety.linalg import (
     kept,
     masked,
     power,
+    probes,
     sensitivity,
     subspace,
     svd,
@@ -285,6 +286,11 @@ CASES = {
         partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
         refused=("embeddings",),
     ),
+    "probes.fit": Case(probes.fit, {"activations": normal(2, B, D), "labels": np.array([True, False, True])}, refused=("activations",)),
+    "probes.scores": Case(
+        probes.scores, {"probe": probes.Probe(normal(2, D), normal(2)), "activations": normal(2, B, D)}, ("activations",)
+    ),
+    "probes.auc": Case(probes.auc, {"scores": normal(2, B), "labels": np.array([True, False, True])}),
     "steering.direction": Case(
         partial(steering.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
     ),
