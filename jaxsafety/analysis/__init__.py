@@ -18,6 +18,7 @@ TABLE = {
     "alignment": "jaxsafety.analysis.alignment",
     "gradients": "jaxsafety.analysis.gradients",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
+    "uncertainty": "jaxsafety.analysis.uncertainty",
     "kept_energy": "jaxsafety.analysis.kept_energy",
     "intruders": "jaxsafety.analysis.intruders",
     "gradient_spaces": "jaxsafety.analysis.gradient_spaces",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsafety import losses, tree
-from jaxsafety.analysis import refusal_depth
+from jaxsafety.analysis import refusal_depth, uncertainty
 from jaxsafety.attacks import emulated, prefill, soft_tokens
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
@@ -105,6 +105,7 @@ def generated(model):
 
 CASES = {
     "losses.token_logprobs": Case(losses.token_logprobs, {"logits": LOGITS, "targets": TARGETS}, ("logits",)),
+    "losses.entropy": Case(losses.entropy, {"logits": LOGITS}, ("logits",)),
     "losses.masked_sum": Case(losses.masked_sum, {"values": LOGPROBS, "mask": MASK}, ("values",)),
     "losses.summed": Case(losses.summed, {"values": normal(B)}, ("values",)),
     "losses.quotient": Case(losses.quotient, {"total": normal(B), "count": np.float32(2)}, ("total", "count")),
@@ -251,6 +252,11 @@ CASES = {
     "prefill.beyond": Case(prefill.beyond, {"mask": MASK, "depth": np.int32(1)}),
     "refusal_depth.first_refusal": Case(
         refusal_depth.first_refusal, {"predicted": TARGETS, "complied": BATCH, "refused": REFUSED}
+    ),
+    "uncertainty.perplexity": Case(uncertainty.perplexity, {"logprobs": LOGPROBS, "mask": MASK}, ("logprobs",)),
+    "uncertainty.halves": Case(partial(uncertainty.halves, key=KEY), {"letters": MASK, "count": np.int32(1)}),
+    "uncertainty.replaced": Case(
+        partial(uncertainty.replaced, key=KEY), {"tokens": TARGETS, "places": MASK, "by": np.arange(V) > 1}
     ),
     "mask.gated": Case(
         gates.gated, {"delta": TREES["delta"], "gates": jax.tree.map(np.abs, TREES["delta"]), "scale": np.float32(2)},

@@ -228,8 +228,8 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
         ({"claims": ["jain2024", "jain2024"]}, "claims must have distinct names, got .* twice"),
         (
             {"claims": ["jain"]},
-            "unknown claims 'jain': expected one of benign, gradients, jain2024, updates, zhou2024; did you mean "
-            "'jain2024'",
+            "unknown claims 'jain': expected one of benign, gradients, jain2024, kumar2024, qi2023, updates, zhou2024; "
+            "did you mean 'jain2024'",
         ),
         ({"edits": []}, r"edits: expected a mapping {name: value}, got \[\]"),
     ],
