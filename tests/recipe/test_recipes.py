@@ -15,7 +15,7 @@ RECIPES = sorted((Path(jaxsafety.__file__).parents[1] / "experiments").glob("*.y
 # Those that reproduce the paper's table.
 TABLES = {"quick", "paper_small", "paper", "official"}
 # Those that judge the models of another run, which is not there, and train none; and those of one question.
-OF_OTHERS = {"misgen", "update_spaces", "update_control"}
+OF_OTHERS = {"misgen", "update_spaces", "update_control", "override"}
 OF_ONE = {"misgen_when", "misgen_age", "emulated", "refusal_phrase", "related_base"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
