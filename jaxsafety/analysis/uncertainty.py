@@ -73,7 +73,8 @@ def halves(
     first = letters & (jnp.cumsum(letters, axis=1) <= jnp.sum(letters, axis=1, keepdims=True) // 2)
     # Others come last.
     drawn = jnp.where(first, jax.random.uniform(key, letters.shape), 2.0)
-    rank = jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
+    # Counted, as argsort aborts XLA's GSPMD partitioner where lanes are shared out over devices.
+    rank = jnp.sum(drawn[:, None, :] < drawn[:, :, None], axis=-1)
     return first & (rank < count), letters & ~first
 
 
