@@ -40,6 +40,17 @@ def token_logprobs(logits: Float[Array, "*b t v"], targets: Int[Array, "*b t"]) 
 
 
 @checked
+def entropy(logits: Float[Array, "*b v"]) -> Float[Array, "*b"]:
+    """Entropy of the next token, ``-sum p log p`` with ``p = softmax(logits)``, in nats: in [0, log v].
+
+    NaN where the largest logit is not finite; a logit of ``-inf``, a token that is never said, adds nothing.
+    """
+    logprobs = jax.nn.log_softmax(_wide(logits), axis=-1)
+    # Zero times minus infinity, in the gradient too.
+    return -jnp.sum(jnp.exp(logprobs) * jnp.where(logprobs == -jnp.inf, 0.0, logprobs), axis=-1)
+
+
+@checked
 def masked_sum(values: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> SumCount:
     """Returns the sum of ``values`` where ``mask`` holds, and how many there are."""
     return jnp.sum(jnp.where(mask, _wide(values), 0.0)), jnp.sum(mask, dtype=jnp.float32)

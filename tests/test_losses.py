@@ -46,6 +46,32 @@ def test_token_logprobs_survive_extreme_logits():
     np.testing.assert_allclose(got, [0, -2e4, -1e4])
 
 
+def test_entropy_matches_numpy(case):
+    logits = case[0]
+    # Of the definition, with every probability as a quotient.
+    weights = np.exp(logits)
+    shares = weights / weights.sum(-1, keepdims=True)
+    got = losses.entropy(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(got, np.sum(shares * np.log(1 / shares), -1), rtol=RTOL)
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], np.log(4)),
+        ([0.0, 0.0, -np.inf, -np.inf], np.log(2)),
+        ([1e4, 0.0, -1e4, 0.0], 0.0),
+        ([-np.inf] * 4, np.nan),
+        ([np.inf, 0.0, 0.0, 0.0], np.nan),
+    ],
+)
+def test_entropy_in_closed_form(logits, expected):
+    got, gradient = jax.value_and_grad(losses.entropy)(jnp.asarray(logits))
+    np.testing.assert_allclose(got, expected, rtol=RTOL, atol=RTOL)
+    # All of these are as even as they can be, or as uneven.
+    np.testing.assert_allclose(gradient, np.full(4, 0.0 if np.isfinite(expected) else np.nan), atol=RTOL)
+
+
 def test_nll_is_the_masked_sum_and_count(case):
     logits, targets, mask = case
     logprobs = numpy_logprobs(logits, targets)

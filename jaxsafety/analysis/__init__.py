@@ -19,6 +19,7 @@ TABLE = {
     "gradients": "jaxsafety.analysis.gradients",
     "probe": "jaxsafety.analysis.probe",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
+    "uncertainty": "jaxsafety.analysis.uncertainty",
     "kept_energy": "jaxsafety.analysis.kept_energy",
     "intruders": "jaxsafety.analysis.intruders",
     "gradient_spaces": "jaxsafety.analysis.gradient_spaces",

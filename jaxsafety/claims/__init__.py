@@ -16,6 +16,7 @@ TABLE = {
     "gradients": "jaxsafety.claims.gradients",
     "hazra2024": "jaxsafety.claims.hazra2024",
     "jain2024": "jaxsafety.claims.jain2024",
+    "kumar2024": "jaxsafety.claims.kumar2024",
     "peng2024": "jaxsafety.claims.peng2024",
     "qi2023": "jaxsafety.claims.qi2023",
     "updates": "jaxsafety.claims.updates",

@@ -24,8 +24,17 @@ from jaxsafety.claims.intervals import student_interval
 from jaxsafety.report import plotting
 
 # Some for the analyses alone.
-from jaxsafety.report.plotting import BROWN, CONDITION_STYLES, GREY, INK, PINK, VERDICT_COLOURS, Picture  # noqa: F401
-from jaxsafety.report.plotting import condition_styles, model_styles  # noqa: F401
+from jaxsafety.report.plotting import (  # noqa: F401  # noqa: F401
+    BROWN,
+    CONDITION_STYLES,
+    GREY,
+    INK,
+    PINK,
+    VERDICT_COLOURS,
+    Picture,
+    condition_styles,
+    model_styles,
+)
 from jaxsafety.report.seed_tables import conditions_of, features_of, models_of, of_model, pick  # noqa: F401
 from jaxsafety.report.tables import Model, model_label
 from jaxsafety.rundir.results import METHODS

@@ -96,7 +96,8 @@ YUAN = {
         [0.2, -0.1],
     ),
     "derta_beyond_deep_alignment": (
-        prefilled("derta", yuan2024.BOTH, 4.0, [0.0, 0.3]) + prefilled("deep_alignment", ["alpha=0.5"], 4.0, [0.2, 0.1]),
+        prefilled("derta", yuan2024.BOTH, 4.0, [0.0, 0.3])
+        + prefilled("deep_alignment", ["alpha=0.5"], 4.0, [0.2, 0.1]),
         [-0.2, 0.2],
     ),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsafety import losses, tree
-from jaxsafety.analysis import refusal_depth
+from jaxsafety.analysis import refusal_depth, uncertainty
 from jaxsafety.attacks import emulated, prefill, soft_tokens, steering
 from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
@@ -83,7 +83,7 @@ BETAS = {"first": np.float32(0.5), "early": np.float32(2), "late": np.float32(0.
 BATCH = Batch(TARGETS, TARGETS[::-1].copy(), MASK)
 REFUSED = Batch(TARGETS, TARGETS[:, ::-1].copy(), MASK)
 AT, KEPT = np.array([1, 2, 3], np.int32), np.array([True, True, False])
-EMBEDDINGS = normal(B, T, D)
+EMBEDDINGS, MARKED = normal(B, T, D), np.array([True, False, True])
 PLACES = {"position": np.array([1, 2, 3], np.int32), "prompt": np.arange(T)[None] < np.array([[1], [2], [3]])}
 HEAD = jax.tree_util.Partial(lambda w, x: (x.cumsum(1) @ w) ** 2, normal(D, V))
 SQUARES = jax.tree_util.Partial(lambda w, x: (w @ x) ** 2, normal(F, D))
@@ -108,6 +108,7 @@ def generated(model):
 
 CASES = {
     "losses.token_logprobs": Case(losses.token_logprobs, {"logits": LOGITS, "targets": TARGETS}, ("logits",)),
+    "losses.entropy": Case(losses.entropy, {"logits": LOGITS}, ("logits",)),
     "losses.masked_sum": Case(losses.masked_sum, {"values": LOGPROBS, "mask": MASK}, ("values",)),
     "losses.summed": Case(losses.summed, {"values": normal(B)}, ("values",)),
     "losses.quotient": Case(losses.quotient, {"total": normal(B), "count": np.float32(2)}, ("total", "count")),
@@ -286,11 +287,12 @@ CASES = {
         partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
         refused=("embeddings",),
     ),
-    "probes.fit": Case(probes.fit, {"activations": normal(2, B, D), "labels": np.array([True, False, True])}, refused=("activations",)),
+    "probes.fit": Case(probes.fit, {"activations": normal(2, B, D), "labels": MARKED}, refused=("activations",)),
     "probes.scores": Case(
-        probes.scores, {"probe": probes.Probe(normal(2, D), normal(2)), "activations": normal(2, B, D)}, ("activations",)
+        probes.scores, {"probe": probes.Probe(normal(2, D), normal(2)), "activations": normal(2, B, D)},
+        ("activations",),
     ),
-    "probes.auc": Case(probes.auc, {"scores": normal(2, B), "labels": np.array([True, False, True])}),
+    "probes.auc": Case(probes.auc, {"scores": normal(2, B), "labels": MARKED}),
     "steering.direction": Case(
         partial(steering.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
     ),
@@ -305,6 +307,11 @@ CASES = {
     "prefill.beyond": Case(prefill.beyond, {"mask": MASK, "depth": np.int32(1)}),
     "refusal_depth.first_refusal": Case(
         refusal_depth.first_refusal, {"predicted": TARGETS, "complied": BATCH, "refused": REFUSED}
+    ),
+    "uncertainty.perplexity": Case(uncertainty.perplexity, {"logprobs": LOGPROBS, "mask": MASK}, ("logprobs",)),
+    "uncertainty.halves": Case(partial(uncertainty.halves, key=KEY), {"letters": MASK, "count": np.int32(1)}),
+    "uncertainty.replaced": Case(
+        partial(uncertainty.replaced, key=KEY), {"tokens": TARGETS, "places": MASK, "by": np.arange(V) > 1}
     ),
     "mask.gated": Case(
         gates.gated, {"delta": TREES["delta"], "gates": jax.tree.map(np.abs, TREES["delta"]), "scale": np.float32(2)},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, losses, world
-from jaxsafety.analysis import refusal_depth
+from jaxsafety.analysis import refusal_depth, uncertainty
 from jaxsafety.attacks import prefill, soft_tokens
 from jaxsafety.linalg import clusters, masked, power, sensitivity, subspace, svd, update_spaces
 from jaxsafety.methods import dpo
@@ -119,6 +119,14 @@ REFUSALS = {
     "predictions of other prompts": (
         lambda: refusal_depth.first_refusal(TARGETS[0], complied=BATCH, refused=REFUSED),
         r"first_refusal: predicted is int32\[4\], expected Integer\[b t\]",
+    ),
+    "fewer places than none": (
+        lambda: uncertainty.halves(MASK, count=-1, key=KEY),
+        "count: got -1, expected at least 0",
+    ),
+    "places with weights": (
+        lambda: uncertainty.replaced(TARGETS, 1.0 * MASK, by=np.ones(V, bool), key=KEY),
+        r"replaced: places is float64\[3, 4\], expected Bool\[b t\]",
     ),
     "a place behind the window": (
         lambda: soft_tokens.insert(EMBEDDINGS, EMBEDDINGS, at=AT + 1, count=1),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import losses
+from jaxsafety.analysis import uncertainty
 from jaxsafety.attacks import soft_tokens
 from jaxsafety.linalg import alignment, clusters, masked, sensitivity, subspace, update_spaces
 from jaxsafety.models import generation, llama
@@ -40,6 +41,7 @@ CASES = {
     "nll of logits": (nll, LOGITS, MASK[..., None]),
     "masked_sum": (lambda x: losses.masked_sum(x, MASK), LOGPROBS, MASK),
     "sequence_logprobs": (lambda x: losses.sequence_logprobs(x, MASK, reduction="mean"), LOGPROBS, MASK),
+    "perplexity": (lambda x: uncertainty.perplexity(x, MASK), LOGPROBS, MASK),
     "averaged": (lambda x: masked.averaged(x, MASK), LOGPROBS, MASK),
     "centroids": (
         lambda x: clusters.centroids(x, public.UNSAFE, safe_weights=KEPT), public.SAFE, KEPT[None, :, None],

@@ -17,7 +17,7 @@ TABLES = {"quick", "paper_small", "paper", "official"}
 # Those that judge the models of another run, which is not there, and train none; and those of one question.
 OF_OTHERS = {"misgen", "update_spaces", "update_control"}
 # Those on related papers, which begin with the models of related_base.
-RELATED = {"covert", "derta", "qi2023", "safety_arithmetic", "somf"}
+RELATED = {"covert", "derta", "override", "qi2023", "safety_arithmetic", "somf"}
 OF_ONE = {"misgen_when", "misgen_age", "emulated", "refusal_phrase", "related_base"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (

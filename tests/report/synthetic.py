@@ -112,6 +112,18 @@ def _observations(lane, shape, *, power):
         rates = {"complied": 1 - refused, "refused": refused, "other": 0.0, "exact_match": 1 - refused}
         for metric, value in rates.items():
             lane.add("verdicts", metric, value, noise=0.02, share=True, condition=condition)
+    _uncertainty(lane, shape, power=power)
+
+
+def _uncertainty(lane, shape, *, power):
+    for condition, (part, harm) in itertools.product(
+        shape.conditions, {"true": 0.02, "false": 0.15, "random": 0.08}.items()
+    ):
+        lost, labels = harm * (1 + power) + 0.4 * power * NEAR[condition], {"condition": condition, "part": part}
+        for metric, value in {"accuracy": 1 - lost, "probability": 0.97 - lost}.items():
+            lane.add("uncertainty", metric, value, noise=0.01, share=True, **labels)
+        for metric, value in {"entropy": 2 * lost, "perplexity": math.exp(2 * lost)}.items():
+            lane.add("uncertainty", metric, value, noise=0.02, **labels)
 
 
 def _updates(lane, shape, *, power, step):

@@ -30,6 +30,14 @@ TEXTS = {
     "soft_tokens": ("count=1", "count=8", "complied", "relative τ", "gain", "steps (Unsafe prompts)"),
     "prefill": ("complied", "refused", "depth (Unsafe prompts)"),
     "refusal_depth": ("answer position", "share of unsafe prompts"),
+    "uncertainty": (
+        "accuracy",
+        "entropy (nats)",
+        "perplexity (log)",
+        "true start",
+        "random start",
+        "pretrained",
+    ),
     "interventions": (
         *("whole", "MLP", "up", "down", "Instruct", "Null", "JB-CO-Text", "factor α"),
         *("relative τ, layer 1", "sensitivity (log)", "factor α on the whole update", "unsafe prompts"),

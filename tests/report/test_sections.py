@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
-from jaxsafety.claims import gradients, updates
+from jaxsafety.claims import gradients, kumar2024, updates
 from jaxsafety.claims import jain2024 as statements
 from jaxsafety.report import sections, seed_tables
 from jaxsafety.rundir import results
@@ -19,7 +19,7 @@ def test_every_section_says_what_it_is_and_how_to_read_it():
     assert set(SECTIONS) == {
         *("clusters", "output_space", "input_space", "sensitivity", "jailbreaks", "soft_tokens", "prefill"),
         *("interventions", "causal", "directions", "transfer", "dynamics", "alignment", "refusal_depth"),
-        *("kept_energy", "intruders", "gradient_spaces"),
+        *("kept_energy", "intruders", "gradient_spaces", "uncertainty"),
         *("input_alignment", "spectrum", "separation"),
     }
     figures = " ".join(section.paper for section in SECTIONS.values())
@@ -31,11 +31,11 @@ def test_every_section_says_what_it_is_and_how_to_read_it():
 
 def test_claims_of_sections_exist_and_stand_in_one_section():
     named = [claim for section in SECTIONS.values() for claim in section.claims]
-    known = {claim.name: claim for claim in (*statements.CLAIMS, *updates.CLAIMS, *gradients.CLAIMS)}
+    known = {claim.name: claim for claim in (*statements.CLAIMS, *updates.CLAIMS, *gradients.CLAIMS, *kumar2024.CLAIMS)}
     assert len(named) == len(set(named))
     assert set(named) <= set(known)
     # What is in none is about the accuracy table, which has a place of its own.
-    assert {known[name].where for name in set(known) - set(named)} <= {"App., accuracy table"}
+    assert {known[name].where for name in set(known) - set(named)} <= {"App., accuracy table", "attack success rates"}
 
 
 @pytest.mark.parametrize("name", STUDY)
