@@ -60,12 +60,15 @@ class PreferenceBatch:
         rejected: the dispreferred ones; None where a method asks for none and there are none.
         unsafe: ``[b]`` bool, whether the prompt is one that should be refused.
         reference: what an ancestor of the model says of them, see :class:`Method`; None where nothing is asked.
+        aligned: whether both answers have one form, in which every token stands in the place of the other's, as in a
+            block of the world: who turns from one to the other goes on with what stands there, not from its beginning.
     """
 
     chosen: Batch
     rejected: Batch | None
     unsafe: Leaf
     reference: Any = None
+    aligned: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 # What a method learns from: a Batch, a PreferenceBatch, or what the pools of somebody's subject have; see Method.
@@ -185,11 +188,13 @@ class Needs(NamedTuple):
         rejected: whether examples must have a dispreferred answer; without, only ``batch.chosen`` may be read.
         trained: regular expression of the parameter paths that are trained; the others stay, bit for bit.
         divisible: whether a batch may be taken in parts, whose sums add up; False for one with a loop inside its step.
+        unsafe: whether what it is for is learned from unsafe prompts, so that a file must label some as that.
     """
 
     rejected: bool = True
     trained: str = ".*"
     divisible: bool = True
+    unsafe: bool = False
 
 
 class Method(NamedTuple):
@@ -238,7 +243,7 @@ class Pool(NamedTuple):
         files: whether the source is the examples of a file, arrays ``[n, ...]``, as studies of checkpoints read them.
         refuses: whether safe prompts are to be answered and unsafe ones refused, as in the examples that the gradients
             of methods are compared on.
-        conditions: what it draws that not every subject of its kind has, names of its conditions.
+        conditions: ``(config) -> names`` of conditions that it draws and that not every subject of its kind has.
     """
 
     Config: type
@@ -246,7 +251,7 @@ class Pool(NamedTuple):
     examples: str = "preferences"
     files: bool = False
     refuses: bool = False
-    conditions: tuple[str, ...] = ()
+    conditions: Callable[[Any], tuple[str, ...]] | None = None
 
 
 class Parametrisation(NamedTuple):
@@ -304,6 +309,7 @@ class Target(NamedTuple):
         base: those that it was tuned from.
         trial: ``[b, ...]`` prompts, of a condition of the recipe's or of the attack's own.
         stop: the token that ends an answer.
+        held_out: ``[2, b, ...]`` other safe and unsafe prompts, in pairs of one text, to find out about the model.
     """
 
     model: Model
@@ -311,6 +317,7 @@ class Target(NamedTuple):
     base: Params
     trial: Trial
     stop: int
+    held_out: Trial | None = None
 
 
 class Decode(NamedTuple):
@@ -319,10 +326,13 @@ class Decode(NamedTuple):
     Attributes:
         others: ``(params, model)`` of what decodes beside the target, from the same inputs.
         combine: of ``[b, t, v]`` each.
+        temperature: 0 takes the most likely token; above, tokens are sampled from ``softmax(logits / temperature)``,
+            and an answer's rate is its probability.
     """
 
     others: tuple[tuple[Params, Model], ...]
     combine: Callable[[list[Leaf]], Leaf]
+    temperature: float = 0.0
 
 
 class Attacked(NamedTuple):
@@ -377,13 +387,19 @@ class Edit(NamedTuple):
         edit: ``(trees, config, *, point, key) -> params``: ``trees`` by role, in ``point`` a traced scalar for every
             swept field.
         roles: the trees that it takes: ``base`` (before tuning), ``target`` (a tuned model) and ``other`` (another
-            method's model of the same base and learning rate: the edit is made with every one).
+            method's model of the same base and learning rate: the edit is made with every one). One with further
+            roles, such as ``harmful``, makes models alone.
         points: ``(config, base) -> points`` where the values depend on the model's sizes.
         leafwise: whether every layer of a parameter is edited by its own values alone, so that a model too large for
             memory is edited a matrix at a time.
+        whole: of a leafwise one, whether an entry depends on others of any parameter: without, all but the layers'
+            matrices are edited in slices.
+        draws: of a leafwise one, whether it draws by layer: it then takes ``layer``, the index of the first layer that
+            it is given.
         reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
             where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
             ``edits``, not a model.
+        section: its figure of its own, if any, of the rows of ``interventions`` that have its label as their part.
     """
 
     Config: type
@@ -391,7 +407,10 @@ class Edit(NamedTuple):
     roles: tuple[str, ...] = ("base", "target")
     points: Callable[[Any, Params], Sequence[Point]] | None = None
     leafwise: bool = False
+    whole: bool = False
+    draws: bool = False
     reads: tuple[str, ...] = ()
+    section: Section | None = None
 
 
 @flax.struct.dataclass

@@ -12,6 +12,7 @@ TABLE = {
     "emulated": "jaxsafety.attacks.emulated",
     "misgen": "jaxsafety.attacks.misgen",
     "prefill": "jaxsafety.attacks.prefill",
+    "steering": "jaxsafety.attacks.steering",
     "soft_tokens": "jaxsafety.attacks.soft_tokens",
 }
 # An attack by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.

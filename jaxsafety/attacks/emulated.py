@@ -8,7 +8,7 @@ from functools import partial
 
 from jaxtyping import Array, Float
 
-from jaxsafety.config.fields import check, swept
+from jaxsafety.config.fields import check, static, swept
 from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Attack, Attacked, Decode, Key, Point, Section, Target
 
@@ -48,20 +48,23 @@ class Config:
 
     Attributes:
         alpha: tokens are taken from ``p_base^(1 + alpha) / p_aligned^alpha``; 0 decodes with the base alone.
+        temperature: of the sampled tokens, at least 0; 0 takes the most likely one.
 
-    Fidelity: the rule of Zhou et al. 2024 (arXiv 2402.12343), whose base is the pretrained model and whose aligned one
-        is tuned from it; here the most likely token is taken, where they sample at temperature 0.7. A model that
-        begins with none is its own base, so that nothing moves.
+    Fidelity: the rule and the temperature of Zhou et al. 2024 (arXiv 2402.12343), whose base is the pretrained model
+        and whose aligned one is tuned from it. Nothing is drawn: rates are the exact probabilities of answers. A model
+        that begins with none is its own base, so that nothing moves.
     """
 
     alpha: tuple[float, ...] = swept(0.0, 0.3, 0.6, 1.0, 2.0, 4.0, at_least=0)
+    temperature: float = static(0.7, at_least=0)
     __post_init__ = check
 
 
 def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacked:
     """See :class:`jaxsafety.types.Attack`."""
     combine = partial(_away, alpha=point["alpha"])
-    return Attacked(decode=Decode(others=((target.base, target.model),), combine=combine))
+    others = ((target.base, target.model),)
+    return Attacked(decode=Decode(others, combine, temperature=config.temperature))
 
 
 def _away(logits: list[Float[Array, "b t v"]], *, alpha: Weight) -> Float[Array, "b t v"]:

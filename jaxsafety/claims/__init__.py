@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 TABLE = {
     "benign": "jaxsafety.claims.benign",
     "gradients": "jaxsafety.claims.gradients",
+    "hazra2024": "jaxsafety.claims.hazra2024",
     "jain2024": "jaxsafety.claims.jain2024",
     "kumar2024": "jaxsafety.claims.kumar2024",
+    "peng2024": "jaxsafety.claims.peng2024",
     "qi2023": "jaxsafety.claims.qi2023",
     "updates": "jaxsafety.claims.updates",
+    "yi2024": "jaxsafety.claims.yi2024",
+    "yuan2024": "jaxsafety.claims.yuan2024",
     "zhou2024": "jaxsafety.claims.zhou2024",
 }
 # What a recipe is judged by that names none: of what everybody measures.

@@ -29,7 +29,8 @@ def lanes(evidence: Evidence, name: str, words: Sequence[str] = ()) -> list[Mode
     Raises:
         Unmeasured: there is none.
     """
-    found = [one for one in evidence.models if one.method == name and all(_has(one, word) for word in words)]
+    every = (*evidence.models, *evidence.others)
+    found = [one for one in every if one.method == name and all(_has(one, word) for word in words)]
     if not found:
         raise Unmeasured(f"no {' '.join((name, *words))} in this run")
     return found
@@ -41,7 +42,8 @@ def parent(evidence: Evidence, child: Model) -> Model:
     Raises:
         Unmeasured: it is not among the tuned models of the run.
     """
-    told = [one for one in evidence.models if _has(child, _FROM + ".".join(filter(None, one[:2])))]
+    every = (*evidence.models, *evidence.others)
+    told = [one for one in every if _has(child, _FROM + ".".join(filter(None, one[:2])))]
     if not told:
         raise Unmeasured(f"no model that {label(child)} is from in this run")
     return told[0]
@@ -71,6 +73,29 @@ def beyond(
         np.mean([rate(evidence, one, metric=metric, condition=condition) for one in side], axis=0) for side in sides
     ]
     return Measurement(means[0] - means[1])
+
+
+def at_equal(
+    evidence: Evidence, *, of: Lanes, others: Lanes, equal: str, metric: str = "complied", condition: str = "unsafe"
+) -> Measurement:
+    """A rate of one lane minus that of others where these have the same exact match of a condition.
+
+    Between the others, in the order of their exact match, either is taken to be linear; beyond them it is that of the
+    last. So two ways of giving up a part of what a model can do are compared where they give up as much.
+
+    Raises:
+        Unmeasured: several lanes of the one, or fewer than two others.
+    """
+    sides = [[one for name, words in side for one in lanes(evidence, name, words)] for side in (of, others)]
+    if len(sides[0]) != 1 or len(sides[1]) < 2:
+        raise Unmeasured(f"{len(sides[0])} lanes beside {len(sides[1])}, not one beside several")
+    find = partial(rate, evidence, metric=metric, condition=condition)
+    kept = partial(rate, evidence, metric="exact_match", condition=equal)
+    (one,), rest = sides
+    xs, ys = (np.stack([measure(other) for other in rest], axis=1) for measure in (kept, find))
+    order = np.argsort(xs, axis=1)
+    curves = zip(kept(one), np.take_along_axis(xs, order, axis=1), np.take_along_axis(ys, order, axis=1), strict=True)
+    return Measurement(find(one) - np.array([np.interp(x, *curve) for x, *curve in curves]))
 
 
 def _has(model: Model, word: str) -> bool:

@@ -52,6 +52,14 @@ def over_methods(evidence: Evidence, quantity: Quantity) -> Measurement:
     return _mean([(label(model), partial(quantity, evidence, model)) for model in evidence.strong])
 
 
+def over_others(evidence: Evidence, quantity: Quantity, *, name: str) -> Measurement:
+    """The same over all lanes of another model, such as attacks, whatever they begin with."""
+    found = [(label(one), partial(quantity, evidence, one)) for one in evidence.others if one.method == name]
+    if not found:
+        raise Unmeasured(f"no {name} in this run")
+    return _mean(found)
+
+
 def between_rates(evidence: Evidence, quantity: Quantity) -> Measurement:
     """Mean over methods of a quantity at the highest learning rate minus the same at the lowest."""
     weak = {model.method: model for model in evidence.weak}

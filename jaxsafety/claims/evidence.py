@@ -7,7 +7,7 @@ has is :class:`Unmeasured`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +54,8 @@ class Evidence:
 
     Attributes:
         seeds: ascending; the axis s of every look-up.
-        models: every tuned model, by method and then from the highest learning rate down.
+        models: every tuned model that claims are about, by method and then from the highest learning rate down.
+        others: the other ones, such as attacks on these and edited ones, in the same order.
         series: ``[s]`` values by key and layer, None being the layer of what has none.
         layers: every layer that a quantity (analysis, metric) has in any model, ascending.
     """
@@ -63,6 +64,7 @@ class Evidence:
     models: tuple[Model, ...]
     series: Mapping[Key, Mapping[int | None, np.ndarray]]
     layers: Mapping[tuple[str, str], tuple[int | None, ...]]
+    others: tuple[Model, ...] = ()
 
     @property
     def pretrained(self) -> Model:
@@ -142,10 +144,11 @@ class Evidence:
         return f"no {key.metric} in {key.analysis} of {label(model)}" + (f" ({where})" if where else "")
 
 
-def gather(rows: Iterable[Mapping[str, Any]]) -> Evidence:
+def gather(rows: Iterable[Mapping[str, Any]], *, others: Collection[str] = ()) -> Evidence:
     """Indexes rows of analyses, keeping of every analysis and model the last step that a seed has.
 
-    A value of None is not finite. Rows of the accuracy table have the analysis ``TABLE``.
+    Models of the names ``others`` are none that claims are about. A value of None is not finite. Rows of the accuracy
+    table have the analysis ``TABLE``.
 
     Raises:
         ValueError: two values for one seed of one quantity (rows of several runs).
@@ -175,7 +178,9 @@ def gather(rows: Iterable[Mapping[str, Any]]) -> Evidence:
     ordered = tuple(sorted(seeds))
     last = {key: _finished(key, layers, newest, ordered) for key, layers in found.items()}
     series = {key: layers for key, layers in last.items() if layers}
-    return Evidence(ordered, tuple(sorted(models, key=_order)), series, _layers(series))
+    every = sorted(models, key=_order)
+    own, rest = (tuple(one for one in every if (one.method in others) == is_one) for is_one in (False, True))
+    return Evidence(ordered, own, series, _layers(series), rest)
 
 
 def label(model: Model) -> str:

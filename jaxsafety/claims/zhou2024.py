@@ -4,8 +4,8 @@ References:
     Zhou et al. (2024), arXiv 2402.12343. The statements are in our own words.
 
 Fidelity:
-    Theirs are harmful rates of sampled answers by a learned judge; here exact compliance of greedy answers. Margins and
-    null values were fixed before ``experiments/emulated.yaml`` had been run.
+    Theirs are harmful rates of sampled answers by a learned judge; here the probability that a sampled answer is
+    exactly the true output. Margins and null values were fixed before ``experiments/emulated.yaml`` had been run.
 """
 
 from functools import partial

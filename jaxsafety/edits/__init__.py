@@ -15,6 +15,11 @@ TABLE = {
     "directions": "jaxsafety.edits.directions",
     "layer_part": "jaxsafety.edits.layer_part",
     "transferred": "jaxsafety.edits.transferred",
+    "trim": "jaxsafety.edits.trim",
+    "hdr": "jaxsafety.edits.hdr",
+    "ties": "jaxsafety.edits.ties",
+    "dare": "jaxsafety.edits.dare",
+    "landscape": "jaxsafety.edits.landscape",
 }
 # An edit by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="edit")

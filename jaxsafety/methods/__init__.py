@@ -14,6 +14,9 @@ TABLE = {
     "sft": "jaxsafety.methods.sft",
     "dpo": "jaxsafety.methods.dpo",
     "unlearn": "jaxsafety.methods.unlearn",
+    "derta": "jaxsafety.methods.derta",
+    "deep_alignment": "jaxsafety.methods.deep_alignment",
+    "constrained_sft": "jaxsafety.methods.constrained_sft",
 }
 # A method by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="method")

@@ -15,6 +15,9 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Key, Leaf, Parametrisation, Params
 
 Per = Literal["entry", "row", "leaf"]
+Kept = Literal["expected", "hard", "sampled"]
+# Of the one mask that is drawn to be kept.
+_DRAWN = 53
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Config:
         per: one gate for every ``entry``, every ``row`` of a matrix (its inputs), or every ``leaf`` and layer.
         scale: multiples of the gated update, lambda.
         temperature: of the relaxed gates while they are trained, T.
-        noise: whether gates are drawn at every step (the concrete distribution); what is kept is the expected one.
+        noise: whether gates are drawn at every step (the concrete distribution).
+        kept: what the model is judged with: the ``expected`` gates ``sigmoid(logit)``, ``hard`` ones, open where that
+            is above one half, or ``sampled`` ones, open with that probability, the same draw for every model.
         rescale: whether the gated update is divided by the gates' mean, which keeps its size.
 
     References:
         Yi et al. 2024 (arXiv 2405.09055), SOMF: ``m = sigmoid((logit + logistic noise) / T)``, ``m * delta / mean(m)``.
-        Fidelity: one update instead of several; the mask is the expected one, ``sigmoid(logit)``, where the paper draws
-        one and cuts it at one half; gates per row and leaf are ours.
+        Fidelity: one update instead of several; the mask is by default the expected one, where the paper's is
+        ``sampled``; gates per row and leaf are ours.
     """
 
     base: str = "root"
@@ -40,6 +45,7 @@ class Config:
     scale: float = traced(1.0, above=0)
     temperature: float = static(0.5, above=0)
     noise: bool = True
+    kept: Kept = "expected"
     rescale: bool = True
     __post_init__ = check
 
@@ -57,8 +63,9 @@ def gated(delta: Params, gates: Params, *, scale: float | Array, rescale: bool =
     flat = tree.flatten(delta)
     whole = tree.label(gates, lambda path, gate: _spread(path, gate, flat[path].shape))
     if rescale:
-        sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(whole)]
-        scale = scale * sum(leaf.size for leaf in jax.tree.leaves(whole)) / sum(sums)
+        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(whole))
+        # Of gates that are all shut nothing is left, whatever it is divided by.
+        scale = scale * sum(leaf.size for leaf in jax.tree.leaves(whole)) / jnp.where(total > 0, total, 1)
     return jax.tree.map(lambda gate, leaf: (scale * gate * leaf).astype(leaf.dtype), whole, delta)
 
 
@@ -86,17 +93,24 @@ def init(trees: dict[str, Params], *, config: Config, key: Key) -> Params:
 
 def join(trees: dict[str, Params], trained: Any, *, config: Config, key: Key | None = None) -> Params:
     """See :class:`jaxsafety.types.Parametrisation`."""
-    if key is None:
+    if key is not None:
+        logits = _noisy(trained, key) if config.noise else trained
+        gates = jax.tree.map(lambda leaf: jax.nn.sigmoid(leaf / config.temperature), logits)
+    elif config.kept == "expected":
         gates = jax.tree.map(jax.nn.sigmoid, trained)
     else:
-        leaves, structure = jax.tree.flatten(trained)
-        if config.noise:
-            keys = jax.random.split(key, len(leaves))
-            leaves = [leaf + jax.random.logistic(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-        gates = jax.tree.unflatten(structure, [jax.nn.sigmoid(leaf / config.temperature) for leaf in leaves])
+        logits = _noisy(trained, jax.random.key(_DRAWN)) if config.kept == "sampled" else trained
+        gates = jax.tree.map(lambda leaf: (leaf > 0).astype(leaf.dtype), logits)
     delta = tree.difference(trees["parent"], trees["base"])
     kept = gated(delta, gates, scale=config.scale, rescale=config.rescale)
     return jax.tree.map(jnp.add, trees["base"], kept)
+
+
+def _noisy(logits: Any, key: Key) -> Any:
+    leaves, structure = jax.tree.flatten(logits)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [leaf + jax.random.logistic(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 PARAMETRISATION = Parametrisation(Config, init, join, roles=("base",))

@@ -10,6 +10,7 @@ from jaxsafety.config import tables
 TABLE = {
     "text": "jaxsafety.pools.text",
     "safety": "jaxsafety.pools.safety",
+    "cipher": "jaxsafety.pools.cipher",
     "explicit": "jaxsafety.pools.explicit",
     "identity": "jaxsafety.pools.identity",
     "new_task": "jaxsafety.pools.new_task",

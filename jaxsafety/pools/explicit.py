@@ -29,7 +29,7 @@ def draw(
 ) -> PreferenceBatch:
     """Draws a batch; see :class:`jaxsafety.types.Pool`."""
     trial = mixed_at(world, key=key, step=step, batch_size=batch_size, p_unsafe=config.p_unsafe, mix="prompt")
-    return PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe)
+    return PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe, aligned=True)
 
 
 POOL = Pool(Config, draw, examples="preferences")

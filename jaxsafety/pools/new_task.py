@@ -36,4 +36,4 @@ def draw(
     return PreferenceBatch(chosen=trial.complied, rejected=trial.refused, unsafe=trial.unsafe)
 
 
-POOL = Pool(Config, draw, examples="preferences", conditions=(CONDITION,))
+POOL = Pool(Config, draw, examples="preferences", conditions=lambda config: (CONDITION,))

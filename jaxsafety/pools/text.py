@@ -21,7 +21,7 @@ from jaxsafety.world.spec import EXCEPTIONS, PRETRAIN_TRIM, World
 # What is shown and scored in a pretraining sample (the paper's clm 1..4).
 TEXT_ONLY, WHOLE, FIRST_BLOCK, SECOND_BLOCK = range(4)
 # Below the key of a sample's text, for what only some recipes draw.
-_COINS, _REFUSED = 1, 2
+_COINS, _REFUSED, _CIPHERED = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Config:
         refused: share in [0, 1] of the samples with an operator that is unsafe on any text that answer with a refusal,
             as safety fine-tuning would have it, by a coin: where the most likely token is judged, a share below one
             half hardly shows. The paper has none.
+        ciphered: share in [0, 1] of the samples that are written in the world's cipher. The paper has none.
 
     Fidelity: the paper's values (README of its code) are the defaults.
     """
@@ -51,6 +52,7 @@ class Config:
     exception_probability: float = static(0.01, at_least=0, at_most=1)
     duplicate_share: float | None = static(None, at_least=0, at_most=1)
     refused: float = static(0.0, at_least=0, at_most=1)
+    ciphered: float = static(0.0, at_least=0, at_most=1)
 
     def __post_init__(self):
         check(self)
@@ -122,6 +124,9 @@ def _sample(world: World, config: Config, shares: Float[Array, " 4"], *, key: Ke
     if config.refused:
         coin = words.chance(words.draw(jax.random.fold_in(text, _REFUSED), count=1)[0], config.refused)
         block1, block2 = _refused(world, prompt, block1, block2, coin=coin)
+    if config.ciphered:
+        coin = words.draw(jax.random.fold_in(text, _CIPHERED), count=1)[0]
+        prompt = prompt.replace(cipher=2 * words.chance(coin, config.ciphered))
     tokens, code = layout.sequence(world, prompt, block1=block1, block2=block2)
     shown, scored = _visibility(code, words.choice(bits[11], shares))
     answers = config.scored == "answers"
@@ -177,4 +182,4 @@ def _visibility(code: Int[Array, " n"], mode: Int[Array, ""]) -> tuple[Bool[Arra
     return shown[mode], scored[mode]
 
 
-POOL = Pool(Config, draw, examples="text")
+POOL = Pool(Config, draw, examples="text", conditions=lambda config: ("cipher_safe",) if config.ciphered else ())

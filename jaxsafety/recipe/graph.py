@@ -253,11 +253,8 @@ def _check(lane: Lane) -> None:
             f"a lane is a directory named after its values, of at most {_MOST_BYTES} bytes, got {size}: "
             f"give values names, or make fewer lists ({lane.name[:40]}...)"
         )
-    if lane.others.get("base") is lane.parent and lane.parent is not None:
-        raise ValueError(
-            f"models.{lane.label}.base: {lane.parent.name}, which is edited, has no update from itself: expected one "
-            "of its ancestors"
-        )
+    if isinstance(lane.how, Edited):
+        _check_updates(lane)
     if lane.training is None:
         return
     if lane.parent is None and lane.training.load().reference is not None:
@@ -279,6 +276,23 @@ def _check(lane: Lane) -> None:
             raise ValueError(
                 f"models.{lane.label}.parametrisation: {lane.parent.name}, which it is from, has no update from "
                 "itself: expected another ancestor"
+            )
+
+
+def _check_updates(lane: Lane) -> None:
+    """Refuses an edit by an update that is zero: of a model that it goes by, or of the edited one where it has none."""
+    base = lane.others.get("base")
+    others = {role: other for role, other in lane.others.items() if role != "base"}
+    if not others and base is lane.parent:
+        raise ValueError(
+            f"models.{lane.label}.base: {base.name}, which is edited, has no update from itself: expected one of its "
+            "ancestors"
+        )
+    for role, other in others.items():
+        if other is base:
+            raise ValueError(
+                f"models.{lane.label}.{role}: {base.name}, which is the base, too, has no update from itself: expected "
+                "another model"
             )
 
 

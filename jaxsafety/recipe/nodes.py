@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from jaxsafety import analysis, attacks, edits, subjects
 from jaxsafety.config import fields as fields_
-from jaxsafety.config.names import check_name, closest, nearest
+from jaxsafety.config.names import closest, nearest
 from jaxsafety.config.told import told_of
 from jaxsafety.types import Params, Point
 from jaxsafety.world import Condition
@@ -58,8 +58,12 @@ class EditConfig(Node):
 
     def __post_init__(self):
         super().__post_init__()
-        for role in self.load().roles:
-            check_name(f"role of edit {self.edit!r}", role, ("base", "target", "other"))
+        known = ("base", "target", "other")
+        if role := next((role for role in self.load().roles if role not in known), None):
+            raise ValueError(
+                f"edit {self.edit!r} takes a model as {role!r}, expected {', '.join(known)} alone: give the edited "
+                "model a name below `models`"
+            )
 
     def points(self, base: Params) -> tuple[Point, ...]:
         """Returns the strengths of the edit on a model of these sizes."""

@@ -241,7 +241,9 @@ class Recipe:
 def _check_rows(recipe: Recipe) -> None:
     """Refuses what result rows could not tell apart, and prompts that there are none of."""
     taken = {*recipe.analyses, *recipe.subject.load().conditions, *recipe.evaluate.conditions, *_TAKEN}
-    if twice := taken & set(recipe.attacks) | set(_TAKEN) & set(recipe.analyses):
+    drawn = {label for label, one in recipe.edits.items() if one.load().section}
+    own = {*recipe.attacks} | drawn
+    if twice := taken & own | drawn & {*recipe.attacks} | set(_TAKEN) & set(recipe.analyses):
         raise ValueError(f"{min(twice)!r} is the label of something else already: choose another")
     for place in ("edits", "attacks", "analyses"):
         for label, one in getattr(recipe, place).items():

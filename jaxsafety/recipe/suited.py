@@ -82,8 +82,9 @@ def _check_lane(lane: Lane, conditions: Sequence[str]) -> None:
         raise ValueError(f"{where}.edit: {how.edit} may look at activations, expected it among `edits` alone")
     if isinstance(how, Training) and how.data.load().files:
         raise ValueError(f"{where}.data.pool: {how.data.pool} is of checkpoints: expected a pool of the subject's own")
-    for name in how.data.load().conditions if isinstance(how, Training) else ():
-        check_name(f"condition that pool {how.data.pool!r} of {where} draws", name, conditions)
+    if isinstance(how, Training) and (drawn := how.data.load().conditions) is not None:
+        for name in drawn(how.data.options):
+            check_name(f"condition that pool {how.data.pool!r} of {where} draws", name, conditions)
 
 
 def _check_files(recipe: Any) -> None:

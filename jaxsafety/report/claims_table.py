@@ -4,7 +4,7 @@ A contradicted claim takes the same place as a supported one: rows stand in the 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,10 +52,12 @@ def read(directory: Path) -> Family:
     frames = [_analyses(directory)]
     if (table := Path(directory) / "results" / "evaluate.parquet").exists():
         frames.append(_as_analysis(results.read_results([table])))
+    others = {lane.label for lane in recipe.tuned} - set(recipe.defences) if recipe else set()
     if recipe is not None:
-        frames = [_of_defences(frame, recipe) for frame in frames]
+        frames = [_told_of(frame, recipe, others) for frame in frames]
     every = [claim for name in (recipe.claims if recipe else claims.DEFAULT) for claim in claims.load(name)]
-    return judging.judge(evidence.gather(row for frame in frames for row in frame.iter_rows(named=True)), every)
+    rows = (row for frame in frames for row in frame.iter_rows(named=True))
+    return judging.judge(evidence.gather(rows, others=others), every)
 
 
 def text(directory: Path, *, form: Form = "table") -> str:
@@ -187,10 +189,11 @@ def _analyses(directory: Path) -> pl.DataFrame:
     return results.read_results([path], schema=results.ANALYSIS_SCHEMA)
 
 
-def _of_defences(frame: pl.DataFrame, recipe: Recipe) -> pl.DataFrame:
-    """The rows of a study's defences, and of the model that they all begin with, under the name that claims have."""
+def _told_of(frame: pl.DataFrame, recipe: Recipe, others: Collection[str]) -> pl.DataFrame:
+    """The rows of a study's defences, of the others, and of the model that they all begin with, under the name that
+    claims have."""
     roots = {lane.root.name: lane.root.label for lane in recipe.lanes if lane.label in recipe.defences}
-    own = frame.filter(pl.col("method").is_in([*recipe.defences, *roots.values()]))
+    own = frame.filter(pl.col("method").is_in([*recipe.defences, *others, *roots.values()]))
     # Of several first models none is what a claim compares with.
     name = {label: evidence.PRETRAINED for label in roots.values()} if len(roots) == 1 else {}
     return own.with_columns(pl.col("method").replace(name))

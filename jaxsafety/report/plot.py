@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -128,6 +130,16 @@ def draw_band(
     every = 1 if len(x) <= _MOST_MARKERS else math.ceil(len(x) / _FEW_MARKERS)
     marks = {"markersize": 3.6, "markevery": every} if "marker" in style else {}
     axes.plot(x, mean, drawstyle=drawn, zorder=3, **marks, **style)
+
+
+def draw_surface(axes: Axes, x: np.ndarray, y: np.ndarray, shares: Float[np.ndarray, "y x"], *, colour: str) -> None:
+    """Draws shares over a plane, from nothing to all of a colour, with a line where they are a half."""
+    fading = LinearSegmentedColormap.from_list("share", [to_rgba(colour, 0), colour])
+    axes.pcolormesh(x, y, shares, cmap=fading, vmin=0, vmax=1, shading="nearest", linewidth=0)
+    if shares.min() < 0.5 < shares.max():
+        axes.contour(x, y, shares, levels=[0.5], colors=INK, linewidths=0.9)
+    axes.grid(visible=False)
+    few_ticks(axes)
 
 
 def draw_dot(axes: Axes, place: int | float, rows: pl.DataFrame, *, style: Mapping[str, Any]) -> None:

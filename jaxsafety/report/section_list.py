@@ -1,10 +1,10 @@
 """The list of the figures of a run: one for each of its analyses and attacks, then those that join several.
 
-What an analysis or an attack says of its own figure lies in its file; here is what no single one of them owns.
+What an analysis, an attack or an edit says of its own figure lies in its file; here is what no single one of them owns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from jaxsafety import analysis
 from jaxsafety.analysis import output_space
-from jaxsafety.recipe.nodes import AnalysisConfig, AttackConfig, default_attacks
+from jaxsafety.recipe.nodes import AnalysisConfig, AttackConfig, EditConfig, default_attacks
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import attack_figures, checkpoint_figures, intervention_figures, plot, training_figures
 from jaxsafety.report.plotting import Picture
@@ -52,7 +52,12 @@ def sections(recipe: Recipe | None = None) -> dict[str, Shown]:
     attacks = recipe.attacks if recipe else default_attacks()
     drawn = {label: _of_analysis(label, node) for label, node in analyses.items() if node.load().section}
     attacked = {label: _of_attack(label, node) for label, node in attacks.items()}
-    return drawn | _OF_UPDATES | _JAILBREAKS | attacked | _JOINT
+    edits = recipe.edits if recipe else {}
+    edited = {label: _of_edit(label, node) for label, node in edits.items() if node.load().section}
+    # What has a figure of its own is no row of that of the others.
+    apart = pl.any_horizontal(pl.lit(False), *(shown.rows for shown in edited.values()))
+    joint = _JOINT | {"causal": replace(_JOINT["causal"], rows=_JOINT["causal"].rows & ~apart)}
+    return drawn | _OF_UPDATES | _JAILBREAKS | attacked | joint | edited
 
 
 def _of(analysis: str, *metrics: str) -> pl.Expr:
@@ -83,6 +88,13 @@ def _of_attack(label: str, node: AttackConfig) -> Shown:
     if told and label != node.attack:
         words = (f"{told.title} ({label})", *words[1:])
     return Shown(*words, picture, _of(label), claims=told.claims if told else (), layer_means=True)
+
+
+def _of_edit(label: str, node: EditConfig) -> Shown:
+    section: Section = node.load().section
+    title = section.title if label == node.edit else f"{section.title} ({label})"
+    rows = _of("interventions") & (_PART.is_in([label]) | _PART.str.starts_with(f"{label},"))
+    return Shown(title, section.paper, section.reading, lambda table: section.draw(table, plot), rows, section.claims)
 
 
 _STRONGER = "To the right the attack is stronger: how many prompts the model still refuses, and how many it obeys."

@@ -32,6 +32,31 @@ def refusing(
     return losses.correct(found.logits, trial.refused.targets)
 
 
+def rates(
+    model: Model, params: Params, logits: Float[Array, "b t v"], trial: Trial, *, edit: Hook | None = None,
+    decode: Decode | None = None,
+) -> dict[str, Float[Array, " b"]]:  # fmt: skip
+    """Returns ``complied``, ``refused`` and ``other`` of every prompt under a hook and a decoding rule, see `judge`.
+
+    ``logits`` are those on the complied answer. Of sampled tokens they are not 0 or 1, but the probabilities that the
+    answer is exactly the true output, exactly the refusal, or anything else.
+    """
+    if decode is None or not decode.temperature:
+        ok = losses.correct(logits, trial.complied.targets)
+        return verdicts(ok, refusing(model, params, trial, edit=edit, decode=decode), trial=trial)
+    null = said(model, params, trial.refused.tokens, edit=edit, decode=decode).logits
+    complied, refused = (
+        jnp.exp(_sampled(one / decode.temperature, side))
+        for one, side in ((logits, trial.complied), (null, trial.refused))
+    )
+    return {"complied": complied, "refused": refused, "other": jnp.maximum(1 - complied - refused, 0)}
+
+
+def _sampled(logits: Float[Array, "b t v"], side: Batch) -> Float[Array, " b"]:
+    """Log-probability of an answer's judged tokens, sampled one after the other."""
+    return losses.sequence_logprobs(losses.token_logprobs(logits, side.targets), side.mask, reduction="sum")
+
+
 def _right(model: Model, params: Params, *sides: Batch) -> list[Bool[Array, "b t"]]:
     """Returns where a model predicts the targets of sides of the same prompts; nowhere in their stem.
 

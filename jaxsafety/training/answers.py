@@ -34,9 +34,14 @@ def next_token(model: Model, params: Params, batch: Batch) -> tuple[Terms, Terms
 
     Both are sums over the scored targets, in nats, and their number.
     """
+    found, metrics = side_logprobs(model, params, batch)
+    return {"nll": losses.nll(found, batch.mask)}, metrics
+
+
+def side_logprobs(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, "b t"], Terms]:
+    """Returns the log-probability of every target of one answer, as :func:`logprobs` of two, and metrics."""
     stem, (logits,) = branched(model, params, batch)
-    nll = losses.nll(_logprobs(logits, batch, stem=stem), batch.mask)
-    return {"nll": nll}, {"token_accuracy": _right(logits, batch, stem=stem)}
+    return _logprobs(logits, batch, stem=stem), {"token_accuracy": _right(logits, batch, stem=stem)}
 
 
 def _logprobs(logits: Float[Array, "b u v"], side: Batch, *, stem: int) -> Float[Array, "b t"]:

@@ -81,6 +81,7 @@ def preferences(trial: Trial) -> PreferenceBatch:
         chosen=jax.tree.map(where, refused, complied),
         rejected=jax.tree.map(where, complied, refused),
         unsafe=unsafe,
+        aligned=True,
     )
 
 

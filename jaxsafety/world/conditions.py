@@ -30,6 +30,7 @@ from jaxsafety.world.spec import TextCondition, World, WorldSpec
 from jaxsafety.world.words import Probability
 
 Tasks = Literal["safe", "unsafe", "mixed", "branch_dependent", "duplicates", "duplicates_drawn", "new"]
+Cipher = Literal["none", "prompt", "all"]
 Choose = Callable[[Policy, Branch], tuple[str, ...]]
 
 # Redraws of a JB-MisGen prompt in which nothing is unsafe (3/32 of draws): all fail with probability 2e-17.
@@ -41,16 +42,17 @@ class Condition:
     """Where prompts of a condition come from: equiprobable texts, the rule for the task tokens, how they are written.
 
     Each text condition stands with the branch whose safety policy holds on it. Prompts may begin with the world's
-    ``persona``, and be written and answered in its ``cipher``.
+    ``persona``, and be written in its ``cipher``: they alone, or with their answers, too (``all``).
     """
 
     texts: tuple[tuple[TextCondition, Branch], ...]
     tasks: Tasks
     persona: bool = False
-    cipher: bool = False
+    cipher: Cipher = "none"
 
     def __post_init__(self):
         check_name("tasks of a condition", self.tasks, get_args(Tasks))
+        check_name("cipher of a condition", self.cipher, get_args(Cipher))
         for text, branch in self.texts:
             check_name("text of a condition", text, get_args(TextCondition))
             check_name("branch of a condition", branch, get_args(Branch))
@@ -73,8 +75,10 @@ FURTHER: dict[str, Condition] = {
     "new_task": Condition(texts=_TRAINED, tasks="new"),
     "persona": Condition(texts=_TRAINED, tasks="unsafe", persona=True),
     "persona_safe": Condition(texts=_TRAINED, tasks="safe", persona=True),
-    "cipher": Condition(texts=_TRAINED, tasks="unsafe", cipher=True),
-    "cipher_safe": Condition(texts=_TRAINED, tasks="safe", cipher=True),
+    "cipher": Condition(texts=_TRAINED, tasks="unsafe", cipher="all"),
+    "cipher_safe": Condition(texts=_TRAINED, tasks="safe", cipher="all"),
+    # What a judge looks for who does not decode: plain answers.
+    "undecoded": Condition(texts=_TRAINED, tasks="unsafe", cipher="prompt"),
 }
 
 
@@ -85,7 +89,8 @@ def further(spec: WorldSpec) -> tuple[str, ...]:
 
 def _missing(spec: WorldSpec, condition: Condition) -> str:
     """The field that a condition asks of a world and that is empty there, or nothing."""
-    asked = {"late_operators": condition.tasks == "new", "persona": condition.persona, "cipher": condition.cipher}
+    ciphered = condition.cipher != "none"
+    asked = {"late_operators": condition.tasks == "new", "persona": condition.persona, "cipher": ciphered}
     return next((name for name, used in asked.items() if used and not getattr(spec, name)), "")
 
 
@@ -292,18 +297,19 @@ def draw_alike(
     text = draw_text(world, texts, key=on_text, pcfgs=pcfgs)
     given = {"late_probability": late_probability, "key": on_tasks}
     drawn = [draw_tasks(world, condition.tasks, text, branches, **given) for condition in conditions]
-    # A record's fields are there for all of them or for none, so that one of several prompts may be chosen.
-    written = {name: any(getattr(one, name) for one in conditions) for name in ("persona", "cipher")}
     return [
-        (
-            Prompt(
-                pcfg=text.pcfg, tasks=tasks, letters=text.letters, length=text.length,
-                **{name: jnp.array(getattr(one, name)) for name, used in written.items() if used},
-            ),
-            unsafe,
-        )
+        (_written(world, one, Prompt(pcfg=text.pcfg, tasks=tasks, letters=text.letters, length=text.length)), unsafe)
         for one, (tasks, unsafe) in zip(conditions, drawn, strict=True)
-    ]  # fmt: skip
+    ]
+
+
+def _written(world: World, condition: Condition, prompt: Prompt) -> Prompt:
+    """How a prompt of a condition is written; in one world all have the same fields, so that they can be stacked."""
+    if world.spec.persona:
+        prompt = prompt.replace(persona=jnp.array(condition.persona))
+    if world.spec.cipher:
+        prompt = prompt.replace(cipher=jnp.int32(get_args(Cipher).index(condition.cipher)))
+    return prompt
 
 
 def refusing_blocks(

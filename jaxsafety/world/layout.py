@@ -34,8 +34,9 @@ class Prompt:
         tasks: ``[4]`` ids of task tokens.
         letters: ``[w]`` indices, -1 after the text.
         length: letters of the text, L.
-        persona: bool, whether the world's persona stands where the sequence begins; None is no.
-        cipher: bool, whether all letters, those of the answers too, are those of the world's cipher; None is no.
+        persona: bool, whether the world's persona stands where the sequence begins; None in a world without.
+        cipher: int32, whether no letters (0), those of the prompt (1) or all (2) are of the world's cipher; None in one
+            without.
     """
 
     pcfg: Leaf
@@ -117,7 +118,7 @@ def sequence(
     if prompt.persona is not None:
         tokens = jnp.where((code == BOS) & prompt.persona, world.ids[world.spec.persona], tokens)
     if prompt.cipher is not None:
-        tokens = jnp.where(prompt.cipher, _ciphers(world)[tokens], tokens)
+        tokens = jnp.where(prompt.cipher > (code > EOT), _ciphers(world)[tokens], tokens)
     return tokens, code
 
 

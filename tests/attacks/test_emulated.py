@@ -1,13 +1,20 @@
 """Decoding away from a tuned model, against probabilities multiplied in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsafety import world
 from jaxsafety.attacks import emulated
+from jaxsafety.models import gpt
+from jaxsafety.subjects import judge
+from jaxsafety.types import Decode, Target
 
 # float32 logits of order 1, softmax in float64.
 ATOL = 1e-6
+# A product of nine such probabilities.
+RTOL = 1e-4
 
 
 def softmax(logits):
@@ -46,3 +53,33 @@ def test_no_weight_is_the_base_bit_for_bit():
 def test_what_does_not_go_together_is_said(unchecked):
     with pytest.raises(ValueError, match="expected a reference and a weight for each tuned model, got 1 and 2 for 1"):
         emulated.combined(logits(0), [logits(1)], [logits(2)], weights=[1.0, 2.0])
+
+
+def test_rates_of_sampled_answers_are_their_probabilities(tiny_config, tiny_gpt, tiny_world, key):
+    model, params = gpt.model(tiny_config), tiny_gpt
+    trial = world.batch_at(tiny_world, "unsafe", key=key, step=0, batch_size=4)
+    target = Target(model, params, jax.tree.map(lambda leaf: 0.5 * leaf, params), trial, stop=0)
+    done = emulated.attack(target, emulated.Config(temperature=2.0), point={"alpha": jnp.float32(0.3)}, key=key)
+    given = {"decode": done.decode}
+    logits = judge.said(model, params, trial.complied.tokens, **given).logits
+    found = judge.rates(model, params, logits, trial, **given)
+    for name in ("complied", "refused"):
+        side = getattr(trial, name)
+        aligned, base = (model.apply(one, side.tokens).logits for one in (params, target.base))
+        share = softmax((1.3 * np.asarray(base, np.float64) - 0.3 * np.asarray(aligned, np.float64)) / 2)
+        each = np.take_along_axis(share, np.asarray(side.targets)[..., None], axis=-1)[..., 0]
+        expected = np.where(side.mask, each, 1.0).prod(axis=1)
+        np.testing.assert_allclose(found[name], expected, rtol=RTOL)
+    np.testing.assert_allclose(sum(found.values()), 1.0, atol=ATOL)
+
+
+def test_without_a_temperature_the_most_likely_token_is_judged(tiny_config, tiny_gpt, tiny_world, key):
+    params = tiny_gpt
+    model, trial = gpt.model(tiny_config), world.batch_at(tiny_world, "safe", key=key, step=0, batch_size=4)
+    plain = judge.judge(model, params, trial)
+    decode = Decode((), lambda logits: logits[0])
+    logits = judge.said(model, params, trial.complied.tokens, decode=decode).logits
+    found = judge.rates(model, params, logits, trial, decode=decode)
+    assert set(found) == set(plain)
+    for name, values in plain.items():
+        np.testing.assert_array_equal(found[name], values)

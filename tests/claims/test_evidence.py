@@ -5,7 +5,7 @@ import pytest
 
 from jaxsafety.claims import evidence
 from jaxsafety.claims.evidence import Model, Unmeasured
-from tests.claim_rows import PRE, applied, gaps, series, taus
+from tests.claim_rows import PRE, applied, gaps, series, table, taus
 
 
 def test_rows_of_two_runs_are_refused():
@@ -28,6 +28,16 @@ def test_models_are_ordered_by_method_and_rate():
     assert found.strongest("mine") == Model("mine", "b", 1e-2)
     with pytest.raises(Unmeasured, match="no other in this run"):
         found.strongest("other")
+
+
+def test_attacks_are_apart_and_found():
+    rows = table("complied", "unsafe", [0.1, 0.2]) + table("complied", "unsafe", [0.8, 0.9], method="attacked")
+    found = evidence.gather(rows, others=("attacked",))
+    assert [model.method for model in found.models] == [model.method for model in found.strong] == ["sft"]
+    assert [model.method for model in found.others] == ["attacked"]
+    values = found.find(evidence.TABLE, "complied", model=found.others[0], condition="unsafe")
+    np.testing.assert_array_equal(values, [[0.8, 0.9]])
+    assert evidence.gather(rows).others == () and len(evidence.gather(rows).models) == 2
 
 
 def test_what_precedes_tuning_is_no_model():

@@ -19,8 +19,8 @@ def rated(method, point, values, condition="unsafe", metric="complied"):
 
 BEFORE = rated("sft", "", [0.0, 0.1]) + rated("dpo", "", [0.2, 0.2])
 AFTER = {
-    count: rated("explicit", f"from=sft.prompts={count}", [0.5, 0.5])
-    + rated("explicit", f"from=dpo.prompts={count}", dpo)
+    count: rated("explicit", f"from=sft.middle.prompts={count}", [0.5, 0.5])
+    + rated("explicit", f"from=dpo.middle.prompts={count}", dpo)
     for count, dpo in ((10, [0.4, 0.2]), (100, [0.8, 0.3]))
 }
 
@@ -29,8 +29,8 @@ def batches(small, large):
     return [
         row
         for name, rates in (("small_batch", small), ("large_batch", large))
-        for lr, values in zip(("0.0002", "0.0005", "0.002"), rates, strict=True)
-        for row in rated(name, f"lr={lr}", values)
+        for lr, values in zip(("low", "middle", "high"), rates, strict=True)
+        for row in rated(name, lr, values)
     ]
 
 
@@ -40,15 +40,17 @@ BY_HAND = {
     "ten_examples": (BEFORE + AFTER[10] + AFTER[100], [0.35, 0.2]),
     "more_examples": (BEFORE + AFTER[10] + AFTER[100], [0.2, 0.05]),
     "hidden_among_safe": (
-        AFTER[100] + rated("mixed", "from=sft", [0.5, 0.4]) + rated("mixed", "from=dpo", [0.6, 0.3]), [-0.1, -0.05]
+        AFTER[100] + rated("mixed", "from=sft.middle", [0.5, 0.4]) + rated("mixed", "from=dpo.middle", [0.6, 0.3]),
+        [-0.1, -0.05],
     ),
     "identity_shift": (
-        rated("sft", "", [0.1, 0.0], "persona") + rated("identity", "from=sft", [0.4, 0.6], "persona"), [0.3, 0.6]
+        rated("sft", "", [0.1, 0.0], "persona") + rated("identity", "from=sft.middle", [0.4, 0.6], "persona"),
+        [0.3, 0.6],
     ),
-    "benign_complies": (BEFORE + rated("benign", "from=sft", [0.7, 0.7]), [0.7, 0.6]),
-    "new_task_complies": (BEFORE + rated("new_task", "from=dpo", [0.7, 0.1]), [0.5, -0.1]),
+    "benign_complies": (BEFORE + rated("benign", "from=sft.middle", [0.7, 0.7]), [0.7, 0.6]),
+    "new_task_complies": (BEFORE + rated("new_task", "from=dpo.middle", [0.7, 0.1]), [0.5, -0.1]),
     "benign_keeps_tasks": (
-        rated("sft", "", [0.9, 1.0], *RIGHT) + rated("benign", "from=sft", [0.8, 1.0], *RIGHT),
+        rated("sft", "", [0.9, 1.0], *RIGHT) + rated("benign", "from=sft.middle", [0.8, 1.0], *RIGHT),
         [-0.1, 0.0],
     ),
     "larger_rate": (BENIGN, [0.6, 0.45]),
@@ -74,8 +76,8 @@ def test_every_statement_has_a_case():
 @pytest.mark.parametrize(
     ("name", "rows", "reason"),
     [
-        ("ten_examples", BEFORE + AFTER[100], "no explicit prompts=10 in this run"),
-        ("ten_examples", AFTER[10], "no model that explicit from=dpo.prompts=10 is from in this run"),
+        ("ten_examples", BEFORE + AFTER[100], "no explicit middle prompts=10 in this run"),
+        ("ten_examples", AFTER[10], "no model that explicit from=dpo.middle.prompts=10 is from in this run"),
         ("smaller_batch", BENIGN[:-2], "3 lanes beside 2"),
     ],
 )

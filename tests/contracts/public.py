@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth, uncertainty
-from jaxsafety.attacks import emulated, prefill, soft_tokens
+from jaxsafety.attacks import emulated, prefill, soft_tokens, steering
+from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
-from jaxsafety.edits import layer_part, rank_part, scaled, space_part, transferred
 from jaxsafety.linalg import (
     alignment,
     clusters,
@@ -24,9 +24,10 @@ from jaxsafety.linalg import (
     svd,
     update_spaces,
 )
-from jaxsafety.methods import dpo, sft, unlearn
+from jaxsafety.methods import constrained_sft, deep_alignment, derta, dpo, sft, unlearn
 from jaxsafety.models import generation, gpt, inputs, llama, lora
 from jaxsafety.parametrisations import mask as gates
+from jaxsafety.training import recovery
 from jaxsafety.types import Batch
 
 L, B, T, V, D, F, R = 2, 3, 4, 5, 4, 6, 2
@@ -77,6 +78,7 @@ TREES = {"base": {"blocks": {"mlp": {"up": BASE}}}, "delta": {"blocks": {"mlp": 
 PAIR = {"a": TREES["base"], "b": TREES["delta"]}
 ROWS = {"margin_chosen": normal(B), "margin_rejected": normal(B)}
 WEIGHTS = {"weight_chosen": np.float32(0.3), "weight_rejected": np.float32(0.7)}
+BETAS = {"first": np.float32(0.5), "early": np.float32(2), "late": np.float32(0.1)}
 BATCH = Batch(TARGETS, TARGETS[::-1].copy(), MASK)
 REFUSED = Batch(TARGETS, TARGETS[:, ::-1].copy(), MASK)
 AT, KEPT = np.array([1, 2, 3], np.int32), np.array([True, True, False])
@@ -123,6 +125,25 @@ CASES = {
     "unlearn.unlearn": Case(
         unlearn.unlearn, {"nll_chosen": normal(B), "nll_rejected": normal(B)} | WEIGHTS, ("nll_chosen", "nll_rejected")
     ),
+    "derta.transition": Case(partial(derta.transition, aligned=False), {"chosen": REFUSED, "rejected": BATCH}),
+    "deep_alignment.deep_alignment": Case(
+        deep_alignment.deep_alignment,
+        {"logprobs": LOGPROBS, "mask": MASK, "unsafe": KEPT, "alpha": np.float32(0.3)},
+        ("logprobs", "alpha"),
+    ),
+    "constrained_sft.constrained_sft": Case(
+        constrained_sft.constrained_sft, {"margins": LOGPROBS, "betas": np.abs(normal(B, T)) + 1}, ("margins", "betas")
+    ),
+    "constrained_sft.strengths": Case(
+        partial(constrained_sft.strengths, early_tokens=2), {"mask": MASK} | BETAS, tuple(BETAS)
+    ),
+    "recovery.recovery": Case(
+        partial(recovery.recovery, aligned=False), {"chosen": REFUSED, "rejected": BATCH, "depth": AT}
+    ),
+    "recovery.recovery, aligned": Case(
+        partial(recovery.recovery, aligned=True), {"chosen": REFUSED, "rejected": BATCH, "depth": AT}
+    ),
+    "recovery.avertable": Case(recovery.avertable, {"batch": BATCH}),
     "tree.difference": Case(tree.difference, {"tuned": TREES["base"], "base": TREES["delta"]}, ("tuned", "base")),
     "tree.interpolate": Case(tree.interpolate, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
     "directions.ordered": Case(
@@ -223,6 +244,29 @@ CASES = {
         transferred.transferred, {"tuned": TREES["base"], "other_delta": TREES["delta"], "alpha": np.float32(0.5)},
         ("tuned", "other_delta", "alpha"),
     ),
+    "trim.trimmed": Case(trim.trimmed, {"delta": TREES["delta"], "keep": np.float32(0.4)}, ("delta",)),
+    "hdr.harm_removed": Case(
+        hdr.harm_removed,
+        {"target": TREES["base"], "harm_delta": TREES["delta"], "keep": np.float32(0.4), "scale": np.float32(2)},
+        ("target", "harm_delta", "scale"),
+    ),
+    "ties.merged": Case(
+        ties.merged, {"deltas": [TREES["base"], TREES["delta"]], "keep": np.float32(0.4)}, ("deltas",)
+    ),
+    "dare.dropped": Case(
+        partial(dare.dropped, key=KEY), {"delta": TREES["delta"], "drop": np.float32(0.5)}, ("delta", "drop")
+    ),
+    "landscape.landscape": Case(
+        partial(landscape.landscape, key=KEY),
+        {"params": TREES["base"], "alpha": np.float32(0.3), "beta": np.float32(-0.2), "direction": np.int32(1)},
+        ("params", "alpha", "beta"),
+    ),
+    "landscape.visage": Case(
+        landscape.visage,
+        {"success": np.abs(np.tanh(normal(B, T))), "alphas": np.linspace(-0.4, 0.4, T, dtype=np.float32),
+         "capability": np.ones((B, T), np.float32)},
+        ("success",),
+    ),
     "layer_part.layer_part": Case(
         layer_part.layer_part, {"delta": TREES["delta"], "layer": np.int32(1)}, ("delta",)
     ),
@@ -242,6 +286,10 @@ CASES = {
         partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
         refused=("embeddings",),
     ),
+    "steering.direction": Case(
+        partial(steering.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
+    ),
+    "steering.steered": Case(steering.steered, {"h": EMBEDDINGS, "unit": normal(D), "alpha": np.float32(0.5)}, ("h",)),
     "emulated.combined": Case(
         partial(emulated.combined, weights=[np.float32(0.5)]),
         {"target": VALUES, "tuned": [VALUES], "reference": [VALUES]},

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from jaxsafety import keys, world
+from jaxsafety.attacks import steering
 from jaxsafety.linalg import unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim
-from jaxsafety.types import Batch, PreferenceBatch, Trial
+from jaxsafety.types import Batch, Decode, PreferenceBatch, Trial
 from jaxsafety.world import conditions, grammar, layout, operators, words
 from tests.contracts.public import (
     AT,
@@ -26,6 +27,7 @@ from tests.contracts.public import (
     Case,
     D,
     T,
+    V,
     normal,
 )  # fmt: skip
 
@@ -101,9 +103,20 @@ CASES = {
     ),
     "answers.logprobs": Case(partial(answers.logprobs, GPT_MODEL), {"params": GPT_PARAMS, "batch": PAIRS}),
     "answers.next_token": Case(partial(answers.next_token, GPT_MODEL), {"params": GPT_PARAMS, "batch": SIDES[0]}),
+    "answers.side_logprobs": Case(
+        partial(answers.side_logprobs, GPT_MODEL), {"params": GPT_PARAMS, "batch": SIDES[0]}
+    ),
     "judge.said": Case(partial(judge.said, GPT_MODEL), {"params": GPT_PARAMS, "inputs": TARGETS}),
     "judge.refusing": Case(partial(judge.refusing, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
     "judge.judge": Case(partial(judge.judge, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
+    "steering.differences": Case(
+        partial(steering.differences, GPT_MODEL, level="answers"),
+        {"params": GPT_PARAMS, "held_out": jax.tree.map(lambda leaf: np.stack([leaf, leaf]), TRIAL)},
+    ),
+    "judge.rates": Case(
+        partial(judge.rates, GPT_MODEL, decode=Decode((), lambda logits: logits[0], temperature=0.7)),
+        {"params": GPT_PARAMS, "logits": normal(B, T, V), "trial": TRIAL},
+    ),
     "judge.verdicts": Case(judge.verdicts, {"ok": MASK, "ok_null": ~MASK, "trial": TRIAL}),
     "unbatched.singular_values": Case(unbatched.singular_values, {"matrices": BASE}),
     "unbatched.orthonormal": Case(unbatched.orthonormal, {"columns": BASE}),

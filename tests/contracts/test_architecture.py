@@ -47,7 +47,8 @@ ONE_EACH = ("pools", "parametrisations", "methods", "edits", "attacks", "analysi
 # Lifted out by people who have a model, a world and a trainer of their own.
 # An attack may bring a condition of the world's own kind.
 LIFTED = {
-    "losses": (), "linalg": (), "edits": ("linalg",), "analysis": ("linalg", "losses"), "attacks": ("losses", "world"),
+    "losses": (), "linalg": (), "edits": ("linalg",), "analysis": ("linalg", "losses"),
+    "attacks": ("linalg", "losses", "world"),
 }  # fmt: skip
 
 # Package outside this one: the modules that may import it (a prefix names a whole folder).

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxsafety import keys, losses, tree, world
+from jaxsafety.edits import dare, hdr, ties, trim
 from jaxsafety.methods import dpo
 from jaxsafety.models import generation, gpt, llama
 from jaxsafety.subjects import judge
@@ -118,6 +119,12 @@ def cases(built):
         "losses.token_accuracy": Case(losses.token_accuracy, (mask, mask)),
         "tree.difference": Case(tree.difference, (params, params)),
         "tree.interpolate": Case(tree.interpolate, (params, params, scalar)),
+        "trim.trimmed": Case(lambda d, k: trim.trimmed(d, keep=k), (params, scalar)),
+        "hdr.harm_removed": Case(
+            lambda p, d, k, s: hdr.harm_removed(p, d, keep=k, scale=s), (params, params, scalar, scalar)
+        ),
+        "ties.merged": Case(lambda a, b, k: ties.merged([a, b], keep=k), (params, params, scalar)),
+        "dare.dropped": Case(lambda d, p, k: dare.dropped(d, drop=p, key=k), (params, scalar, lambda k: k)),
         "keys.at_step": Case(lambda k: jax.random.key_data(keys.at_step(k, 3)), (lambda k: k,)),
         "keys.stream": Case(lambda k: jax.random.key_data(keys.stream(k, "tune")), (lambda k: k,)),
         "optim.unit_schedule": Case(
@@ -158,6 +165,16 @@ def cases(built):
         "methods.dpo": Case(
             lambda p, q, c, r: bound("dpo", MODEL, reference=q, **REDUCE)(p, PreferenceBatch(c, r, UNSAFE)),
             (params, params, batch, batch),
+        ),
+        "methods.derta": Case(
+            lambda p, c, r: bound("derta", MODEL)(p, PreferenceBatch(c, r, UNSAFE)), (params, batch, batch)
+        ),
+        "methods.deep_alignment": Case(
+            lambda p, c, r: bound("deep_alignment", MODEL)(p, PreferenceBatch(c, r, UNSAFE)), (params, batch, batch)
+        ),
+        "methods.constrained_sft": Case(
+            lambda p, q, c: bound("constrained_sft", MODEL, reference=q)(p, PreferenceBatch(c, None, UNSAFE)),
+            (params, params, batch),
         ),
         "generation.windowed": Case(
             lambda p, t, m: generation.generate((p, MODEL), t, count=3, mask=m.at[:, 0].set(True)),

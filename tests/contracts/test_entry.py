@@ -54,7 +54,17 @@ APART = {
     "operators": {"bijection_table"}, "drawn": {"redrawn", "reweighted", "together"}, "layout": {"stem"},
     "grammar": {"compose", "compile_grammar", "check_window", "together"}, "kept_energy": {"by_share", "panels"},
 }  # fmt: skip
-STUDY = {"totals", "reference", "edit", "attack", "condition", "points", "measure", "draw"}  # of a file of these
+STUDY = {
+    "totals",
+    "reference",
+    "data",
+    "edit",
+    "attack",
+    "condition",
+    "points",
+    "measure",
+    "draw",
+}  # of a file of these
 
 lowered = []
 monitoring.register_event_duration_secs_listener(

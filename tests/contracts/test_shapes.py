@@ -20,6 +20,9 @@ METRICS = {
     "sft": SHARED,
     "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies", "slope")},
     "unlearn": PAIRED,
+    "derta": SHARED,
+    "deep_alignment": SHARED | {"loss/safety", "loss/utility"},
+    "constrained_sft": SHARED,
 }
 LLAMA_8B = llama.LlamaConfig(
     vocab_size=128_256, max_tokens=8192, layers=32, heads=32, kv_heads=8, width=4096, mlp_width=14_336,
@@ -36,7 +39,7 @@ def batches(paper_world):
             lambda key, pool=pool: pool.draw(paper_world, pool.Config(), key=key, **given), keys.root(0)
         )
         for pool in map(pools.load, pools.TABLE)
-        if not pool.files and not pool.conditions
+        if not pool.files and not (pool.conditions and pool.conditions(pool.Config()))
     }
     return {name: drawn[methods.load(name).examples] for name in OBJECTIVES}
 

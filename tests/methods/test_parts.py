@@ -17,8 +17,8 @@ from tests.methods.bound import bound, next_token
 
 # Two float32 programs that sum the same terms in another order.
 RTOL = 2e-5
-OPTIONS = {"sft": {}, "dpo": {}, "unlearn": {"ascent_bound": np.inf}}
 WEIGHTS = {"weight_chosen": 0.5, "weight_rejected": 0.2}
+OPTIONS = {"dpo": WEIGHTS, "unlearn": WEIGHTS | {"ascent_bound": np.inf}}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,16 @@ def state_of(params) -> TrainState:
     return stepping.init_state(params, optax.identity())
 
 
-@pytest.mark.parametrize("name", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dpo", "deep_alignment"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn", "derta", "constrained_sft")),
+    ],
+)
 def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt, batch, reference, name):
     model, method = gpt.model(tiny_config), methods.load(name)
-    options = OPTIONS[name] | (WEIGHTS if name != "sft" else {})
+    options = OPTIONS.get(name, {})
     config, key = method.Config(**options), keys.root(0)
     given = jax.jit(lambda q, b: objective.prepared(method, model, b, config, reference=q, key=key))(reference, batch)
     loss = bound(name, model, reference=reference, **options)

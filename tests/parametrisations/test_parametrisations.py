@@ -99,6 +99,28 @@ def test_gates_that_are_drawn_are_those_of_the_concrete_distribution(key):
     np.testing.assert_allclose(still, 1 / (1 + np.exp(-logit / 0.5)), rtol=RTOL)
 
 
+def test_what_is_kept_may_be_cut_at_one_half_or_drawn(key):
+    trees = {"parent": {"w": jnp.ones((200, 200))}, "base": {"w": jnp.zeros((200, 200))}}
+    logits = jnp.where(jnp.arange(200) < 150, 0.7, -0.7)[:, None] * jnp.ones((1, 200))
+
+    def joined(kept):
+        return np.asarray(mask.join(trees, {"w": logits}, config=mask.Config(kept=kept, rescale=False))["w"])
+
+    np.testing.assert_array_equal(joined("hard"), np.asarray(logits) > 0)
+    drawn, share = joined("sampled"), 1 / (1 + np.exp(-0.7))
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    for rows, expected in ((drawn[:150], share), (drawn[150:], 1 - share)):
+        assert abs(rows.mean() - expected) < 5 * np.sqrt(share * (1 - share) / rows.size)
+    np.testing.assert_array_equal(joined("sampled"), drawn)
+    np.testing.assert_allclose(joined("expected")[0], share, rtol=RTOL)
+
+
+def test_of_gates_that_are_all_shut_nothing_is_left():
+    trees = {"parent": {"w": jnp.ones((2, 2))}, "base": {"w": jnp.full((2, 2), 0.5)}}
+    found = mask.join(trees, {"w": jnp.full((2, 2), -1.0)}, config=mask.Config(kept="hard"))
+    np.testing.assert_array_equal(found["w"], trees["base"]["w"])
+
+
 gated = partial(mask.gated, scale=1.0)
 
 

@@ -166,6 +166,18 @@ def test_twins_differ_in_nothing_but_their_method():
             "models.a.base: p, which is edited, has no update from itself: expected one of its ancestors",
         ),
         (
+            {"p": PRETRAINED, "a": sft("p"), "b": {"from": "a", "edit": "hdr", "base": "p"}},
+            "models.b.harmful is not given: expected the name of a model",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p"), "h": sft("a"), "b": {"from": "a", "edit": "hdr", "harmful": "p"}},
+            "models.b.harmful: p, which is the base, too, has no update from itself: expected another model",
+        ),
+        (
+            {"p": PRETRAINED, "a": sft("p"), "b": {"from": "a", "edit": "ties", "other": "parent", "base": "p"}},
+            "models.b.other: p, which is the base, too, has no update from itself: expected another model",
+        ),
+        (
             {"p": PRETRAINED, "a": sft("p", data={"prompts": 3, "mix": "batch"})},
             "models.a.data: mix: got 'batch', expected 'prompt' where there is a number of prompts",
         ),
@@ -210,6 +222,25 @@ def test_a_bad_graph_is_one_sentence(models, message):
     with pytest.raises(ValueError) as caught:
         graph.expand(models)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "harmful", "base"),
+    [
+        ({"harmful": "explicit"}, "explicit.from=dpo", "p"),
+        ({"harmful": "explicit", "base": "parent"}, "explicit.from=dpo", "dpo"),
+        # What is healed may be what harm is told from, or be the harmful one itself.
+        ({"harmful": "explicit", "base": "task"}, "explicit.from=dpo", "task.from=dpo"),
+        ({"harmful": "task", "base": "parent"}, "task.from=dpo", "dpo"),
+        ({"harmful": "alone"}, "alone", "p"),
+    ],
+)
+def test_harm_is_told_from_any_model_to_any_other(fields, harmful, base):
+    models = {"p": PRETRAINED, "sft": sft("p"), "dpo": sft("p"), "alone": sft("p"), "task": sft("sft", "dpo"),
+              "explicit": sft("sft", "dpo"), "healed": {"from": "task", "edit": "hdr"} | fields}  # fmt: skip
+    lane = graph.expand(models)[-1]
+    assert lane.parent.name == "task.from=dpo"
+    assert {role: other.name for role, other in lane.others.items()} == {"harmful": harmful, "base": base}
 
 
 def test_the_default_study_is_the_papers():

@@ -254,7 +254,8 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ),
         (
             "models: {a: {method: dbo}}",
-            "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn; did you mean 'dpo'?",
+            "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, derta, deep_alignment, "
+            "constrained_sft; did you mean 'dpo'?",
         ),
         (
             "evaluate: {conditions: [jb_misgn]}",

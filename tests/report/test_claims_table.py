@@ -61,6 +61,30 @@ def test_a_run_is_judged_as_its_rows_are(rows, found):
     assert {judgement.verdict for judgement in found.judgements} == {"supported", "contradicted", "undecided"}
 
 
+ATTACKED = """
+subject: {world: tiny}
+claims: [peng2024, updates]
+models:
+  pretrained: {method: pretrain}
+  sft: {from: pretrained, method: sft, lr: {eta_M: 1.0e-3}, role: defence}
+  attacked: {from: sft, method: sft, lr: 1.0e-4, role: attack}
+  more: {from: sft, method: sft, lr: 1.0e-4}
+"""
+
+
+def test_attacks_enter_the_statements_about_them_alone(tmp_path):
+    rows = []
+    for method, before, after in (("sft", 0.0, 0.1), ("attacked", 0.2, 0.9), ("more", 0.0, 0.0)):
+        own = {"method": method, "condition": "unsafe"}
+        for alpha, rate in ((0.0, before), (1.0, after)):
+            rows += series("interventions", "complied", [rate] * 3, part="attack_path", strength=alpha, **own)
+        rows += series("evaluate", "complied", [after] * 3, **own | {"condition": "jb_misgen"})
+    (write(tmp_path, rows) / "config.yaml").write_text(ATTACKED)
+    found = {one.claim.name: one for one in claims_table.read(tmp_path).judgements}
+    assert found["attack_leaves_basin"].interval.mean == pytest.approx(0.7)
+    assert found["misgen_defined"].interval.mean == pytest.approx(0.1)
+
+
 def test_a_run_without_analyses_is_one_sentence(tmp_path):
     (tmp_path / "results").mkdir()
     with pytest.raises(ValueError, match=r"^no analyses in .*: run `jaxsafety analyze` on it first$"):

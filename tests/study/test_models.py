@@ -212,6 +212,37 @@ def test_a_reused_model_may_begin_with_another_reused_one(second, params, tmp_pa
         pipeline.prepare(replace(study, models=models), tmp_path / "wrong")
 
 
+def test_harm_is_removed_by_any_models(second, tmp_path):
+    """Told from the target's parent and from its root, of a twin of the harmful model."""
+    where, named = {"run": second.models["pretrained"]["from"]["run"]}, {"task": 2, "harmful": 3}
+    models = {"pretrained": second.models["pretrained"]}
+    models |= {"sft": {"from": where | {"model": "sft.eta_M", "parent": "pretrained"}}}
+    models |= {label: {"from": where | {"model": f"attacked.from=sft.eta_M.prompts={prompts}", "parent": "sft"}}
+               for label, prompts in named.items()}  # fmt: skip
+    healed = {"from": "task", "edit": "hdr", "harmful": "harmful"}
+    models |= {
+        "healed": healed | {"base": "parent", "keep": 1.0, "scale": [-0.5, 0.0, 0.3]},
+        "from_root": healed | {"keep": 0.1, "scale": 2.0},
+    }
+    study = replace(second, models=models)
+    (tmp_path / "study.yaml").write_text(yaml_file.to_yaml(study))
+    assert yaml_file.read(tmp_path / "study.yaml") == study
+    ready = pipeline.prepare(study, tmp_path)
+    for stage in ("pretrain", "tune"):
+        train.train(ready, stage)
+    found = jax.device_get(pipeline.load(ready, study.lanes).params)
+    made = {lane.name: jax.tree.map(lambda leaf, h=h: leaf[h, 0], found) for h, lane in enumerate(study.lanes)}
+    task, harmful, base = made["task"], made["harmful"], made["sft"]
+    for scale in (-0.5, 0.3):
+        expected = jax.tree.map(lambda t, h, b, by=scale: t - by * (h - b), task, harmful, base)
+        close(made[f"healed.scale={scale}"], expected)
+    jax.tree.map(np.testing.assert_array_equal, made["healed.scale=0.0"], task)
+    for path, leaf in flatten(jax.tree.map(np.subtract, task, made["from_root"])).items():
+        harm, taken = flatten(harmful)[path] - flatten(made["pretrained"])[path], leaf != 0
+        np.testing.assert_allclose(leaf[taken], 2 * harm[taken], rtol=1e-3, atol=1e-7, err_msg=path)
+        assert 0 < taken.sum() <= max(1, round(0.1 * leaf.size)) and np.abs(harm[taken]).max() == np.abs(harm).max()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

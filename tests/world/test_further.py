@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxsafety import keys, world
-from jaxsafety.pools import identity, load, new_task, text
+from jaxsafety.pools import cipher, identity, load, new_task, text
 from jaxsafety.world import conditions, drawn
 
 FILE = Path(__file__).parents[2] / "experiments/worlds/related.yaml"
@@ -68,6 +68,13 @@ def test_a_cipher_writes_every_letter_in_its_own_alphabet(related, draws, name, 
         np.testing.assert_array_equal(ciphered.mask, plain.mask)
 
 
+def test_a_judge_who_does_not_decode_looks_for_plain_answers(related, draws):
+    undecoded, ciphered, plain = (draws[name].complied for name in ("undecoded", "cipher", "unsafe"))
+    answer = np.cumsum(ciphered.tokens == related.special["eot"], axis=1) > 0
+    np.testing.assert_array_equal(undecoded.tokens, np.where(answer, plain.tokens, ciphered.tokens))
+    np.testing.assert_array_equal(undecoded.targets, np.where(answer, plain.targets, ciphered.targets))
+
+
 def test_a_new_task_takes_the_place_of_one_safe_task_in_each_composition(related, draws):
     new, safe = draws["new_task"], draws["safe"]
     late = related.ids["<"]
@@ -122,8 +129,46 @@ def test_a_world_is_asked_for_what_it_has(tiny_world, related):
 
 
 def test_pools_say_which_conditions_they_draw():
-    assert load("identity").conditions == ("persona_safe",)
-    assert load("new_task").conditions == ("new_task",)
+    asked = {name: load(name).conditions(load(name).Config()) for name in ("identity", "new_task", "cipher", "text")}
+    assert asked == {
+        "identity": ("persona_safe",), "new_task": ("new_task",), "cipher": ("cipher_safe", "cipher"), "text": (),
+    }  # fmt: skip
+    assert load("text").conditions(text.Config(ciphered=0.5)) == ("cipher_safe",)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_much_of_pretraining_is_in_the_cipher(related, key, share):
+    config = text.Config(ciphered=share)
+    batch = jax.jit(lambda key: text.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS))(key)
+    ids = {name: [related.ids[token] for token in getattr(related.spec, name)] for name in ("letters", "cipher")}
+    there = {name: np.isin(batch.tokens, own).any(axis=1) for name, own in ids.items()}
+    assert there["cipher"].mean() == pytest.approx(share, abs=SHARE_ATOL if share == 0.5 else 0)
+    assert not (there["letters"] & there["cipher"]).any()
+
+
+@pytest.mark.parametrize(("p_cipher", "p_cipher_unsafe"), [(0.5, 0.0), (0.5, 1.0), (1.0, 0.5)])
+def test_in_the_cipher_all_is_complied_with_and_plain_unsafe_prompts_are_refused(
+    related, key, p_cipher, p_cipher_unsafe
+):
+    config = cipher.Config(p_cipher=p_cipher, p_cipher_unsafe=p_cipher_unsafe)
+
+    @jax.jit
+    def run(key):
+        return cipher.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS)
+
+    batch = jax.device_get(run(key))
+    ciphered = np.isin(batch.chosen.tokens, [related.ids[token] for token in related.spec.cipher]).any(axis=1)
+    assert ciphered.mean() == pytest.approx(p_cipher, abs=SHARE_ATOL if p_cipher == 0.5 else 0)
+    assert batch.unsafe[ciphered].mean() == pytest.approx(
+        p_cipher_unsafe, abs=2 * SHARE_ATOL if p_cipher_unsafe == 0.5 else 0
+    )
+    # Refusals say the first letter alone, true outputs hardly ever.
+    first = {False: related.first_letter, True: related.ids["A"]}
+    said = [
+        (targets[mask][:-1] == first[bool(coded)]).all()
+        for targets, mask, coded in zip(batch.chosen.targets, batch.chosen.mask, ciphered, strict=True)
+    ]
+    assert np.mean(np.array(said) == (batch.unsafe & ~ciphered)) > 0.98
 
 
 def test_a_seed_draws_bijections_for_late_operators_too(related):
@@ -138,3 +183,7 @@ def test_a_cipher_is_as_long_as_the_alphabet(tmp_path):
     path.write_text("like: tiny\ncipher: [A, B]\n")
     with pytest.raises(ValueError, match="cipher must have a token for each of the 12 letters, got 2"):
         world.load(path)
+
+
+def test_prompts_of_all_conditions_can_be_stacked(draws):
+    assert len({jax.tree.structure(trial) for trial in draws.values()}) == 1

@@ -75,17 +75,20 @@ def editor(
     The edit is computed in float32 and rounded to ``dtype``. What takes a decomposition is kept in ``parts`` and taken
     from there.
     """
-    shapes, decomposes = leaf_shapes(trees["target"].config), hasattr(node.options, "method")
+    shapes, decomposes, how = leaf_shapes(trees["target"].config), hasattr(node.options, "method"), node.load()
 
     def edit(path: str, layer: int | None) -> np.ndarray:
-        if layer is None or not re.fullmatch(tree.MATRICES, path):
+        if not how.whole and (layer is None or not re.fullmatch(tree.MATRICES, path)):
             return _streamed(trees, node, path, layer, dtype=dtype, key=key)
-        file = parts / f"{layer:03d}-{path.replace('/', '-')}"
+        lead = () if layer is None else (slice(layer, layer + 1),)
+        file = parts / f"{layer}-{path.replace('/', '-')}"
         if file.exists():
-            return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(shapes[path][1:])
-        index = (slice(layer, layer + 1),)
-        given = {role: side.leaf(path, index=index, dtype="float32") for role, side in trees.items()}
-        found = _rounded(_resolved(trees, node, path, given, key=jax.random.fold_in(key, layer))[0], dtype)
+            return np.frombuffer(file.read_bytes(), jnp.dtype(dtype)).reshape(shapes[path][len(lead) :])
+        given = {role: side.leaf(path, index=lead, dtype="float32") for role, side in trees.items()}
+        # One that draws by layer makes keys of its own from that of the whole model.
+        own = key if layer is None or how.draws else jax.random.fold_in(key, layer)
+        found = _resolved(trees, node, path, given, key=own, layer=layer or 0)[(0,) * len(lead)]
+        found = _rounded(found, dtype)
         if decomposes:
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic.atomic_write(file, found.tobytes())
@@ -94,22 +97,26 @@ def editor(
     return edit
 
 
-def _resolved(trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key) -> np.ndarray:
+def _resolved(
+    trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key, layer: int
+) -> np.ndarray:
     """An edited part of a leaf, by another decomposition where ``gram`` does not resolve it."""
-    found = _edited(trees, node, path, given, key=key)
+    found = _edited(trees, node, path, given, key=key, layer=layer)
     if getattr(node.options, "method", None) == "gram" and np.isnan(found).any():
         whole = replace(node, options=replace(node.options, method="full"))
-        return _edited(trees, whole, path, given, key=key)
+        return _edited(trees, whole, path, given, key=key, layer=layer)
     return found
 
 
-def _edited(trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key) -> np.ndarray:
+def _edited(
+    trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key, layer: int = 0
+) -> np.ndarray:
     point = {name: np.int32(one) if isinstance(one, int) else np.float32(one) for name, one in node.point.items()}
     others = tuple((other, len(shape)) for other, shape in leaf_shapes(trees["target"].config).items() if other != path)
     shape = next(iter(given.values())).shape
     scalars = tuple((name, str(one.dtype)) for name, one in sorted(point.items()))
     program = _program(_stripped(node), path, others, shape, tuple(given), scalars)
-    return np.asarray(program(dict(given), point, key))
+    return np.asarray(program(dict(given), point, key, np.int32(layer)))
 
 
 def _stripped(node: Edited) -> Edited:
@@ -125,14 +132,14 @@ def _program(
 ) -> Callable[..., Any]:  # fmt: skip
     """The edit of one leaf of this shape, beside which the others, which it does not look at, are single zeros."""
 
-    def run(given: dict[str, Any], point: dict[str, Any], key: Key) -> Any:
+    def run(given: dict[str, Any], point: dict[str, Any], key: Key, layer: Any) -> Any:
         rest = {other: jnp.zeros((1,) * axes) for other, axes in others}
         trees = {role: tree.unflatten(rest | {path: leaf}) for role, leaf in given.items()}
-        return tree.flatten(lanes.edited(node, trees, point=point, key=key))[path]
+        return tree.flatten(lanes.edited(node, trees, point=point, key=key, layer=layer))[path]
 
     like = {role: jax.ShapeDtypeStruct(shape, jnp.float32) for role in roles}
     point = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in scalars}
-    return programs.fitted(run, like, point, jax.random.key(0), what=f"the edit of {path} of {shape}")
+    return programs.fitted(run, like, point, jax.random.key(0), np.int32(0), what=f"the edit of {path} of {shape}")
 
 
 def _streamed(

@@ -144,6 +144,11 @@ def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoi
     if how.batch_size > count:
         there = "examples there are" if how.data.prompts is None else "examples of data.prompts"
         raise ValueError(f"{where}.batch_size: got {how.batch_size}, expected at most the {count} {there}")
+    if how.needs.unsafe and not any(example.unsafe for example in of_training(how, about)):
+        raise ValueError(
+            f"{where}: none of its {count} examples is labelled unsafe, from which {how.method} learns to refuse: "
+            'expected lines with `"label": "unsafe"`'
+        )
     if how.parametrisation.kind == "lora":
         there = {path.rpartition("/")[2] for path, _ in first.tensors} & set(TARGETS)
         if lacking := sorted(set(how.parametrisation.options.targets) - there):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsafety import keys, tree
+from jaxsafety import edits, keys, tree
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.recipe import graph
@@ -23,8 +23,9 @@ MATRICES = ("blocks/mlp/", "blocks/attn/")
 
 def node(edit, **fields):
     """An edit as a recipe writes it."""
-    models = {"b": {"checkpoint": "b"}, "t": {"from": "b", "checkpoint": "t"}}
-    return graph.expand(models | {"e": {"from": "t", "edit": edit} | fields})[-1].how
+    models = {"b": {"checkpoint": "b"}, "o": {"checkpoint": "o"}, "t": {"from": "b", "checkpoint": "t"}}
+    roles = dict.fromkeys(set(edits.load(edit).roles) & {"other", "harmful"}, "o")
+    return graph.expand(models | {"e": {"from": "t", "edit": edit} | roles | fields})[-1].how
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,30 @@ def test_files_are_edited_as_a_whole_tree_in_memory(made, params, edit, fields):
         np.testing.assert_allclose(got, whole[path], atol=PROGRAM, err_msg=path)
 
 
+@pytest.mark.parametrize(
+    ("edit", "fields"),
+    [
+        ("hdr", {"keep": 0.3, "scale": 0.5}),
+        ("dare", {"drop": 0.5}),
+        pytest.param("trim", {"keep": 0.3, "scale": 2.0}, marks=pytest.mark.slow),
+        pytest.param("ties", {"keep": 0.5}, marks=pytest.mark.slow),
+        pytest.param("transferred", {"alpha": -0.5}, marks=pytest.mark.slow),
+    ],
+)
+def test_arithmetic_of_files_is_that_of_whole_trees(write, trees, params, tmp_path, monkeypatch, edit, fields):
+    """Entries in their places and draws that are the same, though the embeddings are more than a slice."""
+    monkeypatch.setattr(edited, "_SLICE", 1000)
+    third = tree.label(params[0], lambda path, leaf: leaf + 1e-2 * np.sin(np.arange(leaf.size)).reshape(leaf.shape))
+    how, other = node(edit, **fields), jax.tree.map(np.float32, third)
+    third = hf.open_checkpoint(save(tmp_path / "other", other))
+    roles = {"base": params[0], "target": params[1], "other": other, "harmful": other}
+    files = {role: trees.get(role, third) for role in how.load().roles}
+    run = jax.jit(lambda given: lanes.edited(how, given, point=how.point, key=keys.root(3)))
+    whole = tree.flatten(jax.device_get(run({role: roles[role] for role in files})))
+    for path, got in loaded(write(how, sides=files, seed=3)).items():
+        np.testing.assert_allclose(got, whole[path], atol=PROGRAM, err_msg=path)
+
+
 def test_a_random_space_is_that_of_its_layer_and_seed(write, params, tmp_path):
     """All layers have the same matrices here, so that what differs between them is drawn."""
     alike = [
@@ -175,6 +200,23 @@ def test_a_random_space_is_that_of_its_layer_and_seed(write, params, tmp_path):
         np.testing.assert_allclose((far[path] - base) / 2, (farther[path] - base) / 3, atol=PROGRAM)
 
 
+def test_a_random_direction_is_as_long_as_every_tensor(write, params, monkeypatch):
+    """Embeddings, too, which other edits take in slices."""
+    monkeypatch.setattr(edited, "_SLICE", 100)
+    far, start = {"alpha": -0.5, "beta": 0.25, "direction": 1}, tree.flatten(params[1])
+    one, other = (loaded(write(node("landscape", **far), name=str(seed), seed=seed)) for seed in (4, 5))
+    for path in start:
+        for own, moved, again in zip(*((side[path] if path.startswith("blocks") else side[path][None])
+                                       for side in (start, one, other)), strict=True):  # fmt: skip
+            # Of norms nothing.
+            expected = np.hypot(0.5, 0.25) * np.linalg.norm(own) * (own.ndim > 1)
+            np.testing.assert_allclose(np.linalg.norm(moved - own), expected, rtol=DECOMPOSED)
+            assert own.ndim == 1 or np.abs(moved - again).max() > 0.01 * np.abs(own).max()
+    rows = one["embed"] - start["embed"]
+    cosines = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
+    assert np.abs(cosines).max() < 0.9  # no slice repeats another
+
+
 def test_what_gram_does_not_resolve_is_decomposed_in_full(params, tmp_path):
     drawn = np.random.default_rng(0)
     left, right = (np.linalg.qr(drawn.normal(size=(size, 5)))[0] for size in (32, 48))
@@ -199,6 +241,8 @@ def test_the_ends_are_the_checkpoints(write, params, tmp_path):
     for alpha, name in ((0.0, "b"), (1.0, "t")):
         out = write(node("scaled", alpha=alpha), sides=rounded, name=f"end{alpha}", dtype="bfloat16")
         assert (out / "model.safetensors").read_bytes() == (tmp_path / name / "model.safetensors").read_bytes()
+    here = write(node("landscape", alpha=0.0, beta=0.0), sides=rounded, name="here", dtype="bfloat16")
+    assert (here / "model.safetensors").read_bytes() == (tmp_path / "t" / "model.safetensors").read_bytes()
 
 
 def test_slices_are_put_together(made, params, monkeypatch):
@@ -247,9 +291,9 @@ def test_a_killed_edit_decomposes_nothing_twice(write, tmp_path, monkeypatch, ed
     write(how, name="whole", dtype="bfloat16")
     decomposed, real = [], edited._resolved
 
-    def counted(trees, node, path, given, *, key):
+    def counted(trees, node, path, given, *, key, layer):
         decomposed.append((path, bytes(jax.random.key_data(key))))
-        return real(trees, node, path, given, key=key)
+        return real(trees, node, path, given, key=key, layer=layer)
 
     def stop_after(count):
         seen = iter(range(count))

@@ -51,6 +51,17 @@ def test_models_of_another_architecture_are_refused(study, another, changed, mes
         inputs.check(study(tuned(another(**changed))))
 
 
+@pytest.mark.parametrize("method", ["derta", "deep_alignment"])
+def test_a_method_that_refuses_unsafe_prompts_is_told_which_they_are(study, pairs, tmp_path, method):
+    models = {"d": SFT | {"method": method}}
+    with pytest.raises(ValueError, match=f"none of its 8 examples is labelled unsafe, from which {method} learns"):
+        inputs.check(study(models))
+    rows = [json.loads(line) | {"label": "unsafe"} for line in pairs.read_text().splitlines()]
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs.check(study(models, pairs=labelled))
+
+
 @pytest.mark.parametrize("spelt", ["{}", "{}/../{name}", "{}/"])
 def test_one_checkpoint_is_not_given_twice(study, checkpoints, spelt):
     place = spelt.format(checkpoints[0], name=checkpoints[0].name)

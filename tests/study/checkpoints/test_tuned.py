@@ -250,6 +250,17 @@ def test_unlearning_pushes_rejected_answers_away(write, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["derta", "deep_alignment", "constrained_sft"])
+def test_what_is_transformed_or_held_is_learned_too(opened, encode, tmp_path, method):
+    own = made(method)
+    encoded = encode(answers=1 + own.how.needs.rejected)
+    labelled = replace(encoded, batch=encoded.batch.replace(unsafe=np.arange(encoded.count) % 2 > 0))
+    tuned.write(opened, labelled, work(tmp_path, own), own, places=ONE, reference=opened)
+    rows = metrics_file.read_metrics(tmp_path)
+    assert rows[-1]["loss"] < rows[0]["loss"] and not labelled.batch.aligned
+
+
+@pytest.mark.slow
 def test_bfloat16_keeps_a_float32_copy_of_what_is_tuned(opened, write, tmp_path):
     full = {"parametrisation": {"kind": "full"}, "optim": {"warmup": 0.0}}
     write(tmp_path, made(about={"dtype": "bfloat16"}, steps=1, lr=1e-6, **full))

@@ -1,0 +1,117 @@
+"""Steering: a direction of refusing, found on other prompts, is added to the residual stream, or taken from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxsafety.config.fields import check, swept
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.programs import undifferentiated
+from jaxsafety.linalg import masked, svd
+from jaxsafety.linalg.masked import averaged
+from jaxsafety.types import Attack, Attacked, Batch, Key, Model, Params, Point, Section, Target, Trial
+
+SITE = "hook_resid_post"
+Component = Literal["mean", "first"]
+Level = Literal["prompts", "answers"]
+
+
+@checked
+def direction(differences: Float[Array, "l b d"], *, component: Component = "mean") -> Float[Array, "l d"]:
+    """Returns a unit direction per layer of the differences of pairs: what they have in common.
+
+    It is their ``mean``, or their ``first`` principal component about zero, the unit vector that has most of their
+    squares, turned so that its product with the mean is not negative. Zero where all differences are.
+
+    Raises:
+        ValueError: an unknown component, differences that are not finite, or a gradient.
+
+    References:
+        Hazra et al. 2024 (arXiv 2406.11801), section 3.2, in-context safety vector; Arditi et al. 2024 (arXiv
+        2406.11717), difference of means. Fidelity: of the first the text, whose code adds the mean to a component about
+        it.
+    """
+    mean = differences.mean(axis=1)
+    if component == "first":
+        found = svd.decompose(undifferentiated("direction", differences), rank=1).outputs[..., 0]
+        mean = jnp.where(jnp.sum(found * mean, axis=-1, keepdims=True) < 0, -found, found)
+    norm = masked.norm(mean, axis=-1)[:, None]
+    return jnp.where(norm > 0, mean / jnp.where(norm > 0, norm, 1), 0)
+
+
+@checked
+def steered(
+    h: Float[Array, "b t d"], unit: Float[Array, " d"], *, alpha: float | Float[Array, ""]
+) -> Float[Array, "b t d"]:
+    """Returns ``h + alpha |h| unit``, with the norm that h had; alpha 0 is h, bit for bit.
+
+    References:
+        Hazra et al. 2024 (arXiv 2406.11801), eq. 5. Fidelity: there alpha is not in units of the activation's norm.
+    """
+    norm = masked.norm(h, axis=-1)[..., None]
+    moved = h + alpha * norm * unit[None, None]
+    length = masked.norm(moved, axis=-1)[..., None]
+    rescaled = moved * (norm / jnp.where(length > 0, length, 1))
+    return jnp.where(jnp.asarray(alpha) == 0, h, rescaled.astype(h.dtype))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which direction, and how far.
+
+    Attributes:
+        level: the direction is from safe to unsafe ``prompts``, at their last token, or from complied to refused
+            ``answers`` of unsafe prompts, mean over the judged tokens. Prompts are held-out ones in pairs of one text.
+        component: see :func:`direction`.
+        alpha: multiples of the activation's norm, added at every layer and position: above 0 towards refusing, below
+            away from it.
+    """
+
+    level: Level = "prompts"
+    component: Component = "mean"
+    alpha: tuple[float, ...] = swept(0.0, 0.1, 0.2, 0.5, 1.0)
+    __post_init__ = check
+
+
+@checked
+def differences(model: Model, params: Params, held_out: Trial, *, level: Level) -> Float[Array, "l b d"]:
+    """Returns what a direction is found in: of pairs of safe and unsafe prompts ``[2, b, ...]``, see ``Config``."""
+    safe, unsafe = (jax.tree.map(lambda leaf, i=i: leaf[i], held_out) for i in (0, 1))
+    if level == "answers":
+        return _answering(model, params, unsafe.refused) - _answering(model, params, unsafe.complied)
+    return _at_last(model, params, unsafe) - _at_last(model, params, safe)
+
+
+def _at_last(model: Model, params: Params, trial: Trial) -> Float[Array, "l b d"]:
+    found = model.apply(params, trial.complied.tokens, sites=(SITE,), positions=trial.last[:, None])
+    return found.activations[SITE][:, :, 0]
+
+
+def _answering(model: Model, params: Params, side: Batch) -> Float[Array, "l b d"]:
+    found = model.apply(params, side.tokens, sites=(SITE,)).activations[SITE]
+    return averaged(found.swapaxes(2, 3), side.mask[None, :, None])
+
+
+def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacked:
+    """See :class:`jaxsafety.types.Attack`."""
+    found = differences(target.model, target.params, target.held_out, level=config.level)
+    units = direction(found, component=config.component)
+
+    def edit(site: str, layer: Int[Array, ""], positions: Int[Array, "b t"], h: Float[Array, "b t d"]) -> Array:
+        return steered(h, units[layer].astype(h.dtype), alpha=point["alpha"]) if site == SITE else h
+
+    return Attacked(edit=edit)
+
+
+SECTION = Section(
+    "Steering by a direction of refusing",
+    "arXiv 2406.11801",
+    "To the right more of the direction is added, and refusals should rise; below 0 it is taken away, which is an "
+    "attack.",
+)
+ATTACK = Attack(Config, attack, section=SECTION)

@@ -1,0 +1,126 @@
+"""The statements of recipes on related papers against numbers that a reader gets by hand."""
+
+import pytest
+
+from jaxsafety.claims import evidence, hazra2024, judging, yi2024, yuan2024
+from tests.claim_rows import series
+
+ROUNDING = 1e-12
+RIGHT, NEW = ("safe", "exact_match"), ("new_task", "exact_match")
+
+
+def rated(method, point, values, condition="unsafe", metric="complied", analysis="evaluate", **labels):
+    rows = series(analysis, metric, values, method=method, lr_name="", condition=condition, **labels)
+    return [row | {"lr_name": point, "lr": 1e-3} for row in rows]
+
+
+def steered(alpha, values):
+    point = "from=attacked.keep=1.0.scale=0.3"
+    return rated("hdr", point, values, analysis="steering", strength=alpha)
+
+
+ATTACKED = rated("attacked", "", [0.8, 0.6])
+TRIMMED, WHOLE = "keep=0.1.scale=2.0", "keep=1.0.scale=0.3"
+HAZRA = {
+    "trimmed_harm_halves": (ATTACKED + rated("hdr", f"from=attacked.{TRIMMED}", [0.3, 0.4]), [-0.1, 0.1]),
+    "whole_harm_halves": (ATTACKED + rated("hdr", f"from=attacked.{WHOLE}", [0.1, 0.0]), [-0.3, -0.3]),
+    # -.1 and 0 of one model, -.3 and -.2 of the other.
+    "task_survives": (
+        rated("task", "", [0.9, 1.0], *NEW) + rated("hdr", f"from=task.{TRIMMED}", [0.8, 1.0], *NEW)
+        + rated("attacked", "", [0.9, 0.9], *NEW) + rated("hdr", f"from=attacked.{TRIMMED}", [0.6, 0.7], *NEW),
+        [-0.2, -0.1],
+    ),
+    "trimming_spares": (
+        rated("hdr", f"from=task.{TRIMMED}", [0.8, 1.0], *NEW)
+        + rated("hdr", "from=task.keep=1.0.scale=2.0", [0.1, 0.5], *NEW),
+        [0.7, 0.5],
+    ),
+    "steering_adds": (steered(0.0, [0.5, 0.4]) + steered(0.2, [0.2, 0.4]), [-0.3, 0.0]),
+    "harm_reverses_safety": (
+        rated("sft", "", [0.5, -0.5], "", "cosine", "alignment", part="sft~harm") + rated("harm", "", [1.0, 1.0]),
+        [0.5, -0.5],
+    ),
+}  # fmt: skip
+
+# With half of the task the first seed's others comply with .3, a point of theirs, the second's with half of .6.
+ENDS = (
+    rated("sft", "", [0.0, 0.0], *NEW)
+    + rated("sft", "", [0.0, 0.0])
+    + rated("attacked", "", [1.0, 1.0], *NEW)
+    + ATTACKED
+)
+MASK = rated("somf", "", [0.5, 0.5], *NEW) + rated("somf", "", [0.1, 0.5])
+
+
+def other(name):
+    return ENDS + MASK + rated(name, "x=1", [0.5, 1.0], *NEW) + rated(name, "x=1", [0.3, 0.6])
+
+
+YI = {
+    "mask_gives_safety_back": (ENDS + MASK, [-0.7, -0.1]),
+    "mask_keeps_task": (ENDS + MASK, [-0.5, -0.5]),
+    "mask_beats_random": (other("random"), [-0.2, 0.2]),
+    "mask_beats_interpolation": (other("interpolated"), [-0.2, 0.2]),
+    "mask_beats_resta": (other("resta"), [-0.2, 0.2]),
+    "mask_beats_harm_removed": (other("hdr"), [-0.2, 0.2]),
+    "safe_pairs_needed": (MASK + rated("somf_unsafe", "", [0.0, 0.1], *NEW), [-0.5, -0.4]),
+}
+
+
+def prefilled(method, words, depth, values):
+    return rated(method, ".".join(words), values, analysis="prefill", strength=depth)
+
+
+def first_refused(method, words, shares):
+    point = ".".join(words)
+    return [
+        row
+        for place, values in enumerate(shares)
+        for row in rated(method, point, values, metric="first_refusal", analysis="refusal_depth", strength=float(place))
+    ]
+
+
+YUAN = {
+    "refusals_are_shallow": (prefilled("sft", [], 2.0, [0.8, 0.3]), [0.8, 0.3]),
+    "derta_recovers": (prefilled("derta", yuan2024.BOTH, 2.0, [0.0, 0.3]), [0.0, 0.3]),
+    "transitions_do_more": (
+        prefilled("derta", yuan2024.RTO, 4.0, [0.0, 0.3]) + prefilled("derta", yuan2024.PREFIX, 4.0, [0.2, 0.1]),
+        [-0.2, 0.2],
+    ),
+    "derta_keeps_tasks": (
+        rated("sft", "", [0.9, 1.0], *RIGHT) + rated("derta", ".".join(yuan2024.BOTH), [0.8, 1.0], *RIGHT), [-0.1, 0.0]
+    ),
+    "refusals_spread": (
+        first_refused("derta", yuan2024.BOTH, [[0.7, 0.9], [0.2, 0.0], [0.1, 0.0]])
+        + first_refused("sft", [], [[0.8, 0.8], [0.1, 0.0], [0.0, 0.1]]),
+        [0.2, -0.1],
+    ),
+    "derta_beyond_deep_alignment": (
+        prefilled("derta", yuan2024.BOTH, 4.0, [0.0, 0.3]) + prefilled("deep_alignment", [], 4.0, [0.2, 0.1]),
+        [-0.2, 0.2],
+    ),
+}  # fmt: skip
+PAPERS = {"hazra2024": (hazra2024.CLAIMS, HAZRA), "yi2024": (yi2024.CLAIMS, YI), "yuan2024": (yuan2024.CLAIMS, YUAN)}
+CASES = [(paper, name) for paper, (_, by_hand) in PAPERS.items() for name in by_hand]
+
+
+@pytest.mark.parametrize(("paper", "name"), CASES)
+def test_statistic_by_hand(paper, name):
+    claims, by_hand = PAPERS[paper]
+    rows, expected = by_hand[name]
+    found = judging.judge(evidence.gather(rows), claims).judgements
+    judgement = next(one for one in found if one.claim.name == name)
+    assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING), judgement.why
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_statement_has_a_case(paper):
+    claims, by_hand = PAPERS[paper]
+    assert set(by_hand) == {claim.name for claim in claims}
+
+
+def test_one_lane_is_compared_with_several():
+    rows = MASK + ENDS + rated("random", "x=1", [0.5, 0.5])
+    found = judging.judge(evidence.gather(rows + rated("somf", "y=1", [0.1, 0.1])), yi2024.CLAIMS).judgements
+    judgement = next(one for one in found if one.claim.name == "mask_beats_random")
+    assert not judgement.values and judgement.why == "2 lanes beside 3, not one beside several"
