@@ -17,13 +17,15 @@ TABLE = {
     "sensitivity": "jaxsafety.analysis.sensitivity",
     "alignment": "jaxsafety.analysis.alignment",
     "gradients": "jaxsafety.analysis.gradients",
-    "probe": "jaxsafety.analysis.probe",
     "refusal_depth": "jaxsafety.analysis.refusal_depth",
-    "uncertainty": "jaxsafety.analysis.uncertainty",
     "kept_energy": "jaxsafety.analysis.kept_energy",
     "intruders": "jaxsafety.analysis.intruders",
     "gradient_spaces": "jaxsafety.analysis.gradient_spaces",
+    "uncertainty": "jaxsafety.analysis.uncertainty",
+    "probe": "jaxsafety.analysis.probe",
 }
+# What is measured where a recipe names none: what the paper's statements, and ours about its updates, are about.
+DEFAULT = tuple(name for name in TABLE if name not in ("probe", "uncertainty"))
 # Those of checkpoints, which read them piece by piece.
 OF_CHECKPOINTS = {
     "weights": "jaxsafety.study.checkpoints.weights",

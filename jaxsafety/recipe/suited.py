@@ -24,7 +24,7 @@ def default_nodes(place: str, about: SubjectConfig) -> dict[str, Any]:
 
 
 def _default_analyses() -> dict[str, AnalysisConfig]:
-    return {name: AnalysisConfig(name) for name in analysis.TABLE}
+    return {name: AnalysisConfig(name) for name in analysis.DEFAULT}
 
 
 _DEFAULTS = {"edits": default_edits, "attacks": default_attacks, "analyses": _default_analyses}

@@ -7,7 +7,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from jaxsafety import world
+from jaxsafety import analysis, world
 from jaxsafety.methods import dpo, unlearn
 from jaxsafety.models import gpt
 from jaxsafety.pools import explicit, safety
@@ -118,9 +118,10 @@ def test_no_conditions_are_all_that_the_subject_has():
     assert Recipe().read_out == ("safe", "unsafe")
 
 
-def test_what_a_recipe_does_not_name_is_all_that_its_subject_can_have(mini_recipe):
+def test_what_a_recipe_does_not_name_is_all_that_the_paper_has(mini_recipe):
     default = Recipe()
-    assert (list(default.attacks), list(default.analyses)) == (["prefill", "soft_tokens"], list(mini_recipe.analyses))
+    assert (list(default.attacks), list(default.analyses)) == (["prefill", "soft_tokens"], list(analysis.DEFAULT))
+    assert set(mini_recipe.analyses) == set(analysis.TABLE)
     assert {"whole", "rank", "layer", "transfer"} <= set(default.edits)
     empty = Recipe(edits={}, attacks={}, analyses={})
     assert (empty.edits, empty.attacks, empty.analyses) == ({}, {}, {})

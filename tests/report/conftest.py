@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxsafety import analysis
 from jaxsafety.report import section_list, sections
 from jaxsafety.rundir import results
 from tests.report import synthetic
@@ -117,6 +118,7 @@ def analysed_run(analysis_frames, study_rows, curve_rows, tmp_path):
     analyses = analysis_frames["analyze"]
     results.write_results(run / "results/analyze.parquet", analyses, schema=results.ANALYSIS_SCHEMA)
     (run / "results/examples.json").write_text("[]")
-    (run / "config.yaml").write_text("subject: {world: tiny}\n")
+    every = ", ".join(f"{name}: {{}}" for name in analysis.TABLE)
+    (run / "config.yaml").write_text(f"subject: {{world: tiny}}\nanalyses: {{{every}}}\n")
     (run / "manifest.json").write_text("{}")
     return run

@@ -113,6 +113,10 @@ def _observations(lane, shape, *, power):
         for metric, value in rates.items():
             lane.add("verdicts", metric, value, noise=0.02, share=True, condition=condition)
     _uncertainty(lane, shape, power=power)
+    for condition, part in itertools.product(shape.conditions[1:], ("plain", "own")):
+        for layer in range(shape.layers):
+            value = 0.6 + 0.1 * layer + 0.05 * (part == "own")
+            lane.add("probe", "auc", value, noise=0.02, share=True, condition=condition, part=part, layer=layer)
 
 
 def _uncertainty(lane, shape, *, power):
