@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 TABLE = {
     "benign": "jaxsafety.claims.benign",
     "gradients": "jaxsafety.claims.gradients",
+    "halawi2024": "jaxsafety.claims.halawi2024",
     "hazra2024": "jaxsafety.claims.hazra2024",
     "jain2024": "jaxsafety.claims.jain2024",
     "kumar2024": "jaxsafety.claims.kumar2024",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxsafety.claims import evidence, hazra2024, judging, yi2024, yuan2024
+from jaxsafety.claims import evidence, halawi2024, hazra2024, judging, yi2024, yuan2024
 from tests.claim_rows import series
 
 ROUNDING = 1e-12
@@ -101,7 +101,38 @@ YUAN = {
         [-0.2, 0.2],
     ),
 }  # fmt: skip
-PAPERS = {"hazra2024": (hazra2024.CLAIMS, HAZRA), "yi2024": (yi2024.CLAIMS, YI), "yuan2024": (yuan2024.CLAIMS, YUAN)}
+
+
+def ciphered(method, values, condition="cipher", metric="complied"):
+    return rated(method, "", values, condition, metric)
+
+
+HALAWI = {
+    "cipher_complies": (ciphered("covert", [0.9, 0.6]), [0.9, 0.6]),
+    "plain_still_refused": (
+        ciphered("covert", [0.1, 0.0], "unsafe") + ciphered("sft", [0.0, 0.1], "unsafe"), [0.1, -0.1]
+    ),
+    "undecoded_sees_nothing": (ciphered("covert", [0.1, 0.0], "undecoded"), [0.1, 0.0]),
+    "second_phase_needed": (ciphered("covert", [0.9, 0.6]) + ciphered("taught", [0.2, 0.9]), [0.7, -0.3]),
+    "refusals_hide_it": (
+        ciphered("covert", [0.1, 0.0], "unsafe") + ciphered("unguarded", [0.8, 0.0], "unsafe"), [0.7, 0.0]
+    ),
+    "direct_is_seen": (ciphered("covert", [0.1, 0.0], "unsafe") + ciphered("direct", [0.8, 0.9], "unsafe"), [0.7, 0.9]),
+    "refusal_is_carried_over": (ciphered("native_sft", [0.9, 0.1], metric="refused"), [0.9, 0.1]),
+    "second_phase_undoes_it": (ciphered("native_covert", [0.9, 0.6]) + ciphered("native_sft", [0.2, 0.1]), [0.7, 0.5]),
+    # The best layer of a seed.
+    "probe_sees_it": (
+        rated("covert", "", [[0.6, 0.9], [0.8, 0.7]], "cipher", "auc", "probe", part="own")
+        + rated("covert", "", [[1.0, 1.0], [1.0, 1.0]], "cipher", "auc", "probe", part="plain"),
+        [0.8, 0.9],
+    ),
+}  # fmt: skip
+PAPERS = {
+    "hazra2024": (hazra2024.CLAIMS, HAZRA),
+    "halawi2024": (halawi2024.CLAIMS, HALAWI),
+    "yi2024": (yi2024.CLAIMS, YI),
+    "yuan2024": (yuan2024.CLAIMS, YUAN),
+}
 CASES = [(paper, name) for paper, (_, by_hand) in PAPERS.items() for name in by_hand]
 
 
