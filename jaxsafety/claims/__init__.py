@@ -15,6 +15,7 @@ TABLE = {
     "benign": "jaxsafety.claims.benign",
     "gradients": "jaxsafety.claims.gradients",
     "jain2024": "jaxsafety.claims.jain2024",
+    "low2023": "jaxsafety.claims.low2023",
     "qi2023": "jaxsafety.claims.qi2023",
     "updates": "jaxsafety.claims.updates",
     "zhou2024": "jaxsafety.claims.zhou2024",

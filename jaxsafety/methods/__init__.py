@@ -14,6 +14,8 @@ TABLE = {
     "sft": "jaxsafety.methods.sft",
     "dpo": "jaxsafety.methods.dpo",
     "unlearn": "jaxsafety.methods.unlearn",
+    "classify": "jaxsafety.methods.classify",
+    "constrained": "jaxsafety.methods.constrained",
 }
 # A method by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="method")

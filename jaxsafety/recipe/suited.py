@@ -55,6 +55,8 @@ def check(recipe: Any) -> None:
         raise ValueError(f"evaluate.answers: got {recipe.evaluate.answers}, expected 0 but in a study of checkpoints")
     for lane in recipe.lanes:
         _check_lane(lane, conditions)
+        if not subject.speaks and lane.training is not None:
+            _check_wordless(lane.training, f"models.{lane.label} of {_kind(recipe)}")
     for label, node in recipe.analyses.items():
         own = node.load()
         if own.about == "files":
@@ -84,6 +86,13 @@ def _check_lane(lane: Lane, conditions: Sequence[str]) -> None:
         raise ValueError(f"{where}.data.pool: {how.data.pool} is of checkpoints: expected a pool of the subject's own")
     for name in how.data.load().conditions if isinstance(how, Training) else ():
         check_name(f"condition that pool {how.data.pool!r} of {where} draws", name, conditions)
+
+
+def _check_wordless(how: Training, where: str) -> None:
+    if (learned := how.load().examples) in ("preferences", "text"):
+        raise ValueError(
+            f"{where}: method {how.method!r} learns from {learned}, and there is no text: expected another"
+        )
 
 
 def _check_files(recipe: Any) -> None:
