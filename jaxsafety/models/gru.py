@@ -40,6 +40,6 @@ def gru(params: Params, x: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         h = (1 - z) * n + z * h
         return h, h
 
-    read = x @ params["reads"] + params["bias"]
+    read = x @ params["reads"] + params["bias"][None, None]
     _, states = jax.lax.scan(step, jnp.zeros((len(x), width), x.dtype), read.swapaxes(0, 1))
     return states.swapaxes(0, 1)
