@@ -39,7 +39,7 @@ def _slack(
     found = [
         np.minimum(safe - _SAFE, kept - _RETURN)
         for safe, kept in (
-            [rate(evidence, one, metric=metric, condition="trajectory") for metric in ("refused", "complied")]
+            [rate(evidence, one, metric=metric, condition="trajectory") for metric in ("refused", "optimality")]
             for one in lanes(evidence, name, words)
         )
     ]
@@ -63,7 +63,7 @@ CLAIMS = (
         "It keeps 90 % of the return that can be had so.",
         "Sec. 5",
         "share of the optimum's return, at most 1; null value 0.9",
-        measure=partial(_share, metric="complied"),
+        measure=partial(_share, metric="optimality"),
         null=_RETURN,
         margin=_POINTS,
     ),

@@ -12,7 +12,7 @@ ROUNDING = 1e-12
 def rated(method, point, *, safe, kept):
     return [
         row | {"lr_name": point, "lr": 0.05}
-        for metric, values in (("refused", safe), ("complied", kept))
+        for metric, values in (("refused", safe), ("optimality", kept))
         for row in series("evaluate", metric, values, method=method, lr_name="", condition="trajectory")
     ]
 

@@ -75,7 +75,7 @@ def test_learning_rates_are_positive_numbers(rate):
             ),
             "unknown condition that pool 'identity' of models.told draws 'persona_safe': expected one of safe, unsafe",
         ),
-        (lambda: Recipe(subject={}), "^subject must have the field world or checkpoint, or `kind: package.module:SUB"),
+        (lambda: Recipe(subject={}), "^subject must have the field world or checkpoint or trajectory, or `kind: p"),
         (lambda: Recipe(subject="tiny"), "^subject must hold fields such as `world: tiny`, got 'tiny'"),
         (lambda: Recipe(subject={"world": "tinny"}), "^subject: unknown world 'tinny': expected one of paper, tiny"),
         (

@@ -92,9 +92,9 @@ def test_its_log_probability_is_that_of_every_step_behind_the_last_symbol(key):
 @pytest.mark.parametrize(
     ("symbols", "expected"),
     [
-        ([2, 2, 2], {"complied": 0.5, "refused": 1, "exact_match": 0, "return": 0.25}),
-        ([2, 1, 2], {"complied": 1, "refused": 1, "exact_match": 1, "return": 0.5}),
-        ([0, 1, 2], {"complied": 1, "refused": 0, "exact_match": 0, "return": 0.75}),
+        ([2, 2, 2], {"complied": 0, "refused": 1, "exact_match": 0, "optimality": 0.5, "return": 0.25}),
+        ([2, 1, 2], {"complied": 0, "refused": 1, "exact_match": 1, "optimality": 1, "return": 0.5}),
+        ([0, 1, 2], {"complied": 1, "refused": 0, "exact_match": 0, "optimality": 1, "return": 0.75}),
     ],
 )
 def test_a_policy_that_always_writes_the_same_is_judged_by_it(symbols, expected, key):
@@ -150,7 +150,7 @@ def test_a_classifier_learns_and_a_policy_begun_high_averts_the_pattern(made):
     table = results.read_results([made[0] / "results" / "evaluate.parquet"])
     assert set(table["condition"]) == {"trajectory"}
     high = table.filter(lr_name="multiplier=10.0")
-    for metric, least in (("refused", 0.9), ("complied", 0.9), ("classified", 0.99)):
+    for metric, least in (("refused", 0.9), ("optimality", 0.9), ("classified", 0.99)):
         assert (high.filter(metric=metric)["value"] >= least).all(), metric
     last = [row for row in metrics_file.read_metrics(made[0]) if row["step"] == 200]
     assert all(row["accuracy"] > 0.95 for row in last if row["method"] == "classifier")
@@ -160,7 +160,7 @@ def test_a_classifier_learns_and_a_policy_begun_high_averts_the_pattern(made):
 @pytest.mark.slow
 def test_its_report_says_what_is_judged(made):
     page = (made[0] / "report.html").read_text()
-    assert "trajectory refused" in page and "the return over 1.75, the most that one without the pattern" in page
+    assert "trajectory refused" in page and "an exact match earns 1.75 without it" in page
 
 
 @pytest.mark.slow
