@@ -169,8 +169,8 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
         ),
         (
             "subject: {wrld: tiny}",
-            "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` for "
-            "one of your own, got wrld; did you mean 'world'?",
+            "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` "
+            "for one of your own, got wrld; did you mean 'world'?",
         ),
         (
             "subject: {world: tiny, modl: {width: 8}}",
@@ -233,8 +233,8 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ),
         (
             "subject: {}",
-            "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` for "
-            "one of your own, got none",
+            "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` "
+            "for one of your own, got none",
         ),
         ("subject: {kind: wrld}", "FILE: subject: unknown subject 'wrld': expected one of world, checkpoint; did you"),
         (
