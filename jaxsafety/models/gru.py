@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.programs import compiled
 from jaxsafety.types import Key, Params
 
 
@@ -21,6 +22,7 @@ def init(*, inputs: int, width: int, key: Key) -> Params:
 
 
 @checked
+@compiled()
 def gru(params: Params, x: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
     """Returns the states after every element, from zeros: ``h' = (1 - z) * n + z * h``.
 

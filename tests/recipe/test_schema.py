@@ -89,7 +89,7 @@ def test_learning_rates_are_positive_numbers(rate):
         (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
         (
             lambda: Data("txt"),
-            "unknown pool 'txt': expected one of text, safety, explicit, .*, pairs; did you mean 'text'",
+            "unknown pool 'txt': expected one of text, safety, explicit, .*, labelled; did you mean 'text'",
         ),
         (lambda: Data(prompts=0), "prompts must be >= 1 and <= 32768 and finite, got 0"),
         (lambda: Training("pretrain"), "data.pool: got 'safety', which has preferences, expected a pool of text"),

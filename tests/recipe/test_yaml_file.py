@@ -236,7 +236,10 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
             "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` "
             "for one of your own, got none",
         ),
-        ("subject: {kind: wrld}", "FILE: subject: unknown subject 'wrld': expected one of world, checkpoint; did you"),
+        (
+            "subject: {kind: wrld}",
+            "FILE: subject: unknown subject 'wrld': expected one of world, checkpoint, trajectory; did you",
+        ),
         (
             "subject: {kind: nowhere.at_all:SUBJECT}",
             "FILE: subject: subject 'nowhere.at_all:SUBJECT': there is no module 'nowhere.at_all' on the path of",
