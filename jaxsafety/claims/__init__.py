@@ -18,6 +18,7 @@ TABLE = {
     "hazra2024": "jaxsafety.claims.hazra2024",
     "jain2024": "jaxsafety.claims.jain2024",
     "kumar2024": "jaxsafety.claims.kumar2024",
+    "low2023": "jaxsafety.claims.low2023",
     "peng2024": "jaxsafety.claims.peng2024",
     "qi2023": "jaxsafety.claims.qi2023",
     "updates": "jaxsafety.claims.updates",

@@ -17,6 +17,8 @@ TABLE = {
     "derta": "jaxsafety.methods.derta",
     "deep_alignment": "jaxsafety.methods.deep_alignment",
     "constrained_sft": "jaxsafety.methods.constrained_sft",
+    "classify": "jaxsafety.methods.classify",
+    "constrained": "jaxsafety.methods.constrained",
 }
 # A method by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="method")

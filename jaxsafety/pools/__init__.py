@@ -15,6 +15,7 @@ TABLE = {
     "identity": "jaxsafety.pools.identity",
     "new_task": "jaxsafety.pools.new_task",
     "pairs": "jaxsafety.pools.pairs",
+    "labelled": "jaxsafety.pools.labelled",
 }
 # A pool by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="pool")

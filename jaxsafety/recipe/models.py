@@ -16,7 +16,7 @@ from jaxsafety.types import HParams, Needs
 Role = Literal["model", "defence", "attack"]
 
 # Of what a method may learn from, the pool unless a recipe says otherwise.
-_POOLS = {"preferences": "safety", "text": "text"}
+_POOLS = {"preferences": "safety", "text": "text", "labelled": "labelled"}
 # What a selection may go by.
 _RATES = ("complied", "refused", "other", "exact_match")
 

@@ -55,6 +55,8 @@ def check(recipe: Any) -> None:
         raise ValueError(f"evaluate.answers: got {recipe.evaluate.answers}, expected 0 but in a study of checkpoints")
     for lane in recipe.lanes:
         _check_lane(lane, conditions)
+        if not subject.speaks and lane.training is not None:
+            _check_wordless(lane.training, f"models.{lane.label} of {_kind(recipe)}")
     for label, node in recipe.analyses.items():
         own = node.load()
         if own.about == "files":
@@ -85,6 +87,13 @@ def _check_lane(lane: Lane, conditions: Sequence[str]) -> None:
     if isinstance(how, Training) and (drawn := how.data.load().conditions) is not None:
         for name in drawn(how.data.options):
             check_name(f"condition that pool {how.data.pool!r} of {where} draws", name, conditions)
+
+
+def _check_wordless(how: Training, where: str) -> None:
+    if (learned := how.load().examples) in ("preferences", "text"):
+        raise ValueError(
+            f"{where}: method {how.method!r} learns from {learned}, and there is no text: expected another"
+        )
 
 
 def _check_files(recipe: Any) -> None:

@@ -46,7 +46,7 @@ BAD_RECIPES = {
         "subject: {world: tinny}",
         "subject: unknown world 'tinny': expected one of paper, tiny; did you mean 'tiny'?",
     ),
-    "no subject": ("subject: {}", "subject must have the field world or checkpoint, or `kind: package.module:SUBJECT`"),
+    "no subject": ("subject: {}", "subject must have the field world or checkpoint or trajectory, or `kind: "),
     "old world": ("world: paper", "`world` is now a field of `subject`, such as `subject: {world: tiny}`"),
     "old model": ("model: {preset: small}", "`model` is now a field of `subject`, such as `subject: {world: tiny, m"),
     "unknown condition": ("evaluate: {conditions: [jb]}", "expected one of safe, unsafe, jb_co_task"),

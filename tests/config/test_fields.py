@@ -90,11 +90,7 @@ def test_what_the_source_declares_is_what_the_method_has(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "dbo",
-            "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, derta, deep_alignment, "
-            "constrained_sft; did you mean 'dpo'",
-        ),
+        ("dbo", "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, .*; did you mean 'dpo'"),
         ("nowhere.at_all:METHOD", "there is no module 'nowhere.at_all' on the path of Python"),
         ("..x:METHOD", "'..x' is no module, expected package.module:METHOD"),
         ("jaxsafety.losses:nll", "method 'jaxsafety.losses:nll' is a function, expected a jaxsafety.types.Method"),

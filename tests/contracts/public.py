@@ -25,8 +25,8 @@ from jaxsafety.linalg import (
     svd,
     update_spaces,
 )
-from jaxsafety.methods import constrained_sft, deep_alignment, derta, dpo, sft, unlearn
-from jaxsafety.models import generation, gpt, inputs, llama, lora
+from jaxsafety.methods import classify, constrained, constrained_sft, deep_alignment, derta, dpo, sft, unlearn
+from jaxsafety.models import generation, gpt, gru, inputs, llama, lora
 from jaxsafety.parametrisations import mask as gates
 from jaxsafety.training import recovery
 from jaxsafety.types import Batch
@@ -90,6 +90,8 @@ SQUARES = jax.tree_util.Partial(lambda w, x: (w @ x) ** 2, normal(F, D))
 GPT_PARAMS, LLAMA_PARAMS = params_of(gpt, GPT), params_of(llama, LLAMA)
 ADAPTER = {"blocks": {"attn": {"q_lora_a": normal(1, D, R), "q_lora_b": normal(1, R, D)}}}
 GPT_MODEL, LLAMA_MODEL = gpt.model(GPT), llama.model(LLAMA)
+DUAL = {"log_multiplier": 0.5, "cost": 0.3, "threshold": 0.1, "rate": 0.2}
+RECURRENT = {"reads": normal(D, 3 * F), "keeps": normal(F, 3 * F), "bias": normal(3 * F)}
 SHIFT = {"at": AT, "count": np.int32(1)}
 ATTACK = {
     "targets": TARGETS,
@@ -145,6 +147,20 @@ CASES = {
         partial(recovery.recovery, aligned=True), {"chosen": REFUSED, "rejected": BATCH, "depth": AT}
     ),
     "recovery.avertable": Case(recovery.avertable, {"batch": BATCH}),
+    "classify.classify": Case(
+        classify.classify, {"logits": normal(B), "undesirable": np.array([True, False, True])}, ("logits",)
+    ),
+    "constrained.lagrangian": Case(
+        constrained.lagrangian, {"returns": normal(B), "costs": normal(B), "log_multiplier": np.float32(0.5)},
+        ("returns", "costs", "log_multiplier"),
+    ),
+    "constrained.score_function": Case(
+        constrained.score_function, {"logprobs": LOGPROBS, "values": normal(B, T)}, ("logprobs",)
+    ),
+    "constrained.dual_ascent": Case(
+        constrained.dual_ascent,
+        {name: np.float32(value) for name, value in DUAL.items()}, tuple(DUAL),
+    ),
     "tree.difference": Case(tree.difference, {"tuned": TREES["base"], "base": TREES["delta"]}, ("tuned", "base")),
     "tree.interpolate": Case(tree.interpolate, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
     "directions.ordered": Case(
@@ -321,6 +337,7 @@ CASES = {
         lora.joined, {"params": LLAMA_PARAMS, "adapter": ADAPTER, "scale": np.float32(2)},
         ("params", "adapter", "scale"),
     ),
+    "gru.gru": Case(gru.gru, {"params": RECURRENT, "x": EMBEDDINGS}, ("params", "x")),
     # Models compute in float32: tests/models compares their gradients with oracles.
     "inputs.embed": Case(inputs.embed, {"params": GPT_PARAMS, "tokens": TARGETS}),
     "gpt.apply": Case(

@@ -12,7 +12,7 @@ from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim
 from jaxsafety.types import Batch, Decode, PreferenceBatch, Trial
-from jaxsafety.world import conditions, grammar, layout, operators, words
+from jaxsafety.world import conditions, grammar, layout, operators, trajectories, words
 from tests.contracts.public import (
     AT,
     BASE,
@@ -173,6 +173,7 @@ CASES = {
     ),
     "layout.shift": Case(partial(layout.shift, TINY), {"tokens": CODE, "scored": CODE > 5}),
     "layout.block_mask": Case(partial(layout.block_mask, block=1), {"code": CODE}),
+    "trajectories.tempted": Case(partial(trajectories.tempted, tempting=2), {"symbols": TARGETS}),
     "operators.apply": Case(
         operators.apply, {"table": TABLE, "operators": np.array([1, 2], np.int32), "letters": LETTERS}
     ),

@@ -12,7 +12,8 @@ from jaxsafety import keys, methods, pools
 from jaxsafety.models import gpt, llama
 from jaxsafety.training import objective, optim, stepping
 
-OBJECTIVES = tuple(methods.TABLE)
+# Those that learn from text, of models that read it.
+OBJECTIVES = tuple(name for name in methods.TABLE if methods.load(name).examples in ("preferences", "text"))
 SHARED = {"loss", "grad_norm", "finite", "token_accuracy"}
 PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
 METRICS = {

@@ -75,7 +75,7 @@ def test_learning_rates_are_positive_numbers(rate):
             ),
             "unknown condition that pool 'identity' of models.told draws 'persona_safe': expected one of safe, unsafe",
         ),
-        (lambda: Recipe(subject={}), "^subject must have the field world or checkpoint, or `kind: package.module:SUB"),
+        (lambda: Recipe(subject={}), "^subject must have the field world or checkpoint or trajectory, or `kind: p"),
         (lambda: Recipe(subject="tiny"), "^subject must hold fields such as `world: tiny`, got 'tiny'"),
         (lambda: Recipe(subject={"world": "tinny"}), "^subject: unknown world 'tinny': expected one of paper, tiny"),
         (
@@ -89,7 +89,7 @@ def test_learning_rates_are_positive_numbers(rate):
         (lambda: Training("ppo"), "unknown method 'ppo': expected one of pretrain, sft, dpo, unlearn"),
         (
             lambda: Data("txt"),
-            "unknown pool 'txt': expected one of text, safety, .*, pairs; did you mean 'text'",
+            "unknown pool 'txt': expected one of text, safety, .*, labelled; did you mean 'text'",
         ),
         (lambda: Data(prompts=0), "prompts must be >= 1 and <= 32768 and finite, got 0"),
         (lambda: Training("pretrain"), "data.pool: got 'safety', which has preferences, expected a pool of text"),

@@ -169,8 +169,8 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
         ),
         (
             "subject: {wrld: tiny}",
-            "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJECT` for one of your "
-            "own, got wrld; did you mean 'world'?",
+            "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` "
+            "for one of your own, got wrld; did you mean 'world'?",
         ),
         (
             "subject: {world: tiny, modl: {width: 8}}",
@@ -233,10 +233,13 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ),
         (
             "subject: {}",
-            "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJECT` for one of your "
-            "own, got none",
+            "FILE: subject must have the field world or checkpoint or trajectory, or `kind: package.module:SUBJECT` "
+            "for one of your own, got none",
         ),
-        ("subject: {kind: wrld}", "FILE: subject: unknown subject 'wrld': expected one of world, checkpoint; did you"),
+        (
+            "subject: {kind: wrld}",
+            "FILE: subject: unknown subject 'wrld': expected one of world, checkpoint, trajectory; did you",
+        ),
         (
             "subject: {kind: nowhere.at_all:SUBJECT}",
             "FILE: subject: subject 'nowhere.at_all:SUBJECT': there is no module 'nowhere.at_all' on the path of",
@@ -255,7 +258,7 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         (
             "models: {a: {method: dbo}}",
             "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, derta, deep_alignment, "
-            "constrained_sft; did you mean 'dpo'?",
+            "constrained_sft, classify, constrained; did you mean 'dpo'?",
         ),
         (
             "evaluate: {conditions: [jb_misgn]}",
@@ -290,7 +293,7 @@ def test_a_bad_value_is_named(refuse, text, message):
         (["--subjct.model.width", "8"], "unrecognized arguments: --subjct.model.width 8; did you mean 'subject'?"),
         (["--subject.model.width"], "--subject.model.width has no value: expected one behind it"),
         (["--subject.model.width=["], "--subject.model.width: '[' is no value"),
-        (["--subject", "{}"], "FILE: subject must have the field world or checkpoint, or `kind: package.module:SUBJE"),
+        (["--subject", "{}"], "FILE: subject must have the field world or checkpoint or trajectory, or `kind: p"),
         (["--edits.whol.alpha", "[1]"], "--edits.whol: there is no 'whol' in this recipe; did you mean 'whole'?"),
         (["--attacks.prefil.depth", "[1]"], "--attacks.prefil: there is no 'prefil' in this recipe; did you mean 'pre"),
         (["--edits", "3"], "FILE: edits: expected a mapping {name: value}, got 3"),

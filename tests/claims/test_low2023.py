@@ -1,0 +1,57 @@
+"""The statements about averted patterns against numbers that a reader gets by hand."""
+
+import pytest
+
+from jaxsafety.claims import evidence, judging
+from jaxsafety.claims.low2023 import CLAIMS
+from tests.claim_rows import series
+
+ROUNDING = 1e-12
+
+
+def rated(method, point, *, safe, kept):
+    return [
+        row | {"lr_name": point, "lr": 0.05}
+        for metric, values in (("refused", safe), ("optimality", kept))
+        for row in series("evaluate", metric, values, method=method, lr_name="", condition="trajectory")
+    ]
+
+
+LAGRANGIAN = rated("lagrangian", "multiplier=10.0", safe=[1.0, 0.97], kept=[0.95, 1.0])
+BY_HAND = {
+    "constraint_met": (LAGRANGIAN, [1.0, 0.97]),
+    "return_kept": (LAGRANGIAN, [0.95, 1.0]),
+    # -.95 and -.33 in the first seed, .05 and .02 in the second.
+    "markov_fails": (
+        rated("markov", "threshold=0.05", safe=[0.0, 1.0], kept=[1.0, 0.95])
+        + rated("markov", "threshold=0.25", safe=[1.0, 0.97], kept=[0.57, 1.0]),
+        [-0.33, 0.05],
+    ),
+    "penalty_needs_tuning": (
+        rated("penalty", "multiplier=0.5", safe=[0.0, 0.96], kept=[1.0, 1.0])
+        + rated("penalty", "multiplier=10.0", safe=[1.0, 1.0], kept=[1.0, 1.0]),
+        [-0.95, 0.01],
+    ),
+    "low_start_fails": (
+        LAGRANGIAN + rated("lagrangian", "multiplier=1.0", safe=[0.0, 1.0], kept=[1.0, 0.5]), [-0.95, -0.4]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_statistic_by_hand(name):
+    rows, expected = BY_HAND[name]
+    found = judging.judge(evidence.gather(rows), CLAIMS).judgements
+    judgement = next(one for one in found if one.claim.name == name)
+    assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING)
+
+
+def test_every_statement_has_a_case_and_a_margin():
+    assert set(BY_HAND) == {claim.name for claim in CLAIMS} and all(claim.margin for claim in CLAIMS)
+
+
+def test_what_is_not_there_is_unmeasured():
+    found = judging.judge(evidence.gather(LAGRANGIAN), CLAIMS).judgements
+    told = {one.claim.name: one.why for one in found if not one.values}
+    assert told["markov_fails"] == "no markov in this run"
+    assert told["low_start_fails"] == "no lagrangian multiplier=1.0 in this run"
