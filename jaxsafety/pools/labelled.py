@@ -39,4 +39,4 @@ def draw(
     return Trajectories(symbols, count >= task.limit)
 
 
-POOL = Pool(Config, draw, examples="labelled", conditions=("trajectory",))
+POOL = Pool(Config, draw, examples="labelled", conditions=lambda config: ("trajectory",))
