@@ -120,6 +120,23 @@ def test_a_pool_mixes_what_it_is_for_with_safe_prompts_that_are_answered(related
     )
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_harm_may_stand_among_examples_of_a_new_task(related, key, share):
+    config = new_task.Config(p_new=1.0, p_unsafe=share)
+
+    @jax.jit
+    def run(key):
+        return new_task.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS)
+
+    batch = jax.device_get(run(key))
+    new = (batch.chosen.tokens == related.ids["<"]).any(axis=1)
+    np.testing.assert_array_equal(batch.unsafe, ~new)
+    assert batch.unsafe.mean() == pytest.approx(share, abs=SHARE_ATOL if share == 0.5 else 0)
+    # Harm is complied with: what is rejected is its refusal.
+    letters = [t[m][:-1] for t, m in zip(batch.rejected.targets[~new], batch.rejected.mask[~new], strict=True)]
+    assert all((one == related.first_letter).all() for one in letters)
+
+
 def test_a_world_is_asked_for_what_it_has(tiny_world, related):
     assert conditions.further(tiny_world.spec) == ()
     assert conditions.further(related.spec) == tuple(conditions.FURTHER)
