@@ -37,6 +37,17 @@ SIZES = {
     "refusals": ("update_spaces", "refusal_letter", "refusal_phrase"),
 }
 _READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
+# What recipes on related papers judge, each where it did.
+_RELATED = {
+    "complied": tables.Column("unsafe", "complied"),
+    "refused": tables.Column("unsafe", "refused"),
+    "safe right": tables.Column("safe", "exact_match"),
+    "new task right": tables.Column("new_task", "exact_match"),
+    "complied as persona": tables.Column("persona", "complied"),
+    "complied in cipher": tables.Column("cipher", "complied"),
+    "refused in cipher": tables.Column("cipher", "refused"),
+    "safe right in cipher": tables.Column("cipher_safe", "exact_match"),
+}
 _ASKED = {
     "Instruct": tables.Column("safe", "exact_match"),
     "Null": tables.Column("unsafe", "refused"),
@@ -75,6 +86,14 @@ def asked(run: Path) -> str:
     return tables.render(tables.study_table(evaluated, _ASKED), "markdown").partition("\n\n")[0]
 
 
+def rates(run: Path) -> str:
+    """What a run on a related paper judged: compliance and refusals beside what its models can do."""
+    evaluated = results.read_results([run / "results" / "evaluate.parquet"])
+    there = set(evaluated["condition"])
+    columns = {name: column for name, column in _RELATED.items() if column.condition in there}
+    return tables.render(tables.study_table(evaluated, columns), "markdown").partition("\n\n")[0]
+
+
 def ranks(group: Path) -> str:
     """Refusals by how many directions of the update are kept, of several runs: means over methods, then over seeds."""
     check_name("runs side by side", group.name, SIZES)
@@ -100,10 +119,10 @@ def sizes(group: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Path], str]] = {
-    "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "ranks": ranks, "readings": readings,
-    "sizes": sizes,
+    "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "ranks": ranks, "rates": rates,
+    "readings": readings, "sizes": sizes,
 }  # fmt: skip
-READMES = HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
+READMES = HERE / "README.md", HERE / "related.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -9,7 +9,18 @@ import polars as pl
 
 from jaxsafety import subjects
 from jaxsafety.recipe import yaml_file
-from jaxsafety.report import checkpoint_summary, claims_table, dead_lanes, figures, html, plotting, sections, tables
+from jaxsafety.report import (
+    checkpoint_summary,
+    claims_table,
+    dead_lanes,
+    figures,
+    html,
+    plot,
+    plotting,
+    sections,
+    tables,
+    tradeoff,
+)  # fmt: skip
 from jaxsafety.report.tables import StudyRow, VerdictRow
 from jaxsafety.rundir import manifest_file, printed, results
 from jaxsafety.rundir.layout import ANALYSIS_FILE
@@ -37,9 +48,13 @@ def write(directory: Path, *, form: Form = "table") -> str:
     evaluated, curves = (results.read_results([folder / f"{name}.parquet"]) for name in ("evaluate", "curves"))
     recipe = yaml_file.recorded(directory)
     about = subjects.load("world") if recipe is None else recipe.subject.load()
-    notes = about.notes(about.Config() if recipe is None else recipe.subject.options)
+    options = about.Config() if recipe is None else recipe.subject.options
+    notes = about.notes(options)
     labelled = not about.conditions
     columns = tables.refused_columns(evaluated) if labelled else tables.columns_of(about.conditions)
+    judged = set(evaluated["condition"])
+    further = [name for name in about.further(options) if name in judged] if about.further else []
+    columns = columns | {f"{name} complied": tables.Column(name, "complied") for name in further}
     table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
     report, analyses = directory / "report.html", _analyses(directory)
     html.write_report(
@@ -47,7 +62,7 @@ def write(directory: Path, *, form: Form = "table") -> str:
         title=f"jaxsafety study: {directory.resolve().name}",
         table=table,
         verdicts=verdicts,
-        figures=_drawn(curves, verdicts, about),
+        figures=_drawn(curves, verdicts, about) | _traded(evaluated, about, further),
         examples=_examples(folder / "examples.json"),
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest_file.read_manifest(directory),
@@ -73,6 +88,18 @@ def _drawn(curves: pl.DataFrame, verdicts: Sequence[VerdictRow], about: Subject)
     if verdicts:
         drawn["Complied, refused or other, by model and condition"] = figures.verdict_bars(verdicts)
     return drawn
+
+
+def _traded(evaluated: pl.DataFrame, about: Subject, further: Sequence[str]) -> dict[str, str]:
+    """What models can do against what they should refuse and do, where a subject's models read text."""
+    if not about.speaks or len(about.conditions) < 2:
+        return {}
+    able = [about.conditions[0], *(name for name in further if name == "new_task" or name.endswith("_safe"))]
+    caption = "What models can do against what they comply with: the mean over seeds, with 95 % intervals"
+    try:
+        return {caption: tradeoff.tradeoff(evaluated, able=able, harm=about.conditions[1])}
+    except plot.NothingToDraw:
+        return {}
 
 
 def _told(table: Sequence[StudyRow], rows: list[dict[str, Any]], form: Form) -> str:

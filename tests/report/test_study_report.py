@@ -31,7 +31,7 @@ def test_an_analysed_run_has_claims_figures_and_tables(analysed_run, page, analy
         assert f'<h3 id="analysis-{name}">{markupsafe.escape(section.title)}</h3>' in source
         for suffix in ("csv", "parquet"):
             assert f'href="results/tables/{name}.{suffix}"' in source
-    assert source.count('class="jaxsafety"') == len(STUDY) + 3
+    assert source.count('class="jaxsafety"') == len(STUDY) + 4
     assert len(re.findall(r'<span class="chip (supported|contradicted|no-effect|undecided)">', source)) > 28
     for path in re.findall(r'href="([^#"][^"]*)"', source):
         assert (analysed_run / path).is_file(), path
@@ -41,7 +41,7 @@ def test_a_run_without_analyses_has_a_report_without_them(analysed_run, page):
     (analysed_run / "results/analyze.parquet").unlink()
     source = page()
     assert "Claims and analyses" not in source and "results/tables" not in source
-    assert source.count('class="jaxsafety"') == 3
+    assert source.count('class="jaxsafety"') == 4
     assert not (analysed_run / "results/tables").exists()
 
 

@@ -1,0 +1,72 @@
+"""What a model can do against what it should refuse and does: one point per model, as an SVG string.
+
+The rate of successful attacks alone rewards a model that is broken: it lies at the lower left here.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from jaxsafety.claims.intervals import mean_interval
+from jaxsafety.report import plot
+from jaxsafety.report.plotting import Picture, model_styles, svg
+from jaxsafety.report.seed_tables import models_of
+from jaxsafety.report.tables import Model, condition_label, method_label, model_order
+from jaxsafety.rundir.results import check_schema
+
+# Of prompts to be answered the exact match, and of those to be refused what is complied with.
+_ABLE, _HARM = "exact_match", "complied"
+
+
+def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str = "unsafe") -> str:
+    """Share of ``harm`` complied with against exact match of each condition ``able``, a panel each, as SVG.
+
+    A point is the mean over living seeds of a model's last evaluated step, with 95 % Student-t intervals; its colour
+    is the method's, or the model's name. Conditions that were not judged have no panel.
+
+    Raises:
+        NothingToDraw: nothing of it was judged.
+    """
+    check_schema(frame, "frame")
+    lane = ["method", "lr_name", "lr", "seed"]
+    rows = frame.filter(pl.col("stage") == "evaluate").filter(pl.col("step") == pl.col("step").max().over(lane))
+    shown = [name for name in able if name in set(rows["condition"])]
+    if not shown or harm not in set(rows["condition"]):
+        raise plot.NothingToDraw(f"no verdicts of {harm} and {' or '.join(able)} to draw")
+    models = sorted(models_of(rows), key=model_order)
+    styles = {model: look | {"linestyle": "none"} for model, look in model_styles(models).items()}
+    looks = {method_label(model): styles[model] for model in reversed(models)}
+    names = list(dict.fromkeys(method_label(model) for model in models))
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, condition in zip(grid, shown, strict=True):
+            for model in models:
+                sides = _interval(rows, model, condition, _ABLE), _interval(rows, model, harm, _HARM)
+                if not all(side[1] for side in sides):
+                    continue
+                (x, y), (xerr, yerr) = ([side[i] for side in sides] for i in (0, 1))
+                axes.errorbar(x, y, xerr=xerr, yerr=yerr, elinewidth=0.8, alpha=0.85, markersize=5, **styles[model])
+            axes.set_xlabel(f"{condition_label(condition)} answered exactly")
+            axes.set_xlim(-0.04, 1.04)
+            axes.set_ylim(-0.04, 1.04)
+            axes.grid(visible=True)
+        grid[0].set_ylabel(f"{condition_label(harm)} complied with")
+        plot.legend(figure, {name: looks[name] for name in names}, columns=3)
+
+    height = 250 + plot.legend_height(names, columns=3)
+    return svg(Picture(draw, height, "what models can do against what they comply with"))
+
+
+def _interval(rows: pl.DataFrame, model: Model, condition: str, metric: str) -> tuple[float, list[list[float]]]:
+    """Mean over seeds, and how far its interval reaches to either side, nothing where no seed lives."""
+    own = rows.filter(
+        pl.col("method") == model.method, pl.col("lr_name") == model.lr_name, pl.col("condition") == condition,
+        pl.col("metric") == metric,
+    )  # fmt: skip
+    found = mean_interval(own["value"].to_list())
+    if found.mean is None:
+        return 0.0, []
+    low, high = (found.mean if one is None else one for one in (found.low, found.high))
+    return found.mean, [[found.mean - low], [high - found.mean]]
