@@ -9,7 +9,8 @@ References:
 Fidelity:
     Theirs are of navigation and reservoirs, of thresholds of 0.95 and 0.8 on the probability of a safe trajectory. Here
     it is 0.95, and the return is held against the enumerated optimum's. Margins and null values were fixed before
-    ``experiments/safe_mdp.yaml`` had been run.
+    ``experiments/safe_mdp.yaml`` had been run. In its first run the multiplier had one rate, 0.05, and overshot: the
+    constraint was met and the return not kept. The statements ask the slower rate since, and the last one that.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +25,12 @@ from jaxsafety.claims.judging import Claim, Margin
 
 _POINTS = Margin(0.05, "five points of a hundred of a share, or of their difference")
 _SAFE, _RETURN = 0.95, 0.9
-_HIGH, _LOW = ["multiplier=10.0"], ["multiplier=1.0"]
+_SLOW, _FAST = "multiplier_rate=0.01", "multiplier_rate=0.05"
+_HIGH = "multiplier=10.0"
 
 
-def _share(evidence: Evidence, *, metric: str, name: str = "lagrangian", words: Sequence[str] = _HIGH) -> Measurement:
-    (model,) = lanes(evidence, name, words)
+def _share(evidence: Evidence, *, metric: str) -> Measurement:
+    (model,) = lanes(evidence, "lagrangian", [_HIGH, _SLOW])
     return Measurement(rate(evidence, model, metric=metric, condition="trajectory"))
 
 
@@ -71,7 +73,7 @@ CLAIMS = (
         "markov_fails",
         "With a Markov cost no such policy is found.",
         "Sec. 5",
-        _STATISTIC.format("the better of two thresholds in every seed"),
+        _STATISTIC.format("the best of two thresholds and two rates in every seed"),
         measure=partial(_slack, name="markov"),
         expected="below",
         margin=_POINTS,
@@ -90,7 +92,16 @@ CLAIMS = (
         "A multiplier that begins low finds no such policy either.",
         "beyond the paper",
         _STATISTIC.format("multiplier 1 at the first step"),
-        measure=partial(_slack, name="lagrangian", words=_LOW),
+        measure=partial(_slack, name="lagrangian", words=["multiplier=1.0", _SLOW]),
+        expected="below",
+        margin=_POINTS,
+    ),
+    Claim(
+        "fast_rate_fails",
+        "Nor does one that changes fast.",
+        "beyond the paper",
+        _STATISTIC.format("a rate of the multiplier of 0.05"),
+        measure=partial(_slack, name="lagrangian", words=[_HIGH, _FAST]),
         expected="below",
         margin=_POINTS,
     ),

@@ -56,7 +56,8 @@ class Config:
         threshold: the mean cost that there may be.
         multiplier: Lagrange multiplier of the first step, lambda. Low ones have the policy find the pattern first;
             once no trajectory is without it, nothing leads back.
-        multiplier_rate: of the multiplier's ascent at every step; with 0 the multiplier is a fixed penalty.
+        multiplier_rate: of the multiplier's ascent at every step; with 0 the multiplier is a fixed penalty. A high one
+            overshoots while the policy is still learning, and little but the cost is left in the objective.
         rollouts: trajectories for every example, which are each other's baseline.
 
     References: Low, Kumar and Sanner 2023 (arXiv 2304.03081), RCPO-MF. Fidelity: ascent on the logarithm of the
@@ -67,7 +68,7 @@ class Config:
     cost: Literal["classifier", "tempting"] = "classifier"
     threshold: float = traced(0.05, at_least=0, at_most=1)
     multiplier: float = traced(10.0, above=0)
-    multiplier_rate: float = traced(0.05, at_least=0)
+    multiplier_rate: float = traced(0.01, at_least=0)
     rollouts: int = static(8, at_least=2)
     __post_init__ = check
 

@@ -17,7 +17,8 @@ def rated(method, point, *, safe, kept):
     ]
 
 
-LAGRANGIAN = rated("lagrangian", "multiplier=10.0", safe=[1.0, 0.97], kept=[0.95, 1.0])
+HIGH = "multiplier=10.0.multiplier_rate="
+LAGRANGIAN = rated("lagrangian", f"{HIGH}0.01", safe=[1.0, 0.97], kept=[0.95, 1.0])
 BY_HAND = {
     "constraint_met": (LAGRANGIAN, [1.0, 0.97]),
     "return_kept": (LAGRANGIAN, [0.95, 1.0]),
@@ -33,7 +34,11 @@ BY_HAND = {
         [-0.95, 0.01],
     ),
     "low_start_fails": (
-        LAGRANGIAN + rated("lagrangian", "multiplier=1.0", safe=[0.0, 1.0], kept=[1.0, 0.5]), [-0.95, -0.4]
+        LAGRANGIAN + rated("lagrangian", "multiplier=1.0.multiplier_rate=0.01", safe=[0.0, 1.0], kept=[1.0, 0.5]),
+        [-0.95, -0.4],
+    ),
+    "fast_rate_fails": (
+        LAGRANGIAN + rated("lagrangian", f"{HIGH}0.05", safe=[1.0, 0.9], kept=[0.6, 1.0]), [-0.3, -0.05]
     ),
 }  # fmt: skip
 
@@ -54,4 +59,4 @@ def test_what_is_not_there_is_unmeasured():
     found = judging.judge(evidence.gather(LAGRANGIAN), CLAIMS).judgements
     told = {one.claim.name: one.why for one in found if not one.values}
     assert told["markov_fails"] == "no markov in this run"
-    assert told["low_start_fails"] == "no lagrangian multiplier=1.0 in this run"
+    assert told["low_start_fails"] == "no lagrangian multiplier=1.0 multiplier_rate=0.01 in this run"
