@@ -10,7 +10,8 @@ Fidelity:
     Theirs are of navigation and reservoirs, of thresholds of 0.95 and 0.8 on the probability of a safe trajectory. Here
     it is 0.95, and the return is held against the enumerated optimum's. Margins and null values were fixed before
     ``experiments/safe_mdp.yaml`` had been run. In its first run the multiplier had one rate, 0.05, and overshot: the
-    constraint was met and the return not kept. The statements ask the slower rate since, and the last one that.
+    constraint was met and the return not kept. Since then, and before the second, the statements ask the slower rate,
+    the last one asks that, and the margin of the first is 0.01, as 0.05 reached to 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ CLAIMS = (
         "share of trajectories without the pattern; null value 0.95",
         measure=partial(_share, metric="refused"),
         null=_SAFE,
-        margin=_POINTS,
+        margin=Margin(0.01, "a point of a hundred, of the five that there are between 0.95 and 1"),
     ),
     Claim(
         "return_kept",
