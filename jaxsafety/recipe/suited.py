@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxsafety import analysis
+from jaxsafety import analysis, pools
 from jaxsafety.config.names import check_name
 from jaxsafety.recipe.graph import default_models
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Edited, Given, Reused, Selected, Training
+from jaxsafety.recipe.models import Data, Edited, Given, Reused, Selected, Training
 from jaxsafety.recipe.nodes import AnalysisConfig, SubjectConfig, default_attacks, default_edits
 from jaxsafety.types import Subject
 
@@ -56,7 +56,7 @@ def check(recipe: Any) -> None:
     for lane in recipe.lanes:
         _check_lane(lane, conditions)
         if not subject.speaks and lane.training is not None:
-            _check_wordless(lane.training, f"models.{lane.label} of {_kind(recipe)}")
+            _check_wordless(lane.training.data, f"models.{lane.label}.data.pool")
     for label, node in recipe.analyses.items():
         own = node.load()
         if own.about == "files":
@@ -89,11 +89,10 @@ def _check_lane(lane: Lane, conditions: Sequence[str]) -> None:
             check_name(f"condition that pool {how.data.pool!r} of {where} draws", name, conditions)
 
 
-def _check_wordless(how: Training, where: str) -> None:
-    if (learned := how.load().examples) in ("preferences", "text"):
-        raise ValueError(
-            f"{where}: method {how.method!r} learns from {learned}, and there is no text: expected another"
-        )
+def _check_wordless(data: Data, where: str) -> None:
+    # Somebody's own pool may well have preferences without words.
+    if data.pool in pools.TABLE and data.load().examples in ("preferences", "text"):
+        raise ValueError(f"{where}: got {data.pool!r}, which draws text, expected a pool of the subject's own")
 
 
 def _check_files(recipe: Any) -> None:

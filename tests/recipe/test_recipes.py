@@ -18,13 +18,13 @@ TABLES = {"quick", "paper_small", "paper", "official"}
 OF_OTHERS = {"misgen", "update_spaces", "update_control"}
 # Those on related papers, which begin with the models of related_base.
 RELATED = {"covert", "derta", "landscape", "override", "qi2023", "safety_arithmetic", "somf"}
+OF_ONE = {"misgen_when", "misgen_age", "emulated", "refusal_phrase", "related_base"}
 # Those about no text.
 WORDLESS = {"safe_mdp"}
-OF_ONE = {"misgen_when", "misgen_age", "emulated", "refusal_phrase", "related_base"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
 TINY = (
-    "--seeds [0] --evaluate.probe_prompts 2 "
-    "--models.*.steps 2 --models.*.chunk_steps 2 --models.*.batch_size 2 --models.*.snapshots 0"
+    "--seeds [0] --evaluate.probe_prompts 2 --models.*.steps 2 --models.*.chunk_steps 2 --models.*.batch_size 2 "
+    "--models.*.snapshots 0"
 ).split()
 SMALL = "--subject.model.layers 1 --subject.model.heads 2 --subject.model.width 16".split()
 
