@@ -114,7 +114,7 @@ def test_a_policy_that_always_writes_the_same_is_judged_by_it(symbols, expected,
         ({"subject": {"trajectory": 8, "tempting": 8}}, r"tempting must be at most 7, got 8"),
         ({"subject": {"trajectory": 2}}, r"limit must be at most 2, got 3"),
         ({"subject": {"trajectory": 8, "temptin": 2}}, r"subject has no field 'temptin': .*did you mean 'tempting'"),
-        ({"models": {"a": {"method": "sft"}}}, r"models.a.data.pool: got 'safety', which draws text, expected a pool of"),
+        ({"models": {"a": {"method": "sft"}}}, r"models.a.data.pool: got 'safety', which draws text, expected a"),
         ({"subject": {"world": "tiny"}}, r"condition that pool 'labelled' of models.classifier draws 'trajectory'"),
     ],
 )  # fmt: skip
