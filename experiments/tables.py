@@ -17,7 +17,7 @@ import polars as pl
 from jaxsafety import subjects
 from jaxsafety.claims import intervals
 from jaxsafety.config.names import check_name
-from jaxsafety.report import claims_matrix, claims_table, figures, sections, tables
+from jaxsafety.report import claims_matrix, claims_table, figures, sections, tables, tradeoff
 from jaxsafety.rundir import atomic, printed, results
 
 HERE = Path(__file__).parent
@@ -28,9 +28,22 @@ ANALYSES = {
     "thorough": ("causal", "clusters"),
     "update_spaces": ("directions", "kept_energy", "intruders", "gradient_spaces"),
     "refusal_phrase": ("directions",),
+    "derta": ("prefill",),
+    "emulated": ("emulated",),
+    "landscape": ("landscape", "plane"),
+    "override": ("uncertainty",),
+    "covert": ("probe",),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick", "update_spaces")
+# What models can do against what they comply with, by run: in which conditions they are to be able.
+TRADED = {
+    "qi2023": ("safe",),
+    "safety_arithmetic": ("safe", "new_task"),
+    "somf": ("safe", "new_task"),
+    "covert": ("safe", "cipher_safe"),
+    "override": ("safe",),
+}
 # Runs that stand side by side.
 SIZES = {
     "all": ("quick", "thorough", "paper_small"),
@@ -147,6 +160,8 @@ def drawings() -> dict[str, Callable[[], str]]:
     for run, stages in STAGES.items():
         for stage in stages:
             found[f"{run}_{stage}.svg"] = partial(_curves, HERE / "results" / run, stage, shown)
+    for run, able in TRADED.items():
+        found[f"{run}_tradeoff.svg"] = partial(_traded, HERE / "results" / run, able)
     return found | {f"{run}_verdicts.svg": partial(_verdicts, HERE / "results" / run) for run in VERDICTS}
 
 
@@ -157,6 +172,10 @@ def _analysis(run: Path, name: str) -> str:
 def _curves(run: Path, stage: str, shown: dict[str, str]) -> str:
     curves = results.read_results([run / "results" / "curves.parquet"])
     return figures.learning_curves(curves, stage=stage, shown=shown)
+
+
+def _traded(run: Path, able: tuple[str, ...]) -> str:
+    return tradeoff.tradeoff(results.read_results([run / "results" / "evaluate.parquet"]), able=able)
 
 
 def _verdicts(run: Path) -> str:

@@ -201,6 +201,9 @@ def notes(config: Config) -> tuple[str, ...]:
 
 
 def _further(config: Config) -> tuple[str, ...]:
+    if loading.is_file(config.world) and not Path(config.world).exists():
+        # A run is looked at without its world, which is refused where it is opened.
+        return tuple(conditions.FURTHER)
     return conditions.further(loading.source(config.world).spec)
 
 

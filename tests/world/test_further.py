@@ -8,6 +8,7 @@ import pytest
 
 from jaxsafety import keys, world
 from jaxsafety.pools import cipher, identity, load, new_task, text
+from jaxsafety.subjects import synthetic
 from jaxsafety.world import conditions, drawn
 
 FILE = Path(__file__).parents[2] / "experiments/worlds/related.yaml"
@@ -143,6 +144,13 @@ def test_a_world_is_asked_for_what_it_has(tiny_world, related):
     for name, missing in (("persona", "persona"), ("cipher_safe", "cipher"), ("new_task", "late_operators")):
         with pytest.raises(ValueError, match=f"^conditions: world 'tiny' has no {missing}, expected one that has"):
             world.batch_at(tiny_world, name, key=keys.root(0), step=0, batch_size=1)
+
+
+def test_a_run_can_be_looked_at_whose_world_is_gone(tmp_path):
+    gone = synthetic.Config(world=str(tmp_path / "gone.yaml"))
+    assert synthetic.SUBJECT.further(gone) == tuple(conditions.FURTHER)
+    with pytest.raises(ValueError, match="no world file at"):
+        synthetic.SUBJECT.open(gone)
 
 
 def test_pools_say_which_conditions_they_draw():
