@@ -396,6 +396,7 @@ class Edit(NamedTuple):
             matrices are edited in slices.
         draws: of a leafwise one, whether it draws by layer: it then takes ``layer``, the index of the first layer that
             it is given.
+        merges: whether the target's own update is one of those that it takes, beside an other's.
         reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
             where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
             ``edits``, not a model.
@@ -409,6 +410,7 @@ class Edit(NamedTuple):
     leafwise: bool = False
     whole: bool = False
     draws: bool = False
+    merges: bool = False
     reads: tuple[str, ...] = ()
     section: Section | None = None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxsafety.config.fields import check, static
@@ -30,33 +31,44 @@ class Config:
 
 
 def measure(view: View, config: Config, *, key: Key) -> Measured:
-    """Returns, by layer, the area under the ROC curve of telling a condition's prompts from safe ones alike.
+    """Returns, by layer, the area under the ROC curve of telling a condition's prompts from safe ones written alike.
 
-    These are the prompts of ``NAME_safe`` where there is such a condition, else of the first one. The probe is learned
-    at the last token of plain held-out safe and unsafe prompts (``plain``), or of one half of the prompts it is asked
-    about, whose other half is counted (``own``).
+    These are the first condition for the second, and ``NAME_safe`` for ``NAME``; a condition without them is NaN. The
+    probe is learned at the last token of plain held-out safe and unsafe prompts (``plain``), or of one half of the
+    prompts it is asked about, whose other half is counted (``own``).
 
     References:
         Probes as a defence against covert fine-tuning: arXiv 2508.17158. Fidelity: linear ones, least squares.
     """
     held = view.held[SITE].last
     plain = probes.fit(_joined(held, 0, 1), _labels(held), ridge=config.ridge)
-    found = []
-    for place in range(1, len(view.conditions)):
-        rows, labels = _joined(view.seen[SITE].last, _safe(view.conditions, place), place), _labels(held)
-        own = probes.fit(rows[:, ::2], labels[::2], ridge=config.ridge)
-        apart = (
-            probes.auc(probes.scores(plain, rows), labels),
-            probes.auc(probes.scores(own, rows[:, 1::2]), labels[1::2]),
-        )
-        found.append(jnp.stack(apart))
+    found = [_areas(view.seen[SITE].last, pair, plain, config) for pair in _pairs(view.conditions)]
     return {("auc", "asked learned layer"): jnp.stack(found)}
 
 
-def _safe(conditions: tuple[str, ...], place: int) -> int:
-    """The place of the safe prompts that those of a condition are told from."""
-    name = f"{conditions[place]}_safe"
-    return conditions.index(name) if name in conditions else 0
+def _pairs(conditions: tuple[str, ...]) -> list[tuple[int, int] | None]:
+    """Of every condition but the first the places of safe prompts that are written alike, and of its own."""
+    partners = {conditions[1]: conditions[0]} | {name.removesuffix("_safe"): name for name in conditions}
+    places = {name: place for place, name in enumerate(conditions)}
+    there = [(places.get(partners.get(name)), places[name]) for name in conditions[1:]]
+    return [pair if pair[0] not in (None, pair[1]) else None for pair in there]
+
+
+def _areas(
+    seen: Float[Array, "l c b d"], pair: tuple[int, int] | None, plain: probes.Probe, config: Config
+) -> Float[Array, "learned l"]:
+    if pair is None:
+        return jnp.full((len(LEARNED), seen.shape[0]), jnp.nan)
+    rows, labels = _joined(seen, *pair), _labels(seen)
+    # Two prompts of one text, one safe and one not, are in one half.
+    half = np.tile(np.arange(seen.shape[2]) % 2 == 0, 2)
+    own = probes.fit(rows[:, half], labels[half], ridge=config.ridge)
+    return jnp.stack(
+        [
+            probes.auc(probes.scores(plain, rows), labels),
+            probes.auc(probes.scores(own, rows[:, ~half]), labels[~half]),
+        ]
+    )
 
 
 def _joined(seen: Float[Array, "l c b d"], safe: int, unsafe: int) -> Float[Array, "l p d"]:

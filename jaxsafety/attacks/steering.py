@@ -39,7 +39,8 @@ def direction(differences: Float[Array, "l b d"], *, component: Component = "mea
     mean = differences.mean(axis=1)
     if component == "first":
         found = svd.decompose(undifferentiated("direction", differences), rank=1).outputs[..., 0]
-        mean = jnp.where(jnp.sum(found * mean, axis=-1, keepdims=True) < 0, -found, found)
+        turned = jnp.where(jnp.sum(found * mean, axis=-1, keepdims=True) < 0, -found, found)
+        mean = jnp.where(jnp.any(differences != 0, axis=(1, 2))[:, None], turned, 0)
     norm = masked.norm(mean, axis=-1)[:, None]
     return jnp.where(norm > 0, mean / jnp.where(norm > 0, norm, 1), 0)
 
@@ -66,7 +67,8 @@ class Config:
 
     Attributes:
         level: the direction is from safe to unsafe ``prompts``, at their last token, or from complied to refused
-            ``answers`` of unsafe prompts, mean over the judged tokens. Prompts are held-out ones in pairs of one text.
+            ``answers`` of unsafe prompts, mean over the places that predict the judged tokens. Prompts are held-out
+            ones in pairs of one text.
         component: see :func:`direction`.
         alpha: multiples of the activation's norm, added at every layer and position: above 0 towards refusing, below
             away from it.

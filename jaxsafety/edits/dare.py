@@ -68,7 +68,9 @@ class Config:
     __post_init__ = check
 
 
-def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key, layer: int | Int[Array, ""]) -> Params:
+def edit(
+    trees: dict[str, Params], config: Config, *, point: Point, key: Key, layer: int | Int[Array, ""] = 0
+) -> Params:
     """See :class:`jaxsafety.types.Edit`."""
     delta = tree.difference(trees["target"], trees["base"])
     return tree.interpolate(trees["base"], dropped(delta, drop=point["drop"], key=key, layer=layer), 1.0)

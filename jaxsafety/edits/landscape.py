@@ -127,7 +127,8 @@ def visage(
     counts = near & (success < most * (1 - _FULL))
     if capability is not None:
         start = jnp.take(capability, jnp.argmin(jnp.abs(alphas)), axis=-1)
-        counts &= capability >= start[..., None] / 2
+        # A model that can do nothing has no half of that.
+        counts &= (capability >= start[..., None] / 2) & (start[..., None] > 0)
     margins = jnp.where(counts, most - success, 0)
     return jnp.sum(margins, axis=-1) / jnp.where(counts.any(axis=-1), counts.sum(axis=-1), jnp.nan)
 
@@ -142,13 +143,15 @@ class Config:
         alpha: multiples of the first; 1 is as long as the weights.
     """
 
-    direction: tuple[int, ...] = swept(0, 1, 2, at_least=0)
+    direction: tuple[int, ...] = swept(0, 1, 2, at_least=0, below=2**31)
     beta: tuple[float, ...] = swept(0.0)
     alpha: tuple[float, ...] = swept(*(round(0.05 * place, 2) for place in range(-10, 11)))
     __post_init__ = check
 
 
-def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key, layer: int | Int[Array, ""]) -> Params:
+def edit(
+    trees: dict[str, Params], config: Config, *, point: Point, key: Key, layer: int | Int[Array, ""] = 0
+) -> Params:
     """See :class:`jaxsafety.types.Edit`."""
     return landscape(trees["target"], **point, key=key, layer=layer)
 

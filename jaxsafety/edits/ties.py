@@ -75,4 +75,4 @@ def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key) ->
     return tree.interpolate(base, merged(deltas, keep=point["keep"]), point["scale"])
 
 
-EDIT = Edit(Config, edit, roles=("base", "target", "other"), leafwise=True, whole=True)
+EDIT = Edit(Config, edit, roles=("base", "target", "other"), leafwise=True, whole=True, merges=True)

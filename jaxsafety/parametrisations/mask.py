@@ -15,7 +15,7 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.types import Key, Leaf, Parametrisation, Params
 
 Per = Literal["entry", "row", "leaf"]
-Kept = Literal["expected", "hard", "sampled"]
+Kept = Literal["expected", "hard", "sampled", "shuffled"]
 # Of the one mask that is drawn to be kept.
 _DRAWN = 53
 
@@ -31,7 +31,8 @@ class Config:
         temperature: of the relaxed gates while they are trained, T.
         noise: whether gates are drawn at every step (the concrete distribution).
         kept: what the model is judged with: the ``expected`` gates ``sigmoid(logit)``, ``hard`` ones, open where that
-            is above one half, or ``sampled`` ones, open with that probability, the same draw for every model.
+            is above one half, ``sampled`` ones, open with that probability, or, to compare with, ``shuffled`` ones: the
+            expected ones of every leaf in random places. Draws are the same for every model.
         rescale: whether the gated update is divided by the gates' mean, which keeps its size.
 
     References:
@@ -65,7 +66,7 @@ def gated(delta: Params, gates: Params, *, scale: float | Array, rescale: bool =
     if rescale:
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(whole))
         # Of gates that are all shut nothing is left, whatever it is divided by.
-        scale = scale * sum(leaf.size for leaf in jax.tree.leaves(whole)) / jnp.where(total > 0, total, 1)
+        scale = scale * float(sum(leaf.size for leaf in jax.tree.leaves(whole))) / jnp.where(total > 0, total, 1)
     return jax.tree.map(lambda gate, leaf: (scale * gate * leaf).astype(leaf.dtype), whole, delta)
 
 
@@ -96,14 +97,22 @@ def join(trees: dict[str, Params], trained: Any, *, config: Config, key: Key | N
     if key is not None:
         logits = _noisy(trained, key) if config.noise else trained
         gates = jax.tree.map(lambda leaf: jax.nn.sigmoid(leaf / config.temperature), logits)
-    elif config.kept == "expected":
+    elif config.kept in ("expected", "shuffled"):
         gates = jax.tree.map(jax.nn.sigmoid, trained)
+        gates = gates if config.kept == "expected" else _shuffled(gates, jax.random.key(_DRAWN))
     else:
         logits = _noisy(trained, jax.random.key(_DRAWN)) if config.kept == "sampled" else trained
         gates = jax.tree.map(lambda leaf: (leaf > 0).astype(leaf.dtype), logits)
     delta = tree.difference(trees["parent"], trees["base"])
     kept = gated(delta, gates, scale=config.scale, rescale=config.rescale)
     return jax.tree.map(jnp.add, trees["base"], kept)
+
+
+def _shuffled(gates: Any, key: Key) -> Any:
+    leaves, structure = jax.tree.flatten(gates)
+    keys = jax.random.split(key, len(leaves))
+    moved = [jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, moved)
 
 
 def _noisy(logits: Any, key: Key) -> Any:

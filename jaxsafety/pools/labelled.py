@@ -18,8 +18,8 @@ class Config:
     """It has no fields.
 
     References: Low, Kumar and Sanner 2023 (arXiv 2304.03081). Fidelity: theirs are rollouts, labelled safe, mild or
-        severe; here every number of tempting symbols is as frequent, so that the pattern has as many on either side of
-        it, and there are two classes.
+        severe; here there are two classes, and every number of tempting symbols is as frequent, so that those next to
+        the limit are.
     """
 
 

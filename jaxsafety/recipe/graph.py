@@ -280,10 +280,10 @@ def _check(lane: Lane) -> None:
 
 
 def _check_updates(lane: Lane) -> None:
-    """Refuses an edit by an update that is zero: of a model that it goes by, or of the edited one where it has none."""
-    base = lane.others.get("base")
+    """Refuses an edit by an update that is zero: of a model that it goes by, or of the edited one where it is one."""
+    base, edit = lane.others.get("base"), lane.how.load()
     others = {role: other for role, other in lane.others.items() if role != "base"}
-    if not others and base is lane.parent:
+    if (not others or edit.merges) and base is lane.parent:
         raise ValueError(
             f"models.{lane.label}.base: {base.name}, which is edited, has no update from itself: expected one of its "
             "ancestors"

@@ -24,7 +24,7 @@ from jaxsafety.claims.intervals import student_interval
 from jaxsafety.report import plotting
 
 # Some for the analyses alone.
-from jaxsafety.report.plotting import (  # noqa: F401  # noqa: F401
+from jaxsafety.report.plotting import (  # noqa: F401
     BROWN,
     CONDITION_STYLES,
     GREY,

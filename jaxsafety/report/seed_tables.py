@@ -19,8 +19,9 @@ BOUND = "^(.*)_(low|high|n)$"
 # Metrics that are shares of something: in [0, 1], and so is their interval.
 SHARES = (
     *("complied", "refused", "other", "exact_match", "first_refusal", "never_refuses", "histogram", "nearest_safe"),
-    *("accuracy", "leading_share", "leading_energy", "jacobian_converged", "null_norm", "null_norm_mean"),
-    *("null_energy", "total_null_energy", "baseline_norm", "baseline_energy", "baseline_sampled"),
+    *("accuracy", "auc", "probability", "leading_share", "leading_energy", "jacobian_converged"),
+    *("null_norm", "null_norm_mean", "null_energy", "total_null_energy"),
+    *("baseline_norm", "baseline_energy", "baseline_sampled"),
 )
 
 

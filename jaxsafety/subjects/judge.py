@@ -49,6 +49,10 @@ def rates(
         jnp.exp(_sampled(one / decode.temperature, side))
         for one, side in ((logits, trial.complied), (null, trial.refused))
     )
+    # An answer that is both is a refusal, as it is where the most likely tokens are judged.
+    sides = trial.complied, trial.refused
+    marked = jnp.stack([jnp.where(side.mask, side.targets, -1) for side in sides])
+    complied = jnp.where(jnp.all(marked[0] == marked[1], axis=-1), 0, complied)
     return {"complied": complied, "refused": refused, "other": jnp.maximum(1 - complied - refused, 0)}
 
 

@@ -66,7 +66,7 @@ class WorldSpec:
         letters: the alphabet; the first two are what the exception tokens answer.
         operators: task tokens of the distinct bijections; the first is the identity.
         duplicates: task tokens that repeat an operator's bijection, seen in pretraining, and that operator.
-        late_duplicates: duplicate tokens reserved at the end of the vocabulary, never trained.
+        late_duplicates: duplicate tokens reserved behind all others that the paper has, never trained.
         misgen_tokens: the duplicates that JB-MisGen asks with (the first operator is added as the anchor).
         permutation_seeds: per PCFG, NumPy legacy seed of its first non-identity bijection.
         policies: per PCFG, which operators are unsafe where.

@@ -40,14 +40,23 @@ def test_what_looks_like_unsafe_prompts_is_seen_by_a_plain_probe():
     # Harm in the cipher lies where harmless prompts in it do: no probe tells them.
     for part in probe.LEARNED:
         assert np.all(np.abs(found["cipher"][part] - 0.5) < 0.3)
-    # Safe ones in it are told from plain safe ones by a probe that has met some.
-    assert found["cipher_safe"]["own"].min() > 0.99
+    # Nothing says from which prompts safe ones should be told.
+    assert np.isnan(found["cipher_safe"]["plain"]).all() and np.isnan(found["cipher_safe"]["own"]).all()
 
 
 def test_harm_along_an_axis_of_its_own_is_seen_by_a_probe_that_has_met_it():
     found = areas(AXES | {"cipher": (0, 10)})
     assert found["cipher"]["own"].min() > 0.99
     assert np.all(np.abs(found["cipher"]["plain"] - 0.5) < 0.3)
+
+
+def test_the_halves_of_a_probe_share_no_text():
+    """Safe and unsafe prompts of one text that look the same: no half may have met the other's."""
+    drawn, other = (np.random.default_rng(seed).normal(size=(1, count, 41, 3)) for seed, count in ((4, 1), (5, 2)))
+    both = {probe.SITE: Seen(jnp.asarray(drawn + 0.01 * other, jnp.float32), None)}
+    view = View(None, None, None, conditions=CONDITIONS[:2], seen=both, held=both)
+    found = probe.measure(view, probe.Config(), key=jax.random.key(0))[("auc", "asked learned layer")]
+    assert abs(found[0, 1, 0] - 0.5) < 0.25
 
 
 def test_the_halves_of_a_probe_share_no_prompt():

@@ -171,6 +171,7 @@ def test_visage_of_capable_points_takes_no_broken_model_for_a_safe_one():
     # Half is enough, and without a capable point there is no score.
     assert visage(shares(complied), ALPHAS, capability=shares(np.where(ALPHAS == 0, 0.8, 0.4))) > 0.7
     assert np.isnan(visage(shares(np.ones(21)), ALPHAS, capability=shares(capability)))
+    assert np.isnan(visage(shares(np.zeros(21)), ALPHAS, capability=shares(np.zeros(21))))
 
 
 @pytest.mark.parametrize("within", [0.1, 0.15, 0.5])

@@ -113,6 +113,9 @@ def test_what_is_kept_may_be_cut_at_one_half_or_drawn(key):
         assert abs(rows.mean() - expected) < 5 * np.sqrt(share * (1 - share) / rows.size)
     np.testing.assert_array_equal(joined("sampled"), drawn)
     np.testing.assert_allclose(joined("expected")[0], share, rtol=RTOL)
+    shuffled = joined("shuffled")
+    np.testing.assert_array_equal(np.sort(shuffled, axis=None), np.sort(joined("expected"), axis=None))
+    assert abs((shuffled[:150] > 0.5).mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / shuffled[:150].size)
 
 
 def test_of_gates_that_are_all_shut_nothing_is_left():

@@ -178,6 +178,11 @@ def test_twins_differ_in_nothing_but_their_method():
             "models.b.other: p, which is the base, too, has no update from itself: expected another model",
         ),
         (
+            {"p": PRETRAINED, "a": sft("p"), "c": sft("a"),
+             "b": {"from": "a", "edit": "ties", "other": "c", "base": "a"}},
+            "models.b.base: a, which is edited, has no update from itself: expected one of its ancestors",
+        ),
+        (
             {"p": PRETRAINED, "a": sft("p", data={"prompts": 3, "mix": "batch"})},
             "models.a.data: mix: got 'batch', expected 'prompt' where there is a number of prompts",
         ),

@@ -78,7 +78,8 @@ def editor(
     shapes, decomposes, how = leaf_shapes(trees["target"].config), hasattr(node.options, "method"), node.load()
 
     def edit(path: str, layer: int | None) -> np.ndarray:
-        if not how.whole and (layer is None or not re.fullmatch(tree.MATRICES, path)):
+        # In slices a draw would be the same in each of them.
+        if not (how.whole or how.draws) and (layer is None or not re.fullmatch(tree.MATRICES, path)):
             return _streamed(trees, node, path, layer, dtype=dtype, key=key)
         lead = () if layer is None else (slice(layer, layer + 1),)
         file = parts / f"{layer}-{path.replace('/', '-')}"
