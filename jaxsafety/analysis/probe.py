@@ -48,10 +48,10 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
 
 def _pairs(conditions: tuple[str, ...]) -> list[tuple[int, int] | None]:
     """Of every condition but the first the places of safe prompts that are written alike, and of its own."""
-    partners = {conditions[1]: conditions[0]} | {name.removesuffix("_safe"): name for name in conditions}
-    places = {name: place for place, name in enumerate(conditions)}
-    there = [(places.get(partners.get(name)), places[name]) for name in conditions[1:]]
-    return [pair if pair[0] not in (None, pair[1]) else None for pair in there]
+    partners = {conditions[1]: 0} | {
+        name.removesuffix("_safe"): place for place, name in enumerate(conditions) if name.endswith("_safe")
+    }
+    return [(partners[name], place) if name in partners else None for place, name in enumerate(conditions) if place]
 
 
 def _areas(
