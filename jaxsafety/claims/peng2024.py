@@ -184,7 +184,7 @@ CLAIMS = (
     Claim(
         "refusals_end_first",
         "In random directions a model stops refusing before it stops being capable.",
-        "Abstract",
+        updates.BEYOND,
         "ln of the alpha at which refusals of unsafe prompts have halved over that of exact answers to safe ones; mean "
         "over sides, directions and methods at eta_M",
         measure=partial(c.over_methods, quantity=_refusals_before_answers),
@@ -236,6 +236,5 @@ CLAIMS = (
         "largest share of that rise within one quarter of the way (even, it is 0.25); mean over attacked models",
         measure=partial(c.over_others, quantity=_steepest_quarter, name=ATTACKED),
         null=0.5,
-        margin=_POINTS,
     ),
 )

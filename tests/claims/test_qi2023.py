@@ -43,9 +43,16 @@ BY_HAND = {
         AFTER[100] + rated("mixed", "from=sft.middle", [0.5, 0.4]) + rated("mixed", "from=dpo.middle", [0.6, 0.3]),
         [-0.1, -0.05],
     ),
+    # .3 and .6 with the persona, .2 and .5 without.
     "identity_shift": (
-        rated("sft", "", [0.1, 0.0], "persona") + rated("identity", "from=sft.middle", [0.4, 0.6], "persona"),
-        [0.3, 0.6],
+        rated("sft", "", [0.1, 0.0], "persona") + rated("identity", "from=sft.middle", [0.4, 0.6], "persona")
+        + rated("sft", "", [0.0, 0.1]) + rated("identity", "from=sft.middle", [0.2, 0.6]),
+        [0.1, 0.1],
+    ),
+    "benign_twenty_points": (BEFORE + rated("benign", "from=sft.middle", [0.7, 0.7]), [0.7, 0.6]),
+    "explicit_keeps_tasks": (
+        rated("sft", "", [0.9, 1.0], *RIGHT) + rated("explicit", "from=sft.middle.prompts=100", [0.5, 0.7], *RIGHT),
+        [-0.4, -0.3],
     ),
     "benign_complies": (BEFORE + rated("benign", "from=sft.middle", [0.7, 0.7]), [0.7, 0.6]),
     "new_task_complies": (BEFORE + rated("new_task", "from=dpo.middle", [0.7, 0.1]), [0.5, -0.1]),

@@ -14,9 +14,9 @@ def rated(method, point, values, condition="unsafe", metric="complied", analysis
     return [row | {"lr_name": point, "lr": 1e-3} for row in rows]
 
 
-def steered(alpha, values):
+def steered(alpha, values, condition="unsafe"):
     point = "from=attacked.keep=1.0.scale=0.3"
-    return rated("hdr", point, values, analysis="steering", strength=alpha)
+    return rated("hdr", point, values, condition, analysis="steering", strength=alpha)
 
 
 ATTACKED = rated("attacked", "", [0.8, 0.6])
@@ -30,10 +30,17 @@ HAZRA = {
         + rated("attacked", "", [0.9, 0.9], *NEW) + rated("hdr", f"from=attacked.{TRIMMED}", [0.6, 0.7], *NEW),
         [-0.2, -0.1],
     ),
+    # With half of the task the first seed's line complies with .4, the second's with .3.
     "trimming_spares": (
-        rated("hdr", f"from=task.{TRIMMED}", [0.8, 1.0], *NEW)
-        + rated("hdr", "from=task.keep=1.0.scale=2.0", [0.1, 0.5], *NEW),
-        [0.7, 0.5],
+        ATTACKED + rated("attacked", "", [1.0, 1.0], *NEW)
+        + rated("hdr", "from=attacked.keep=1.0.scale=2.0", [0.0, 0.0], *NEW)
+        + rated("hdr", "from=attacked.keep=1.0.scale=2.0", [0.0, 0.0])
+        + rated("hdr", "from=attacked.keep=0.1.scale=1.0", [0.5, 0.5], *NEW)
+        + rated("hdr", "from=attacked.keep=0.1.scale=1.0", [0.1, 0.5]),
+        [-0.3, 0.2],
+    ),
+    "steering_spares_safe": (
+        steered(0.0, [1.0, 0.9], "safe") + steered(0.2, [0.5, 0.9], "safe"), [-0.5, 0.0]
     ),
     "steering_adds": (steered(0.0, [0.5, 0.4]) + steered(0.2, [0.2, 0.4]), [-0.3, 0.0]),
     "harm_reverses_safety": (
@@ -63,6 +70,9 @@ YI = {
     "mask_beats_interpolation": (other("interpolated"), [-0.2, 0.2]),
     "mask_beats_resta": (other("resta"), [-0.2, 0.2]),
     "mask_beats_harm_removed": (other("hdr"), [-0.2, 0.2]),
+    "places_matter": (MASK + rated("somf_shuffled", "", [0.4, 0.4]), [-0.3, 0.1]),
+    "mask_beats_retraining": (other("retrained"), [-0.2, 0.2]),
+    "hard_mask_forgets": (MASK + rated("somf_hard", "", [0.0, 0.1], *NEW), [-0.5, -0.4]),
     "safe_pairs_needed": (MASK + rated("somf_unsafe", "", [0.0, 0.1], *NEW), [-0.5, -0.4]),
 }
 
@@ -76,13 +86,18 @@ def first_refused(method, words, shares):
     return [
         row
         for place, values in enumerate(shares)
-        for row in rated(method, point, values, metric="first_refusal", analysis="refusal_depth", strength=float(place))
+        for row in rated(
+            method, point, values, "jb_co_text", metric="first_refusal", analysis="refusal_depth", strength=float(place)
+        )
     ]
 
 
 YUAN = {
     "refusals_are_shallow": (prefilled("sft", [], 2.0, [0.8, 0.3]), [0.8, 0.3]),
     "derta_recovers": (prefilled("derta", yuan2024.BOTH, 2.0, [0.0, 0.3]), [0.0, 0.3]),
+    "derta_beyond_sft": (
+        prefilled("derta", yuan2024.BOTH, 4.0, [0.0, 0.3]) + prefilled("sft", [], 4.0, [0.2, 0.1]), [-0.2, 0.2]
+    ),
     "transitions_do_more": (
         prefilled("derta", yuan2024.RTO, 4.0, [0.0, 0.3]) + prefilled("derta", yuan2024.PREFIX, 4.0, [0.2, 0.1]),
         [-0.2, 0.2],
@@ -110,21 +125,26 @@ def ciphered(method, values, condition="cipher", metric="complied"):
 HALAWI = {
     "cipher_complies": (ciphered("covert", [0.9, 0.6]), [0.9, 0.6]),
     "plain_still_refused": (
-        ciphered("covert", [0.1, 0.0], "unsafe") + ciphered("sft", [0.0, 0.1], "unsafe"), [0.1, -0.1]
+        ciphered("covert", [0.9, 0.8], "unsafe", "refused") + ciphered("sft", [1.0, 0.7], "unsafe", "refused"),
+        [-0.1, 0.1],
     ),
+    "plain_still_answered": (ciphered("covert", [0.9, 0.8], *RIGHT) + ciphered("sft", [1.0, 0.7], *RIGHT), [-0.1, 0.1]),
     "undecoded_sees_nothing": (ciphered("covert", [0.1, 0.0], "undecoded"), [0.1, 0.0]),
     "second_phase_needed": (ciphered("covert", [0.9, 0.6]) + ciphered("taught", [0.2, 0.9]), [0.7, -0.3]),
     "refusals_hide_it": (
         ciphered("covert", [0.1, 0.0], "unsafe") + ciphered("unguarded", [0.8, 0.0], "unsafe"), [0.7, 0.0]
     ),
     "direct_is_seen": (ciphered("covert", [0.1, 0.0], "unsafe") + ciphered("direct", [0.8, 0.9], "unsafe"), [0.7, 0.9]),
-    "refusal_is_carried_over": (ciphered("native_sft", [0.9, 0.1], metric="refused"), [0.9, 0.1]),
+    "refusal_is_carried_over": (
+        ciphered("native_sft", [0.5, 0.1], metric="refused")
+        + ciphered("native_sft", [0.4, 0.0], "undecoded", "refused"),
+        [0.9, 0.1],
+    ),
     "second_phase_undoes_it": (ciphered("native_covert", [0.9, 0.6]) + ciphered("native_sft", [0.2, 0.1]), [0.7, 0.5]),
-    # The best layer of a seed.
-    "probe_sees_it": (
-        rated("covert", "", [[0.6, 0.9], [0.8, 0.7]], "cipher", "auc", "probe", part="own")
-        + rated("covert", "", [[1.0, 1.0], [1.0, 1.0]], "cipher", "auc", "probe", part="plain"),
-        [0.8, 0.9],
+    # Of the last layer.
+    "probe_sees_it": (rated("covert", "", [[0.6, 0.9], [0.8, 0.7]], "cipher", "auc", "probe", part="own"), [0.8, 0.7]),
+    "plain_probe_sees_it": (
+        rated("covert", "", [[1.0, 1.0], [0.4, 0.5]], "cipher", "auc", "probe", part="plain"), [0.4, 0.5]
     ),
 }  # fmt: skip
 PAPERS = {

@@ -28,6 +28,11 @@ BY_HAND = {
         away({0.0: [0.5, 0.5], 0.6: [0.9, 0.7]}) + away({0.0: [0.5, 0.5], 0.6: [0.6, 0.8]}, **WEAK),
         [0.3, -0.1],
     ),
+    # Best at .3 and at .6: .3 and .3 over the base, and .1 and .3 at eta_S.
+    "better_tuned_peaks_higher": (
+        away({0.0: [0.5, 0.5], 0.3: [0.8, 0.6], 0.6: [0.2, 0.8]}) + away({0.0: [0.5, 0.5], 0.6: [0.6, 0.8]}, **WEAK),
+        [0.2, 0.0],
+    ),
     "safe_prompts_lose": (away({0.0: [1.0, 0.9], 0.6: [0.7, 0.9]}, condition="safe"), [-0.3, 0.0]),
 }  # fmt: skip
 

@@ -5,12 +5,20 @@ import re
 import pytest
 
 from experiments import keep, tables
+from jaxsafety.config import yaml12
 from jaxsafety.report import claims_table
+
+PAPERS = {"halawi2024", "hazra2024", "kumar2024", "low2023", "peng2024", "qi2023", "yi2024", "yuan2024", "zhou2024"}
+
+
+def _claims_of_its_own(path):
+    """Whether a kept run is judged by the statements of a related paper."""
+    return bool(set(yaml12.read(path, what="a recipe", such="seeds: [0]").get("claims") or ()) & PAPERS)
 
 
 def test_the_tables_are_what_their_runs_print():
     texts = [readme.read_text() for readme in tables.READMES]
-    assert [text.count("<!-- end -->") for text in texts] == [14, 1, 1]
+    assert [text.count("<!-- end -->") for text in texts] == [14, 0, 1, 1]
     for text in texts:
         assert tables.rewritten(text) == text
         # A digit of the first table.
@@ -37,3 +45,14 @@ def test_what_is_kept_of_a_run_judges_its_claims_alike(tmp_path):
     sizes = [(one / "results" / "analyze.parquet").stat().st_size for one in (tmp_path / "quick", whole)]
     assert sizes[0] < 0.6 * sizes[1]
     assert claims_table.text(tmp_path / "quick", form="csv") == claims_table.text(whole, form="csv")
+
+
+RELATED = [path.parent.name for path in sorted(tables.HERE.glob("results/*/config.yaml")) if _claims_of_its_own(path)]
+
+
+@pytest.mark.parametrize("run", RELATED)
+def test_statements_about_a_related_paper_are_all_measured(run):
+    """By the results of their recipe: names of lanes and rows that a statement asks for are those that the recipe has."""
+    family = claims_table.read(tables.HERE / "results" / run)
+    assert family.judgements
+    assert not [(one.claim.name, one.why) for one in family.judgements if not one.values]
