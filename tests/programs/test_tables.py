@@ -52,7 +52,7 @@ RELATED = [path.parent.name for path in sorted(tables.HERE.glob("results/*/confi
 
 @pytest.mark.parametrize("run", RELATED)
 def test_statements_about_a_related_paper_are_all_measured(run):
-    """By the results of their recipe: names of lanes and rows that a statement asks for are those that the recipe has."""
+    """By the results of their recipe: what a statement asks for by name is there."""
     family = claims_table.read(tables.HERE / "results" / run)
     assert family.judgements
     assert not [(one.claim.name, one.why) for one in family.judgements if not one.values]
