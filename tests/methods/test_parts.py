@@ -1,4 +1,4 @@
-"""A batch taken in parts has the loss, the metrics and the gradient of the whole."""
+"""A batch taken in parts, or by several devices, has the loss, the metrics and the gradient of the whole."""
 
 from functools import partial
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsafety import keys, methods, world
 from jaxsafety.models import gpt
@@ -60,6 +61,35 @@ def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt
             np.testing.assert_allclose(own, wanted[metric], rtol=RTOL, atol=1e-6, err_msg=f"{metric}, {parts} parts")
         for own, other in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(own, other, rtol=RTOL, atol=RTOL * norm)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["derta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deep_alignment", "constrained_sft", "dpo"))],
+)
+def test_devices_have_loss_and_gradient_of_one(tiny_config, tiny_gpt, batch, reference, name):
+    """The batch over two and four of them, the model on each."""
+    model, method = gpt.model(tiny_config), methods.load(name)
+    config, key = method.Config(**OPTIONS.get(name, {})), keys.root(0)
+
+    def run(params, batch, reference):
+        given = objective.prepared(method, model, batch, config, reference=reference, key=key)
+        gradient = objective.make_gradient(method, model, config, key=key, total_steps=1, parts=1)
+        value, _, grads = gradient(state_of(params), given)
+        return value, grads
+
+    found = []
+    for count in (1, 2, 4):
+        mesh = jax.make_mesh((count,), ("b",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+        shared, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("b",), ()))
+        given = jax.device_put(batch, shared), jax.device_put(reference, whole)
+        found.append(jax.device_get(jax.jit(run)(jax.device_put(tiny_gpt, whole), *given)))
+    (value, whole), *others = found
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(whole)))
+    for other, grads in others:
+        np.testing.assert_allclose(other, value, rtol=RTOL)
+        for own, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(own, expected, rtol=RTOL, atol=RTOL * norm)
 
 
 def next_tokens(model, *, parts):
