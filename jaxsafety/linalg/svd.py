@@ -281,10 +281,13 @@ def _beside(basis: Array, columns: Array, *, near: Array) -> Array:
     """What columns add to an orthonormal basis, as orthonormal columns; directions of rounding where they add none.
 
     ``near`` is the block of the basis that, but for rounding, they have a part in; when what they add is small, that
-    rounding is large beside it, and lies anywhere in the basis.
+    rounding is large beside it, and lies anywhere in the basis. Twice is enough (Giraud et al. 2005): after once errors
+    were ten times as large where a matrix has few dimensions.
     """
     columns = _conditioned(columns - _product(near, _product(near.T, columns)))
-    return _complete(columns - _product(basis, _product(basis.T, columns)))
+    for _ in range(2):
+        columns = columns - _product(basis, _product(basis.T, columns))
+    return _complete(columns)
 
 
 def _orthonormal(columns: Array) -> Array:
