@@ -210,7 +210,7 @@ def mini_recipe() -> Recipe:
             "prefill": {"depth": [0, 1]},
             "soft_tokens": {"conditions": ["unsafe"], "count": [0, 2], "steps": [0, 1]},
         },
-        analyses={name: {} for name in analysis.TABLE} | {
+        analyses={name: {} for name in analysis.DEFAULT} | {
             "sensitivity": {"prompts": 2, "jacobian_prompts": 1},
             "gradients": {"prompts": 2}, "gradient_spaces": {"prompts": 2},
         },

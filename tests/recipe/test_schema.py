@@ -121,7 +121,7 @@ def test_no_conditions_are_all_that_the_subject_has():
 def test_what_a_recipe_does_not_name_is_all_that_the_paper_has(mini_recipe):
     default = Recipe()
     assert (list(default.attacks), list(default.analyses)) == (["prefill", "soft_tokens"], list(analysis.DEFAULT))
-    assert set(mini_recipe.analyses) == set(analysis.TABLE)
+    assert set(mini_recipe.analyses) == set(analysis.DEFAULT)
     assert {"whole", "rank", "layer", "transfer"} <= set(default.edits)
     empty = Recipe(edits={}, attacks={}, analyses={})
     assert (empty.edits, empty.attacks, empty.analyses) == ({}, {}, {})

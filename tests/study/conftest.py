@@ -41,7 +41,8 @@ def graph(mini_recipe):
     analyses = {label: {"on": trained} for label in ("verdicts", "output_space", "alignment")}
     return replace(
         mini_recipe, models=models, strategy="map", edits={}, attacks={"prefill": {"depth": [0], "on": ["attacked"]}},
-        analyses=analyses | {"clusters": {"on": ["sft.eta_M", "attacked"]}},
+        analyses=analyses | {"clusters": {"on": ["sft.eta_M", "attacked"]}}
+        | {label: {"on": ["sft.eta_M"]} for label in ("probe", "uncertainty")},
     )  # fmt: skip
 
 
