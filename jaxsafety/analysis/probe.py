@@ -15,7 +15,7 @@ from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, View
 
 SITE = "hook_resid_post"
 LEARNED = ("plain", "own")
-HEADS = {"plain": "learned from plain prompts", "own": "learned from such prompts"}
+HEADS = {"plain": "a plain probe", "own": "one of its own"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,12 @@ def _labels(seen: Float[Array, "l c b d"]) -> Bool[Array, " p"]:
 
 def draw(table: Any, plot: Any) -> Any:
     """The area by layer: a row per model, a column per kind of probe, a curve per condition."""
-    rows = plot.needed(plot.pick(table, analysis="probe", metric="auc"), "probe")
+    rows = plot.needed(plot.alive(plot.pick(table, analysis="probe", metric="auc")), "probe")
     columns = {HEADS[part]: {"part": part} for part in LEARNED}
     styles = plot.condition_styles(plot.conditions_of(rows))
+    keys = {f"{name} prompts": style for name, style in styles.items()}
     return plot.model_curves(
-        rows, columns, lambda grid: plot.layer_ticks(grid.values()), over="layer", condition=styles,
+        rows, columns, lambda grid: plot.layer_ticks(grid.values()), over="layer", condition=styles, keys=keys,
         x="layer", y="area under the curve", shared={"sharex": True, "sharey": True},
         across=dict.fromkeys(columns, 0.5), name="how well a probe tells prompts that should be refused",
     )  # fmt: skip
@@ -94,8 +95,8 @@ def draw(table: Any, plot: Any) -> Any:
 SECTION = Section(
     "What a linear probe sees",
     "arXiv 2406.20053, 2508.17158",
-    "How often a probe on the last prompt token scores a prompt of a condition above a safe one written alike: 0.5 is "
-    "chance, and a probe that was learned from plain prompts sees what is hidden where its curve stays high.",
+    "How often a probe on the last prompt token scores a prompt of a condition above a safe one written alike, a probe "
+    "that was learned from plain prompts and one from other prompts of the condition: 0.5 is chance.",
     draw,
 )
 ANALYSIS = Analysis(

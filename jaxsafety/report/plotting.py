@@ -42,8 +42,10 @@ _OTHER_CONDITIONS = tuple(CONDITION_STYLES[name] for name in ("jb_co_task", "jb_
 WIDTH = 380
 
 _METHOD_LOOKS = {"pretrained": (INK, "D"), "sft": (BLUE, "o"), "dpo": (ORANGE, "s"), "unlearn": (GREEN, "^")}
-# Of methods with other names, in the order of a figure's models.
-_OTHER_LOOKS = ((PINK, "v"), (BROWN, "P"), (GREY, "X"), (BLUE, "<"), (ORANGE, ">"), (GREEN, "*"))
+# Of methods with other names, in the order of a figure's models: of six colours and seven markers no pair comes twice.
+_OTHER_LOOKS = tuple(
+    itertools.islice(zip(itertools.cycle((PINK, BROWN, GREY, BLUE, ORANGE, GREEN)), itertools.cycle("vPX<>*h")), 42)
+)
 _DASHES = {"eta_S": (0, (4, 2))}
 # Of the notes below a figure: letters that fit across in the widest font; the height of a line and of the margin.
 _NOTE_LETTERS, _NOTE_LINE, _NOTE_MARGIN = 62, 15, 6

@@ -48,14 +48,14 @@ def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str 
                     continue
                 (x, y), (xerr, yerr) = ([side[i] for side in sides] for i in (0, 1))
                 axes.errorbar(x, y, xerr=xerr, yerr=yerr, elinewidth=0.8, alpha=0.85, markersize=5, **styles[model])
-            axes.set_xlabel(f"{condition_label(condition)} answered exactly")
+            axes.set_title(condition_label(condition))
             axes.set_xlim(-0.04, 1.04)
             axes.set_ylim(-0.04, 1.04)
             axes.grid(visible=True)
-        grid[0].set_ylabel(f"{condition_label(harm)} complied with")
+        plot.axis_titles(figure, x="answered exactly", y=f"{condition_label(harm)} complied with")
         plot.legend(figure, {name: looks[name] for name in names}, columns=3)
 
-    height = 250 + plot.legend_height(names, columns=3)
+    height = 270 + plot.legend_height(names, columns=3)
     return svg(Picture(draw, height, "what models can do against what they comply with"))
 
 

@@ -30,7 +30,7 @@ TEXTS = {
     "soft_tokens": ("count=1", "count=8", "complied", "relative τ", "gain", "steps (Unsafe prompts)"),
     "prefill": ("complied", "refused", "depth (Unsafe prompts)"),
     "refusal_depth": ("answer position", "share of unsafe prompts"),
-    "probe": ("learned from plain prompts", "learned from such prompts", "area under the curve"),
+    "probe": ("a plain probe", "one of its own", "area under the curve"),
     "uncertainty": (
         "accuracy",
         "entropy (nats)",

@@ -19,7 +19,7 @@ def words(svg):
 
 def test_a_panel_for_every_condition_that_was_judged(frame):
     shown = words(tradeoff.tradeoff(frame, able=("safe", "jb_co_task", "nowhere")))
-    assert {"Safe answered exactly", "JB-CO-Task answered exactly", "Unsafe complied with"} <= shown
+    assert {"Safe", "JB-CO-Task", "answered exactly", "Unsafe complied with"} <= shown
     assert {"SFT", "DPO", "unlearn", "pretrained"} <= shown
 
 
