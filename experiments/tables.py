@@ -1,21 +1,23 @@
 """``python -m experiments.tables`` (``make tables``): tables and figures again, from what is kept of the runs.
 
 Nothing is trained. ``results/RUN`` holds the recipe and the small result files of a run. In both README.md, the
-project's and that of this folder, and in ``docs/findings.md`` a table of it stands between ``<!-- KIND RUN -->`` and
-``<!-- end -->``, KIND being one of ``KINDS``; of ``sizes`` and ``ranks``, which show several runs, RUN is a name of
-``SIZES``. The figure of ``tune_llama.py`` is that script's.
+project's and that of this folder, in ``related.md`` and in ``docs/findings.md`` a table of it stands between
+``<!-- KIND RUN -->`` and ``<!-- end -->``, KIND being one of ``KINDS``; of ``sizes``, ``ranks`` and ``verdicts``, which
+show several runs, RUN is a name of ``SIZES``. The figure of ``tune_llama.py`` is that script's.
 """
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 
 from jaxsafety import subjects
-from jaxsafety.claims import intervals
+from jaxsafety.claims import intervals, judging
 from jaxsafety.config.names import check_name
 from jaxsafety.report import claims_matrix, claims_table, figures, sections, tables, tradeoff
 from jaxsafety.rundir import atomic, printed, results
@@ -48,6 +50,9 @@ TRADED = {
 SIZES = {
     "all": ("quick", "thorough", "paper_small"),
     "refusals": ("update_spaces", "refusal_letter", "refusal_phrase"),
+    "papers": (
+        *("qi2023", "derta", "emulated", "safety_arithmetic", "landscape", "somf", "override", "covert", "safe_mdp"),
+    ),
 }
 _READINGS = {"defined": "jb_misgen", "as drawn": "jb_misgen_drawn", "released": "jb_misgen_released"}
 # What recipes on related papers judge, each where it did.
@@ -125,6 +130,16 @@ def ranks(group: Path) -> str:
     return printed.pipe_table(["run", "directions", *names], cells, numbers=range(2, len(names) + 2))
 
 
+def verdicts(group: Path) -> str:
+    """How many statements of several runs, each with its own, came out how."""
+    check_name("runs side by side", group.name, SIZES)
+    kinds, rows = get_args(judging.Verdict), []
+    for run in SIZES[group.name]:
+        found = Counter(one.verdict for one in claims_table.read(HERE / "results" / run).judgements)
+        rows.append([f"`{run}`", *(str(found[kind]) for kind in kinds)])
+    return printed.pipe_table(["recipe", *kinds], rows, numbers=range(1, len(kinds) + 1))
+
+
 def sizes(group: Path) -> str:
     """The claims of several runs side by side, as ``jaxsafety claims RUN RUN --format markdown`` prints them."""
     check_name("runs side by side", group.name, SIZES)
@@ -133,7 +148,7 @@ def sizes(group: Path) -> str:
 
 KINDS: dict[str, Callable[[Path], str]] = {
     "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "ranks": ranks, "rates": rates,
-    "readings": readings, "sizes": sizes,
+    "readings": readings, "sizes": sizes, "verdicts": verdicts,
 }  # fmt: skip
 READMES = HERE / "README.md", HERE / "related.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
