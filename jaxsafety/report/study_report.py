@@ -52,11 +52,17 @@ def write(directory: Path, *, form: Form = "table") -> str:
     notes = about.notes(options)
     labelled = not about.conditions
     columns = tables.refused_columns(evaluated) if labelled else tables.columns_of(about.conditions)
+    if recipe is not None and not labelled:
+        # What a recipe does not ask has no column.
+        columns = {name: column for name, column in columns.items() if column.condition in recipe.evaluated}
     judged = set(evaluated["condition"])
     further = [name for name in about.further(options) if name in judged] if about.further else []
     columns = columns | {f"{name} complied": tables.Column(name, "complied") for name in further}
     table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
     report, analyses = directory / "report.html", _analyses(directory)
+    # Claims may be about what is judged alone.
+    claimed = recipe is not None and recipe.claims and (folder / ANALYSIS_FILE).exists()
+    there = not analyses.is_empty() or claimed
     html.write_report(
         report,
         title=f"jaxsafety study: {directory.resolve().name}",
@@ -68,7 +74,7 @@ def write(directory: Path, *, form: Form = "table") -> str:
         manifest=manifest_file.read_manifest(directory),
         notes=notes if labelled else (*notes, _NOTE),
         **({"intervals": checkpoint_summary.INTERVALS} if labelled else {}),
-        **({} if analyses.is_empty() else _analysed(directory, claims="measured" if labelled else "all")),
+        **(_analysed(directory, claims="measured" if labelled else "all") if there else {}),
     )
     if not labelled:
         told = tables.render(table, form)
