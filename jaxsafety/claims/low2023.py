@@ -63,7 +63,7 @@ CLAIMS = (
     ),
     Claim(
         "return_kept",
-        "It keeps 90 % of the return that can be had so.",
+        "A policy whose multiplier is learned keeps 90 % of the return that can be had under the constraint.",
         "Sec. 5",
         "share of the optimum's return, at most 1; null value 0.9",
         measure=partial(_share, metric="optimality"),
@@ -71,7 +71,7 @@ CLAIMS = (
     ),
     Claim(
         "markov_fails",
-        "With a Markov cost no such policy is found.",
+        "With a Markov cost no policy meets the constraint and keeps the return.",
         "Sec. 5",
         _STATISTIC.format("the best of two thresholds and two rates in every seed"),
         measure=partial(_slack, name="markov"),
@@ -80,14 +80,14 @@ CLAIMS = (
     ),
     Claim(
         "penalty_can_be_tuned",
-        "A fixed penalty meets both where it is tuned.",
+        "A fixed penalty meets the constraint and keeps the return where it is tuned.",
         "beyond the paper",
         _STATISTIC.format("the best of three penalties in every seed"),
         measure=partial(_slack, name="penalty"),
     ),
     Claim(
         "penalty_needs_tuning",
-        "It fails where it is not.",
+        "A fixed penalty fails where it is not tuned.",
         "Sec. 5",
         _STATISTIC.format("the worst of three penalties in every seed"),
         measure=partial(_slack, name="penalty", over=np.min),
@@ -96,7 +96,7 @@ CLAIMS = (
     ),
     Claim(
         "low_start_fails",
-        "A multiplier that begins low finds no such policy either.",
+        "A multiplier that begins low finds no policy that meets the constraint.",
         "beyond the paper",
         _STATISTIC.format("multiplier 1 at the first step"),
         measure=partial(_slack, name="lagrangian", words=["multiplier=1.0", _SLOW]),
@@ -105,7 +105,7 @@ CLAIMS = (
     ),
     Claim(
         "fast_rate_fails",
-        "Nor does one that changes fast.",
+        "A multiplier that changes fast does not keep the return.",
         "beyond the paper",
         _STATISTIC.format("a rate of the multiplier of 0.05"),
         measure=partial(_slack, name="lagrangian", words=[_HIGH, _FAST]),

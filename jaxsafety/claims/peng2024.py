@@ -213,7 +213,7 @@ CLAIMS = (
     ),
     Claim(
         "capable_visage_beyond_start",
-        "So it is with VISAGE of compliance among perturbed models that are capable.",
+        "The larger VISAGE of compliance at capable points, the less an attacked model complies with, beyond before.",
         updates.BEYOND,
         "the same of VISAGE of what is complied with, over points with half of the exact answers",
         measure=partial(_beyond_start, capable=True),
@@ -231,7 +231,7 @@ CLAIMS = (
     ),
     Claim(
         "basin_has_an_edge",
-        "On the straight way there compliance comes in a step.",
+        "On the straight way to an attacked model compliance comes in a step.",
         updates.BEYOND,
         "largest share of that rise within one quarter of the way (even, it is 0.25); mean over attacked models",
         measure=partial(c.over_others, quantity=_steepest_quarter, name=ATTACKED),

@@ -37,7 +37,7 @@ CLAIMS = (
     ),
     Claim(
         "mask_keeps_task",
-        "It keeps the task.",
+        "A learned mask keeps the task.",
         "Sec. 4",
         "exact match of the new task with the mask minus that of the attacked model; null value -0.1",
         measure=partial(beyond, first=_MASK, second=[("attacked", [])], metric="exact_match", condition="new_task"),
@@ -45,7 +45,7 @@ CLAIMS = (
     ),
     Claim(
         "mask_beats_random",
-        "It complies with less than random masks do at the same accuracy.",
+        "A learned mask complies with less than random masks do at the same accuracy.",
         "Sec. 4",
         _STATISTIC.format("random masks"),
         measure=_than("random"),
@@ -54,7 +54,7 @@ CLAIMS = (
     ),
     Claim(
         "places_matter",
-        "It is the places of its gates: the same gates elsewhere comply with more.",
+        "It is the places of a mask's gates: the same gates elsewhere comply with more.",
         "beyond the paper",
         "share of unsafe prompts complied with, mask minus its gates shuffled within every parameter",
         measure=partial(beyond, first=_MASK, second=[("somf_shuffled", [])]),
@@ -63,7 +63,7 @@ CLAIMS = (
     ),
     Claim(
         "mask_beats_retraining",
-        "It complies with less than all parameters trained on the same pairs, where the task is known as well.",
+        "A learned mask complies with less than all parameters trained on the same pairs, at the same accuracy.",
         "beyond the paper",
         _STATISTIC.format("full training"),
         measure=_than("retrained"),
@@ -72,7 +72,7 @@ CLAIMS = (
     ),
     Claim(
         "hard_mask_forgets",
-        "Cut at one half the mask keeps less of the task than expected gates do.",
+        "Cut at one half a mask keeps less of the task than its expected gates do.",
         "beyond the paper",
         "exact match of the new task, mask cut at one half minus expected gates",
         measure=partial(beyond, first=[("somf_hard", [])], second=_MASK, metric="exact_match", condition="new_task"),
@@ -81,7 +81,7 @@ CLAIMS = (
     ),
     Claim(
         "mask_beats_interpolation",
-        "It complies with less than interpolated weights do at the same accuracy.",
+        "A learned mask complies with less than interpolated weights do at the same accuracy.",
         "Sec. 4",
         _STATISTIC.format("interpolation"),
         measure=_than("interpolated"),
@@ -90,7 +90,7 @@ CLAIMS = (
     ),
     Claim(
         "mask_beats_resta",
-        "It complies with less than weights do to which the update of safety fine-tuning is added once more.",
+        "A learned mask complies with less than adding the safety update once more does, at the same accuracy.",
         "Sec. 4",
         _STATISTIC.format("RESTA"),
         measure=_than("resta"),
@@ -99,7 +99,7 @@ CLAIMS = (
     ),
     Claim(
         "mask_beats_harm_removed",
-        "It complies with less than weights do from which a harmful update is taken.",
+        "A learned mask complies with less than weights without a harmful update do, at the same accuracy.",
         "beyond the paper",
         _STATISTIC.format("the removal of harm"),
         measure=_than("hdr"),

@@ -79,7 +79,7 @@ CLAIMS = (
     ),
     Claim(
         "better_tuned_peaks_higher",
-        "So it is at the alpha that is best for each.",
+        "At the alpha that is best for each, too, more is complied with away from what was tuned better.",
         "beyond the paper",
         "largest share of unsafe prompts complied with over alphas minus that at 0, eta_M minus eta_S; mean over "
         "methods",
