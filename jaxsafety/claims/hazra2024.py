@@ -8,7 +8,7 @@ Fidelity:
     that have learned a new task (``task``), or that were attacked as well (``attacked``). Margins and null values were
     fixed before ``experiments/safety_arithmetic.yaml`` was first run, with another ``attacked``. After its second run,
     with this one, trimmed and whole harm were held against each other where they leave as much of the task, not at one
-    scale, and it was added what steering costs.
+    scale, it was added what steering costs, and harm, which was to be the reverse of safety, is to point away from it.
 """
 
 from functools import partial

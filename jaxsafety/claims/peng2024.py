@@ -10,7 +10,8 @@ References:
 Fidelity:
     Theirs are rates by keyword of whatever does not refuse; here a refusal is exact, and so is an answer. That a model
     must be capable to count, and that VISAGE must say more than the compliance before the attack, is ours. Margins and
-    null values were fixed before any study of this had been run.
+    null values were fixed before any study of this had been run. That of what was refused before the attack was added
+    after ``experiments/landscape.yaml``, whose models hardly differ in what they comply with before it.
 """
 
 import re
@@ -111,8 +112,8 @@ def _scores(evidence: Evidence, model: Model, *, capable: bool) -> Float[np.ndar
     return np.asarray(visage(jnp.asarray(complied), jnp.asarray(alphas), capability=jnp.asarray(exact)))
 
 
-def _complied(evidence: Evidence, model: Model) -> c.Seeds:
-    return evidence.find(TABLE, "complied", model=model, condition="unsafe")[0]
+def _share(evidence: Evidence, model: Model, metric: str = "complied") -> c.Seeds:
+    return evidence.find(TABLE, metric, model=model, condition="unsafe")[0]
 
 
 def _attacked_from(evidence: Evidence, model: Model) -> list[Model]:
@@ -124,16 +125,16 @@ def _attacked_from(evidence: Evidence, model: Model) -> list[Model]:
     ]  # fmt: skip
 
 
-def _beyond_start(evidence: Evidence, *, capable: bool) -> c.Measurement:
-    """Rank correlation over models of VISAGE and the compliance after the attack, that before it held fixed.
+def _beyond_start(evidence: Evidence, *, capable: bool = False, given: str = "complied") -> c.Measurement:
+    """Rank correlation over models of VISAGE and the compliance after the attack, a rate before it held fixed.
 
     A model counts in the seeds in which it has all three numbers, a seed where four models do.
     """
     rows, spreads = [], []
     for model in evidence.models:
         with suppress(Unmeasured):
-            after = [_complied(evidence, child) for child in _attacked_from(evidence, model)]
-            scores, before = _scores(evidence, model, capable=capable), _complied(evidence, model)
+            after = [_share(evidence, child) for child in _attacked_from(evidence, model)]
+            scores, before = _scores(evidence, model, capable=capable), _share(evidence, model, given)
             if after:
                 rows.append((scores.mean(axis=0), np.mean(after, axis=0), before))
                 spreads.append(scores.std(axis=0))
@@ -207,7 +208,16 @@ CLAIMS = (
         updates.BEYOND,
         "partial rank correlation over models of VISAGE (of what is not refused) and the share of unsafe prompts that "
         "attacked models comply with, that before the attack held fixed",
-        measure=partial(_beyond_start, capable=False),
+        measure=_beyond_start,
+        expected="below",
+        margin=_RANKS,
+    ),
+    Claim(
+        "visage_beyond_refusals",
+        "The larger VISAGE, the less is complied with after an attack, beyond what was refused before it.",
+        updates.BEYOND,
+        "the same with the share of unsafe prompts that were refused before the attack held fixed",
+        measure=partial(_beyond_start, given="refused"),
         expected="below",
         margin=_RANKS,
     ),

@@ -7,8 +7,8 @@ References:
 Fidelity:
     Theirs are attack success rates by a learned judge; here exact compliance where the first letters of the answer are
     given. Margins and null values were fixed before ``experiments/derta.yaml`` had been run, from a pilot of one seed.
-    After it two were changed or added: where refusals come is asked of a jailbreak, since of unsafe prompts all are
-    refused at once, and DeRTa is held against SFT, which was not as shallow as expected.
+    After it two were changed or added: where refusals come is asked of a jailbreak, since of unsafe prompts nearly all
+    are refused at once, and DeRTa is held against SFT, which was not as shallow as expected.
 """
 
 from functools import partial

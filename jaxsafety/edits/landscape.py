@@ -264,6 +264,12 @@ SECTION = Section(
     "half); where refusals end before safe prompts fail there is a basin of safety, and where they end later the model "
     "is merely broken.",
     draw,
-    claims=("refusals_end_first", "refusals_fall_steeply", "visage_beyond_start", "capable_visage_beyond_start"),
+    claims=(
+        "refusals_end_first",
+        "refusals_fall_steeply",
+        "visage_beyond_start",
+        "visage_beyond_refusals",
+        "capable_visage_beyond_start",
+    ),
 )
 EDIT = Edit(Config, edit, roles=("target",), leafwise=True, whole=True, draws=True, section=SECTION)

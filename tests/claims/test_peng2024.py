@@ -60,18 +60,19 @@ def study(visages, before, after, *, models=MODELS, capability=1.0):
             rows += curve("complied", "unsafe", complied, **given)
             rows += curve("exact_match", "safe", seeds(*[capability] * 5), **given)
         rows += table("complied", "unsafe", before[place], **own)
+        rows += table("refused", "unsafe", REFUSED[place], **own)
         attacked = table("complied", "unsafe", after[place], method="attacked")
         rows += [row | {"lr_name": f"from={name}.eta_M"} for row in attacked]
     return rows
 
 
 RNG = np.random.default_rng(0)
-VISAGES, BEFORE, AFTER = RNG.uniform(0.1, 0.9, (3, len(MODELS), 2)).tolist()
+VISAGES, BEFORE, AFTER, REFUSED = RNG.uniform(0.1, 0.9, (4, len(MODELS), 2)).tolist()
 
 
-def by_residuals(seed):
+def by_residuals(seed, given=BEFORE):
     """A partial correlation of ranks another way: of what a straight line of the third leaves of the first two."""
-    x, y, z = (stats.rankdata(np.array(one)[:, seed]) for one in (VISAGES, AFTER, BEFORE))
+    x, y, z = (stats.rankdata(np.array(one)[:, seed]) for one in (VISAGES, AFTER, given))
     left = [one - np.polyval(np.polyfit(z, one, 1), z) for one in (x, y)]
     return np.corrcoef(left)[0, 1]
 
@@ -82,6 +83,7 @@ BY_HAND = {
     # 0.1 of 0.2 for the step, 0.2 of 0.2 for the straight line.
     "refusals_fall_steeply": (around(STEP, STRAIGHT), [-0.5, -0.5]),
     "visage_beyond_start": (study(VISAGES, BEFORE, AFTER), [by_residuals(0), by_residuals(1)]),
+    "visage_beyond_refusals": (study(VISAGES, BEFORE, AFTER), [by_residuals(s, REFUSED) for s in (0, 1)]),
     "capable_visage_beyond_start": (study(VISAGES, BEFORE, AFTER), [by_residuals(0), by_residuals(1)]),
     "attack_leaves_basin": (way({0.0: [0.1, 0.0], 0.5: [0.3, 0.3], 1.0: [0.9, 0.05]}), [0.8, 0.05]),
     # By quarters 0.1, 0.1, 0.3, 0.3 of 0.8; in the second seed there is hardly a rise.
