@@ -9,9 +9,10 @@ import itertools
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from jaxsafety.config import fields as fields_
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_names import is_transposed, leaf_shapes
+from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe.models import Edited
 from jaxsafety.rundir import atomic, progress, signals
 from jaxsafety.study import lanes
-from jaxsafety.types import Key
+from jaxsafety.types import Edit, Key
 
 _SLICE = 2**24  # values of a tensor that are edited at once
 
@@ -78,8 +80,7 @@ def editor(
     shapes, decomposes, how = leaf_shapes(trees["target"].config), hasattr(node.options, "method"), node.load()
 
     def edit(path: str, layer: int | None) -> np.ndarray:
-        # In slices a draw would be the same in each of them.
-        if not (how.whole or how.draws) and (layer is None or not re.fullmatch(tree.MATRICES, path)):
+        if not _is_whole(how, path):
             return _streamed(trees, node, path, layer, dtype=dtype, key=key)
         lead = () if layer is None else (slice(layer, layer + 1),)
         file = parts / f"{layer}-{path.replace('/', '-')}"
@@ -98,6 +99,32 @@ def editor(
     return edit
 
 
+def need(config: LlamaConfig, node: Edited, roles: Sequence[str]) -> tuple[str, int]:
+    """Returns the tensor whose edit takes the most of a device, and the bytes of it; nothing is read or computed.
+
+    ``roles`` are those of the checkpoints that the edit takes. The largest of the tensors that are edited whole, and of
+    those in slices, stand for the others.
+    """
+    how, largest = node.load(), {}
+    for path, stacked in leaf_shapes(config).items():
+        lead, shape = ((1,), stacked[1:]) if path.startswith("blocks/") else ((), stacked)
+        whole = _is_whole(how, path)
+        if not whole:
+            axis, step = _slices(path, shape)
+            shape = tuple(min(size, step) if place == axis else size for place, size in enumerate(shape))
+        largest[whole] = max(largest.get(whole, (0,)), (math.prod(shape), path, (*lead, *shape)))
+    needs = {}
+    for _, path, shape in largest.values():
+        run, given = _edit_of(_stripped(node), path, _others(config, path), shape, tuple(roles), _scalars(node))
+        needs[path] = programs.planned(run, *given)[1]
+    return max(needs.items(), key=itemgetter(1))
+
+
+def _is_whole(how: Edit, path: str) -> bool:
+    """Whether a tensor is edited as one, or in slices: there a draw would be the same in each of them."""
+    return how.whole or how.draws or bool(re.fullmatch(tree.MATRICES, path))
+
+
 def _resolved(
     trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key, layer: int
 ) -> np.ndarray:
@@ -112,12 +139,22 @@ def _resolved(
 def _edited(
     trees: Trees, node: Edited, path: str, given: Mapping[str, np.ndarray], *, key: Key, layer: int = 0
 ) -> np.ndarray:
-    point = {name: np.int32(one) if isinstance(one, int) else np.float32(one) for name, one in node.point.items()}
-    others = tuple((other, len(shape)) for other, shape in leaf_shapes(trees["target"].config).items() if other != path)
-    shape = next(iter(given.values())).shape
-    scalars = tuple((name, str(one.dtype)) for name, one in sorted(point.items()))
-    program = _program(_stripped(node), path, others, shape, tuple(given), scalars)
-    return np.asarray(program(dict(given), point, key, np.int32(layer)))
+    others, shape = _others(trees["target"].config, path), next(iter(given.values())).shape
+    program = _program(_stripped(node), path, others, shape, tuple(given), _scalars(node))
+    return np.asarray(program(dict(given), _point(node), key, np.int32(layer)))
+
+
+def _point(node: Edited) -> dict[str, np.number]:
+    return {name: np.int32(one) if isinstance(one, int) else np.float32(one) for name, one in node.point.items()}
+
+
+def _scalars(node: Edited) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(one.dtype)) for name, one in sorted(_point(node).items()))
+
+
+def _others(config: LlamaConfig, path: str) -> tuple[tuple[str, int], ...]:
+    """The paths beside one, and how many axes they have."""
+    return tuple((other, len(shape)) for other, shape in leaf_shapes(config).items() if other != path)
 
 
 def _stripped(node: Edited) -> Edited:
@@ -127,11 +164,19 @@ def _stripped(node: Edited) -> Edited:
 
 
 @cache
-def _program(
+def _program(node: Edited, path: str, others: Any, shape: tuple[int, ...], *how: Any) -> Callable[..., Any]:
+    run, given = _edit_of(node, path, others, shape, *how)
+    return programs.fitted(run, *given, what=f"the edit of {path} of {shape}")
+
+
+def _edit_of(
     node: Edited, path: str, others: tuple[tuple[str, int], ...], shape: tuple[int, ...], roles: tuple[str, ...],
     scalars: tuple[tuple[str, str], ...],
-) -> Callable[..., Any]:  # fmt: skip
-    """The edit of one leaf of this shape, beside which the others, which it does not look at, are single zeros."""
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:  # fmt: skip
+    """The edit of one leaf of this shape, beside which the others, which it does not look at, are single zeros.
+
+    With it come shapes of what it takes.
+    """
 
     def run(given: dict[str, Any], point: dict[str, Any], key: Key, layer: Any) -> Any:
         rest = {other: jnp.zeros((1,) * axes) for other, axes in others}
@@ -140,7 +185,7 @@ def _program(
 
     like = {role: jax.ShapeDtypeStruct(shape, jnp.float32) for role in roles}
     point = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in scalars}
-    return programs.fitted(run, like, point, jax.random.key(0), np.int32(0), what=f"the edit of {path} of {shape}")
+    return run, (like, point, jax.random.key(0), np.int32(0))
 
 
 def _streamed(
@@ -150,14 +195,18 @@ def _streamed(
     lead = () if layer is None else (slice(layer, layer + 1),)
     shape = trees["target"].shape(path)[len(lead) :]
     edited = np.empty(shape, jnp.dtype(dtype))
-    # Along the axis that leads in the files, or every slice would read all of them.
-    axis = len(shape) - 1 if is_transposed(path) else 0
-    step = max(1, _SLICE * shape[axis] // math.prod(shape))
+    axis, step = _slices(path, shape)
     for start in range(0, shape[axis], step):
         part = tuple(slice(start, start + step) if place == axis else slice(None) for place in range(len(shape)))
         given = {role: side.leaf(path, index=(*lead, *part), dtype="float32") for role, side in trees.items()}
         edited[part] = _rounded(_edited(trees, node, path, given, key=key)[(0,) * len(lead)], dtype)
     return edited
+
+
+def _slices(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The axis of slices, which leads in the files, or every slice would read all of them; and how long each is."""
+    axis = len(shape) - 1 if is_transposed(path) else 0
+    return axis, max(1, _SLICE * shape[axis] // math.prod(shape))
 
 
 def _rounded(values: np.ndarray, dtype: hf.ParamsDtype) -> np.ndarray:

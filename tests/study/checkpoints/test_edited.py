@@ -1,6 +1,7 @@
 """Edits of checkpoints: the arithmetic matrix by matrix, and a directory that is whole or not there."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jaxsafety import edits, keys, tree
 from jaxsafety.engine import programs
 from jaxsafety.formats import hf
+from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import graph
 from jaxsafety.rundir import signals
 from jaxsafety.study import lanes
@@ -26,6 +28,24 @@ def node(edit, **fields):
     models = {"b": {"checkpoint": "b"}, "o": {"checkpoint": "o"}, "t": {"from": "b", "checkpoint": "t"}}
     roles = dict.fromkeys(set(edits.load(edit).roles) & {"other", "harmful"}, "o")
     return graph.expand(models | {"e": {"from": "t", "edit": edit} | roles | fields})[-1].how
+
+
+@pytest.mark.parametrize(
+    ("how", "path", "least"),
+    [
+        # Two sides and what comes of them.
+        (node("scaled", alpha=0.5), "blocks/mlp/up", 3 * 4 * 4096 * 14336),
+        # A direction of an embedding is drawn whole.
+        (node("landscape", alpha=0.5, direction=0), "unembed", 3 * 4 * 4096 * 128256),
+    ],
+)
+def test_the_need_of_an_edit_is_that_of_its_largest_tensor(how, path, least):
+    """At the shapes of eight billion parameters, of which nothing is read, and the same at any depth."""
+    shape = LlamaConfig(128256, 8192, layers=32, heads=32, kv_heads=8, width=4096, mlp_width=14336, head_width=128)
+    roles = edits.load(how.edit).roles
+    found = edited.need(shape, how, roles)
+    assert found[0] == path and least <= found[1] < 4 * least
+    assert edited.need(replace(shape, layers=2), how, roles) == found
 
 
 @pytest.fixture(scope="module")
