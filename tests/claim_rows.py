@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxsafety.claims import evidence, judging
+
 RATES = {"": 0.0, "eta_M": 1e-3, "eta_S": 1e-4}
 SEEDS = (0, 1, 2, 3)
 JAILBREAKS = ("jb_co_task", "jb_co_text", "jb_misgen")
@@ -36,12 +38,24 @@ def table(metric, condition, values, **labels):
     return series("evaluate", metric, values, condition=condition, **labels)
 
 
+def rated(method, point, values, condition="unsafe", metric="complied", analysis="evaluate", **labels):
+    """Rows of a model of one lane, whose point is free text."""
+    rows = series(analysis, metric, values, method=method, lr_name="", condition=condition, **labels)
+    return [row | {"lr_name": point, "lr": 1e-3} for row in rows]
+
+
 def applied(part, values, strength=None, condition="unsafe", metric="refused", **labels):
     return series("interventions", metric, values, part=part, strength=strength, condition=condition, **labels)
 
 
 def taus(condition, values, subset="all", **labels):
     return series("clusters", "relative_tau", values, part="response", condition=condition, subset=subset, **labels)
+
+
+def judged(claims, name, rows, **given):
+    """The judgement of one of some claims, which are judged together."""
+    found = judging.judge(evidence.gather(rows, **given), claims).judgements
+    return next(one for one in found if one.claim.name == name)
 
 
 def textbook():

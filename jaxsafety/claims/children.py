@@ -66,7 +66,7 @@ def beyond(
     Raises:
         Unmeasured: not as many of each.
     """
-    sides = [[one for name, words in side for one in lanes(evidence, name, words)] for side in (first, second)]
+    sides = [_every(evidence, side) for side in (first, second)]
     if len(sides[0]) != len(sides[1]):
         raise Unmeasured(f"{len(sides[0])} lanes beside {len(sides[1])}")
     means = [
@@ -86,7 +86,7 @@ def at_equal(
     Raises:
         Unmeasured: several lanes of the one, or fewer than two others.
     """
-    sides = [[one for name, words in side for one in lanes(evidence, name, words)] for side in (of, others)]
+    sides = [_every(evidence, side) for side in (of, others)]
     if len(sides[0]) != 1 or len(sides[1]) < 2:
         raise Unmeasured(f"{len(sides[0])} lanes beside {len(sides[1])}, not one beside several")
     find = partial(rate, evidence, metric=metric, condition=condition)
@@ -96,6 +96,10 @@ def at_equal(
     order = np.argsort(xs, axis=1)
     curves = zip(kept(one), np.take_along_axis(xs, order, axis=1), np.take_along_axis(ys, order, axis=1), strict=True)
     return Measurement(find(one) - np.array([np.interp(x, *curve) for x, *curve in curves]))
+
+
+def _every(evidence: Evidence, side: Lanes) -> list[Model]:
+    return [one for name, words in side for one in lanes(evidence, name, words)]
 
 
 def _has(model: Model, word: str) -> bool:

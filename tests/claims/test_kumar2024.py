@@ -4,18 +4,10 @@ import math
 
 import pytest
 
-from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.kumar2024 import CLAIMS
-from tests.claim_rows import series
+from tests.claim_rows import judged, rated
 
 ROUNDING = 1e-12
-
-
-def rated(method, point, values, *, analysis="evaluate", metric="complied", condition="unsafe", part=""):
-    return [
-        row | {"lr_name": point, "lr": 1e-3}
-        for row in series(analysis, metric, values, method=method, lr_name="", condition=condition, part=part)
-    ]
 
 
 def read(method, point, metric, values, context="true"):
@@ -52,15 +44,10 @@ BY_HAND = {
 }  # fmt: skip
 
 
-def judged(name, rows):
-    found = judging.judge(evidence.gather(rows), CLAIMS).judgements
-    return next(one for one in found if one.claim.name == name)
-
-
 @pytest.mark.parametrize("name", BY_HAND)
 def test_statistic_by_hand(name):
     rows, expected = BY_HAND[name]
-    assert list(judged(name, rows).values.values()) == pytest.approx(expected, abs=ROUNDING)
+    assert list(judged(CLAIMS, name, rows).values.values()) == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_every_statement_has_a_case():
@@ -76,5 +63,5 @@ def test_every_statement_has_a_case():
     ],
 )
 def test_what_is_not_there_is_unmeasured(name, rows, reason):
-    found = judged(name, rows)
+    found = judged(CLAIMS, name, rows)
     assert not found.values and found.verdict == "undecided" and found.why == reason

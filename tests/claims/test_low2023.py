@@ -2,9 +2,8 @@
 
 import pytest
 
-from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.low2023 import CLAIMS
-from tests.claim_rows import series
+from tests.claim_rows import judged, series
 
 ROUNDING = 1e-12
 
@@ -51,9 +50,7 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_statistic_by_hand(name):
     rows, expected = BY_HAND[name]
-    found = judging.judge(evidence.gather(rows), CLAIMS).judgements
-    judgement = next(one for one in found if one.claim.name == name)
-    assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING)
+    assert list(judged(CLAIMS, name, rows).values.values()) == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_every_statement_has_a_case():
@@ -61,7 +58,9 @@ def test_every_statement_has_a_case():
 
 
 def test_what_is_not_there_is_unmeasured():
-    found = judging.judge(evidence.gather(LAGRANGIAN), CLAIMS).judgements
-    told = {one.claim.name: one.why for one in found if not one.values}
-    assert told["markov_fails"] == "no markov in this run"
-    assert told["low_start_fails"] == "no lagrangian multiplier=1.0 multiplier_rate=0.01 in this run"
+    for name, why in (
+        ("markov_fails", "no markov in this run"),
+        ("low_start_fails", "no lagrangian multiplier=1.0 multiplier_rate=0.01 in this run"),
+    ):
+        found = judged(CLAIMS, name, LAGRANGIAN)
+        assert not found.values and found.why == why

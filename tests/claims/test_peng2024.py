@@ -1,11 +1,14 @@
 """The statements about safety landscapes against numbers that a reader gets by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxsafety.claims import evidence, judging, peng2024
+from jaxsafety.claims import peng2024
 from jaxsafety.edits import landscape
+from tests import claim_rows
 from tests.claim_rows import DPO, applied, series, table
 
 ROUNDING = 1e-6
@@ -91,9 +94,7 @@ BY_HAND = {
 }
 
 
-def judged(name, rows):
-    found = judging.judge(evidence.gather(rows, others=("attacked",)), peng2024.CLAIMS).judgements
-    return next(one for one in found if one.claim.name == name)
+judged = partial(claim_rows.judged, peng2024.CLAIMS, others=("attacked",))
 
 
 @pytest.mark.parametrize("name", BY_HAND)

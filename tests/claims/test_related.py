@@ -2,16 +2,11 @@
 
 import pytest
 
-from jaxsafety.claims import evidence, halawi2024, hazra2024, judging, yi2024, yuan2024
-from tests.claim_rows import series
+from jaxsafety.claims import halawi2024, hazra2024, yi2024, yuan2024
+from tests.claim_rows import judged, rated
 
 ROUNDING = 1e-12
 RIGHT, NEW = ("safe", "exact_match"), ("new_task", "exact_match")
-
-
-def rated(method, point, values, condition="unsafe", metric="complied", analysis="evaluate", **labels):
-    rows = series(analysis, metric, values, method=method, lr_name="", condition=condition, **labels)
-    return [row | {"lr_name": point, "lr": 1e-3} for row in rows]
 
 
 def steered(alpha, values, condition="unsafe"):
@@ -160,8 +155,7 @@ CASES = [(paper, name) for paper, (_, by_hand) in PAPERS.items() for name in by_
 def test_statistic_by_hand(paper, name):
     claims, by_hand = PAPERS[paper]
     rows, expected = by_hand[name]
-    found = judging.judge(evidence.gather(rows), claims).judgements
-    judgement = next(one for one in found if one.claim.name == name)
+    judgement = judged(claims, name, rows)
     assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING), judgement.why
 
 
@@ -173,6 +167,5 @@ def test_every_statement_has_a_case(paper):
 
 def test_one_lane_is_compared_with_several():
     rows = MASK + ENDS + rated("random", "x=1", [0.5, 0.5])
-    found = judging.judge(evidence.gather(rows + rated("somf", "y=1", [0.1, 0.1])), yi2024.CLAIMS).judgements
-    judgement = next(one for one in found if one.claim.name == "mask_beats_random")
+    judgement = judged(yi2024.CLAIMS, "mask_beats_random", rows + rated("somf", "y=1", [0.1, 0.1]))
     assert not judgement.values and judgement.why == "2 lanes beside 3, not one beside several"

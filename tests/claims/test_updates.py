@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxsafety.claims import benign, evidence, gradients, judging, updates
-from tests.claim_rows import DPO, applied, series, table
+from tests.claim_rows import DPO, applied, judged, series, table
 
 ROUNDING = 1e-12
 CLAIMS = (*updates.CLAIMS, *gradients.CLAIMS)
@@ -116,9 +116,7 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_statistic_by_hand(name):
     rows, expected = BY_HAND[name]
-    found = judging.judge(evidence.gather(rows), CLAIMS).judgements
-    judgement = next(one for one in found if one.claim.name == name)
-    assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING)
+    assert list(judged(CLAIMS, name, rows).values.values()) == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_every_statement_has_a_case_and_a_margin_of_its_own():

@@ -2,9 +2,8 @@
 
 import pytest
 
-from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.zhou2024 import CLAIMS
-from tests.claim_rows import DPO, WEAK, series
+from tests.claim_rows import DPO, WEAK, judged, series
 
 ROUNDING = 1e-12
 
@@ -40,9 +39,7 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_statistic_by_hand(name):
     rows, expected = BY_HAND[name]
-    found = judging.judge(evidence.gather(rows), CLAIMS).judgements
-    judgement = next(one for one in found if one.claim.name == name)
-    assert list(judgement.values.values()) == pytest.approx(expected, abs=ROUNDING)
+    assert list(judged(CLAIMS, name, rows).values.values()) == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_every_statement_has_a_case_and_a_margin():
