@@ -9,6 +9,7 @@ import zlib
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, Integer
 
 from jaxsafety.config.names import check_name
@@ -54,6 +55,11 @@ def named(key: Key, name: str) -> Key:
     if not isinstance(name, str):
         raise ValueError(f"name of a stream: got {name!r}, expected a string")
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def of_layers(key: Key, count: int, *, first: int | Int[Array, ""] = 0) -> Key:
+    """Returns ``[l]`` keys of layers, each by its index in the whole model, of which ``first`` is the first one's."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(count))
 
 
 def at_step(key: Key, step: int | Int[Array, ""]) -> Key:

@@ -30,6 +30,11 @@ MLP_MATRICES = "blocks/mlp/(up|down|gate)"
 MATRICES = "blocks/(attn/[qkvo]|mlp/(up|down|gate))"
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter has a leading axis of layers."""
+    return path.startswith("blocks/")
+
+
 def flatten(params: Params) -> dict[str, Leaf]:
     """Returns the tree as a flat dict from path to array.
 

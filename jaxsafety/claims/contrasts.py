@@ -134,8 +134,9 @@ def extrapolation(evidence: Evidence, *, condition: str, metric: str, least: flo
 
 def kinship(evidence: Evidence) -> Measurement:
     """Cosine of the updates of DPO and unlearning minus the larger of theirs with the update of SFT."""
-    with_sft = np.maximum(_cosine(evidence, "sft", "dpo"), _cosine(evidence, "sft", "unlearn"))
-    return Measurement(_cosine(evidence, "dpo", "unlearn") - with_sft)
+    sft, dpo, unlearn = map(evidence.strongest, ("sft", "dpo", "unlearn"))
+    with_sft = np.maximum(cosine(evidence, sft, dpo), cosine(evidence, sft, unlearn))
+    return Measurement(cosine(evidence, dpo, unlearn) - with_sft)
 
 
 # Quantities of one model.
@@ -312,12 +313,12 @@ def _applied(evidence: Evidence, model: Model, part: str, metric: str, condition
     return find(part=part, strength=strength)[0]
 
 
-def _cosine(evidence: Evidence, first: str, second: str) -> np.ndarray:
-    models = {name: evidence.strongest(name) for name in (first, second)}
+def cosine(evidence: Evidence, first: Model, second: Model) -> Seeds:
+    """Cosine of two models' updates by seed, in whichever order the analysis has them."""
     try:
-        return evidence.find("alignment", "cosine", model=models[first], part=f"{first}~{second}")[0]
+        return evidence.find("alignment", "cosine", model=first, part=f"{first.method}~{second.method}")[0]
     except Unmeasured:
-        return evidence.find("alignment", "cosine", model=models[second], part=f"{second}~{first}")[0]
+        return evidence.find("alignment", "cosine", model=second, part=f"{second.method}~{first.method}")[0]
 
 
 def _slope(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ Fidelity:
 from functools import partial
 
 from jaxsafety.claims.children import at_equal, gained, lanes, rate
-from jaxsafety.claims.contrasts import Measurement
+from jaxsafety.claims.contrasts import Measurement, cosine
 from jaxsafety.claims.evidence import Evidence, Unmeasured
 from jaxsafety.claims.judging import Claim, Margin
 
@@ -41,14 +41,8 @@ def _steered(evidence: Evidence, *, condition: str = "unsafe") -> Measurement:
 
 
 def _cosine(evidence: Evidence) -> Measurement:
-    (model,) = lanes(evidence, "sft")
-    for part in ("sft~harm", "harm~sft"):
-        try:
-            return Measurement(evidence.find("alignment", "cosine", model=model, part=part)[0])
-        except Unmeasured:
-            continue
-    (other,) = lanes(evidence, "harm")
-    return Measurement(evidence.find("alignment", "cosine", model=other, part="harm~sft")[0])
+    (sft,), (harm,) = lanes(evidence, "sft"), lanes(evidence, "harm")
+    return Measurement(cosine(evidence, sft, harm))
 
 
 CLAIMS = (

@@ -41,11 +41,9 @@ def dropped(delta: Params, *, drop: float | Float[Array, ""], key: Key, layer: i
 
     def rule(path: str, leaf: Leaf) -> Array:
         leaf, own = jnp.asarray(leaf), keys.named(key, path)
-        if not path.startswith("blocks/"):
+        if not tree.is_stacked(path):
             return _dropped(own, leaf, drop)
-        places = layer + jnp.arange(len(leaf))
-        each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(own, places)
-        return jax.vmap(_dropped, in_axes=(0, 0, None))(each, leaf, drop)
+        return jax.vmap(_dropped, in_axes=(0, 0, None))(keys.of_layers(own, len(leaf), first=layer), leaf, drop)
 
     return tree.label(delta, rule)
 

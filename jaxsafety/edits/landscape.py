@@ -26,7 +26,6 @@ Scalar = float | Float[Array, ""]
 
 # Rates are quotients in float32: what is this near to the most is the most, as in the authors' code.
 _FULL = 1e-4
-_STACKED = "blocks/"
 
 
 @checked
@@ -67,14 +66,14 @@ def landscape(
     move = partial(_moved, alpha=alpha, beta=beta)
 
     def moved(path: str, leaf: Leaf) -> Leaf:
-        stacked, at = path.startswith(_STACKED), keys.named(own, path)
+        stacked, at = tree.is_stacked(path), keys.named(own, path)
         shape = jnp.shape(leaf)[stacked:]
         if len(shape) < 2 or np.prod(shape) == 1 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         weights = jnp.asarray(leaf)
         if not stacked:
             return move(weights, at)
-        return jax.vmap(move)(weights, jax.vmap(partial(jax.random.fold_in, at))(layer + jnp.arange(len(weights))))
+        return jax.vmap(move)(weights, keys.of_layers(at, len(weights), first=layer))
 
     return tree.label(params, moved)
 

@@ -48,7 +48,7 @@ def trimmed(delta: Params, *, keep: float | Float[Array, ""]) -> Params:
 def _trimmed(delta: Params, keep: Float[Array, ""]) -> Params:
     def rule(path: str, leaf: Leaf) -> Array:
         leaf, largest = jnp.asarray(leaf), partial(_largest, keep=keep)
-        kept = (jax.vmap(largest) if path.startswith("blocks/") else largest)(leaf)
+        kept = (jax.vmap(largest) if tree.is_stacked(path) else largest)(leaf)
         return jnp.where(kept, leaf, jnp.zeros_like(leaf))
 
     return tree.label(delta, rule)

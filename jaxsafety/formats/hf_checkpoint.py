@@ -23,6 +23,7 @@ from jaxsafety.formats.hf_config import ParamsDtype, read_config
 from jaxsafety.formats.hf_index import find_tensors
 from jaxsafety.formats.safetensors_file import Tensor
 from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.tree import is_stacked
 
 _ALIGNMENT = 64  # bytes; JAX on CPU takes such a buffer as it is and copies any other
 
@@ -50,7 +51,7 @@ class Checkpoint:
             OSError: it cannot be read.
         """
         shapes = names.leaf_shapes(self.config)
-        matrices = [path for path, shape in shapes.items() if path.startswith("blocks/") and len(shape) == 3]
+        matrices = [path for path, shape in shapes.items() if is_stacked(path) and len(shape) == 3]
         check_name("matrix", name, [path.removeprefix("blocks/") for path in matrices])
         if layer not in range(self.config.layers):
             raise ValueError(f"layer: got {layer}, expected 0 to {self.config.layers - 1}")

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.tree import is_stacked
 
 _LAYER = "model.layers.{layer}."
 # Our path, their name, the axes of ours below any layer axis: one is a vector, two a transposed matrix.
@@ -52,7 +53,7 @@ def leaf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     sizes = {"v": config.vocab_size, "d": config.width, "f": config.mlp_width}
     sizes |= {"q": config.heads * config.head_width, "k": config.kv_heads * config.head_width}
     return {
-        path: (config.layers,) * _is_stacked(path) + tuple(sizes[axis] for axis in axes)
+        path: (config.layers,) * is_stacked(path) + tuple(sizes[axis] for axis in axes)
         for path, (_, axes) in TABLE.items()
         if _is_present(path, config)
     }
@@ -61,18 +62,14 @@ def leaf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 def slots(config: LlamaConfig) -> list[Slot]:
     """Returns every tensor of a model: leaves outside the layers first, then layer by layer."""
     shapes = leaf_shapes(config)
-    order = [(path, None) for path in shapes if not _is_stacked(path)]
-    order += [(path, layer) for layer in range(config.layers) for path in shapes if _is_stacked(path)]
+    order = [(path, None) for path in shapes if not is_stacked(path)]
+    order += [(path, layer) for layer in range(config.layers) for path in shapes if is_stacked(path)]
     return [_slot(path, layer, shapes[path]) for path, layer in order]
 
 
 def is_transposed(path: str) -> bool:
     """Whether a leaf's matrices are stored as their transposes."""
     return len(TABLE[path][1]) == 2 and path != "embed"
-
-
-def _is_stacked(path: str) -> bool:
-    return path.startswith("blocks/")
 
 
 def _is_present(path: str, config: LlamaConfig) -> bool:
@@ -86,5 +83,5 @@ def _is_present(path: str, config: LlamaConfig) -> bool:
 
 
 def _slot(path: str, layer: int | None, shape: tuple[int, ...]) -> Slot:
-    own = shape[1:] if _is_stacked(path) else shape
+    own = shape[1:] if is_stacked(path) else shape
     return Slot(path, layer, TABLE[path][0].format(layer=layer), own[::-1] if is_transposed(path) else own)

@@ -15,7 +15,7 @@ from jaxsafety.config.names import check_all
 from jaxsafety.formats import official_file
 from jaxsafety.models.gpt import GPTConfig
 from jaxsafety.models.layers import sinusoidal_table
-from jaxsafety.tree import flatten, unflatten
+from jaxsafety.tree import flatten, is_stacked, unflatten
 from jaxsafety.types import Params
 
 # The width of their models to the number of heads, which no file holds.
@@ -113,7 +113,7 @@ def _params(tensors: Mapping[str, np.ndarray], expected: Mapping[str, str]) -> P
         paths = TABLE[row][0]
         for path, part in zip(paths, np.split(tensors[name], max(len(paths), 1)), strict=False):
             flat.setdefault(path, []).append(part if path == "embed" else part.T)
-    stacked = {path: np.stack(parts) if path.startswith("blocks/") else parts[0] for path, parts in flat.items()}
+    stacked = {path: np.stack(parts) if is_stacked(path) else parts[0] for path, parts in flat.items()}
     return unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in stacked.items()})
 
 

@@ -81,7 +81,7 @@ def _gates(path: str, leaf: Array, per: Per) -> Array:
     if per == "entry":
         shape = leaf.shape
     else:
-        first = leaf.shape[:1] if path.startswith("blocks/") else ()
+        first = leaf.shape[:1] if tree.is_stacked(path) else ()
         rows = leaf.shape[len(first) : -1] if per == "row" else (1,) * (leaf.ndim - len(first) - 1)
         shape = (*first, *rows, 1)
     return jnp.zeros(shape, jnp.float32)

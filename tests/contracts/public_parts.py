@@ -125,6 +125,9 @@ CASES = {
     "keys.stream": Case(data(partial(keys.stream, name="tune")), {"key": KEY}),
     "keys.named": Case(data(partial(keys.named, name="somebody's")), {"key": KEY}),
     "keys.at_step": Case(data(keys.at_step), DRAW),
+    "keys.of_layers": Case(
+        data(lambda key, first: keys.of_layers(key, 2, first=first)), {"key": KEY, "first": np.int32(3)}
+    ),
     "batches.batch_at": Case(partial(world.batch_at, TINY, "jb_misgen", batch_size=2), DRAW),
     "batches.mixed_at": Case(
         partial(world.mixed_at, TINY, batch_size=2, mix="prompt"), DRAW | {"p_unsafe": np.float32(0.5)}

@@ -42,7 +42,7 @@ FUNCTIONS = {
 TEXT = {"loading", "pcfg_rules", "pcfg_tables", "pcfg_text", "text"}
 APART = {
     "tree": {"flatten", "unflatten", "select", "matrix_stacks", "label", "check_structure", "check_match",
-             "check_finite", "stack", "lane", "count"},
+             "check_finite", "stack", "lane", "count", "is_stacked"},
     "svd": {"gram_limit", "rounding"}, "unbatched": {"unbatched", "over_batch"},
     "optim": {"is_layer_matrix", "make_optimizer"},
     "gpt": {"preset", "init", "model"}, "llama": {"init", "model", "attention", "block", "embed"},

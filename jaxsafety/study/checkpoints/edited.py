@@ -107,7 +107,7 @@ def need(config: LlamaConfig, node: Edited, roles: Sequence[str]) -> tuple[str, 
     """
     how, largest = node.load(), {}
     for path, stacked in leaf_shapes(config).items():
-        lead, shape = ((1,), stacked[1:]) if path.startswith("blocks/") else ((), stacked)
+        lead, shape = ((1,), stacked[1:]) if tree.is_stacked(path) else ((), stacked)
         whole = _is_whole(how, path)
         if not whole:
             axis, step = _slices(path, shape)
