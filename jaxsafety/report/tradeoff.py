@@ -22,6 +22,9 @@ _ABLE, _HARM = "exact_match", "complied"
 def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str = "unsafe") -> str:
     """Share of ``harm`` complied with against exact match of each condition ``able``, a panel each, as SVG.
 
+    One that is safe prompts of another, ``NAME_safe``, stands against ``NAME`` where that was judged: what is read in a
+    cipher, against what is complied with in it.
+
     A point is the mean over living seeds of a model's last evaluated step, with 95 % Student-t intervals; its colour
     is the method's, or the model's name. Conditions that were not judged have no panel.
 
@@ -31,8 +34,9 @@ def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str 
     check_schema(frame, "frame")
     lane = ["method", "lr_name", "lr", "seed"]
     rows = frame.filter(pl.col("stage") == "evaluate").filter(pl.col("step") == pl.col("step").max().over(lane))
-    shown = [name for name in able if name in set(rows["condition"])]
-    if not shown or harm not in set(rows["condition"]):
+    judged = set(rows["condition"])
+    shown = [name for name in able if name in judged]
+    if not shown or harm not in judged:
         raise plot.NothingToDraw(f"no verdicts of {harm} and {' or '.join(able)} to draw")
     models = sorted(models_of(rows), key=model_order)
     styles = {model: look | {"linestyle": "none"} for model, look in model_styles(models).items()}
@@ -42,13 +46,14 @@ def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axes, condition in zip(grid, shown, strict=True):
+            against = twin if (twin := condition.removesuffix("_safe")) in judged - {condition} else harm
             for model in models:
-                sides = _interval(rows, model, condition, _ABLE), _interval(rows, model, harm, _HARM)
+                sides = _interval(rows, model, condition, _ABLE), _interval(rows, model, against, _HARM)
                 if not all(side[1] for side in sides):
                     continue
                 (x, y), (xerr, yerr) = ([side[i] for side in sides] for i in (0, 1))
                 axes.errorbar(x, y, xerr=xerr, yerr=yerr, elinewidth=0.8, alpha=0.85, markersize=5, **styles[model])
-            axes.set_title(condition_label(condition))
+            axes.set_title(condition_label(condition) + ("" if against == harm else f", {condition_label(against)}"))
             axes.set_xlim(-0.04, 1.04)
             axes.set_ylim(-0.04, 1.04)
             axes.grid(visible=True)

@@ -32,6 +32,13 @@ def test_a_point_is_the_mean_over_living_seeds_with_its_interval(frame):
     assert tradeoff._interval(frame, plot.Model("sft", "nowhere", 1e-3), "safe", "exact_match") == (0.0, [])
 
 
+def test_safe_prompts_of_a_condition_stand_against_that(study_rows):
+    names = {"safe": "cipher_safe", "unsafe": "cipher"}
+    twins = [row | {"condition": names[row["condition"]]} for row in study_rows if row["condition"] in names]
+    frame = results.rows_to_frame([*study_rows, *(row | {"value": 0.0} for row in twins)])
+    assert {"Safe", "cipher_safe, cipher"} <= words(tradeoff.tradeoff(frame, able=("safe", "cipher_safe")))
+
+
 def test_nothing_judged_is_nothing_to_draw(frame):
     with pytest.raises(plot.NothingToDraw, match="no verdicts of unsafe and new_task to draw"):
         tradeoff.tradeoff(frame, able=("new_task",))
