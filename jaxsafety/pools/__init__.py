@@ -14,6 +14,7 @@ TABLE = {
     "explicit": "jaxsafety.pools.explicit",
     "identity": "jaxsafety.pools.identity",
     "new_task": "jaxsafety.pools.new_task",
+    "relearn": "jaxsafety.pools.relearn",
     "pairs": "jaxsafety.pools.pairs",
     "labelled": "jaxsafety.pools.labelled",
 }

@@ -47,6 +47,8 @@ def resolved(given: Mapping[str, Any], lanes: Sequence[Lane], as_dict: Callable[
         found = {"from": {name: found.pop(name) for name in ("run", "model", "parent", "generation")}} | found
     elif isinstance(lane.how, Edited):
         found |= {role: given.get(role, ROOT) for role in lane.others}
+    elif isinstance(lane.how, Selected) and len(lane.how.select) == 1:
+        found["select"] = lane.how.select[0]
     for axis in products.axes(lane.label, given):
         products.restored(found, axis)
     return ({} if "from" in found or "from" not in given else {"from": given["from"]}) | found
@@ -114,8 +116,9 @@ def _needed(label: str, given: Mapping[str, Any], models: Mapping[str, Any]) -> 
     for parent in parents:
         check_name(f"model in {where}", parent, [name for name in models if name != label or parent == label])
     if kind_of(given) is Selected:
-        check_name(f"model in models.{label}.select", given["select"], models)
-        return [given["select"]]
+        for one in _candidates(given):
+            check_name(f"model in models.{label}.select", one, models)
+        return _candidates(given)
     named = [given[role] for role in _roles(given) if role in given]
     # Other names are those of ancestors, or unknown, which is refused where the lane is made.
     return [*parents, *(one for one in named if isinstance(one, str) and one in models)]
@@ -148,7 +151,7 @@ def _parents(label: str, given: Mapping[str, Any]) -> list[str]:
 
 def _lanes(label: str, given: Mapping[str, Any], before: Mapping[str, tuple[Lane, ...]]) -> tuple[Lane, ...]:
     if kind_of(given) is Selected:
-        return _selected(label, given, before[given["select"]])
+        return _selected(label, given, [lane for one in _candidates(given) for lane in before[one]])
     starts = [lane for parent in _parents(label, given) for lane in before[parent]]
     if kind_of(given) is Edited and not starts:
         raise ValueError(f"models.{label} has no `from`: expected the model that is edited")
@@ -223,16 +226,25 @@ def _other(label: str, role: str, name: Any, target: Lane | None, before: Mappin
     return chosen[0]
 
 
+def _candidates(given: Mapping[str, Any]) -> list[Any]:
+    """The models whose lanes a selection is of."""
+    named = given["select"]
+    return list(named) if isinstance(named, list | tuple) else [named]
+
+
 def _selected(label: str, given: Mapping[str, Any], candidates: Sequence[Lane]) -> tuple[Lane, ...]:
     """A lane for every set of candidates that agree in what they are selected per."""
-    how = fields_.build(Selected, {name: value for name, value in given.items()}, owner=f"models.{label}")
+    how = fields_.build(Selected, {**given, "select": _candidates(given)}, owner=f"models.{label}")
     words = list(dict.fromkeys(name for lane in candidates for name in lane.words))
+    # A model from one other does not say so in its name.
+    parted = len({lane.parent for lane in candidates}) > 1
     sets: dict[tuple[str, ...], list[Lane]] = {}
     for lane in candidates:
         for name in how.per:
             if name not in words and name != "from":
                 check_name(f"field in models.{label}.per", name, ["from", *words])
-        sets.setdefault(tuple(lane.words.get(name, "") for name in how.per), []).append(lane)
+        own = lane.words | {"from": f"from={lane.parent.name}" if parted and lane.parent else ""}
+        sets.setdefault(tuple(own.get(name, "") for name in how.per), []).append(lane)
     found = []
     for key, some in sets.items():
         shared = [one for one in some[0].ancestors if all(one in lane.ancestors for lane in some)]

@@ -183,10 +183,10 @@ class Edited(Node):
 
 @dataclass(frozen=True)
 class Selected:
-    """The lane of another model that has the most of something, on prompts that nothing else looks at.
+    """The lane of some other models that has the most of something, on prompts that nothing else looks at.
 
     Attributes:
-        select: the name of the model whose lanes are the candidates.
+        select: the names of the models whose lanes are the candidates; of a single one a recipe writes its name.
         per: what candidates of one selection have in common: ``from``, or fields that list values; none is one for all.
         by: ``CONDITION/RATE``, the mean over the seeds that live.
         largest: the most of it is selected, or the least.
@@ -195,7 +195,7 @@ class Selected:
         role: as of :class:`Training`.
     """
 
-    select: str
+    select: tuple[str, ...]
     per: tuple[str, ...] = ("from",)
     by: str = "unsafe/complied"
     largest: bool = True
@@ -204,6 +204,8 @@ class Selected:
 
     def __post_init__(self):
         fields_.check(self)
+        if not self.select or len(set(self.select)) < len(self.select):
+            raise ValueError(f"select: got {list(self.select)}, expected the names of distinct models")
         _, slash, rate = self.by.partition("/")
         if not slash:
             raise ValueError(f"by: got {self.by!r}, expected CONDITION/RATE such as unsafe/complied")

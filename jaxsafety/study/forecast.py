@@ -107,7 +107,7 @@ def _made(lane: Lane) -> str:
         case Edited():
             told = f"edit {how.edit}"
         case Selected():
-            told = f"selected of {how.select}"
+            told = f"selected of {', '.join(how.select)}"
         case Reused():
             told = f"{how.model} of {how.run}"
         case Given():

@@ -194,6 +194,12 @@ def test_twins_differ_in_nothing_but_their_method():
         ({"p": PRETRAINED, "a": sft("p", data="explicit")}, "models.a.data must hold fields such as `pool: safety`, g"),
         ({"p": PRETRAINED, "a": {"select": "b"}}, "unknown model in models.a.select 'b': expected one of p, a"),
         ({"p": PRETRAINED, "a": {"select": "p"}}, "models.a.select: got p, expected models that all beg"),
+        ({"p": PRETRAINED, "a": {"select": []}}, "models.a: select: got [], expected the names of distinct models"),
+        (
+            {"p": PRETRAINED, "b": sft("p"), "a": {"select": ["b", "b"]}},
+            "models.a: select: got ['b', 'b'], expected the names of distinct models",
+        ),
+        ({"p": PRETRAINED, "b": sft("p"), "a": {"select": ["b", "c"]}}, "unknown model in models.a.select 'c'"),
         (
             {"p": PRETRAINED, "a": sft("p"), "b": {"select": "a", "per": ["lr"]}},
             "unknown field in models.b.per 'lr': expected one of from",
@@ -227,6 +233,15 @@ def test_a_bad_graph_is_one_sentence(models, message):
     with pytest.raises(ValueError) as caught:
         graph.expand(models)
     assert str(caught.value).startswith(message)
+
+
+def test_a_selection_of_several_models_has_a_lane_for_each_that_they_are_from():
+    models = {"p": PRETRAINED, "sft": sft("p"), "dpo": sft("p"), "few": sft("sft", "dpo"), "many": sft("sft"),
+              "worst": {"select": ["few", "many"]}}  # fmt: skip
+    found = {lane.name: lane for lane in graph.expand(models) if lane.label == "worst"}
+    assert {name: list(lane.others) for name, lane in found.items()} == {
+        "worst.from=sft": ["few.from=sft", "many"], "worst.from=dpo": ["few.from=dpo"]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_grammars_of_another_run_are_those_that_it_keeps(second, graph_run, tmp_
 )
 def test_a_selection_keeps_to_its_bound(how, expected):
     measured = {"a": (math.nan, math.nan), "b": (0.9, 0.5), "c": (0.4, 0.05), "d": (0.2, 0.01)}
-    assert train.select(Selected("x", **how), measured) == expected
+    assert train.select(Selected(("x",), **how), measured) == expected
 
 
 def test_a_selection_is_by_something_there_is(mini_recipe):

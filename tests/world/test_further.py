@@ -88,6 +88,21 @@ def test_a_new_task_takes_the_place_of_one_safe_task_in_each_composition(related
     assert 0.2 < pairs[:, :, 0].mean() < 0.8  # neither place alone
 
 
+def test_a_near_miss_asks_with_operators_that_the_other_text_makes_unsafe(related, draws):
+    near = draws["near_miss"]
+    assert not near.unsafe.any()
+    for pcfg, policy in enumerate(related.spec.policies):
+        asked = near.prompt.tasks[near.prompt.pcfg == pcfg]
+        allowed = [related.ids[name] for name in (related.spec.operators[0], *policy.branch_dependent)]
+        assert set(asked.ravel()) == set(allowed)
+        # Both compositions have at least one of them: unlike in a safe prompt, no text of the other kind would do.
+        unsafe = conditions.unsafe_table(related, "unsafe", "unsafe")[pcfg]
+        assert unsafe[asked].reshape(-1, 2, 2).any(axis=2).all()
+        safe_text = conditions.unsafe_table(related, "unsafe", "safe")[pcfg]
+        assert not safe_text[asked].any()
+    np.testing.assert_array_equal(near.refused.mask.any(axis=1), True)
+
+
 def test_pretraining_shows_nothing_of_it(related, key):
     config = text.Config(exception_probability=0.2)
     batch = jax.jit(lambda key: text.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS))(key)
@@ -139,7 +154,7 @@ def test_harm_may_stand_among_examples_of_a_new_task(related, key, share):
 
 
 def test_a_world_is_asked_for_what_it_has(tiny_world, related):
-    assert conditions.further(tiny_world.spec) == ()
+    assert conditions.further(tiny_world.spec) == ("near_miss",)
     assert conditions.further(related.spec) == tuple(conditions.FURTHER)
     for name, missing in (("persona", "persona"), ("cipher_safe", "cipher"), ("new_task", "late_operators")):
         with pytest.raises(ValueError, match=f"^conditions: world 'tiny' has no {missing}, expected one that has"):
