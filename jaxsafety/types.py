@@ -449,6 +449,8 @@ class View(NamedTuple):
         model: the model's functions.
         params: its parameters.
         base: those that it was tuned from.
+        parent: where an update is a further one, those of the tuned model that it was made to; ``base`` is what that
+            was tuned from.
         other: in pairs, another method's parameters.
         conditions: names of the conditions c.
         trials: ``[c, b, ...]`` prompts by condition: safe, unsafe, then the others.
@@ -465,6 +467,7 @@ class View(NamedTuple):
     model: Model
     params: Params
     base: Params
+    parent: Params | None = None
     other: Params | None = None
     conditions: tuple[str, ...] = ()
     trials: Trial | None = None
@@ -524,9 +527,10 @@ class Analysis(NamedTuple):
         measure: ``(view, config, *, key) -> Measured`` of one lane. The axes that a study names are ``condition``,
             ``class`` (safe, unsafe), ``asked`` (all conditions but safe), ``subset``, ``layer`` and ``pair`` (of
             methods).
-        about: every ``model``; every ``update`` of a tuned one; every ``pair`` of methods at one learning rate; or
-            checkpoints, which it reads and measures piece by piece (``files``): its ``measure`` is then
-            ``(models, config) -> None``, see :mod:`jaxsafety.study.checkpoints`.
+        about: every ``model``; every ``update`` of a tuned one; every ``further`` one, of a model that is made from a
+            tuned one; every ``pair`` of methods at one learning rate; or checkpoints, which it reads and measures piece
+            by piece (``files``): its ``measure`` is then ``(models, config) -> None``, see
+            :mod:`jaxsafety.study.checkpoints`.
         reads: the sites whose activations it looks at; of one about files ``prompts``, where it asks for some.
         axes: the places along axes of its own, by name, from its config.
         finish: ``{(metric, axes): [h, s, ...]} -> (the same, axes)`` on the host, once all lanes are measured.
@@ -535,7 +539,7 @@ class Analysis(NamedTuple):
 
     Config: type
     measure: Callable[..., Measured]
-    about: Literal["model", "update", "pair", "files"] = "model"
+    about: Literal["model", "update", "further", "pair", "files"] = "model"
     reads: tuple[str, ...] = ()
     axes: Callable[[Any], dict[str, Coordinate]] | None = None
     finish: Callable[[Measured], tuple[Measured, dict[str, Coordinate]]] | None = None

@@ -21,11 +21,12 @@ TABLE = {
     "kept_energy": "jaxsafety.analysis.kept_energy",
     "intruders": "jaxsafety.analysis.intruders",
     "gradient_spaces": "jaxsafety.analysis.gradient_spaces",
+    "undoing": "jaxsafety.analysis.undoing",
     "uncertainty": "jaxsafety.analysis.uncertainty",
     "probe": "jaxsafety.analysis.probe",
 }
 # What is measured where a recipe names none: what the paper's statements, and ours about its updates, are about.
-DEFAULT = tuple(name for name in TABLE if name not in ("probe", "uncertainty"))
+DEFAULT = tuple(name for name in TABLE if name not in ("probe", "uncertainty", "undoing"))
 # Those of checkpoints, which read them piece by piece.
 OF_CHECKPOINTS = {
     "weights": "jaxsafety.study.checkpoints.weights",

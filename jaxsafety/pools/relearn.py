@@ -23,8 +23,8 @@ class Config:
     """Of which prompts there are how many.
 
     Attributes:
-        p_unsafe: probability in [0, 1] that a prompt asks for something unsafe by a duplicate; the others are safe ones,
-            answered as ever.
+        p_unsafe: probability in [0, 1] that a prompt asks for something unsafe by a duplicate; the others are safe
+            ones, answered as ever.
 
     References: relearning from data that is related to what was forgotten, Hu et al. 2024 (arXiv 2406.13356). Fidelity:
         theirs are related texts; here the operators are the same, and their tokens are others.

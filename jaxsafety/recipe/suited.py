@@ -61,7 +61,7 @@ def check(recipe: Any) -> None:
         own = node.load()
         if own.about == "files":
             raise ValueError(f"analyses.{label}: {node.analysis} is of checkpoints, and the study of {_kind(recipe)}")
-        if not subject.speaks and (own.about != "update" or own.reads):
+        if not subject.speaks and (own.about not in ("update", "further") or own.reads):
             raise ValueError(
                 f"analyses.{label}: models of {_kind(recipe)} read no text: expected analyses of weights alone"
             )

@@ -103,9 +103,11 @@ def _measured(
 ) -> Iterator[pl.DataFrame]:  # fmt: skip
     """The analyses of single models; of a ``step`` of training, of ``only`` those rows."""
     models = models or subjects.models
-    for on, labels in probe.measured_together(subjects.run).items():
-        rows = probe.chosen(models, on)
-        lanes = probe.with_bases(subjects, models, rows)
+    for (on, further), labels in probe.measured_together(subjects.run).items():
+        rows = probe.measured_rows(models, on, further)
+        if not rows:
+            continue
+        lanes = (probe.with_parents if further else probe.with_bases)(subjects, models, rows)
         (by_label,) = run_each(subjects, subjects.measure[labels], lanes, [()], label=label)
         for name in labels:
             node, found = subjects.run.recipe.analyses[name], by_label[name]

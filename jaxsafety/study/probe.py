@@ -66,8 +66,9 @@ def gather(run: Study) -> Subjects:
         models,
         _prompts(run),
         measure={
-            labels: program(run, partial(_measure, run, labels), rows=len(chosen(models, on)))
-            for on, labels in measured_together(run).items()
+            labels: program(run, partial(_measure, run, labels), rows=len(rows))
+            for of, labels in measured_together(run).items()
+            if (rows := measured_rows(models, *of))
         },
         judge={
             rows: program(run, partial(judged.edited_measures, run.recipe, run.subject), rows=rows)
@@ -82,13 +83,31 @@ def gather(run: Study) -> Subjects:
     )
 
 
-def measured_together(run: Study) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Returns the labels of the analyses of single models, by the models that they are of (none is all)."""
-    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+def measured_together(run: Study) -> dict[tuple[tuple[str, ...], bool], tuple[str, ...]]:
+    """Returns the labels of the analyses of single models, by the models that they are of (none is all), and whether
+    they are about further updates."""
+    found: dict[tuple[tuple[str, ...], bool], tuple[str, ...]] = {}
     for label, node in run.recipe.analyses.items():
-        if node.load().about != "pair":
-            found[node.on] = (*found.get(node.on, ()), label)
+        if (about := node.load().about) != "pair":
+            of = node.on, about == "further"
+            found[of] = (*found.get(of, ()), label)
     return found
+
+
+def measured_rows(models: Models, on: Sequence[str], further: bool) -> list[int]:
+    """Returns the rows of the models that analyses are of; see :func:`measured_together`."""
+    rows = chosen(models, on, tuned=further)
+    return [row for row in rows if not further or models.lanes[row].parent.parent is not None]
+
+
+def with_parents(subjects: Subjects, models: Models, rows: Sequence[int]) -> tuple[Params, Params, Params]:
+    """Returns the parameters of some rows, of what the tuned models that they are from are compared with, and of these;
+    see :func:`with_bases`."""
+    names = [lane.name for lane in models.lanes]
+    parents = [names.index(models.lanes[row].parent.name) for row in rows]
+    now, _ = with_bases(subjects, models, rows)
+    tuned, base = with_bases(subjects, subjects.models, parents)
+    return now, base, tuned
 
 
 def program(run: Study, lane: Callable[..., Any], *, rows: int, quick: bool = False) -> Callable[..., Any]:
@@ -221,12 +240,16 @@ def _prompts(run: Study) -> Prompts:
 
 
 def _measure(
-    run: Study, labels: Sequence[str], lane: tuple[Params, Params], per_seed: PerSeed, _: Array
+    run: Study, labels: Sequence[str], lane: tuple[Params, ...], per_seed: PerSeed, _: Array
 ) -> dict[str, Measured]:
-    """Analyses of one model, by label: what it does, represents, reacts to, and where its update lies."""
-    (params, base), (key, prompts) = lane, per_seed
+    """Analyses of one model, by label: what it does, represents, reacts to, and where its update lies.
+
+    A lane is the model and its base; and of a further update what it was made to.
+    """
+    (params, base, *parent), (key, prompts) = lane, per_seed
     nodes = {label: run.recipe.analyses[label] for label in labels}
     sites = dict.fromkeys(site for node in nodes.values() for site in node.load().reads)
     with jax.default_matmul_precision("highest"):
         seen = view(run.recipe, run.subject, params, base, prompts, sites=tuple(sites), key=key)
+        seen = seen._replace(parent=parent[0]) if parent else seen
         return {label: measured(node, seen, key=key) for label, node in nodes.items()}

@@ -142,6 +142,36 @@ def test_refusal_depth_is_where_the_refusal_is_said():
     np.testing.assert_allclose(found["never_refuses"], [0.5])
 
 
+@pytest.mark.parametrize(
+    ("read", "written", "size", "undone", "ratio", "kept", "null"),
+    [
+        (0, 3, -0.5, 1.0, 1.0, 1.0, 1.0),  # all of it is taken back
+        (0, 3, 0.25, -0.5, 0.5, 1.0, 1.0),  # half as much again
+        (1, 1, 0.5, 0.0, 1.0, 0.0, 0.0),  # elsewhere, where the base writes
+        (1, 2, 1.0, 0.0, 2.0, 0.0, 1.0),  # elsewhere, in the null space
+    ],
+)
+def test_undoing_is_how_much_of_the_first_update_a_further_one_takes_back(
+    read, written, size, undone, ratio, kept, null
+):
+    parent = updated(0, 3)
+    params = {name: matrix.copy() for name, matrix in parent["blocks"]["mlp"].items()}
+    for matrix in params.values():
+        matrix[:, read, written] += size
+    view = BARE._replace(params={"blocks": {"mlp": params}}, parent=parent)
+    found, axes = measured("undoing", view, energy=1.0)
+    assert found["undone"] == pytest.approx(undone, abs=ATOL)
+    assert found["relative_norm"] == pytest.approx(ratio, abs=ATOL)
+    assert found["cosine"] == pytest.approx(-undone / ratio, abs=ATOL)
+    for metric, value in {"kept_outputs": kept, "null_energy": null, "kept_inputs": float(read == 0)}.items():
+        np.testing.assert_allclose(found[metric], value, atol=ATOL)
+    # One direction of six and of four; what the base leaves of them.
+    np.testing.assert_allclose(found["chance_outputs"], np.array([[1 / HIDDEN] * LAYERS, [1 / WIDTH] * LAYERS]))
+    np.testing.assert_allclose(found["chance_inputs"], np.array([[1 / WIDTH] * LAYERS, [1 / HIDDEN] * LAYERS]))
+    np.testing.assert_allclose(found["chance_null"], np.array([[4 / 6] * LAYERS, [2 / 4] * LAYERS]), atol=ATOL)
+    assert axes[("undone", "")].shape == () and axes[("null_energy", "matrix layer")].shape == (2, LAYERS)
+
+
 def held(view, safe, unsafe):
     """The view with held-out prompts that lie along axes of the inputs of both matrices."""
     sides = {"mlp.hook_in": WIDTH, "mlp.hook_post": HIDDEN}

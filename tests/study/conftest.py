@@ -38,7 +38,7 @@ def graph(mini_recipe):
         },
     }  # fmt: skip
     trained = ["pretrained", "sft", "dpo", "attacked", "again"]
-    analyses = {label: {"on": trained} for label in ("verdicts", "output_space", "alignment")}
+    analyses = {label: {"on": trained} for label in ("verdicts", "output_space", "alignment", "undoing")}
     return replace(
         mini_recipe, models=models, strategy="map", edits={}, attacks={"prefill": {"depth": [0], "on": ["attacked"]}},
         analyses=analyses | {"clusters": {"on": ["sft.eta_M", "attacked"]}}

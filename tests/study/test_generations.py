@@ -136,6 +136,13 @@ def test_an_update_is_taken_from_the_finished_parent_at_every_step(graph_run, gr
     sft = [lane.name for lane in lanes_].index("sft.eta_M")
     np.testing.assert_array_equal(base["embed"], models.params["embed"][np.asarray([sft, 0])])
     assert not np.asarray(now["embed"]).any()
+    # A further update stands beside the parent's, from what that is compared with.
+    subjects = SimpleNamespace(run=graph_run, models=models)
+    now, base, tuned = probe.with_parents(subjects, models, rows[:1])
+    for found, row in ((now, rows[0]), (base, [lane.name for lane in lanes_].index("pretrained")), (tuned, sft)):
+        np.testing.assert_array_equal(found["embed"], models.params["embed"][np.asarray([row])])
+    of = {further: probe.measured_rows(models, ["sft", "attacked"], further) for further in (False, True)}
+    assert {lanes_[row].label for row in of[True]} == {"attacked"} and len(of[False]) == len(of[True]) + 2
 
 
 @pytest.mark.slow
@@ -148,6 +155,8 @@ def test_results_are_of_the_models_that_analyses_and_attacks_are_on(graph_run, m
     assert {*frame.filter(analysis="clusters", method="sft")["lr_name"]} == {"eta_M"}
     assert of["verdicts"] == {"pretrained", "sft", "dpo", "attacked", "again"}
     assert of["output_space"] == {"sft", "dpo", "attacked", "again"}
+    # A tuned model's own update is no further one.
+    assert of["undoing"] == {"attacked", "again"}
     pairs = frame.filter(pl.col("analysis") == "alignment")
     # Only models of one parent at one point are compared.
     assert {part.partition(":")[0] for part in pairs["part"]} == {"sft~dpo"}
