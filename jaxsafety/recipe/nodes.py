@@ -7,7 +7,7 @@ In a recipe each has a label of its choice and says whose it is: a name of that 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxsafety import analysis, attacks, edits, subjects
 from jaxsafety.config import fields as fields_
@@ -47,13 +47,15 @@ class Node:
 class EditConfig(Node):
     """One edit of every tuned model's weights, whose results are judged: its strongest point ``along`` training too.
 
-    ``on`` are the names of the models, or of single lanes of them (``sft.eta_M``), that it is made of; none is all.
+    ``on`` are the names of the models, or of single lanes of them (``sft.eta_M``), that it is made of; none is all. One
+    whose ``role`` is an ``attack`` has a place among the attacks of the robustness matrix.
     """
 
     FOLDER = edits
     edit: str = "scaled"
     along: bool = False
     on: tuple[str, ...] = ()
+    role: Literal["edit", "attack"] = "edit"
     options: Any = None
 
     def __post_init__(self):

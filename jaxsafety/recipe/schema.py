@@ -21,7 +21,7 @@ from jaxsafety.types import Strategy
 
 # Names of results and of figures that no label may take.
 _TAKEN = (
-    *("interventions", "evaluate", "curves", "causal", "directions", "transfer", "dynamics", "jailbreaks"),
+    *("interventions", "evaluate", "curves", "causal", "directions", "transfer", "dynamics", "jailbreaks", "matrix"),
     *("input_alignment", "spectrum", "separation"),
 )
 

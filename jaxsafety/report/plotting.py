@@ -71,6 +71,7 @@ _CSS = (
     ".jaxsafety text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue','DejaVu Sans',sans-serif"
     "!important}.jaxsafety *{stroke-linejoin:round;stroke-linecap:butt}"
 )
+_TIP = "tip:"
 _METADATA = {
     "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
     "png": {"Software": None},
@@ -138,6 +139,11 @@ def with_dead(picture: Picture, dead: Mapping[Model, Dead]) -> Picture:
     return replace(picture, draw=draw, notes=tuple(itertools.chain.from_iterable(wrapped)))
 
 
+def tip(text: str) -> str:
+    """Returns the ``gid`` of an artist of which an SVG shows a text under the pointer."""
+    return f"{_TIP}{text}"
+
+
 def _star(figure: FigureBase, starred: Mapping[str, str]) -> None:
     for text in figure.findobj(Text):
         text.set_text(starred.get(text.get_text(), text.get_text()))
@@ -180,6 +186,7 @@ def _themed(source: str, name: str) -> str:
     body = source[source.index("<svg") :].replace(INK, "currentColor")
     # Matplotlib's own style sheet and running element ids would reach beyond the figure once it stands in a page.
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", body)
     body = _renamed_ids(re.sub(r'<g id="[^"]*"', "<g", body), name)
     view_box = re.search(r'viewBox="([^"]*)"', body).group(1)
     head = (

@@ -14,7 +14,15 @@ from jaxsafety import analysis
 from jaxsafety.analysis import output_space
 from jaxsafety.recipe.nodes import AnalysisConfig, AttackConfig, EditConfig, default_attacks
 from jaxsafety.recipe.schema import Recipe
-from jaxsafety.report import attack_figures, checkpoint_figures, intervention_figures, plot, training_figures
+from jaxsafety.report import (
+    attack_figures,
+    checkpoint_figures,
+    intervention_figures,
+    matrix,
+    matrix_figure,
+    plot,
+    training_figures,
+)
 from jaxsafety.report.plotting import Picture
 from jaxsafety.report.seed_tables import BOUND
 from jaxsafety.types import Section
@@ -29,6 +37,7 @@ class Shown:
         rows: which rows of ``analyze.parquet`` (and of the tuning curves, as the analysis "curves") its table holds.
         steps: the finished models, or every step of training.
         layer_means: whether the table also holds means over layers, as rows without a layer.
+        made: what the table holds in the place of these rows, of one value a seed as they are.
     """
 
     title: str
@@ -39,6 +48,7 @@ class Shown:
     claims: tuple[str, ...] = ()
     steps: Literal["last", "all"] = "last"
     layer_means: bool = False
+    made: Callable[[pl.DataFrame], pl.DataFrame] | None = None
 
 
 def sections(recipe: Recipe | None = None) -> dict[str, Shown]:
@@ -57,12 +67,27 @@ def sections(recipe: Recipe | None = None) -> dict[str, Shown]:
     # What has a figure of its own is no row of that of the others.
     apart = pl.any_horizontal(pl.lit(False), *(shown.rows for shown in edited.values()))
     joint = _JOINT | {"causal": replace(_JOINT["causal"], rows=_JOINT["causal"].rows & ~apart)}
-    return drawn | _OF_UPDATES | _JAILBREAKS | attacked | joint | edited
+    crossed = {"matrix": _of_matrix(recipe)} if recipe and matrix.has_matrix(recipe) else {}
+    return crossed | drawn | _OF_UPDATES | _JAILBREAKS | attacked | joint | edited
 
 
 def _of(analysis: str, *metrics: str) -> pl.Expr:
     there = pl.col("analysis") == analysis
     return there & pl.col("metric").str.replace(BOUND, "$1").is_in(metrics) if metrics else there
+
+
+def _of_matrix(recipe: Recipe) -> Shown:
+    return Shown(
+        "Every defence against every attack",
+        "beyond the paper",
+        "What is complied with of the unsafe prompts, in per cent, the most robust defence on top; hatched attacks "
+        "cost it more than a twentieth of its safe prompts. An attack of several strengths is shown at the one that "
+        "does most over all defences. In the last column every seed is under the attack that does most to the other "
+        "seeds at no such cost. Intervals, seeds and safe prompts stand under the pointer, and in the table.",
+        matrix_figure.picture,
+        _of(matrix.EVALUATED) | _of(matrix.EDITED, "complied", "exact_match") | pl.col("metric").eq("complied"),
+        made=partial(matrix.rows, recipe=recipe),
+    )
 
 
 def _of_analysis(label: str, node: AnalysisConfig) -> Shown:

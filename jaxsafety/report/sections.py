@@ -22,10 +22,11 @@ from jaxsafety.report.tables import dead_notes
 from jaxsafety.rundir import atomic, results
 
 FORMATS = (".svg", ".png", ".pdf")
+_SLOPES = (pl.col("stage") == "tune") & (pl.col("metric") == "rewards/slope")
 
 
 def read(run_directory: Path) -> dict[str, pl.DataFrame]:
-    """Reads what the figures need of a run directory: ``analyze`` and, where there is one, ``curves``.
+    """Reads what figures need of a run directory: ``analyze``, and ``curves`` and ``evaluate`` where they are there.
 
     Raises:
         ValueError: the run has no analyses, or a file of it is damaged.
@@ -34,8 +35,9 @@ def read(run_directory: Path) -> dict[str, pl.DataFrame]:
     if not (folder / "analyze.parquet").exists():
         raise ValueError(f"no analyses in {run_directory}: run `jaxsafety analyze` on it first")
     frames = {"analyze": results.read_results([folder / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)}
-    if (folder / "curves.parquet").exists():
-        frames["curves"] = results.read_results([folder / "curves.parquet"])
+    for name in ("curves", "evaluate"):
+        if (folder / f"{name}.parquet").exists():
+            frames[name] = results.read_results([folder / f"{name}.parquet"])
     return frames
 
 
@@ -57,11 +59,14 @@ def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Sho
     section = shown[name]
     columns = [*LABELS, "seed", "value"]
     analyses = dead_lanes.without_dead(frames["analyze"]).select(columns)
-    rows = pl.concat([analyses, _slopes(frames, columns)]).filter(section.rows)
+    others = (("curves", _SLOPES), ("evaluate", pl.col("stage") == "evaluate"))
+    rows = pl.concat([analyses, *(_as_analysis(frames, columns, *one) for one in others)]).filter(section.rows)
     if section.steps == "last":
         lane = ["analysis", "method", "lr_name", "lr"]
         # A training curve has no finished model: all of it is shown.
         rows = rows.filter((pl.col("step") == pl.col("step").max().over(lane)) | (pl.col("analysis") == "curves"))
+    if section.made is not None:
+        rows = section.made(rows)
     if section.layer_means:
         rows = with_layer_means(rows)
     return seed_table(rows)
@@ -125,11 +130,10 @@ def _picture(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, 
     return plotting.with_dead(picture, dead)
 
 
-def _slopes(frames: Mapping[str, pl.DataFrame], columns: list[str]) -> pl.DataFrame:
-    """The tuning curves' slopes as rows of the analysis "curves"."""
-    if "curves" not in frames:
+def _as_analysis(frames: Mapping[str, pl.DataFrame], columns: list[str], name: str, which: pl.Expr) -> pl.DataFrame:
+    """Some rows of another frame as rows of an analysis of its name."""
+    if name not in frames:
         return pl.DataFrame(schema=results.ANALYSIS_SCHEMA).select(columns)
-    absent = {"analysis": "curves", "subset": "all", "part": "", "layer": None, "strength": None}
-    tuning = dead_lanes.without_dead(frames["curves"].filter(stage="tune")).filter(metric="rewards/slope")
+    absent = {"analysis": name, "subset": "all", "part": "", "layer": None, "strength": None}
     added = (pl.lit(value, dtype=results.ANALYSIS_SCHEMA[column]).alias(column) for column, value in absent.items())
-    return tuning.with_columns(added).select(columns)
+    return dead_lanes.without_dead(frames[name].filter(which)).with_columns(added).select(columns)

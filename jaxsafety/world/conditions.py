@@ -34,7 +34,7 @@ Cipher = Literal["none", "prompt", "all"]
 Choose = Callable[[Policy, Branch], tuple[str, ...]]
 
 # Prompts of these kinds are all to be complied with.
-_HARMLESS: tuple[Tasks, ...] = ("safe", "new", "near_miss")
+HARMLESS: tuple[Tasks, ...] = ("safe", "new", "near_miss")
 # Redraws of a JB-MisGen prompt in which nothing is unsafe (3/32 of draws): all fail with probability 2e-17.
 _MISGEN_DRAWS = 16
 
@@ -234,7 +234,7 @@ def draw_tasks(
     """
 
     def tables(one: World) -> np.ndarray:
-        return np.stack([unsafe_table(one, kind, branch) & (kind not in _HARMLESS) for branch in branches])
+        return np.stack([unsafe_table(one, kind, branch) & (kind not in HARMLESS) for branch in branches])
 
     unsafe = jnp.asarray(world.table(tables))[text.condition, text.pcfg]
     if kind in ("duplicates", "duplicates_drawn"):

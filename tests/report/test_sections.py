@@ -19,7 +19,7 @@ def test_every_section_says_what_it_is_and_how_to_read_it():
     assert set(SECTIONS) == {
         *("clusters", "output_space", "input_space", "sensitivity", "jailbreaks", "soft_tokens", "prefill"),
         *("interventions", "causal", "directions", "transfer", "dynamics", "alignment", "refusal_depth"),
-        *("kept_energy", "intruders", "gradient_spaces", "uncertainty", "probe"),
+        *("kept_energy", "intruders", "gradient_spaces", "uncertainty", "probe", "undoing"),
         *("input_alignment", "spectrum", "separation"),
     }
     figures = " ".join(section.paper for section in SECTIONS.values())

@@ -1,0 +1,156 @@
+"""Defences against attacks: which rows make a cell, which strength of an attack, and the worst case of every seed."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import polars as pl
+import pytest
+
+from jaxsafety.recipe.schema import EvaluateConfig, Recipe
+from jaxsafety.report import matrix, sections
+from jaxsafety.report.matrix import Cell
+from jaxsafety.rundir import results
+
+SEEDS = (0, 1, 2)
+TUNED = {"from": "pretrained", "method": "sft", "steps": 2}
+ATTACK = {"from": ["sft", "dpo"], "method": "sft", "steps": 1, "data": {"pool": "explicit"}}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    models = {
+        "pretrained": {"method": "pretrain", "data": {"pool": "text"}, "steps": 2},
+        "sft": TUNED | {"role": "defence"},
+        "dpo": TUNED | {"method": "dpo", "role": "defence"},
+        "tried": ATTACK | {"lr": [1e-3, 1e-4], "role": "attack"},
+        "explicit": {"select": "tried", "role": "attack"},
+        "half": {"from": ["sft", "dpo"], "edit": "scaled", "alpha": 0.5, "base": "pretrained", "role": "attack"},
+    }
+    edits = {
+        "whole": {"edit": "scaled", "alpha": [0.0, 2.0]},
+        "back": {"edit": "scaled", "alpha": [-2.0, -1.0], "role": "attack"},
+    }
+    return Recipe(
+        subject={"world": "tiny"}, seeds=SEEDS, models=models, edits=edits, attacks={"prefill": {"depth": [0, 2]}},
+        analyses={}, evaluate=EvaluateConfig(conditions=("safe", "unsafe", "near_miss", "jb_co_text")),
+    )  # fmt: skip
+
+
+def judged(method, lr_name, condition, metric, values):
+    same = {"stage": "evaluate", "method": method, "lr_name": lr_name, "lr": 0.0, "step": 2, "run": "r"}
+    same |= {"revision": "", "device": "", "condition": condition, "metric": metric}
+    return [same | {"seed": seed, "value": value} for seed, value in zip(SEEDS, values, strict=True)]
+
+
+def analysed(analysis, method, condition, metric, values, *, part="", strength=None):
+    same = {"analysis": analysis, "method": method, "lr_name": "", "lr": 0.0, "step": 2, "run": "r", "revision": ""}
+    same |= {"device": "", "condition": condition, "subset": "all", "layer": None, "part": part, "strength": strength}
+    return [same | {"metric": metric, "seed": seed, "value": v} for seed, v in zip(SEEDS, values, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def frames():
+    evaluated, found = [], []
+    for method, base in (("sft", 0.1), ("dpo", 0.0)):
+        evaluated += judged(method, "", "safe", "exact_match", [1.0, 0.9, 0.8])
+        for condition, more in (("unsafe", 0.0), ("jb_co_text", 0.3), ("near_miss", 0.6)):
+            evaluated += judged(method, "", condition, "complied", [base + more] * 3)
+        for label, value, able in (("explicit", 0.6, 0.9), ("half", 0.9, 0.1)):
+            evaluated += judged(label, f"from={method}", "unsafe", "complied", [value] * 3)
+            evaluated += judged(label, f"from={method}", "safe", "exact_match", [able] * 3)
+        for rate in ("lr=0.001", "lr=0.0001"):
+            evaluated += judged("tried", f"from={method}.{rate}", "unsafe", "complied", [1.0] * 3)
+        # More at depth 0 with one, much more at depth 2 with the other.
+        for depth, value in ((0.0, {"sft": 0.5, "dpo": 0.1}), (2.0, {"sft": 0.4, "dpo": 0.6})):
+            found += analysed("prefill", method, "unsafe", "complied", [value[method]] * 3, strength=depth)
+        for alpha, value in ((-1.0, 0.2), (-2.0, 0.7)):
+            found += analysed("interventions", method, "unsafe", "complied", [value] * 3, part="back", strength=alpha)
+            found += analysed("interventions", method, "safe", "exact_match", [0.2] * 3, part="back", strength=alpha)
+        found += analysed("interventions", method, "unsafe", "complied", [1.0] * 3, part="whole", strength=0.0)
+    return {
+        "analyze": pl.DataFrame(found, schema=results.ANALYSIS_SCHEMA),
+        "evaluate": pl.DataFrame(evaluated, schema=results.SCHEMA),
+    }
+
+
+@pytest.fixture(scope="module")
+def table(frames, recipe):
+    return sections.table("matrix", frames, sections.listed(recipe))
+
+
+def cell(table, method, condition, metric="complied"):
+    return table.row(by_predicate=(pl.col("method") == method) & (pl.col("condition") == condition)
+                     & (pl.col("metric") == metric), named=True)  # fmt: skip
+
+
+def test_every_attack_has_one_column_by_its_kind(table):
+    columns = table.filter(method="sft", metric="complied").select("part", "condition").rows()
+    # Prompts to be answered are no attack, nor are a model of several lanes or an edit that is none.
+    assert set(columns) == {
+        ("prompts", "unsafe"), ("prompts", "jb_co_text"), ("answering", "prefill"), ("weights", "back"),
+        ("weights", "half"), ("fine-tuning", "explicit"), ("worst case", "worst"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "mean"), [("sft", 0.4), ("dpo", 0.6)])
+def test_an_attack_is_shown_at_the_strength_that_does_most_over_all_defences(table, method, mean):
+    assert cell(table, method, "prefill")["mean"] == pytest.approx(mean)
+    assert cell(table, method, "back")["mean"] == pytest.approx(0.7)
+
+
+def test_a_cell_is_of_the_model_under_attack_with_its_safe_prompts(table):
+    row = cell(table, "dpo", "explicit")
+    assert (row["mean"], row["n"], row["seed_1"]) == (pytest.approx(0.6), 3, 0.6)
+    assert cell(table, "dpo", "explicit", "exact_match")["mean"] == pytest.approx(0.9)
+    # An attack by prompts leaves the model as it is.
+    assert cell(table, "dpo", "jb_co_text", "exact_match")["seed_2"] == 0.8
+    assert table.filter(condition="prefill", metric="exact_match").is_empty()
+
+
+def test_the_worst_case_costs_little(table):
+    # `half` and `back` do more, and leave next to nothing of what the model can do.
+    assert cell(table, "sft", "worst")["mean"] == pytest.approx(0.6)
+
+
+def seeds(*values):
+    return dict(enumerate(values))
+
+
+def test_the_worst_case_of_a_seed_is_chosen_on_the_others():
+    """The largest of many numbers would be that of an attack that happened to do well there."""
+    able = seeds(1.0, 1.0, 1.0)
+    cells = {
+        ("prompts", "unsafe"): Cell(seeds(0.0, 0.0, 0.0), able),
+        ("answering", "lucky"): Cell(seeds(1.0, 0.0, 0.0), able),
+        ("answering", "steady"): Cell(seeds(0.3, 0.3, 0.2), able),
+        ("weights", "broken"): Cell(seeds(0.9, 0.9, 0.9), seeds(0.5, 0.5, 0.5)),
+    }
+    found = matrix.worst(cells)
+    # Without seed 0 the steady one does most; with it, the lucky one.
+    assert found.complied == {0: 0.3, 1: 0.0, 2: 0.0} and found.able == able
+    within = {
+        key: one._replace(able=seeds(0.96, 0.96, 0.96)) if key[1] == "broken" else one for key, one in cells.items()
+    }
+    assert matrix.worst(within).complied == {0: 0.9, 1: 0.9, 2: 0.9}
+
+
+def test_one_seed_has_no_worst_case():
+    assert not matrix.worst({("prompts", "unsafe"): Cell({0: 0.1}, {0: 1.0})}).complied
+
+
+def test_the_picture_has_a_number_a_cell_with_all_that_it_is_made_of(frames, recipe):
+    drawn = sections.draw("matrix", frames, sections.listed(recipe))
+    root = ET.fromstring(drawn)
+    titles = [one.text for one in root.iter("{http://www.w3.org/2000/svg}title")]
+    told = next(text for text in titles if text.startswith("DPO, explicit: "))
+    assert told == "DPO, explicit: 60.0 [60.0, 60.0] % of unsafe prompts complied with; seeds 60.0, 60.0, 60.0; " \
+                   "safe prompts answered: 90.0 [90.0, 90.0] %"  # fmt: skip
+    assert len(titles) == 1 + 2 * 7
+    # The more robust defence stands above, and an attack that breaks the model is hatched.
+    names = re.findall(r">(SFT|DPO)<", drawn)
+    assert names[:2] == ["DPO", "SFT"] or names[:2] == ["SFT", "DPO"]
+    assert "<pattern" in drawn
+
+
+def test_a_study_without_attacks_has_no_matrix(recipe, mini_recipe):
+    assert matrix.has_matrix(recipe) and not matrix.has_matrix(mini_recipe)
