@@ -64,6 +64,8 @@ class EvaluateConfig:
         prompts: prompts per condition and seed, a multiple of ``batch_size``.
         batch_size: prompts a forward pass.
         conditions: which conditions to draw; none is all that the subject has.
+        on: names of the models, or of single lanes, that are judged; none is all. Whom a selection has not chosen need
+            not be.
         probe_prompts: prompts per condition of the learning curves' read-out at every chunk end.
         answers: tokens that every model over a checkpoint writes after each prompt, greedily, at most; 0 for none.
     """
@@ -71,6 +73,7 @@ class EvaluateConfig:
     prompts: int = static(1024, above=0)
     batch_size: int = static(256, above=0)
     conditions: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
     probe_prompts: int = static(64, above=0)
     answers: int = static(0, at_least=0)
 
@@ -245,13 +248,13 @@ def _check_rows(recipe: Recipe) -> None:
     own = {*recipe.attacks} | drawn
     if twice := taken & own | drawn & {*recipe.attacks} | set(_TAKEN) & set(recipe.analyses):
         raise ValueError(f"{min(twice)!r} is the label of something else already: choose another")
-    for place in ("edits", "attacks", "analyses"):
-        for label, one in getattr(recipe, place).items():
-            for name in one.on:
-                known = dict.fromkeys([*recipe.models, *(lane.name for lane in recipe.lanes)])
-                check_name(f"model or lane in {place}.{label}.on", name, known)
-            if len(set(one.on)) < len(one.on):
-                raise ValueError(f"{place}.{label}.on must name distinct models, got {list(one.on)}")
+    places = {f"{place}.{label}": one.on for place in PLACES for label, one in getattr(recipe, place).items()}
+    known = dict.fromkeys([*recipe.models, *(lane.name for lane in recipe.lanes)])
+    for where, on in {"evaluate": recipe.evaluate.on, **places}.items():
+        for name in on:
+            check_name(f"model or lane in {where}.on", name, known)
+        if len(set(on)) < len(on):
+            raise ValueError(f"{where}.on must name distinct models, got {list(on)}")
     for label, attack in recipe.attacks.items():
         if len(set(attack.conditions)) < len(attack.conditions):
             raise ValueError(f"attacks.{label}.conditions must be distinct, got {list(attack.conditions)}")

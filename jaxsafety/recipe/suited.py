@@ -117,6 +117,8 @@ def _check_files(recipe: Any) -> None:
             )
     if recipe.evaluate.conditions:
         raise ValueError("evaluate.conditions: expected none, as a prompt's label says its condition")
+    if recipe.evaluate.on:
+        raise ValueError("evaluate.on: expected none in a study of checkpoints, which judges every model")
     if recipe.evaluate.answers and recipe.subject.options.prompts is None:
         raise ValueError(f"evaluate.answers: got {recipe.evaluate.answers}, and there are no subject.prompts to answer")
     for lane in recipe.lanes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,15 @@ def gather(run: Study) -> Models:
     pipeline.check_trained(run)
     found = pipeline.load_living(run, run.recipe.lanes)
     return Models(run.recipe.lanes, found.params, hosts.fetch(found.finite))
+
+
+def named(models: Models, names: Sequence[str]) -> Models:
+    """Returns the models of some names, all where there are none."""
+    rows = [row for row, lane in enumerate(models.lanes) if lane.is_among(names)]
+    if len(rows) == len(models.lanes):
+        return models
+    params = programs.at_once(lambda params: jax.tree.map(lambda leaf: leaf[np.asarray(rows)], params), models.params)
+    return Models(tuple(models.lanes[row] for row in rows), params, models.finite[rows])
 
 
 def judge_all(run: Study, models: Models) -> Iterator[dict[str, Any]]:
@@ -151,7 +160,7 @@ def write(run: Study) -> None:
         ValueError: a stage before has not been finished.
         Stopped: a signal has asked to stop; the files before are saved.
     """
-    models, shared = gather(run), run_labels(run)
+    models, shared = named(gather(run), run.recipe.evaluate.on), run_labels(run)
     folder = run.directory / "results"
 
     def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -67,6 +67,18 @@ def test_all_models_are_stacked_in_the_order_of_their_labels(ready, models):
     np.testing.assert_array_equal(np.asarray(models.params["embed"])[3:], dpo.params["embed"])
 
 
+def test_those_alone_are_judged_that_the_recipe_names(models, mini_recipe):
+    assert evaluate.named(models, ()) is models
+    some = evaluate.named(models, ("sft.eta_S", "dpo"))
+    assert [label[:2] for label in some.labels] == [("sft", "eta_S"), ("dpo", "eta_M"), ("dpo", "eta_S")]
+    assert some.finite.shape == (3, 2)
+    np.testing.assert_array_equal(some.params["embed"], np.asarray(models.params["embed"])[2:])
+    with pytest.raises(
+        ValueError, match=r"^unknown model or lane in evaluate\.on 'sftt': expected one of pretrained, sf"
+    ):
+        dataclasses.replace(mini_recipe, evaluate=dataclasses.replace(mini_recipe.evaluate, on=("sftt",)))
+
+
 def test_a_row_is_the_rate_of_that_model_on_its_seeds_own_prompts(ready, models, finished_run, mini_recipe):
     h, s, seed = 3, 1, mini_recipe.seeds[1]
     params = jax.tree.map(lambda leaf: leaf[h, s], models.params)

@@ -452,6 +452,7 @@ UNSUITED = {
         {"evaluate": {"conditions": ["safe"]}},
         "evaluate.conditions: expected none, as a prompt's label says",
     ),
+    "evaluated": ({"evaluate": {"on": ["a"]}}, "evaluate.on: expected none in a study of checkpoints, which judges e"),
     "answers": (
         {"evaluate": {"answers": 3}, "subject": {"checkpoint": "b"}},
         "evaluate.answers: got 3, and there are no subject.prompts to answer",
