@@ -57,10 +57,7 @@ def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Sho
     shown = shown or listed()
     check_name("figure", name, shown)
     section = shown[name]
-    columns = [*LABELS, "seed", "value"]
-    analyses = dead_lanes.without_dead(frames["analyze"]).select(columns)
-    others = (("curves", _SLOPES), ("evaluate", pl.col("stage") == "evaluate"))
-    rows = pl.concat([analyses, *(_as_analysis(frames, columns, *one) for one in others)]).filter(section.rows)
+    rows = every_row(frames).filter(section.rows)
     if section.steps == "last":
         lane = ["analysis", "method", "lr_name", "lr"]
         # A training curve has no finished model: all of it is shown.
@@ -70,6 +67,14 @@ def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Sho
     if section.layer_means:
         rows = with_layer_means(rows)
     return seed_table(rows)
+
+
+def every_row(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Returns all rows of analyses, and what was judged and the curves' slopes as those of ``evaluate``, ``curves``."""
+    columns = [*LABELS, "seed", "value"]
+    analyses = dead_lanes.without_dead(frames["analyze"]).select(columns)
+    others = (("curves", _SLOPES), ("evaluate", pl.col("stage") == "evaluate"))
+    return pl.concat([analyses, *(_as_analysis(frames, columns, *one) for one in others)])
 
 
 def draw(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown] | None = None) -> str:
