@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxsafety import losses
 from jaxsafety.config.fields import check, static, traced
 from jaxsafety.entry.annotations import checked
+from jaxsafety.training import dual
 from jaxsafety.types import Key, Method, Metrics, Needs, Params, Terms
 from jaxsafety.world.trajectories import Trajectories
 
@@ -21,7 +22,8 @@ Scalar = float | Float[Array, ""]
 @checked
 def lagrangian(returns: Float[Array, "*b"], costs: Float[Array, "*b"], *, log_multiplier: Scalar) -> Float[Array, "*b"]:
     """Returns ``(return - lambda * cost) / (1 + lambda)``, whose mean over trajectories the policy maximises."""
-    return jax.nn.sigmoid(-log_multiplier) * returns - jax.nn.sigmoid(log_multiplier) * costs
+    own, other = dual.shares(log_multiplier)
+    return own * returns - other * costs
 
 
 @checked
@@ -38,12 +40,6 @@ def score_function(logprobs: Float[Array, "b k"], values: Float[Array, "b k"]) -
     values = jax.lax.stop_gradient(values)
     others = (jnp.sum(values, axis=1, keepdims=True) - values) / (values.shape[1] - 1)
     return -jnp.mean((values - others) * logprobs, axis=1)
-
-
-@checked
-def dual_ascent(log_multiplier: Scalar, cost: Scalar, *, threshold: Scalar, rate: Scalar) -> Float[Array, ""]:
-    """Returns ``log lambda + rate * (cost - threshold)``, of the mean ``cost``: it rises while that is too high."""
-    return jnp.asarray(log_multiplier + rate * (cost - threshold))
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def init_aux(params: Params, *, key: Key, config: Config) -> Float[Array, ""]:
 
 def update_aux(aux: Float[Array, ""], means: Metrics, *, config: Config) -> Float[Array, ""]:
     """See :class:`jaxsafety.types.Method`."""
-    return dual_ascent(aux, means["cost"], threshold=config.threshold, rate=config.multiplier_rate)
+    return dual.dual_ascent(aux, means["cost"], threshold=config.threshold, rate=config.multiplier_rate)
 
 
 METHOD = Method(

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsafety import losses
 from jaxsafety.config.fields import check, traced
 from jaxsafety.entry.annotations import checked
-from jaxsafety.training import answers
+from jaxsafety.training import preferences
 from jaxsafety.types import Key, Method, Model, Needs, Params, PreferenceBatch, Terms
 
 Weight = float | Float[Array, ""]
@@ -70,29 +69,11 @@ def totals(
     model: Model, params: Params, batch: PreferenceBatch, config: Config, aux: Any, *, key: Key, progress: Array
 ) -> tuple[Terms, Terms]:
     """See :class:`jaxsafety.types.Method`."""
-    policy, metrics = answers.logprobs(model, params, batch)
-    margins = [
-        losses.sequence_logprobs(one - other, side.mask, reduction=config.reduction)
-        for one, other, side in zip(policy, batch.reference, (batch.chosen, batch.rejected), strict=True)
-    ]
+    margins, metrics = preferences.margins(model, params, batch, reduction=config.reduction)
     weights = {"weight_chosen": config.weight_chosen, "weight_rejected": config.weight_rejected}
     rewards = config.weight_chosen * margins[0], config.weight_rejected * margins[1]
-    shown = {
-        "rewards/chosen": rewards[0],
-        "rewards/rejected": rewards[1],
-        "rewards/margins": rewards[0] - rewards[1],
-        "rewards/accuracies": (rewards[0] > rewards[1]).astype(jnp.float32),
-        "rewards/slope": slope(rewards[0] - rewards[1]),
-    }
-    metrics |= {name: losses.summed(values) for name, values in shown.items()}
+    metrics |= preferences.rewards(*rewards) | {"rewards/slope": losses.summed(slope(rewards[0] - rewards[1]))}
     return {"dpo": losses.summed(dpo(*margins, **weights))}, metrics
 
 
-def reference(
-    model: Model, params: Params, batch: PreferenceBatch, config: Config
-) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
-    """Returns the log-probability of every target of both answers under the model that tuning began with."""
-    return answers.logprobs(model, params, batch)[0]
-
-
-METHOD = Method(Config, totals, needs=lambda config: Needs(), reference=reference)
+METHOD = Method(Config, totals, needs=lambda config: Needs(), reference=preferences.reference)

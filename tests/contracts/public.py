@@ -28,7 +28,7 @@ from jaxsafety.linalg import (
 from jaxsafety.methods import classify, constrained, constrained_sft, deep_alignment, derta, dpo, sft, unlearn
 from jaxsafety.models import generation, gpt, gru, inputs, llama, lora
 from jaxsafety.parametrisations import mask as gates
-from jaxsafety.training import recovery
+from jaxsafety.training import dual, preferences, recovery
 from jaxsafety.types import Batch
 
 L, B, T, V, D, F, R = 2, 3, 4, 5, 4, 6, 2
@@ -128,6 +128,15 @@ CASES = {
     "unlearn.unlearn": Case(
         unlearn.unlearn, {"nll_chosen": normal(B), "nll_rejected": normal(B)} | WEIGHTS, ("nll_chosen", "nll_rejected")
     ),
+    "preferences.margin": Case(
+        partial(preferences.margin, reduction="mean"),
+        {"policy": LOGPROBS, "reference": LOGPROBS[::-1].copy(), "mask": MASK}, ("policy", "reference"),
+    ),
+    "preferences.rewards": Case(preferences.rewards, {"chosen": normal(B), "rejected": normal(B)}),
+    "dual.shares": Case(dual.shares, {"log_multiplier": np.float32(0.5)}, ("log_multiplier",)),
+    "dual.dual_ascent": Case(
+        dual.dual_ascent, {name: np.float32(value) for name, value in DUAL.items()}, tuple(DUAL)
+    ),
     "derta.transition": Case(partial(derta.transition, aligned=False), {"chosen": REFUSED, "rejected": BATCH}),
     "deep_alignment.deep_alignment": Case(
         deep_alignment.deep_alignment,
@@ -156,10 +165,6 @@ CASES = {
     ),
     "constrained.score_function": Case(
         constrained.score_function, {"logprobs": LOGPROBS, "values": normal(B, T)}, ("logprobs",)
-    ),
-    "constrained.dual_ascent": Case(
-        constrained.dual_ascent,
-        {name: np.float32(value) for name, value in DUAL.items()}, tuple(DUAL),
     ),
     "tree.difference": Case(tree.difference, {"tuned": TREES["base"], "base": TREES["delta"]}, ("tuned", "base")),
     "tree.interpolate": Case(tree.interpolate, TREES | {"alpha": np.float32(0.5)}, (*BOTH, "alpha")),
