@@ -189,12 +189,14 @@ class Needs(NamedTuple):
         trained: regular expression of the parameter paths that are trained; the others stay, bit for bit.
         divisible: whether a batch may be taken in parts, whose sums add up; False for one with a loop inside its step.
         unsafe: whether what it is for is learned from unsafe prompts, so that a file must label some as that.
+        reference: whether these options ask anything of its reference, if it has one.
     """
 
     rejected: bool = True
     trained: str = ".*"
     divisible: bool = True
     unsafe: bool = False
+    reference: bool = True
 
 
 class Method(NamedTuple):

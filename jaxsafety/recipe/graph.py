@@ -269,12 +269,12 @@ def _check(lane: Lane) -> None:
         _check_updates(lane)
     if lane.training is None:
         return
-    if lane.parent is None and lane.training.load().reference is not None:
+    if lane.parent is None and lane.training.asks_reference:
         raise ValueError(
             f"models.{lane.label} has no `from`, and method {lane.training.method!r} asks the model that training "
             "begins with"
         )
-    if lane.training.load().reference is None and lane.training.reference != PARENT:
+    if not lane.training.asks_reference and lane.training.reference != PARENT:
         raise ValueError(
             f"models.{lane.label}.reference: got {lane.training.reference!r}, expected none, as method "
             f"{lane.training.method!r} compares with nothing"

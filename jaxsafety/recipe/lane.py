@@ -110,7 +110,7 @@ class Lane:
     @property
     def reference(self) -> "Lane | None":
         """What its method compares it with; None for a method that asks for nothing."""
-        if self.training is None or self.training.load().reference is None:
+        if self.training is None or not self.training.asks_reference:
             return None
         return self.ancestor(self.training.reference)
 

@@ -124,6 +124,11 @@ class Training(Node):
         """What its method asks for."""
         return self.load().needs(self.options)
 
+    @property
+    def asks_reference(self) -> bool:
+        """Whether its method compares with what an ancestor says."""
+        return self.load().reference is not None and self.needs.reference
+
     def at_point(self, point: HParams) -> Any:
         """Returns the method's fields with the scalars of one lane."""
         return fields_.at_point(self.options, point.options)

@@ -151,7 +151,7 @@ def _trained_on_files(how: Training, lane: Lane, recipe: Any) -> Iterator[str]:
         yield f".parametrisation: got {how.parametrisation.kind!r}, expected full or lora over a checkpoint"
     if method.examples != "preferences":
         yield f".method: {how.method} learns from {method.examples}, expected one that learns from preferences"
-    if method.data is not None and method.reference is not None:
+    if method.data is not None and how.asks_reference:
         yield (
             f".method: {how.method} asks a reference about examples that it transforms at every step, and a "
             "checkpoint's reference is read once: expected a method without one of the two"

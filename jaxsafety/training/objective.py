@@ -33,7 +33,7 @@ def prepared(
         ValueError: the method asks a reference, and there is none.
     """
     batch = transformed(method, batch, config, key=key)
-    if method.reference is None:
+    if method.reference is None or not method.needs(config).reference:
         return batch
     if reference is None:
         raise ValueError("reference: got None, expected the parameters that tuning began with, which this method asks")

@@ -106,10 +106,10 @@ def write(
     shapes = _shapes(model, encoded, job, places)
     chunk, own = _compiled(_Program.of(model, job, shapes, places)), program.own(job)
     data, other = encoded.batch, reference.directory != start.directory
-    if job.method.reference is not None and other:
+    if job.how.asks_reference and other:
         data = _referenced(reference, data, shapes, work, job, places)
     state, frozen = _begin(start, shapes, work, job, places)
-    if job.method.reference is not None and not other:
+    if job.how.asks_reference and not other:
         data = references.referenced(data, state, frozen, work.state, model=model, job=job, places=places)
     data = jax.device_put(data, places.everywhere)
 
@@ -222,7 +222,7 @@ def _shapes(model: LlamaConfig, encoded: Encoded, job: Job, places: Places) -> _
     flat = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in leaf_shapes(model).items()}
     state, frozen = jax.eval_shape(partial(program.start, job=job), tree.unflatten(flat))
     data = encoded.batch
-    if job.method.reference is not None:
+    if job.how.asks_reference:
         data = data.replace(reference=references.shapes(data, state, frozen, model=model, job=job))
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     own = jax.eval_shape(lambda: program.own(job))
