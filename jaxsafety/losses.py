@@ -51,6 +51,23 @@ def entropy(logits: Float[Array, "*b v"]) -> Float[Array, "*b"]:
 
 
 @checked
+def divergence(
+    logits: Float[Array, "*b v"], reference: Float[Array, "*b v"], mask: Bool[Array, "*b"]
+) -> SumCount:  # fmt: skip
+    """Divergence of the next token from a reference's, ``KL(reference || policy)`` in nats, and how many there are.
+
+    ``logits`` are the policy's, ``reference`` log-probs; it is summed where ``mask`` holds. A token that the reference
+    never says (``-inf``) adds nothing, one that the policy alone never says makes it infinite.
+    """
+    # Before and after: the gradient of a value that is not used would be zero times what is not finite.
+    policy = jax.nn.log_softmax(jnp.where(mask[..., None], _wide(logits), 0.0), axis=-1)
+    said = mask[..., None] & (reference > -jnp.inf)
+    reference = jnp.where(said, _wide(reference), 0.0)
+    each = jnp.where(said, jnp.exp(reference) * (reference - jnp.where(said, policy, 0.0)), 0.0)
+    return masked_sum(jnp.sum(each, axis=-1), mask)
+
+
+@checked
 def masked_sum(values: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> SumCount:
     """Returns the sum of ``values`` where ``mask`` holds, and how many there are."""
     return jnp.sum(jnp.where(mask, _wide(values), 0.0)), jnp.sum(mask, dtype=jnp.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,8 +20,15 @@ def logprobs(
     Log-probs are nats, at most 0, also where nothing is scored, but NaN within the batch's stem. Metrics have TRL's
     names where TRL has one.
     """
+    stem, logits = branched(model, params, batch.chosen, batch.rejected)
+    return scored(logits, batch, stem=stem)
+
+
+def scored(
+    logits: Sequence[Float[Array, "b u v"]], batch: PreferenceBatch, *, stem: int
+) -> tuple[tuple[Float[Array, "b t"], Float[Array, "b t"]], Terms]:
+    """Returns what :func:`logprobs` does, of the logits of both answers behind so many first places."""
     sides = (batch.chosen, batch.rejected)
-    stem, logits = branched(model, params, *sides)
     chosen, rejected = (_logprobs(one, side, stem=stem) for one, side in zip(logits, sides, strict=True))
     metrics = {
         "token_accuracy": _right(logits[0], batch.chosen, stem=stem),

@@ -25,7 +25,23 @@ from jaxsafety.linalg import (
     svd,
     update_spaces,
 )
-from jaxsafety.methods import classify, constrained, constrained_sft, deep_alignment, derta, dpo, sft, unlearn
+from jaxsafety.methods import (
+    classify,
+    constrained,
+    constrained_sft,
+    deep_alignment,
+    derta,
+    dpo,
+    graddiff,
+    ipo,
+    npo,
+    primal_dual,
+    robust_dpo,
+    sft,
+    simnpo,
+    simpo,
+    unlearn,
+)
 from jaxsafety.models import generation, gpt, gru, inputs, llama, lora
 from jaxsafety.parametrisations import mask as gates
 from jaxsafety.training import dual, preferences, recovery
@@ -79,6 +95,8 @@ TREES = {"base": {"blocks": {"mlp": {"up": BASE}}}, "delta": {"blocks": {"mlp": 
 PAIR = {"a": TREES["base"], "b": TREES["delta"]}
 ROWS = {"margin_chosen": normal(B), "margin_rejected": normal(B)}
 WEIGHTS = {"weight_chosen": np.float32(0.3), "weight_rejected": np.float32(0.7)}
+MEAN_LOGPS = {"mean_chosen": -np.abs(normal(B)), "mean_rejected": -np.abs(normal(B))}
+SCALED = {"beta": np.float32(2), "gamma": np.float32(0.5)}
 BETAS = {"first": np.float32(0.5), "early": np.float32(2), "late": np.float32(0.1)}
 BATCH = Batch(TARGETS, TARGETS[::-1].copy(), MASK)
 REFUSED = Batch(TARGETS, TARGETS[:, ::-1].copy(), MASK)
@@ -111,6 +129,10 @@ def generated(model):
 CASES = {
     "losses.token_logprobs": Case(losses.token_logprobs, {"logits": LOGITS, "targets": TARGETS}, ("logits",)),
     "losses.entropy": Case(losses.entropy, {"logits": LOGITS}, ("logits",)),
+    "losses.divergence": Case(
+        losses.divergence, {"logits": LOGITS, "reference": np.log(np.full_like(LOGITS, 1 / V)), "mask": MASK},
+        ("logits", "reference"),
+    ),
     "losses.masked_sum": Case(losses.masked_sum, {"values": LOGPROBS, "mask": MASK}, ("values",)),
     "losses.summed": Case(losses.summed, {"values": normal(B)}, ("values",)),
     "losses.quotient": Case(losses.quotient, {"total": normal(B), "count": np.float32(2)}, ("total", "count")),
@@ -127,6 +149,23 @@ CASES = {
     "sft.sft": Case(sft.sft, {"logprobs": LOGPROBS, "mask": MASK}, ("logprobs",)),
     "unlearn.unlearn": Case(
         unlearn.unlearn, {"nll_chosen": normal(B), "nll_rejected": normal(B)} | WEIGHTS, ("nll_chosen", "nll_rejected")
+    ),
+    "ipo.ipo": Case(ipo.ipo, ROWS | {"tau": np.float32(0.3)}, (*ROWS, "tau")),
+    "robust_dpo.robust_dpo": Case(
+        robust_dpo.robust_dpo, ROWS | {"beta": np.float32(0.3), "flipped": np.float32(0.2)},
+        (*ROWS, "beta", "flipped"),
+    ),
+    "simpo.simpo": Case(simpo.simpo, MEAN_LOGPS | SCALED, (*MEAN_LOGPS, *SCALED)),
+    "npo.npo": Case(npo.npo, {"margin": normal(B), "beta": np.float32(0.3)}, ("margin", "beta")),
+    "simnpo.simnpo": Case(simnpo.simnpo, {"mean": -np.abs(normal(B))} | SCALED, ("mean", *SCALED)),
+    "graddiff.ascent": Case(
+        partial(graddiff.ascent, reduction="mean"), {"logprobs": LOGPROBS, "mask": MASK, "bound": np.float32(1)},
+        ("logprobs", "bound"),
+    ),
+    "primal_dual.primal_dual": Case(
+        primal_dual.primal_dual,
+        {"logprobs": LOGPROBS, "mask": MASK, "unsafe": KEPT, "log_multiplier": np.float32(0.5)},
+        ("logprobs", "log_multiplier"),
     ),
     "preferences.margin": Case(
         partial(preferences.margin, reduction="mean"),

@@ -10,7 +10,7 @@ from jaxsafety.attacks import steering
 from jaxsafety.linalg import unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
-from jaxsafety.training import answers, optim, preferences
+from jaxsafety.training import answers, optim, preferences, retain
 from jaxsafety.types import Batch, Decode, PreferenceBatch, Trial
 from jaxsafety.world import conditions, grammar, layout, operators, trajectories, words
 from tests.contracts.public import (
@@ -20,6 +20,7 @@ from tests.contracts.public import (
     GPT_MODEL,
     GPT_PARAMS,
     KEY,
+    LOGITS,
     LOGPROBS,
     MASK,
     REFUSED,
@@ -103,11 +104,17 @@ CASES = {
         GPT_MODEL.branches, {"params": GPT_PARAMS, "stems": TARGETS[:, :2], "rest": TARGETS[:, 2:]}
     ),
     "answers.logprobs": Case(partial(answers.logprobs, GPT_MODEL), {"params": GPT_PARAMS, "batch": PAIRS}),
+    "answers.scored": Case(
+        lambda batch: answers.scored([LOGITS[:, 2:], LOGITS[::-1, 2:]], batch, stem=2), {"batch": PAIRS}
+    ),
     "preferences.margins": Case(
         lambda params, batch, said: preferences.margins(
             GPT_MODEL, params, batch.replace(reference=(said, said)), reduction="sum"
         ),
         {"params": GPT_PARAMS, "batch": PAIRS, "said": LOGPROBS},
+    ),
+    "retain.read": Case(
+        partial(retain.read, GPT_MODEL, retain="nll", weight=0.5), {"params": GPT_PARAMS, "batch": PAIRS}
     ),
     "answers.next_token": Case(partial(answers.next_token, GPT_MODEL), {"params": GPT_PARAMS, "batch": SIDES[0]}),
     "answers.side_logprobs": Case(

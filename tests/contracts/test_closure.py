@@ -88,6 +88,7 @@ def prompt(key):
 
 
 UNSAFE = jnp.ones(B, bool)
+MIXED = jnp.arange(B) % 2 > 0
 
 
 class Case(NamedTuple):
@@ -166,6 +167,22 @@ def cases(built):
             lambda p, q, c, r: bound("dpo", MODEL, reference=q, **REDUCE)(p, PreferenceBatch(c, r, UNSAFE)),
             (params, params, batch, batch),
         ),
+        **{
+            f"methods.{name}": Case(
+                lambda p, q, c, r, name=name: bound(name, MODEL, reference=q)(p, PreferenceBatch(c, r, UNSAFE)),
+                (params, params, batch, batch),
+            )
+            for name in ("ipo", "robust_dpo", "simpo")
+        },
+        **{
+            f"methods.{name}": Case(
+                lambda p, q, c, r, name=name: bound(name, MODEL, reference=q, retain="kl")(
+                    p, PreferenceBatch(c, r, MIXED)
+                ),
+                (params, params, batch, batch),
+            )
+            for name in ("npo", "simnpo", "graddiff")
+        },
         "methods.derta": Case(
             lambda p, c, r: bound("derta", MODEL)(p, PreferenceBatch(c, r, UNSAFE)), (params, batch, batch)
         ),

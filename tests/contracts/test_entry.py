@@ -48,7 +48,7 @@ APART = {
     "gpt": {"preset", "init", "model"}, "llama": {"init", "model", "attention", "block", "embed"},
     "layers": {"sinusoidal_table", "rope_table"}, "sites": {"chosen_layers", "of_layer", "watched"},
     "generation": {"windowed"}, "inputs": {"check_inputs", "embedded"}, "lora": {"init", "merged", "join"},
-    "gru": {"init"}, "constrained": {"data", "init_aux", "update_aux"},
+    "gru": {"init"}, "constrained": {"data", "init_aux", "update_aux"}, "primal_dual": {"init_aux", "update_aux"},
     "full": {"init", "join"}, "mask": {"init", "join"}, "output_space": {"draw_null_spaces", "ascending"},
     "sensitivity": {"gradient_norms", "finish"},
     "conditions": {"unsafe_table", "grammar_of", "refusing_blocks", "further", "named"},
@@ -57,6 +57,7 @@ APART = {
 }  # fmt: skip
 STUDY = {
     "totals",
+    "needs",
     "reference",
     "data",
     "edit",

@@ -11,7 +11,9 @@ from jaxsafety import losses
 from jaxsafety.analysis import uncertainty
 from jaxsafety.attacks import soft_tokens
 from jaxsafety.linalg import alignment, clusters, masked, sensitivity, subspace, update_spaces
+from jaxsafety.methods import graddiff, primal_dual
 from jaxsafety.models import generation, llama
+from jaxsafety.training import preferences
 from tests.contracts import public
 from tests.contracts.public import AT, BASE, KEPT, KEY, LLAMA, LLAMA_PARAMS, LOGITS, LOGPROBS, MASK, PLACES, TARGETS
 
@@ -40,6 +42,17 @@ COLUMNS = np.broadcast_to(np.array([True, False]), public.BASIS.shape)
 CASES = {
     "nll of logits": (nll, LOGITS, MASK[..., None]),
     "masked_sum": (lambda x: losses.masked_sum(x, MASK), LOGPROBS, MASK),
+    "divergence of logits": (
+        lambda x: losses.divergence(x, jnp.full_like(x, -np.log(public.V)), MASK), LOGITS, MASK[..., None]
+    ),
+    "divergence of a reference": (lambda x: losses.divergence(LOGITS, x, MASK), -np.abs(LOGITS), MASK[..., None]),
+    "margin": (
+        lambda x: preferences.margin(x, LOGPROBS, MASK, reduction="mean"), -np.abs(LOGITS[..., 0]), MASK
+    ),
+    "ascent": (lambda x: graddiff.ascent(x, MASK, bound=9.0, reduction="sum"), LOGPROBS, MASK),
+    "primal_dual": (
+        lambda x: primal_dual.primal_dual(x, MASK, KEPT, log_multiplier=0.5), LOGPROBS, MASK
+    ),
     "sequence_logprobs": (lambda x: losses.sequence_logprobs(x, MASK, reduction="mean"), LOGPROBS, MASK),
     "perplexity": (lambda x: uncertainty.perplexity(x, MASK), LOGPROBS, MASK),
     "averaged": (lambda x: masked.averaged(x, MASK), LOGPROBS, MASK),

@@ -10,20 +10,29 @@ import pytest
 
 from jaxsafety import keys, methods, pools
 from jaxsafety.models import gpt, llama
-from jaxsafety.training import objective, optim, stepping
+from jaxsafety.training import objective, optim
 
 # Those that learn from text, of models that read it.
 OBJECTIVES = tuple(name for name in methods.TABLE if methods.load(name).examples in ("preferences", "text"))
 SHARED = {"loss", "grad_norm", "finite", "token_accuracy"}
 PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
+REWARDS = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
+FORGETTING = PAIRED | {"loss/forget", "loss/retain"}
 METRICS = {
     "pretrain": SHARED,
     "sft": SHARED,
-    "dpo": PAIRED | {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies", "slope")},
+    "dpo": PAIRED | REWARDS | {"rewards/slope"},
     "unlearn": PAIRED,
+    "ipo": PAIRED | REWARDS,
+    "robust_dpo": PAIRED | REWARDS,
+    "simpo": PAIRED | REWARDS,
+    "npo": FORGETTING | {"rewards/rejected"},
+    "simnpo": FORGETTING | {"rewards/rejected"},
+    "graddiff": FORGETTING,
     "derta": SHARED,
     "deep_alignment": SHARED | {"loss/safety", "loss/utility"},
     "constrained_sft": SHARED,
+    "primal_dual": SHARED | {"loss/safety", "loss/utility", "cost", "excess", "multiplier"},
 }
 LLAMA_8B = llama.LlamaConfig(
     vocab_size=128_256, max_tokens=8192, layers=32, heads=32, kv_heads=8, width=4096, mlp_width=14_336,
@@ -69,7 +78,8 @@ def _check_step(name, drawn, *, init, model):
     optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
 
     def start(key):
-        return stepping.init_state(init(key=key), optimizer)
+        method = methods.load(name)
+        return objective.init_state(method, init(key=key), optimizer, method.Config(), key=key)
 
     def step(key, state, batch):
         method = methods.load(name)

@@ -18,6 +18,9 @@ FILLED = [[3, 3, 3, 3, 3, END], [3, 4, 3, END], [3, 3, 3, 3, END], [3, 4, 5, 3, 
 SAFE = [[4, 4, END], [2, END], [1, 2, 3, END], [7, END], [5, 5, END]]
 TABLE = np.random.default_rng(0).normal(size=(STATES, VOCAB))
 PARAMS = {"table": jnp.asarray(TABLE, jnp.float32)}
+# Another model, to be compared with.
+OTHER = TABLE + np.random.default_rng(1).normal(size=TABLE.shape)
+REFERENCE = {"table": jnp.asarray(OTHER, jnp.float32)}
 
 
 def logits(params, tokens):
@@ -38,6 +41,17 @@ def nll(before, target, table=TABLE):
 def of_answer(before, answer):
     """Of every token of an answer."""
     return [nll(before + answer[:i], token) for i, token in enumerate(answer)]
+
+
+def logprob(before, answer, table=TABLE):
+    """Of a whole answer."""
+    return -sum(nll(before + answer[:i], token, table) for i, token in enumerate(answer))
+
+
+def unscored(batch):
+    """The same batch with targets beyond the vocabulary where nothing is scored."""
+    sides = [side.replace(targets=jnp.where(side.mask, side.targets, 99)) for side in (batch.chosen, batch.rejected)]
+    return batch.replace(chosen=sides[0], rejected=sides[1])
 
 
 def padded(sequences, length=LENGTH):
@@ -67,11 +81,11 @@ def transformed(method, batch, *, seed=0, **options):
     return objective.transformed(method, batch, method.Config(**options), key=keys.root(seed))
 
 
-def traced(name, batch, **scalars):
+def traced(name, batch, *, reference=None, **scalars):
     """A method's loss with fields of a lane's own."""
     method = methods.load(name)
     config = fields.at_point(method.Config(), scalars)
-    return objective.make_loss(method, MODEL, config, key=keys.root(0))(PARAMS, batch)[0]
+    return objective.make_loss(method, MODEL, config, reference=reference, key=keys.root(0))(PARAMS, batch)[0]
 
 
 def repeated(batch, times):

@@ -8,13 +8,11 @@ from jax.test_util import check_grads
 
 from jaxsafety.methods import constrained_sft
 from tests.methods.bound import bound
-from tests.methods.lists import MODEL, PARAMS, PROMPTS, SAFE, TABLE, nll, pairs
+from tests.methods.lists import MODEL, OTHER, PARAMS, PROMPTS, REFERENCE, SAFE, nll, pairs
 
 # float32 sums in another order; of gradients, whose terms cancel.
 RTOL, ATOL = 5e-6, 1e-6
 BATCH = pairs(unsafe=[False] * len(PROMPTS)).replace(rejected=None)
-OTHER = TABLE + np.random.default_rng(1).normal(size=TABLE.shape)
-REFERENCE = {"table": jnp.asarray(OTHER, jnp.float32)}
 
 
 def loss(params, batch=BATCH, reference=REFERENCE, **options):

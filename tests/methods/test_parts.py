@@ -19,7 +19,8 @@ from tests.methods.bound import bound, next_token
 # Two float32 programs that sum the same terms in another order.
 RTOL = 2e-5
 WEIGHTS = {"weight_chosen": 0.5, "weight_rejected": 0.2}
-OPTIONS = {"dpo": WEIGHTS, "unlearn": WEIGHTS | {"ascent_bound": np.inf}}
+LONGER = ("sft", "unlearn", "derta", "constrained_sft", "ipo", "robust_dpo", "simpo", "simnpo", "graddiff")
+OPTIONS = {"dpo": WEIGHTS, "unlearn": WEIGHTS | {"ascent_bound": np.inf}, "npo": {"retain": "kl"}}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def state_of(params) -> TrainState:
 @pytest.mark.parametrize(
     "name",
     [
-        *("dpo", "deep_alignment"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "unlearn", "derta", "constrained_sft")),
+        *("dpo", "deep_alignment", "npo"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LONGER),
     ],
 )
 def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt, batch, reference, name):
@@ -65,7 +66,10 @@ def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt
 
 @pytest.mark.parametrize(
     "name",
-    ["derta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deep_alignment", "constrained_sft", "dpo"))],
+    [
+        "derta",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("deep_alignment", "constrained_sft", "dpo", "npo")),
+    ],
 )
 def test_devices_have_loss_and_gradient_of_one(tiny_config, tiny_gpt, batch, reference, name):
     """The batch over two and four of them, the model on each."""

@@ -126,6 +126,10 @@ def test_twins_differ_in_nothing_but_their_method():
             "models.p.reference: got 'root', expected none, as method 'pretrain' compares with nothing",
         ),
         (
+            {"p": PRETRAINED, "a": sft("p", reference="root") | {"method": "graddiff"}},
+            "models.a.reference: got 'root', expected none, as method 'graddiff' compares with nothing",
+        ),
+        (
             {"p": PRETRAINED, "a": {"from": "p", "method": "sft", "edit": "scaled"}},
             "models.a has method and edit: expected one of them, which says how it is made",
         ),

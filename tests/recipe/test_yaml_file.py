@@ -257,8 +257,9 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         ),
         (
             "models: {a: {method: dbo}}",
-            "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, derta, deep_alignment, "
-            "constrained_sft, classify, constrained; did you mean 'dpo'?",
+            "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, ipo, robust_dpo, simpo, "
+            "npo, simnpo, graddiff, derta, deep_alignment, constrained_sft, primal_dual, classify, constrained; "
+            "did you mean 'dpo'?",
         ),
         (
             "evaluate: {conditions: [jb_misgn]}",

@@ -250,9 +250,16 @@ def test_unlearning_pushes_rejected_answers_away(write, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["derta", "deep_alignment", "constrained_sft"])
-def test_what_is_transformed_or_held_is_learned_too(opened, encode, tmp_path, method):
-    own = made(method)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((name, {}) for name in ("derta", "deep_alignment", "constrained_sft", "primal_dual", "ipo", "robust_dpo")),
+        *((name, {}) for name in ("simpo", "npo", "simnpo", "graddiff")),
+        *((name, {"retain": "kl"}) for name in ("npo", "graddiff")),
+    ],
+)
+def test_what_is_transformed_or_held_is_learned_too(opened, encode, tmp_path, method, options):
+    own = made(method, **options)
     encoded = encode(answers=1 + own.how.needs.rejected)
     labelled = replace(encoded, batch=encoded.batch.replace(unsafe=np.arange(encoded.count) % 2 > 0))
     tuned.write(opened, labelled, work(tmp_path, own), own, places=ONE, reference=opened)
