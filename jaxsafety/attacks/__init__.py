@@ -12,6 +12,7 @@ TABLE = {
     "emulated": "jaxsafety.attacks.emulated",
     "misgen": "jaxsafety.attacks.misgen",
     "prefill": "jaxsafety.attacks.prefill",
+    "refusal_direction": "jaxsafety.attacks.refusal_direction",
     "steering": "jaxsafety.attacks.steering",
     "soft_tokens": "jaxsafety.attacks.soft_tokens",
 }

@@ -11,38 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety.config.fields import check, swept
 from jaxsafety.entry.annotations import checked
-from jaxsafety.entry.programs import undifferentiated
-from jaxsafety.linalg import masked, svd
+from jaxsafety.linalg import masked
+from jaxsafety.linalg.contrasts import SITE, Component, at_last, direction
 from jaxsafety.linalg.masked import averaged
 from jaxsafety.types import Attack, Attacked, Batch, Key, Model, Params, Point, Section, Target, Trial
 
-SITE = "hook_resid_post"
-Component = Literal["mean", "first"]
 Level = Literal["prompts", "answers"]
-
-
-@checked
-def direction(differences: Float[Array, "l b d"], *, component: Component = "mean") -> Float[Array, "l d"]:
-    """Returns a unit direction per layer of the differences of pairs: what they have in common.
-
-    It is their ``mean``, or their ``first`` principal component about zero, the unit vector that has most of their
-    squares, turned so that its product with the mean is not negative. Zero where all differences are.
-
-    Raises:
-        ValueError: an unknown component, differences that are not finite, or a gradient.
-
-    References:
-        Hazra et al. 2024 (arXiv 2406.11801), section 3.2, in-context safety vector; Arditi et al. 2024 (arXiv
-        2406.11717), difference of means. Fidelity: of the first the text, whose code adds the mean to a component about
-        it.
-    """
-    mean = differences.mean(axis=1)
-    if component == "first":
-        found = svd.decompose(undifferentiated("direction", differences), rank=1).outputs[..., 0]
-        turned = jnp.where(jnp.sum(found * mean, axis=-1, keepdims=True) < 0, -found, found)
-        mean = jnp.where(jnp.any(differences != 0, axis=(1, 2))[:, None], turned, 0)
-    norm = masked.norm(mean, axis=-1)[:, None]
-    return jnp.where(norm > 0, mean / jnp.where(norm > 0, norm, 1), 0)
 
 
 @checked
@@ -69,7 +43,7 @@ class Config:
         level: the direction is from safe to unsafe ``prompts``, at their last token, or from complied to refused
             ``answers`` of unsafe prompts, mean over the places that predict the judged tokens. Prompts are held-out
             ones in pairs of one text.
-        component: see :func:`direction`.
+        component: see :func:`jaxsafety.linalg.contrasts.direction`.
         alpha: multiples of the activation's norm, added at every layer and position: above 0 towards refusing, below
             away from it.
     """
@@ -86,12 +60,7 @@ def differences(model: Model, params: Params, held_out: Trial, *, level: Level) 
     safe, unsafe = (jax.tree.map(lambda leaf, i=i: leaf[i], held_out) for i in (0, 1))
     if level == "answers":
         return _answering(model, params, unsafe.refused) - _answering(model, params, unsafe.complied)
-    return _at_last(model, params, unsafe) - _at_last(model, params, safe)
-
-
-def _at_last(model: Model, params: Params, trial: Trial) -> Float[Array, "l b d"]:
-    found = model.apply(params, trial.complied.tokens, sites=(SITE,), positions=trial.last[:, None])
-    return found.activations[SITE][:, :, 0]
+    return (at_last(model, params, unsafe) - at_last(model, params, safe))[:, :, 0]
 
 
 def _answering(model: Model, params: Params, side: Batch) -> Float[Array, "l b d"]:

@@ -14,7 +14,8 @@ from jaxsafety.types import Target
 
 # Of each, options that make it small, and the point at which it does nothing, if there is one.
 SMALL = {"soft_tokens": {"count": (0, 1), "steps": (2,)}}
-NOTHING = {"prefill": {"depth": 0}, "soft_tokens": {"count": 0, "steps": 0}, "steering": {"alpha": 0.0}}
+NOTHING = {"prefill": {"depth": 0}, "soft_tokens": {"count": 0, "steps": 0}, "steering": {"alpha": 0.0},
+           "refusal_direction": {"strength": 0.0}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,19 @@ import numpy as np
 
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth, uncertainty
-from jaxsafety.attacks import emulated, prefill, soft_tokens, steering
+from jaxsafety.attacks import emulated, prefill, refusal_direction, soft_tokens, steering
 from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.linalg import (
     alignment,
     clusters,
+    contrasts,
     directions,
     kept,
     masked,
     power,
     probes,
+    refusing,
     sensitivity,
     subspace,
     svd,
@@ -353,8 +355,32 @@ CASES = {
         ("activations",),
     ),
     "probes.auc": Case(probes.auc, {"scores": normal(2, B), "labels": MARKED}),
-    "steering.direction": Case(
-        partial(steering.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
+    "contrasts.direction": Case(
+        partial(contrasts.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
+    ),
+    "contrasts.normalised": Case(contrasts.normalised, {"vectors": EMBEDDINGS}, ("vectors",)),
+    "contrasts.ablated": Case(
+        contrasts.ablated, {"values": EMBEDDINGS, "unit": normal(D), "strength": np.float32(0.5)},
+        ("values", "unit", "strength"),
+    ),
+    "refusing.refusal_score": Case(
+        refusing.refusal_score, {"logits": LOGITS[:, 0], "refusal": TARGETS[:, 0], "complied": AT}, ("logits",)
+    ),
+    "refusing.removed": Case(
+        partial(refusing.removed, "hook_resid_mid"), {"layer": np.int32(1), "positions": TARGETS, "h": EMBEDDINGS,
+         "unit": normal(D), "strength": np.float32(0.5)}, ("h", "unit", "strength"),
+    ),
+    "refusing.added": Case(
+        partial(refusing.added, "hook_resid_post"), {"layer": np.int32(1), "positions": TARGETS, "h": EMBEDDINGS,
+         "at": np.int32(1), "vector": normal(D)}, ("h", "vector"),
+    ),
+    "refusing.ranked": Case(
+        refusing.ranked, {"scores": refusing.Scores(normal(L, T), normal(L, T), normal(L, T)), "most_kl": np.float32(0)}
+    ),
+    "refusal_direction.orthogonalised": Case(
+        refusal_direction.orthogonalised,
+        {"params": {"blocks": {"mlp": {"down": BASE, "up": DELTA}}}, "unit": normal(F), "strength": np.float32(0.5)},
+        ("params", "unit", "strength"),
     ),
     "steering.steered": Case(steering.steered, {"h": EMBEDDINGS, "unit": normal(D), "alpha": np.float32(0.5)}, ("h",)),
     "emulated.combined": Case(

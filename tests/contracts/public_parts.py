@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from jaxsafety import keys, world
-from jaxsafety.attacks import steering
-from jaxsafety.linalg import unbatched
+from jaxsafety.attacks import refusal_direction, steering
+from jaxsafety.linalg import contrasts, refusing, unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
 from jaxsafety.training import answers, optim, preferences, retain
@@ -52,6 +52,7 @@ SIDES = [
 PAIRS = PreferenceBatch(*SIDES, np.array([True, False, True]))
 BLOCKS = np.stack([MASK, ~MASK], axis=1)
 TRIAL = Trial(*SIDES, BLOCKS, PAIRS.unsafe, AT, None)
+PAIRED = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), TRIAL)
 TABLE = TINY.bijections[0]
 TEXT = conditions.Text(np.int32(1), np.int32(0), LETTERS, np.int32(6))
 ALIKE = [conditions.CONDITIONS[name] for name in ("safe", "unsafe")]
@@ -125,7 +126,19 @@ CASES = {
     "judge.judge": Case(partial(judge.judge, GPT_MODEL), {"params": GPT_PARAMS, "trial": TRIAL}),
     "steering.differences": Case(
         partial(steering.differences, GPT_MODEL, level="answers"),
-        {"params": GPT_PARAMS, "held_out": jax.tree.map(lambda leaf: np.stack([leaf, leaf]), TRIAL)},
+        {"params": GPT_PARAMS, "held_out": PAIRED},
+    ),
+    "contrasts.at_last": Case(
+        partial(contrasts.at_last, GPT_MODEL, count=2), {"params": GPT_PARAMS, "trial": TRIAL}
+    ),
+    "refusing.candidates": Case(
+        partial(refusing.candidates, GPT_MODEL, positions=2), {"params": GPT_PARAMS, "pairs": PAIRED}
+    ),
+    "refusing.scored": Case(
+        partial(refusing.scored, GPT_MODEL), {"params": GPT_PARAMS, "pairs": PAIRED, "directions": normal(1, 2, D)}
+    ),
+    "refusal_direction.select": Case(
+        partial(refusal_direction.select, GPT_MODEL), {"params": GPT_PARAMS, "held_out": PAIRED}
     ),
     "judge.rates": Case(
         partial(judge.rates, GPT_MODEL, decode=Decode((), lambda logits: logits[0], temperature=0.7)),

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
-from jaxsafety import keys
+from jaxsafety import attacks, keys
 from jaxsafety.config import fields
 from jaxsafety.models.adapter import adapted
 from jaxsafety.recipe import graph, yaml_file
@@ -188,12 +188,12 @@ def test_their_claims_are_judged_by_their_results(run):
         (
             "attacks",
             {},
-            "attacks.x has no attack: expected emulated, misgen, prefill, steering, soft_tokens, or package",
+            f"attacks.x has no attack: expected {', '.join(attacks.TABLE)}, or package",
         ),
         (
             "attacks",
             {"attack": "prefil"},
-            "unknown attack 'prefil': expected one of emulated, misgen, prefill, steering, soft_tokens; did you mean",
+            f"unknown attack 'prefil': expected one of {', '.join(attacks.TABLE)}; did you mean",
         ),
         ("analyses", {"analysis": "nowhere:ANALYSIS"}, "there is no module 'nowhere' on the path of Python"),
         ("analyses", 3, "analyses.x must hold fields such as `analysis: verdicts`, got 3"),
