@@ -330,11 +330,14 @@ class Decode(NamedTuple):
         combine: of ``[b, t, v]`` each.
         temperature: 0 takes the most likely token; above, tokens are sampled from ``softmax(logits / temperature)``,
             and an answer's rate is its probability.
+        draws: sampled answers to every prompt, at least 1; may be traced. Complied is then that one of them does,
+            refused that all of them do.
     """
 
     others: tuple[tuple[Params, Model], ...]
     combine: Callable[[list[Leaf]], Leaf]
     temperature: float = 0.0
+    draws: Leaf = 1
 
 
 class Attacked(NamedTuple):

@@ -9,6 +9,7 @@ from functools import partial
 from jaxsafety.config import tables
 
 TABLE = {
+    "best_of_n": "jaxsafety.attacks.best_of_n",
     "emulated": "jaxsafety.attacks.emulated",
     "misgen": "jaxsafety.attacks.misgen",
     "prefill": "jaxsafety.attacks.prefill",

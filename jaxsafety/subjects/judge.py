@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety import losses
+from jaxsafety.entry.annotations import checked
+from jaxsafety.entry.checks import check_between
 from jaxsafety.training.branching import branched, filled
 from jaxsafety.types import Batch, Decode, Hook, Leaf, Model, Output, Params, Trial
 
@@ -39,7 +41,7 @@ def rates(
     """Returns ``complied``, ``refused`` and ``other`` of every prompt under a hook and a decoding rule, see `judge`.
 
     ``logits`` are those on the complied answer. Of sampled tokens they are not 0 or 1, but the probabilities that the
-    answer is exactly the true output, exactly the refusal, or anything else.
+    answer is exactly the true output, exactly the refusal, or anything else; of several draws see :func:`of_draws`.
     """
     if decode is None or not decode.temperature:
         ok = losses.correct(logits, trial.complied.targets)
@@ -53,6 +55,25 @@ def rates(
     sides = trial.complied, trial.refused
     marked = jnp.stack([jnp.where(side.mask, side.targets, -1) for side in sides])
     complied = jnp.where(jnp.all(marked[0] == marked[1], axis=-1), 0, complied)
+    return of_draws(complied, refused, draws=decode.draws)
+
+
+@checked
+def of_draws(
+    complied: Float[Array, " b"], refused: Float[Array, " b"], *, draws: int | Int[Array, ""]
+) -> dict[str, Float[Array, " b"]]:
+    """Rates of so many independent answers from those of one: any of them complies, all are refused, or neither.
+
+    Of probabilities p and r in [0, 1] and n draws they are ``1 - (1 - p)^n``, ``r^n`` and what is left; n = 1 gives
+    them as they are, bit for bit.
+
+    Raises:
+        ValueError: fewer than one draw.
+    """
+    check_between("draws", draws, 1)
+    # What is likelier than 1 is so by rounding. A small p would be lost beside 1.
+    any_of = -jnp.expm1(draws * jnp.log1p(-jnp.minimum(complied, 1)))
+    complied, refused = jnp.where(draws == 1, complied, any_of), jnp.where(draws == 1, refused, refused**draws)
     return {"complied": complied, "refused": refused, "other": jnp.maximum(1 - complied - refused, 0)}
 
 

@@ -144,6 +144,11 @@ CASES = {
         partial(judge.rates, GPT_MODEL, decode=Decode((), lambda logits: logits[0], temperature=0.7)),
         {"params": GPT_PARAMS, "logits": normal(B, T, V), "trial": TRIAL},
     ),
+    "judge.of_draws": Case(
+        judge.of_draws,
+        {"complied": np.float32([0.1, 0.5, 0.9]), "refused": np.float32([0.8, 0.3, 0]), "draws": np.int32(3)},
+        ("complied", "refused"),
+    ),
     "judge.verdicts": Case(judge.verdicts, {"ok": MASK, "ok_null": ~MASK, "trial": TRIAL}),
     "unbatched.singular_values": Case(unbatched.singular_values, {"matrices": BASE}),
     "unbatched.orthonormal": Case(unbatched.orthonormal, {"columns": BASE}),
