@@ -10,6 +10,7 @@ from jaxsafety.config import tables
 
 TABLE = {
     "best_of_n": "jaxsafety.attacks.best_of_n",
+    "embedding_pgd": "jaxsafety.attacks.embedding_pgd",
     "emulated": "jaxsafety.attacks.emulated",
     "misgen": "jaxsafety.attacks.misgen",
     "prefill": "jaxsafety.attacks.prefill",

@@ -23,6 +23,7 @@ from jaxsafety.config.fields import check, swept
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between, check_indices, whole_number
 from jaxsafety.entry.programs import compiled, undifferentiated
+from jaxsafety.linalg import descent
 from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target
 
 # Standard deviation of the starting point, far inside the ball: the paper's released value.
@@ -176,18 +177,11 @@ def _optimised(forward, embeddings, targets, mask, at, count, radius, taken, key
         # No prompt's tokens reach another's answer, so the gradient of the sum is each prompt's own.
         return jnp.sum(nll), nll
 
-    def step(soft: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Float[Array, ""]]:
-        (_, nll), gradient = jax.value_and_grad(loss, has_aux=True)(soft)
-        moved = _project(soft - 2 * radius / steps * _unit(gradient), radius)
-        total, scored = losses.masked_sum(nll, mask.any(axis=1))
-        return jnp.where(active, moved, soft), total / scored
-
-    def taken_step(soft: Float[Array, "b n d"], index: Int[Array, ""]) -> tuple[Array, Array]:
-        return jax.lax.cond(index < taken, step, lambda soft: (soft, jnp.float32(jnp.nan)), soft)
-
     start = _INIT_STD * jax.random.normal(key, (embeddings.shape[0], max_count, embeddings.shape[2]), jnp.float32)
-    soft, curve = jax.lax.scan(taken_step, _project(start, radius), jnp.arange(steps))
-    return Found(soft=soft, loss=curve)
+    start = descent.projected(start, radius=radius)
+    soft, told = descent.descended(loss, start, active=active, radius=radius, steps=steps, taken=taken)
+    scored = mask.any(axis=1)
+    return Found(soft=soft, loss=jnp.sum(jnp.where(scored[None], told, 0.0), axis=1) / jnp.sum(scored))
 
 
 @dataclass(frozen=True)
@@ -269,20 +263,6 @@ def _moved(array: Array, *, at: Array, count: Count) -> tuple[Bool[Array, "b t"]
 
 def _trailing(index: Array, ndim: int) -> Array:
     return index.reshape(index.shape + (1,) * (ndim - 2))
-
-
-def _unit(vectors: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Scales each vector to norm 1; a zero vector stays zero."""
-    # A saturated model's gradients are so small that their squares underflow: scale by the largest entry first. The
-    # norm is then at least 1, or the vector is zero.
-    largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
-    scaled = vectors / jnp.where(largest > 0, largest, 1.0)
-    return scaled / jnp.maximum(jnp.linalg.norm(scaled, axis=-1, keepdims=True), 1.0)
-
-
-def _project(vectors: Float[Array, "b n d"], radius: float | Float[Array, ""]) -> Float[Array, "b n d"]:
-    norm = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors * jnp.where(norm > radius, radius / norm, 1.0)
 
 
 def _check(array: Array, at: Array, count: Count, largest: int | None = None) -> None:

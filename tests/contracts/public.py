@@ -9,13 +9,14 @@ import numpy as np
 
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth, uncertainty
-from jaxsafety.attacks import emulated, prefill, refusal_direction, soft_tokens, steering
+from jaxsafety.attacks import embedding_pgd, emulated, prefill, refusal_direction, soft_tokens, steering
 from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.linalg import (
     alignment,
     clusters,
     contrasts,
+    descent,
     directions,
     kept,
     masked,
@@ -106,6 +107,7 @@ AT, KEPT = np.array([1, 2, 3], np.int32), np.array([True, True, False])
 EMBEDDINGS, MARKED = normal(B, T, D), np.array([True, False, True])
 PLACES = {"position": np.array([1, 2, 3], np.int32), "prompt": np.arange(T)[None] < np.array([[1], [2], [3]])}
 HEAD = jax.tree_util.Partial(lambda w, x: (x.cumsum(1) @ w) ** 2, normal(D, V))
+TOLD = jax.tree_util.Partial(lambda w, x: ((x.cumsum(1) @ w) ** 2, x.cumsum(1)), normal(D, V))
 SQUARES = jax.tree_util.Partial(lambda w, x: (w @ x) ** 2, normal(F, D))
 GPT_PARAMS, LLAMA_PARAMS = params_of(gpt, GPT), params_of(llama, LLAMA)
 ADAPTER = {"blocks": {"attn": {"q_lora_a": normal(1, D, R), "q_lora_b": normal(1, R, D)}}}
@@ -347,6 +349,20 @@ CASES = {
     "soft_tokens.fits": Case(soft_tokens.fits, {"mask": MASK} | SHIFT),
     "soft_tokens.optimise": Case(
         partial(soft_tokens.optimise, HEAD, max_count=R, steps=2, key=KEY), {"embeddings": EMBEDDINGS} | ATTACK,
+        refused=("embeddings",),
+    ),
+    "descent.unit": Case(descent.unit, {"vectors": EMBEDDINGS}, ("vectors",)),
+    "descent.projected": Case(
+        descent.projected, {"vectors": EMBEDDINGS, "radius": np.float32(0.5)}, ("vectors", "radius")
+    ),
+    "embedding_pgd.distance": Case(
+        embedding_pgd.distance, {"hidden": EMBEDDINGS, "reference": normal(B, T, D), "mask": MASK},
+        ("hidden", "reference"),
+    ),
+    "embedding_pgd.perturb": Case(
+        partial(embedding_pgd.perturb, TOLD, steps=2),
+        {"embeddings": EMBEDDINGS, "targets": TARGETS, "mask": MASK, "prompt": ~MASK, "radius": np.float32(1),
+         "match": np.float32(0.5), "reference": normal(B, T, D)},
         refused=("embeddings",),
     ),
     "probes.fit": Case(probes.fit, {"activations": normal(2, B, D), "labels": MARKED}, refused=("activations",)),
