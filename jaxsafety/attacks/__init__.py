@@ -12,6 +12,7 @@ TABLE = {
     "best_of_n": "jaxsafety.attacks.best_of_n",
     "embedding_pgd": "jaxsafety.attacks.embedding_pgd",
     "emulated": "jaxsafety.attacks.emulated",
+    "gcg": "jaxsafety.attacks.gcg",
     "misgen": "jaxsafety.attacks.misgen",
     "prefill": "jaxsafety.attacks.prefill",
     "refusal_direction": "jaxsafety.attacks.refusal_direction",

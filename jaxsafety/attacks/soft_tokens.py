@@ -9,7 +9,7 @@ is an ``at`` outside of the window, where it must lie when it is traced. Only wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between, check_indices, whole_number
 from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg import descent
-from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target
+from jaxsafety.types import Attack, Attacked, Batch, ForwardEmbeddings, Key, Leaf, Point, Section, Target, Trial
 
 # Standard deviation of the starting point, far inside the ball: the paper's released value.
 _INIT_STD = 0.01
@@ -209,12 +209,7 @@ def points(config: Config) -> Sequence[Point]:
 
 
 def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacked:
-    """See :class:`jaxsafety.types.Attack`.
-
-    Prompts whose answer no longer fits the window are not judged. The letters of the answer are, not the stop token
-    behind them: inserted tokens make the text look longer, and a model that counts positions stops as many letters
-    late, whatever it answers. ``norm`` is the mean norm of the soft tokens.
-    """
+    """See :class:`jaxsafety.types.Attack`, and :func:`widened`; ``norm`` is the mean norm of the soft tokens."""
     model, trial, count = target.model, target.trial, point["count"]
     embeddings = model.embed(target.params, trial.complied.tokens)
     found = optimise(
@@ -222,21 +217,34 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
         mask=trial.complied.mask, at=trial.last, count=count, max_count=max(1, *config.count),
         radius=jnp.mean(jnp.linalg.norm(embeddings, axis=-1)), steps=config.steps[-1], taken=point["steps"], key=key,
     )  # fmt: skip
+
+    def into(tokens: Array) -> Array:
+        return insert(model.embed(target.params, tokens), found.soft, at=trial.last, count=count)
+
+    used = jnp.arange(found.soft.shape[1])[None, :] < count
+    norms = jnp.where(used, jnp.linalg.norm(found.soft, axis=-1), 0.0)
+    return Attacked(trial=widened(target, into, count=count), metrics={"norm": jnp.sum(norms, axis=1) / count})
+
+
+def widened(target: Target, into: Callable[[Leaf], Leaf], *, count: Count) -> Trial:
+    """Returns the prompts of a target with ``count`` inputs before their last token: ``into`` puts them into tokens.
+
+    Prompts whose answer no longer fits the window are not judged. The letters of the answer are, not the stop token
+    behind them: inserted tokens make the text look longer, and a model that counts positions stops as many letters
+    late, whatever it answers.
+    """
+    trial = target.trial
     fitting = fits(_letters(target, trial.complied), at=trial.last, count=count)
     moved = partial(shifted, at=trial.last, count=count)
 
-    def into(side: Batch) -> Batch:
-        inputs = insert(model.embed(target.params, side.tokens), found.soft, at=trial.last, count=count)
-        mask = shifted_mask(_letters(target, side), at=trial.last, count=count) & fitting[:, None]
-        return Batch(tokens=inputs, targets=moved(side.targets, fill=0), mask=mask)
+    def side(one: Batch) -> Batch:
+        mask = shifted_mask(_letters(target, one), at=trial.last, count=count) & fitting[:, None]
+        return Batch(tokens=into(one.tokens), targets=moved(one.targets, fill=0), mask=mask)
 
     blocks = jnp.stack([moved(trial.blocks[:, block], fill=False) for block in range(2)], axis=1)
-    changed = trial.replace(
-        complied=into(trial.complied), refused=into(trial.refused), blocks=blocks, last=trial.last + count
+    return trial.replace(
+        complied=side(trial.complied), refused=side(trial.refused), blocks=blocks, last=trial.last + count
     )
-    used = jnp.arange(found.soft.shape[1])[None, :] < count
-    norms = jnp.where(used, jnp.linalg.norm(found.soft, axis=-1), 0.0)
-    return Attacked(trial=changed, metrics={"norm": jnp.sum(norms, axis=1) / count})
 
 
 def _letters(target: Target, side: Batch) -> Bool[Array, "b t"]:

@@ -13,9 +13,10 @@ from jaxsafety.training.branching import whole
 from jaxsafety.types import Target
 
 # Of each, options that make it small, and the point at which it does nothing, if there is one.
-SMALL = {"soft_tokens": {"count": (0, 1), "steps": (2,)}, "embedding_pgd": {"steps": 2, "match": 1.0}}
+SMALL = {"soft_tokens": {"count": (0, 1), "steps": (2,)}, "embedding_pgd": {"steps": 2, "match": 1.0},
+         "gcg": {"steps": 1, "candidates": 2, "count": (0, 1)}}  # fmt: skip
 NOTHING = {"prefill": {"depth": 0}, "soft_tokens": {"count": 0, "steps": 0}, "steering": {"alpha": 0.0},
-           "refusal_direction": {"strength": 0.0}, "embedding_pgd": {"radius": 0.0}}  # fmt: skip
+           "refusal_direction": {"strength": 0.0}, "embedding_pgd": {"radius": 0.0}, "gcg": {"count": 0}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

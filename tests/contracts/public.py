@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth, uncertainty
-from jaxsafety.attacks import embedding_pgd, emulated, prefill, refusal_direction, soft_tokens, steering
+from jaxsafety.attacks import embedding_pgd, emulated, gcg, prefill, refusal_direction, soft_tokens, steering
 from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.linalg import (
@@ -364,6 +364,12 @@ CASES = {
         {"embeddings": EMBEDDINGS, "targets": TARGETS, "mask": MASK, "prompt": ~MASK, "radius": np.float32(1),
          "match": np.float32(0.5), "reference": normal(B, T, D)},
         refused=("embeddings",),
+    ),
+    "gcg.search": Case(
+        partial(gcg.search, HEAD, max_count=R, steps=2, top_k=2, candidates=3, key=KEY),
+        {"tokens": TARGETS, "table": normal(V, D), "allowed": np.arange(V) > 0, "targets": TARGETS, "mask": MASK}
+        | SHIFT,
+        refused=("table",),
     ),
     "probes.fit": Case(probes.fit, {"activations": normal(2, B, D), "labels": MARKED}, refused=("activations",)),
     "probes.scores": Case(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxsafety import keys, world
-from jaxsafety.attacks import refusal_direction, steering
+from jaxsafety.attacks import gcg, refusal_direction, steering
 from jaxsafety.linalg import contrasts, refusing, unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
@@ -128,6 +128,7 @@ CASES = {
         partial(steering.differences, GPT_MODEL, level="answers"),
         {"params": GPT_PARAMS, "held_out": PAIRED},
     ),
+    "gcg.words": Case(partial(gcg.words, size=V), {"trial": PAIRED}),
     "contrasts.at_last": Case(
         partial(contrasts.at_last, GPT_MODEL, count=2), {"params": GPT_PARAMS, "trial": TRIAL}
     ),
