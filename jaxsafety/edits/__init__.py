@@ -20,6 +20,8 @@ TABLE = {
     "ties": "jaxsafety.edits.ties",
     "dare": "jaxsafety.edits.dare",
     "landscape": "jaxsafety.edits.landscape",
+    "lox": "jaxsafety.edits.lox",
+    "safe_projection": "jaxsafety.edits.safe_projection",
 }
 # An edit by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="edit")

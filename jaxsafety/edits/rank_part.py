@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between
 from jaxsafety.entry.programs import undifferentiated
-from jaxsafety.linalg import subspace, svd
+from jaxsafety.linalg import low_rank
 from jaxsafety.linalg.update_spaces import Method
 from jaxsafety.types import Edit, Key, Params, Point
 
@@ -39,16 +37,8 @@ def rank_part(
     stacks = undifferentiated("rank_part", tree.matrix_stacks(delta, pattern))
     most = max(min(stack.shape[1:]) for stack in stacks.values())
     check_between("rank", rank, 1, most)
-    parts = {path: _truncated(stack, jnp.asarray(rank), method=method) for path, stack in stacks.items()}
+    parts = {path: low_rank.truncated(stack, rank=rank, method=method) for path, stack in stacks.items()}
     return tree.label(delta, lambda path, leaf: parts[path].astype(leaf.dtype) if path in parts else leaf)
-
-
-def _truncated(matrices: Float[Array, "l m n"], rank: Int[Array, ""], *, method: Method) -> Float[Array, "l m n"]:
-    found = svd.decompose(matrices, method=method)
-    kept = subspace.leading(rank, found.values.shape[-1])[None, None]
-    # Both factors: what is not kept may be NaN.
-    inputs, outputs = jnp.where(kept, found.inputs * found.values[:, None, :], 0), jnp.where(kept, found.outputs, 0)
-    return jnp.matmul(inputs, outputs.mT, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)

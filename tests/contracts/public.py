@@ -10,7 +10,20 @@ import numpy as np
 from jaxsafety import losses, tree
 from jaxsafety.analysis import refusal_depth, uncertainty
 from jaxsafety.attacks import embedding_pgd, emulated, gcg, prefill, refusal_direction, soft_tokens, steering
-from jaxsafety.edits import dare, hdr, landscape, layer_part, rank_part, scaled, space_part, ties, transferred, trim
+from jaxsafety.edits import (
+    dare,
+    hdr,
+    landscape,
+    layer_part,
+    lox,
+    rank_part,
+    safe_projection,
+    scaled,
+    space_part,
+    ties,
+    transferred,
+    trim,
+)
 from jaxsafety.edits import directions as directions_edit
 from jaxsafety.linalg import (
     alignment,
@@ -19,6 +32,7 @@ from jaxsafety.linalg import (
     descent,
     directions,
     kept,
+    low_rank,
     masked,
     power,
     probes,
@@ -337,6 +351,26 @@ CASES = {
     ),
     "rank_part.rank_part": Case(
         rank_part.rank_part, {"delta": TREES["delta"], "rank": np.int32(2)}, refused=("delta",)
+    ),
+    "low_rank.truncated": Case(
+        low_rank.truncated, {"matrices": DELTA, "rank": np.int32(2)}, refused=("matrices",)
+    ),
+    "lox.extrapolated": Case(
+        lox.extrapolated,
+        {"aligned": TREES["base"], "base": TREES["delta"], "rank": np.int32(2), "alpha": np.float32(0.5)},
+        ("alpha",),
+    ),
+    "safe_projection.onto_alignment": Case(
+        safe_projection.onto_alignment, {"update": DELTA, "alignment": BASE}, ("update", "alignment")
+    ),
+    "safe_projection.similarity": Case(
+        safe_projection.similarity, {"update": DELTA, "alignment": BASE}, ("update", "alignment")
+    ),
+    "safe_projection.projected": Case(
+        safe_projection.projected,
+        {"tuned": TREES["base"], "aligned": TREES["delta"], "base": {"blocks": {"mlp": {"up": normal(L, D, F)}}},
+         "threshold": np.float32(2)},
+        ("tuned", "aligned", "base"),
     ),
     "space_part.space_part": Case(
         partial(space_part.space_part, space="random", keep="only", key=KEY), TREES, ("delta",), ("base",)

@@ -26,7 +26,7 @@ MATRICES = ("blocks/mlp/", "blocks/attn/")
 def node(edit, **fields):
     """An edit as a recipe writes it."""
     models = {"b": {"checkpoint": "b"}, "o": {"checkpoint": "o"}, "t": {"from": "b", "checkpoint": "t"}}
-    roles = dict.fromkeys(set(edits.load(edit).roles) & {"other", "harmful"}, "o")
+    roles = dict.fromkeys(set(edits.load(edit).roles) & {"other", "harmful", "aligned"}, "o")
     return graph.expand(models | {"e": {"from": "t", "edit": edit} | roles | fields})[-1].how
 
 
@@ -174,6 +174,8 @@ def test_files_are_edited_as_a_whole_tree_in_memory(made, params, edit, fields):
     ("edit", "fields"),
     [
         ("hdr", {"keep": 0.3, "scale": 0.5}),
+        pytest.param("lox", {"rank": 2, "alpha": 0.5}, marks=pytest.mark.slow),
+        ("safe_projection", {"threshold": 0.5}),
         ("dare", {"drop": 0.5}),
         pytest.param("trim", {"keep": 0.3, "scale": 2.0}, marks=pytest.mark.slow),
         pytest.param("ties", {"keep": 0.5}, marks=pytest.mark.slow),
@@ -186,7 +188,7 @@ def test_arithmetic_of_files_is_that_of_whole_trees(write, trees, params, tmp_pa
     third = tree.label(params[0], lambda path, leaf: leaf + 1e-2 * np.sin(np.arange(leaf.size)).reshape(leaf.shape))
     how, other = node(edit, **fields), jax.tree.map(np.float32, third)
     third = hf.open_checkpoint(save(tmp_path / "other", other))
-    roles = {"base": params[0], "target": params[1], "other": other, "harmful": other}
+    roles = {"base": params[0], "target": params[1], "other": other, "harmful": other, "aligned": other}
     files = {role: trees.get(role, third) for role in how.load().roles}
     run = jax.jit(lambda given: lanes.edited(how, given, point=how.point, key=keys.root(3)))
     whole = tree.flatten(jax.device_get(run({role: roles[role] for role in files})))
