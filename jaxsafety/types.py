@@ -402,9 +402,9 @@ class Edit(NamedTuple):
         draws: of a leafwise one, whether it draws by layer: it then takes ``layer``, the index of the first layer that
             it is given.
         merges: whether the target's own update is one of those that it takes, beside an other's.
-        reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by site: of what is there
-            where unsafe prompts that nothing is judged on are refused, summed over tokens. Such an edit is one of
-            ``edits``, not a model.
+        reads: sites of the target whose second moments ``[l, f, f]`` it takes as ``moments``, by class and site: of
+            what is there, in prompts that nothing is judged on, where ``safe`` ones are answered and where ``unsafe``
+            ones are refused, summed over tokens. Such an edit is one of ``edits``, not a model.
         section: its figure of its own, if any, of the rows of ``interventions`` that have its label as their part.
     """
 

@@ -22,6 +22,8 @@ TABLE = {
     "landscape": "jaxsafety.edits.landscape",
     "lox": "jaxsafety.edits.lox",
     "safe_projection": "jaxsafety.edits.safe_projection",
+    "pruned": "jaxsafety.edits.pruned",
+    "pruned_ranks": "jaxsafety.edits.pruned_ranks",
 }
 # An edit by its name here, or as ``package.module:NAME``; raises as :func:`jaxsafety.config.tables.load`.
 load = partial(tables.load, table=TABLE, kind="edit")

@@ -80,10 +80,12 @@ class Config:
     __post_init__ = check
 
 
-def edit(trees: dict[str, Params], config: Config, *, point: Point, key: Key, moments: Mapping[str, Array]) -> Params:
+def edit(
+    trees: dict[str, Params], config: Config, *, point: Point, key: Key, moments: Mapping[str, Mapping[str, Array]]
+) -> Params:
     """See :class:`jaxsafety.types.Edit`."""
     delta = tree.difference(trees["target"], trees["base"])
-    given = {"rank": point["rank"], "moments": moments, "method": config.method, "key": key}
+    given = {"rank": point["rank"], "moments": moments["unsafe"], "method": config.method, "key": key}
     return tree.interpolate(trees["base"], directions_part(delta, config.choice, **given), 1.0)
 
 

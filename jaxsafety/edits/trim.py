@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxsafety import tree
 from jaxsafety.config.fields import check, swept
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_share
 from jaxsafety.entry.programs import compiled
+from jaxsafety.linalg.largest import largest
 from jaxsafety.types import Edit, Key, Leaf, Params, Point
 
 
@@ -46,47 +46,18 @@ def trimmed(delta: Params, *, keep: float | Float[Array, ""]) -> Params:
 
 @compiled()
 def _trimmed(delta: Params, keep: Float[Array, ""]) -> Params:
-    def rule(path: str, leaf: Leaf) -> Array:
-        leaf, largest = jnp.asarray(leaf), partial(_largest, keep=keep)
-        kept = (jax.vmap(largest) if tree.is_stacked(path) else largest)(leaf)
+    def one(path: str, leaf: Leaf) -> Array:
+        leaf, rule = jnp.asarray(leaf), partial(_kept, keep=keep)
+        kept = (jax.vmap(rule) if tree.is_stacked(path) else rule)(leaf)
         return jnp.where(kept, leaf, jnp.zeros_like(leaf))
 
-    return tree.label(delta, rule)
+    return tree.label(delta, one)
 
 
-def _largest(values: Array, *, keep: Float[Array, ""]) -> Bool[Array, "..."]:
-    """Which entries are kept.
-
-    To count them once for every bit of the threshold takes a fraction of the time of a sort, and of the memory of one
-    that tells where entries that are as large stand.
-    """
-    size, shape = values.size, values.shape
-    if size == 1:  # as all but one are where a model is edited a matrix at a time
-        return jnp.ones(shape, bool)
+def _kept(values: Array, *, keep: Float[Array, ""]) -> Bool[Array, "..."]:
+    size = values.size
     count = jnp.where(keep >= 1, size, jnp.clip(jnp.round(keep * size).astype(jnp.int32), 1, size))
-    wide = jax.lax.stop_gradient(values).astype(jnp.promote_types(values.dtype, jnp.float32))
-    kind = jnp.iinfo(f"int{8 * wide.dtype.itemsize}")
-    # Floats without their sign are in the order of their bits.
-    ranks = jax.lax.bitcast_convert_type(wide, kind.dtype) & kind.max
-    threshold = _greatest(lambda rank: jnp.sum(ranks >= rank, dtype=jnp.int32) >= count, kind.bits - 1, ranks.dtype)
-    level, above = ranks == threshold, ranks > threshold
-    left = count - jnp.sum(above, dtype=jnp.int32)
-
-    def before(end: Int[Array, ""]) -> Bool[Array, "..."]:
-        return level & (jax.lax.iota(jnp.int32, size).reshape(shape) < end)
-
-    end = _greatest(lambda end: jnp.sum(before(end), dtype=jnp.int32) <= left, size.bit_length(), jnp.dtype("int32"))
-    return above | before(end)
-
-
-def _greatest(holds: Callable[[Array], Array], bits: int, dtype: jnp.dtype) -> Int[Array, ""]:
-    """The greatest number of so many bits that something holds for, which then holds for all below it."""
-
-    def step(i: Array, found: Array) -> Array:
-        more = found | jnp.left_shift(jnp.asarray(1, dtype), (bits - 1 - i).astype(dtype))
-        return jnp.where(holds(more), more, found)
-
-    return jax.lax.fori_loop(0, bits, step, jnp.zeros((), dtype))
+    return largest(values, count=count)
 
 
 @dataclass(frozen=True)

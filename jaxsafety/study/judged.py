@@ -17,7 +17,7 @@ from jaxsafety.linalg.masked import averaged
 from jaxsafety.recipe.nodes import AttackConfig, EditConfig
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study import lanes
-from jaxsafety.study.view import Prompts, class_means, first_prompts, opening, refusing_moments, view
+from jaxsafety.study.view import Prompts, answer_moments, class_means, first_prompts, opening, view
 from jaxsafety.subjects import judge
 from jaxsafety.training.branching import whole
 from jaxsafety.types import Attacked, Key, Measured, Model, Opened, Params, Point, Target, Trial
@@ -38,7 +38,7 @@ def edited_lane(
     (key, prompts), edit, moments = per_seed, node.load(), None
     if edit.reads:
         with jax.default_matmul_precision("highest"):
-            moments = refusing_moments(recipe, subject.analysed, trees["target"], prompts, sites=edit.reads)
+            moments = answer_moments(recipe, subject.analysed, trees["target"], prompts, sites=edit.reads)
     return lanes.edited(node, {role: trees[role] for role in edit.roles}, point=point, key=key, moments=moments)
 
 

@@ -116,13 +116,13 @@ def edited(
     *,
     point: Point,
     key: Key,
-    moments: dict[str, Array] | None = None,
+    moments: dict[str, dict[str, Array]] | None = None,
     layer: int | Int[Array, ""] = 0,
 ) -> Params:
     """Returns an edited model; the key is the seed's root key. Labels of one edit draw the same, and so compare.
 
-    ``moments`` are those of the sites that the edit reads, if any, and ``layer`` is the first of the layers there are;
-    see :class:`jaxsafety.types.Edit`.
+    ``moments`` are those of the sites that the edit reads, by class, if any, and ``layer`` is the first of the layers
+    there are; see :class:`jaxsafety.types.Edit`.
     """
     own, edit = keys.named(keys.stream(key, "analysis"), node.edit), node.load()
     given = ({"moments": moments} if edit.reads else {}) | ({"layer": layer} if edit.draws else {})

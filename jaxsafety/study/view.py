@@ -94,21 +94,30 @@ def _look(
     return seen, predicted.reshape(*shape, -1)
 
 
-def refusing_moments(
+def answer_moments(
     recipe: Recipe, model: Model, params: Params, prompts: Prompts, *, sites: Sequence[str]
-) -> dict[str, Float[Array, "l f f"]]:
-    """Returns second moments of activations by site, summed over the places that predict held-out unsafe prompts'
-    refusals, the model being given these refusals."""
+) -> dict[str, dict[str, Float[Array, "l f f"]]]:
+    """Returns second moments of activations by class and site, summed over the places that predict what is judged.
 
-    def batch(refused: Batch) -> dict[str, Array]:
-        _, found = model.apply(params, refused.tokens, sites=tuple(sites))
-        rows = {site: jnp.where(refused.mask[None, ..., None], values, 0.0) for site, values in found.items()}
+    They are those of held-out prompts, ``safe`` ones where they are answered and ``unsafe`` ones where they are
+    refused, the model being given these answers.
+    """
+
+    def batch(side: Batch) -> dict[str, Array]:
+        _, found = model.apply(params, side.tokens, sites=tuple(sites))
+        rows = {site: jnp.where(side.mask[None, ..., None], values, 0.0) for site, values in found.items()}
         return {site: jnp.einsum("lbtf,lbtg->lfg", values, values) for site, values in rows.items()}
 
-    unsafe = jax.tree.map(lambda leaf: leaf[1], prompts.held_out.refused)
-    size = math.gcd(recipe.evaluate.batch_size, unsafe.tokens.shape[0])
-    batches = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), unsafe)
-    return jax.tree.map(lambda sums: jnp.sum(sums, axis=0), jax.lax.map(batch, batches))
+    def moments(side: Batch) -> dict[str, Array]:
+        size = math.gcd(recipe.evaluate.batch_size, side.tokens.shape[0])
+        batches = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), side)
+        return jax.tree.map(lambda sums: jnp.sum(sums, axis=0), jax.lax.map(batch, batches))
+
+    answered, refused = prompts.held_out.complied, prompts.held_out.refused
+    return {
+        "safe": moments(jax.tree.map(lambda leaf: leaf[0], answered)),
+        "unsafe": moments(jax.tree.map(lambda leaf: leaf[1], refused)),
+    }
 
 
 def _verdicts(model: Model, params: Params, trials: Trial, predicted: Int[Array, "c b t"]) -> Verdicts:

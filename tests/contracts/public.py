@@ -16,6 +16,8 @@ from jaxsafety.edits import (
     landscape,
     layer_part,
     lox,
+    pruned,
+    pruned_ranks,
     rank_part,
     safe_projection,
     scaled,
@@ -32,6 +34,7 @@ from jaxsafety.linalg import (
     descent,
     directions,
     kept,
+    largest,
     low_rank,
     masked,
     power,
@@ -109,6 +112,8 @@ VECTORS, BASIS, OTHER = normal(L, B, F), basis(L, F, R), basis(L, F, R)
 SAFE, UNSAFE = normal(L, B, F), normal(L, B, F) + 1
 MEANS = clusters.Centroids(normal(L, F), normal(L, F))
 TREES = {"base": {"blocks": {"mlp": {"up": BASE}}}, "delta": {"blocks": {"mlp": {"up": DELTA}}}}
+SQUARED = np.einsum("lrm,lrn->lmn", DELTA.mT, DELTA.mT)
+MOMENTS = {"safe": {"mlp.hook_in": SQUARED}, "unsafe": {"mlp.hook_in": np.einsum("lrm,lrn->lmn", BASE.mT, BASE.mT)}}
 PAIR = {"a": TREES["base"], "b": TREES["delta"]}
 ROWS = {"margin_chosen": normal(B), "margin_rejected": normal(B)}
 WEIGHTS = {"weight_chosen": np.float32(0.3), "weight_rejected": np.float32(0.7)}
@@ -371,6 +376,28 @@ CASES = {
         {"tuned": TREES["base"], "aligned": TREES["delta"], "base": {"blocks": {"mlp": {"up": normal(L, D, F)}}},
          "threshold": np.float32(2)},
         ("tuned", "aligned", "base"),
+    ),
+    "largest.largest": Case(largest.largest, {"values": BASE, "count": np.int32(3)}),
+    "pruned.importance": Case(
+        pruned.importance, {"weights": BASE, "moments": SQUARED}, ("weights", "moments")
+    ),
+    "pruned.critical": Case(
+        pruned.critical,
+        {"unsafe": BASE, "safe": DELTA, "safety": np.float32(0.4), "utility": np.float32(0.2)},
+    ),
+    "pruned.pruned": Case(
+        pruned.pruned,
+        {"params": TREES["base"], "moments": MOMENTS, "safety": np.float32(0.4), "utility": np.float32(0.2)},
+        ("params",),
+    ),
+    "pruned_ranks.without_directions": Case(
+        pruned_ranks.without_directions,
+        {"weights": BASE, "unsafe": BASIS, "safe": OTHER, "safety": np.int32(2), "utility": np.int32(1)},
+        ("weights", "unsafe", "safe"),
+    ),
+    "pruned_ranks.ranks_removed": Case(
+        pruned_ranks.ranks_removed,
+        {"params": TREES["base"], "moments": MOMENTS, "safety": np.int32(2), "utility": np.int32(1)},
     ),
     "space_part.space_part": Case(
         partial(space_part.space_part, space="random", keep="only", key=KEY), TREES, ("delta",), ("base",)
