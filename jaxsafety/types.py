@@ -187,6 +187,7 @@ class Needs(NamedTuple):
     Attributes:
         rejected: whether examples must have a dispreferred answer; without, only ``batch.chosen`` may be read.
         trained: regular expression of the parameter paths that are trained; the others stay, bit for bit.
+        layers: ``(depth) -> indices`` of the layers that are trained where a parameter has some; None is all.
         divisible: whether a batch may be taken in parts, whose sums add up; False for one with a loop inside its step.
         unsafe: whether what it is for is learned from unsafe prompts, so that a file must label some as that.
         reference: whether these options ask anything of its reference, if it has one.
@@ -194,6 +195,7 @@ class Needs(NamedTuple):
 
     rejected: bool = True
     trained: str = ".*"
+    layers: Callable[[int], Sequence[int]] | None = None
     divisible: bool = True
     unsafe: bool = False
     reference: bool = True

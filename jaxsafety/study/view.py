@@ -155,6 +155,6 @@ def _gradients(
         first = keys.at_step(keys.stream(key, "method"), 0)
         prepared = objective.prepared(own, model, batch, options, reference=base, key=first)
         found = objective.make_gradient(own, model, options, key=key, total_steps=1)(state, prepared)[2]
-        return stepping.only_trained(found, own.needs(options).trained)
+        return stepping.only_trained(found, own.needs(options))
 
     return {label: gradient(training) for label, training in recipe.compared.items()}

@@ -127,4 +127,4 @@ def make_step(
     """
     gradient = make_gradient(method, model, config, key=key, total_steps=total_steps, parts=parts)
     update_aux = None if method.update_aux is None else partial(method.update_aux, config=config)
-    return stepping.make_step(gradient, optimizer, trained=method.needs(config).trained, update_aux=update_aux)
+    return stepping.make_step(gradient, optimizer, needs=method.needs(config), update_aux=update_aux)

@@ -19,7 +19,7 @@ from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
 from jaxsafety import keys, losses, tree
-from jaxsafety.types import Key, Metrics, Params, Step, Terms, TrainState
+from jaxsafety.types import Key, Metrics, Needs, Params, Step, Terms, TrainState
 
 # (params, part of a batch, aux, *, key, progress) to the loss's terms and the metrics, each (sum, count).
 Totals = Callable[..., tuple[Terms, Terms]]
@@ -116,39 +116,51 @@ def _counts(terms: Terms) -> Metrics:
     return {name: count for name, (_, count) in terms.items()}
 
 
+_ALL = Needs()
+
+
 def is_trained(path: str, pattern: str) -> bool:
     """Whether a parameter is one of those that ``pattern`` names; an adapter's factors have their matrix's path."""
     return re.fullmatch(pattern, re.sub(r"_lora_[ab]$", "", path)) is not None
 
 
-def only_trained(updates: Params, pattern: str) -> Params:
-    """Returns gradients or updates with zeros for the parameters that are not trained."""
-    if pattern == ".*":
+def only_trained(updates: Params, needs: Needs) -> Params:
+    """Returns gradients or updates with zeros for the parameters, and the layers of them, that are not trained."""
+    if needs.trained == ".*" and needs.layers is None:
         return updates
-    return tree.label(updates, lambda path, leaf: leaf if is_trained(path, pattern) else jnp.zeros_like(leaf))
+
+    def kept(path: str, leaf: Array) -> Array:
+        if not is_trained(path, needs.trained):
+            return jnp.zeros_like(leaf)
+        if needs.layers is None or not tree.is_stacked(path):
+            return leaf
+        own = jnp.zeros(len(leaf), bool).at[jnp.asarray(needs.layers(len(leaf)))].set(True)
+        return jnp.where(own.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0)
+
+    return tree.label(updates, kept)
 
 
 def make_step(
     gradient: Gradient,
     optimizer: optax.GradientTransformation,
     *,
-    trained: str = ".*",
+    needs: Needs = _ALL,
     update_aux: Callable[[Any, Metrics], Any] | None = None,
 ) -> Step:
     """Returns the pure update ``(state, batch) -> (state, metrics)``.
 
     Metrics: the objective's own, and ``loss``, ``grad_norm`` (before clipping), ``finite`` (1 while the lane lives).
-    ``trained`` is a regular expression of the parameter paths that change; the others have neither gradient nor decay.
+    ``needs`` says which parameters change, and which layers of them; the others have neither gradient nor decay.
     ``update_aux`` is ``(aux, means) -> aux`` after the step; None leaves it.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         value, metrics, grads = gradient(state, batch)
-        grads = only_trained(grads, trained)
+        grads = only_trained(grads, needs)
         grad_norm = optax.tree.norm(grads)
         finite = state.finite & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates = only_trained(updates, trained)
+        updates = only_trained(updates, needs)
         aux = state.aux if update_aux is None else update_aux(state.aux, metrics)
         moved, before = (
             (optax.apply_updates(state.params, updates), opt_state, aux),

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsafety import losses
+from jaxsafety import losses, tree
 from jaxsafety.models.adapter import adapted
 from jaxsafety.subjects import judge
 from jaxsafety.training import stepping
-from jaxsafety.types import Batch, Trial
+from jaxsafety.types import Batch, Needs, Trial
 
 # One float32 program against another that rounds in a different order.
 RTOL = 1e-6
@@ -193,11 +193,31 @@ def test_only_the_parameters_that_a_method_trains_move_or_decay(params):
     optimizer = optax.adamw(0.1, weight_decay=0.5)
     gradient = stepping.make_gradient(totals, key=jax.random.key(0), total_steps=9)
     state = stepping.init_state(params, optimizer)
-    moved, metrics = jax.jit(stepping.make_step(gradient, optimizer, trained="b"))(state, batch_of(0))
+    moved, metrics = jax.jit(stepping.make_step(gradient, optimizer, needs=Needs(trained="b")))(state, batch_of(0))
     np.testing.assert_array_equal(moved.params["w"], params["w"])
     assert moved.params["b"] != params["b"]
     whole = jax.grad(lambda p: loss(p, batch_of(0))[0])(params)
     np.testing.assert_allclose(metrics["grad_norm"], abs(whole["b"]), rtol=1e-5)
+
+
+def test_only_the_layers_that_a_method_trains_move_or_decay():
+    """Those of an adapter's factors, too."""
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    needs = Needs(trained="blocks/mlp/(up|down)|norm", layers=lambda depth: range(depth - 2, depth))
+
+    def sums(params, batch, aux, **_):
+        return {"loss": losses.summed(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * batch)}, {}
+
+    stacked = {name: jnp.ones((3, 2, 2)) for name in ("up", "down_lora_a", "gate")} | {"bias": jnp.ones((3, 2))}
+    before = {"blocks": {"mlp": stacked}, "norm": jnp.ones(2)}
+    gradient = stepping.make_gradient(sums, key=jax.random.key(0), total_steps=9)
+    state = stepping.init_state(before, optimizer)
+    moved, metrics = jax.jit(stepping.make_step(gradient, optimizer, needs=needs))(state, jnp.ones(1))
+    found = {path: np.asarray(leaf != 1) for path, leaf in tree.flatten(moved.params).items()}
+    for name in ("up", "down_lora_a"):
+        assert not found[f"blocks/mlp/{name}"][0].any() and found[f"blocks/mlp/{name}"][1:].all()
+    assert found["norm"].all() and not found["blocks/mlp/gate"].any() and not found["blocks/mlp/bias"].any()
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(2 * 8 + 2), rtol=RTOL)
 
 
 def test_a_loss_knows_its_step_by_key_and_progress(params):
