@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.entry.annotations import checked
+from jaxsafety.linalg.masked import norm
 
 Scalar = float | Float[Array, ""]
 # Vectors [b, n, d] to what is minimised, a sum over rows, and what is told of every row [b].
@@ -17,19 +18,20 @@ Objective = Callable[[Float[Array, "b n d"]], tuple[Float[Array, ""], Float[Arra
 
 @checked
 def unit(vectors: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Scales each vector to norm 1; a zero vector stays zero."""
+    """Scales each vector to norm 1; a zero vector stays zero, and has no gradient."""
     # A saturated model's gradients are so small that their squares underflow: scale by the largest entry first. The
     # norm is then at least 1, or the vector is zero.
     largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
     scaled = vectors / jnp.where(largest > 0, largest, 1.0)
-    return scaled / jnp.maximum(jnp.linalg.norm(scaled, axis=-1, keepdims=True), 1.0)
+    return scaled / jnp.maximum(norm(scaled, axis=-1)[..., None], 1.0)
 
 
 @checked
 def projected(vectors: Float[Array, "*b d"], *, radius: Scalar) -> Float[Array, "*b d"]:
-    """Returns the nearest vectors whose norm is at most ``radius``."""
-    norm = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors * jnp.where(norm > radius, radius / norm, 1.0)
+    """Returns the nearest vectors whose norm is at most ``radius``, >= 0."""
+    length = norm(vectors, axis=-1)[..., None]
+    outside = length > radius
+    return vectors * jnp.where(outside, radius / jnp.where(outside, length, 1.0), 1.0)
 
 
 def descended(

@@ -24,6 +24,10 @@ TABLE = {
     "deep_alignment": "jaxsafety.methods.deep_alignment",
     "constrained_sft": "jaxsafety.methods.constrained_sft",
     "primal_dual": "jaxsafety.methods.primal_dual",
+    "rmu": "jaxsafety.methods.rmu",
+    "circuit_breakers": "jaxsafety.methods.circuit_breakers",
+    "adversarial": "jaxsafety.methods.adversarial",
+    "tamper_resistant": "jaxsafety.methods.tamper_resistant",
     "classify": "jaxsafety.methods.classify",
     "constrained": "jaxsafety.methods.constrained",
 }

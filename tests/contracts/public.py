@@ -46,6 +46,8 @@ from jaxsafety.linalg import (
     update_spaces,
 )
 from jaxsafety.methods import (
+    adversarial,
+    circuit_breakers,
     classify,
     constrained,
     constrained_sft,
@@ -56,10 +58,12 @@ from jaxsafety.methods import (
     ipo,
     npo,
     primal_dual,
+    rmu,
     robust_dpo,
     sft,
     simnpo,
     simpo,
+    tamper_resistant,
     unlearn,
 )
 from jaxsafety.models import generation, gpt, gru, inputs, llama, lora
@@ -124,10 +128,15 @@ BATCH = Batch(TARGETS, TARGETS[::-1].copy(), MASK)
 REFUSED = Batch(TARGETS, TARGETS[:, ::-1].copy(), MASK)
 AT, KEPT = np.array([1, 2, 3], np.int32), np.array([True, True, False])
 EMBEDDINGS, MARKED = normal(B, T, D), np.array([True, False, True])
+STATES = {name: normal(B, T, D) for name in ("harmful", "safe", "kept")}
 PLACES = {"position": np.array([1, 2, 3], np.int32), "prompt": np.arange(T)[None] < np.array([[1], [2], [3]])}
 HEAD = jax.tree_util.Partial(lambda w, x: (x.cumsum(1) @ w) ** 2, normal(D, V))
 TOLD = jax.tree_util.Partial(lambda w, x: ((x.cumsum(1) @ w) ** 2, x.cumsum(1)), normal(D, V))
 SQUARES = jax.tree_util.Partial(lambda w, x: (w @ x) ** 2, normal(F, D))
+ADVERSE = jax.tree_util.Partial(lambda w, x: jnp.sum((x @ w) ** 2 + x @ w, axis=(1, 2)), normal(D, V))
+QUARTIC = jax.tree_util.Partial(
+    lambda w, tree: sum(w * jnp.sum(leaf**4) for leaf in jax.tree.leaves(tree)), np.float32(0.3)
+)
 GPT_PARAMS, LLAMA_PARAMS = params_of(gpt, GPT), params_of(llama, LLAMA)
 ADAPTER = {"blocks": {"attn": {"q_lora_a": normal(1, D, R), "q_lora_b": normal(1, R, D)}}}
 GPT_MODEL, LLAMA_MODEL = gpt.model(GPT), llama.model(LLAMA)
@@ -211,6 +220,27 @@ CASES = {
     "constrained_sft.strengths": Case(
         partial(constrained_sft.strengths, early_tokens=2), {"mask": MASK} | BETAS, tuple(BETAS)
     ),
+    "rmu.rmu": Case(
+        partial(rmu.rmu, alpha=0.3), STATES | {"goal": normal(D), "on_harmful": MASK, "on_safe": ~MASK},
+        (*STATES, "goal"),
+    ),
+    "circuit_breakers.cosine": Case(
+        circuit_breakers.cosine, {"a": EMBEDDINGS, "b": normal(B, T, D), "mask": MASK}, ("a", "b")
+    ),
+    "circuit_breakers.circuit_breakers": Case(
+        circuit_breakers.circuit_breakers,
+        {"cosines": normal(B, L, T), "distances": np.abs(normal(B, L, T)), "on_harmful": MASK, "on_kept": ~MASK}
+        | {"alpha": np.float32(3), "progress": np.float32(0.4)},
+        ("cosines", "distances", "alpha", "progress"),
+    ),
+    "adversarial.perturbation": Case(
+        partial(adversarial.perturbation, ADVERSE, width=D, steps=2), {"places": MASK, "radius": np.float32(0.5)}
+    ),
+    "tamper_resistant.attacked": Case(
+        partial(tamper_resistant.attacked, QUARTIC, steps=2),
+        {"params": TREES["base"], "rate": np.float32(0.1)},
+    ),
+    "tamper_resistant.halves": Case(tamper_resistant.halves, {"unsafe": MARKED}),
     "recovery.recovery": Case(
         partial(recovery.recovery, aligned=False), {"chosen": REFUSED, "rejected": BATCH, "depth": AT}
     ),

@@ -10,7 +10,7 @@ from jaxsafety.attacks import gcg, refusal_direction, steering
 from jaxsafety.linalg import contrasts, refusing, unbatched
 from jaxsafety.models import fused, layers, rope, sites
 from jaxsafety.subjects import judge
-from jaxsafety.training import answers, optim, preferences, retain
+from jaxsafety.training import answers, hidden, optim, preferences, retain
 from jaxsafety.types import Batch, Decode, PreferenceBatch, Trial
 from jaxsafety.world import conditions, grammar, layout, operators, trajectories, words
 from tests.contracts.public import (
@@ -67,6 +67,12 @@ def data(function):
 
 
 CASES = {
+    "hidden.states": Case(
+        lambda params, batch: hidden.states(GPT_MODEL, params, batch, batch, shares=(1.0,)),
+        {"params": GPT_PARAMS, "batch": BATCH}
+    ),
+    "hidden.answered": Case(hidden.answered, {"mask": MASK}),
+    "hidden.direction": Case(partial(hidden.direction, width=D), {"words": WORDS[:2]}),
     "layers.product": Case(
         lambda left, right: layers.product("ri,io->ro", left, right, dtype="float32"), {"left": ROWS, "right": KERNEL},
         ("left", "right"),

@@ -57,6 +57,10 @@ def margins(key):
     return jax.random.normal(key, (B,))
 
 
+def words(key):
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
 def params(key):
     return gpt.init(CONFIG, key=key)
 
@@ -192,6 +196,24 @@ def cases(built):
         "methods.constrained_sft": Case(
             lambda p, q, c: bound("constrained_sft", MODEL, reference=q)(p, PreferenceBatch(c, None, UNSAFE)),
             (params, params, batch),
+        ),
+        "methods.rmu": Case(
+            lambda p, q, a, c, r: bound("rmu", MODEL, reference=q, aux=a)(p, PreferenceBatch(c, r, UNSAFE)),
+            (params, params, words, batch, batch),
+        ),
+        "methods.circuit_breakers": Case(
+            lambda p, q, a, c, r: bound("circuit_breakers", MODEL, reference=q, aux=a, progress=0.5)(
+                p, PreferenceBatch(c, r, UNSAFE)
+            ),
+            (params, params, words, batch, batch),
+        ),
+        "methods.adversarial": Case(
+            lambda p, c, r: bound("adversarial", MODEL, inner_steps=2)(p, PreferenceBatch(c, r, UNSAFE)),
+            (params, batch, batch),
+        ),
+        "methods.tamper_resistant": Case(
+            lambda p, c, r: bound("tamper_resistant", MODEL, inner_steps=2)(p, PreferenceBatch(c, r, UNSAFE)),
+            (params, batch, batch),
         ),
         "generation.windowed": Case(
             lambda p, t, m: generation.generate((p, MODEL), t, count=3, mask=m.at[:, 0].set(True)),

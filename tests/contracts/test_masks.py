@@ -11,7 +11,7 @@ from jaxsafety import losses
 from jaxsafety.analysis import uncertainty
 from jaxsafety.attacks import soft_tokens
 from jaxsafety.linalg import alignment, clusters, masked, sensitivity, subspace, update_spaces
-from jaxsafety.methods import graddiff, primal_dual
+from jaxsafety.methods import circuit_breakers, graddiff, primal_dual, rmu
 from jaxsafety.models import generation, llama
 from jaxsafety.training import preferences
 from tests.contracts import public
@@ -55,6 +55,14 @@ CASES = {
     ),
     "sequence_logprobs": (lambda x: losses.sequence_logprobs(x, MASK, reduction="mean"), LOGPROBS, MASK),
     "perplexity": (lambda x: uncertainty.perplexity(x, MASK), LOGPROBS, MASK),
+    "cosine": (
+        lambda x: circuit_breakers.cosine(x, 1 + EMBEDDINGS, MASK), EMBEDDINGS, MASK[..., None],
+    ),
+    "rmu": (
+        lambda x: rmu.rmu(
+            x, x, EMBEDDINGS, goal=EMBEDDINGS[0, 0], on_harmful=MASK, on_safe=MASK, alpha=0.5
+        )["retain"][0], 1 + EMBEDDINGS, MASK[..., None],
+    ),
     "averaged": (lambda x: masked.averaged(x, MASK), LOGPROBS, MASK),
     "centroids": (
         lambda x: clusters.centroids(x, public.UNSAFE, safe_weights=KEPT), public.SAFE, KEPT[None, :, None],

@@ -14,7 +14,9 @@ from jaxsafety.training import objective, optim
 
 # Those that learn from text, of models that read it.
 OBJECTIVES = tuple(name for name in methods.TABLE if methods.load(name).examples in ("preferences", "text"))
-SHARED = {"loss", "grad_norm", "finite", "token_accuracy"}
+BARE = {"loss", "grad_norm", "finite"}
+SHARED = BARE | {"token_accuracy"}
+ADVERSE = {"harmful_nll/before", "harmful_nll/after"}
 PAIRED = SHARED | {"logps/chosen", "logps/rejected"}
 REWARDS = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
 FORGETTING = PAIRED | {"loss/forget", "loss/retain"}
@@ -33,6 +35,10 @@ METRICS = {
     "deep_alignment": SHARED | {"loss/safety", "loss/utility"},
     "constrained_sft": SHARED,
     "primal_dual": SHARED | {"loss/safety", "loss/utility", "cost", "excess", "multiplier"},
+    "rmu": BARE | {"loss/forget", "loss/retain"},
+    "circuit_breakers": BARE | {"loss/reroute", "loss/retain", "cosine"},
+    "adversarial": SHARED | ADVERSE | {"loss/safety", "loss/away", "loss/utility"},
+    "tamper_resistant": SHARED | ADVERSE | {"loss/kept", "loss/resisted"},
 }
 LLAMA_8B = llama.LlamaConfig(
     vocab_size=128_256, max_tokens=8192, layers=32, heads=32, kv_heads=8, width=4096, mlp_width=14_336,
@@ -75,14 +81,13 @@ def test_a_step_of_an_8b_llama_keeps_the_state_and_gives_scalar_metrics(batches,
 
 
 def _check_step(name, drawn, *, init, model):
+    method = methods.load(name)
     optimizer = optim.make_optimizer(optim.OptimConfig(algorithm="muon"), peak_lr=1e-3, total_steps=10)
 
     def start(key):
-        method = methods.load(name)
         return objective.init_state(method, init(key=key), optimizer, method.Config(), key=key)
 
     def step(key, state, batch):
-        method = methods.load(name)
         given = {"reference": state.params, "key": key}
         batch = objective.prepared(method, model, batch, method.Config(), **given)
         return objective.make_step(method, model, optimizer, method.Config(), key=key, total_steps=10)(state, batch)

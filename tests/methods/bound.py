@@ -3,16 +3,20 @@
 import numpy as np
 
 from jaxsafety import keys, methods
+from jaxsafety.config import fields
 from jaxsafety.training import answers, objective, stepping
 
 
-def bound(name, model, *, reference=None, **options):
-    """A method's loss ``(params, batch) -> (value, metrics)``."""
+def bound(name, model, *, reference=None, aux=None, progress=0.0, **options):
+    """A method's loss ``(params, batch) -> (value, metrics)``; options that are arrays are a lane's own."""
     method = methods.load(name)
     weights = {"weight_chosen": 1.0, "weight_rejected": 0.1} if name in ("dpo", "unlearn") else {}
     unbounded = {"ascent_bound": np.inf} if name == "unlearn" else {}
-    config = method.Config(**(weights | unbounded | options))
-    return objective.make_loss(method, model, config, reference=reference, key=keys.root(0))
+    scalars = {name: value for name, value in options.items() if hasattr(value, "dtype")}
+    plain = {name: value for name, value in options.items() if name not in scalars}
+    config = fields.at_point(method.Config(**(weights | unbounded | plain)), scalars)
+    given = {"reference": reference, "aux": aux, "progress": progress}
+    return objective.make_loss(method, model, config, key=keys.root(0), **given)
 
 
 def next_token(model):

@@ -19,7 +19,10 @@ from tests.methods.bound import bound, next_token
 # Two float32 programs that sum the same terms in another order.
 RTOL = 2e-5
 WEIGHTS = {"weight_chosen": 0.5, "weight_rejected": 0.2}
-LONGER = ("sft", "unlearn", "derta", "constrained_sft", "ipo", "robust_dpo", "simpo", "simnpo", "graddiff")
+LONGER = (
+    *("sft", "unlearn", "derta", "constrained_sft", "ipo", "robust_dpo", "simpo", "simnpo", "graddiff"),
+    *("rmu", "circuit_breakers", "adversarial"),
+)
 OPTIONS = {"dpo": WEIGHTS, "unlearn": WEIGHTS | {"ascent_bound": np.inf}, "npo": {"retain": "kl"}}
 
 
@@ -50,12 +53,13 @@ def test_parts_have_loss_metrics_and_gradient_of_the_whole(tiny_config, tiny_gpt
     options = OPTIONS.get(name, {})
     config, key = method.Config(**options), keys.root(0)
     given = jax.jit(lambda q, b: objective.prepared(method, model, b, config, reference=q, key=key))(reference, batch)
-    loss = bound(name, model, reference=reference, **options)
+    begun = objective.init_state(method, tiny_gpt, optax.identity(), config, key=key)
+    loss = bound(name, model, reference=reference, aux=begun.aux, **options)
     (expected, wanted), whole = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny_gpt, batch)
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.device_get(jax.tree.leaves(whole))))
     for parts in (1, 4):
         gradient = objective.make_gradient(method, model, config, key=key, total_steps=1, parts=parts)
-        value, metrics, grads = jax.jit(gradient)(state_of(tiny_gpt), given)
+        value, metrics, grads = jax.jit(gradient)(begun, given)
         np.testing.assert_allclose(value, expected, rtol=RTOL)
         assert metrics.keys() == wanted.keys()
         for metric, own in metrics.items():

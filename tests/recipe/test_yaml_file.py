@@ -258,7 +258,8 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         (
             "models: {a: {method: dbo}}",
             "unknown method 'dbo': expected one of pretrain, sft, dpo, unlearn, ipo, robust_dpo, simpo, "
-            "npo, simnpo, graddiff, derta, deep_alignment, constrained_sft, primal_dual, classify, constrained; "
+            "npo, simnpo, graddiff, derta, deep_alignment, constrained_sft, primal_dual, rmu, circuit_breakers, "
+            "adversarial, tamper_resistant, classify, constrained; "
             "did you mean 'dpo'?",
         ),
         (

@@ -51,7 +51,7 @@ def test_models_of_another_architecture_are_refused(study, another, changed, mes
         inputs.check(study(tuned(another(**changed))))
 
 
-@pytest.mark.parametrize("method", ["derta", "deep_alignment"])
+@pytest.mark.parametrize("method", ["derta", "deep_alignment", "circuit_breakers"])
 def test_a_method_that_refuses_unsafe_prompts_is_told_which_they_are(study, pairs, tmp_path, method):
     models = {"d": SFT | {"method": method}}
     with pytest.raises(ValueError, match=f"none of its 8 examples is labelled unsafe, from which {method} learns"):

@@ -25,6 +25,11 @@ from tests.study.checkpoints.conftest import CONFIG, VOCABULARY
 # Sharded products sum in another order.
 SHARDED = 1e-4
 ONE = Places(None)
+# Those that take a batch in parts, beside the ones that tests of their own train.
+_PARTED = (
+    *("derta", "deep_alignment", "constrained_sft", "primal_dual", "ipo", "robust_dpo", "simpo", "npo", "simnpo"),
+    *("graddiff", "rmu", "circuit_breakers", "adversarial"),
+)
 
 
 def made(method="sft", *, seed=0, about=None, **fields):
@@ -253,13 +258,12 @@ def test_unlearning_pushes_rejected_answers_away(write, tmp_path):
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        *((name, {}) for name in ("derta", "deep_alignment", "constrained_sft", "primal_dual", "ipo", "robust_dpo")),
-        *((name, {}) for name in ("simpo", "npo", "simnpo", "graddiff")),
+        *((name, {}) for name in (*_PARTED, "tamper_resistant")),
         *((name, {"retain": "kl"}) for name in ("npo", "graddiff")),
     ],
 )
 def test_what_is_transformed_or_held_is_learned_too(opened, encode, tmp_path, method, options):
-    own = made(method, **options)
+    own = made(method, accumulate=1 + (method in _PARTED), **options)
     encoded = encode(answers=1 + own.how.needs.rejected)
     labelled = replace(encoded, batch=encoded.batch.replace(unsafe=np.arange(encoded.count) % 2 > 0))
     tuned.write(opened, labelled, work(tmp_path, own), own, places=ONE, reference=opened)
