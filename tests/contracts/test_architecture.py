@@ -55,7 +55,7 @@ LIFTED = {
 CONFINED = {
     "orbax": ("rundir.checkpoint",),
     "polars": ("rundir.results", "report", "study"),
-    "scipy": ("claims.hypotheses", "claims.intervals"),
+    "scipy": ("claims.hypotheses", "claims.intervals", "claims.prediction"),
     "matplotlib": ("report",),
     "torch": ("formats.official_file",),
     "jinja2": ("report", "formats.hf_template", "formats.hf_tokenizer"),

@@ -183,8 +183,8 @@ def test_the_command_line_overrides_any_field(write, words, pick, expected):
         ),
         (
             "evaluate: {promts: 5}",
-            "FILE: unknown field 'evaluate.promts': expected one of prompts, batch_size, conditions, probe_prompts, "
-            "answers; did you mean 'prompts'?",
+            "FILE: unknown field 'evaluate.promts': expected one of prompts, batch_size, conditions, on, "
+            "probe_prompts, answers; did you mean 'prompts'?",
         ),
         ("models: {a: {method: sft, stps: 5}}", "FILE: models.a has no field 'stps'; did you mean 'steps'?"),
         (
@@ -265,7 +265,7 @@ def test_an_unknown_field_asks_for_the_nearest(refuse, text, message):
         (
             "evaluate: {conditions: [jb_misgn]}",
             "unknown condition in evaluate.conditions 'jb_misgn': expected one of safe, unsafe, jb_co_task, "
-            "jb_co_text, jb_misgen, ood; did you mean 'jb_misgen'?",
+            "jb_co_text, jb_misgen, ood, near_miss; did you mean 'jb_misgen'?",
         ),
         ("models: {a: {method: sft, steps: -50}}", "models.a: steps must be > 0 and finite, got -50"),
         ("models: {a: {method: sft, batch_size: 0}}", "models.a: batch_size must be > 0 and finite, got 0"),
