@@ -39,8 +39,8 @@ class Config:
     Attributes:
         weight_forget: of the harmful answers' term.
         ascent_bound: nats per token beyond which the ascent stops pushing; ``.inf`` for the paper's unbounded one.
-        retain: what is kept: ``nll``, the preferred answers of all prompts; ``kl``, what the model that tuning began
-            with says of safe prompts' answers; or ``none``. See :mod:`jaxsafety.training.retain`.
+        retain: what is kept: ``nll``, the preferred answers of all prompts; ``kl``, all that the model that tuning
+            began with says at safe prompts' answers; or ``none``.
         weight_retain: of its term.
         reduction: a harmful answer's NLL is averaged per token, or summed over its tokens (``sum``).
 

@@ -38,8 +38,8 @@ class Config:
     Attributes:
         beta: inverse temperature; towards 0 it is gradient ascent.
         weight_forget: of the harmful answers' term.
-        retain: what is kept: ``nll``, the preferred answers of all prompts; ``kl``, what the model that tuning began
-            with says of safe prompts' answers; or ``none``. See :mod:`jaxsafety.training.retain`.
+        retain: what is kept: ``nll``, the preferred answers of all prompts; ``kl``, all that the model that tuning
+            began with says at safe prompts' answers; or ``none``.
         weight_retain: of its term.
         reduction: a harmful answer's log-prob is summed over its tokens, or averaged per token (``mean``).
 

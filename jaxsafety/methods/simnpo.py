@@ -37,10 +37,10 @@ class Config:
 
     Attributes:
         beta: inverse temperature of the mean log-probs.
-        gamma: margin by which they should be below 0, times ``beta``.
+        gamma: by how much ``beta`` times that of a harmful answer should be below 0.
         weight_forget: of the harmful answers' term.
-        retain: what is kept: ``nll``, the preferred answers of all prompts; ``kl``, what the model that tuning began
-            with says of safe prompts' answers; or ``none``. See :mod:`jaxsafety.training.retain`.
+        retain: what is kept: ``nll``, the preferred answers of all prompts; ``kl``, all that the model that tuning
+            began with says at safe prompts' answers; or ``none``.
         weight_retain: of its term.
 
     References: Fan et al. 2024 (arXiv 2410.07163). Fidelity: the forgetting is faithful; the default ``beta`` and
