@@ -19,6 +19,8 @@ OF_OTHERS = {"misgen", "update_spaces", "update_control"}
 # Those on related papers, which begin with the models of related_base.
 RELATED = {"covert", "derta", "landscape", "override", "qi2023", "safety_arithmetic", "somf"}
 OF_ONE = {"misgen_when", "misgen_age", "emulated", "refusal_phrase", "related_base"}
+# Every defence against every attack.
+MATRICES = {"matrix", "matrix_quick"}
 # Those about no text.
 WORDLESS = {"safe_mdp"}
 # What is cut: the sizes. World, grammar, positions, optimiser, mixture and methods stay the recipe's.
@@ -39,7 +41,7 @@ def cut(path):
 
 def test_the_shipped_recipes_are_found():
     assert {names(path) for path in RECIPES} == TABLES | {
-        "dpo_regimes", "thorough", *OF_OTHERS, *OF_ONE, *RELATED, *WORDLESS
+        "dpo_regimes", "thorough", *OF_OTHERS, *OF_ONE, *RELATED, *MATRICES, *WORDLESS
     }  # fmt: skip
 
 
@@ -58,9 +60,9 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
         for method in ("sft", "dpo", "unlearn"):
             assert rates[method, "eta_S"] == pytest.approx(rates[method, "eta_M"] / 10)
     # A thousand fresh prompts, of every condition but where others are the question.
-    assert recipe.evaluate.prompts >= (256 if path.stem in RELATED else 512 if path.stem in OF_ONE else 1000)
+    assert recipe.evaluate.prompts >= (256 if path.stem in RELATED | MATRICES else 512 if path.stem in OF_ONE else 1000)
     every = recipe.subject.load().conditions if path.stem in WORDLESS else world.CONDITIONS
-    assert path.stem in OF_OTHERS | OF_ONE | RELATED or set(recipe.evaluate.conditions) == set(every)
+    assert path.stem in OF_OTHERS | OF_ONE | RELATED | MATRICES or set(recipe.evaluate.conditions) == set(every)
     assert path.read_text().startswith("#"), "a recipe is headed by its command and what it is for"
 
 
