@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import flax.struct
 import jax
@@ -155,16 +156,19 @@ class Config:
         steps: exchanges of one token that are looked for.
         top_k: tokens that a place may be given, those that promise most.
         candidates: exchanges that are tried in every step, for each prompt.
+        tokens: ``all`` that there are may be inserted, or those alone that are ``words`` of held-out prompts, see
+            :func:`words`.
         count: numbers of inserted tokens; 0 is the prompt as it is.
 
     References: Zou et al. 2023 (arXiv 2307.15043).
-    Fidelity: a suffix for every prompt, of tokens of held-out prompts, before the token that ends it; the paper's sizes
-        are 20 tokens, 500 steps, 256 and 512. See :func:`search`.
+    Fidelity: a suffix for every prompt, before the token that ends it; the paper's sizes are 20 tokens, 500 steps, 256
+        and 512. See :func:`search`.
     """
 
     steps: int = static(20, at_least=1)
     top_k: int = static(8, at_least=1)
     candidates: int = static(32, at_least=1)
+    tokens: Literal["all", "words"] = "all"
     count: tuple[int, ...] = swept(0, 1, 2, 4, at_least=0)
     __post_init__ = check
 
@@ -178,9 +182,10 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
     tokens = trial.complied.tokens
     size = jax.eval_shape(model.apply, params, tokens).logits.shape[-1]
     table = model.embed(params, jnp.arange(size, dtype=tokens.dtype)[:, None])[:, 0]
+    allowed = words(target.held_out, size=size) if config.tokens == "words" else jnp.ones(size, bool)
     found = search(
         lambda inputs: model.apply(params, inputs).logits, tokens, table=table,
-        allowed=words(target.held_out, size=size), targets=trial.complied.targets, mask=trial.complied.mask,
+        allowed=allowed, targets=trial.complied.targets, mask=trial.complied.mask,
         at=trial.last, count=count, max_count=max(1, *config.count), steps=config.steps,
         top_k=min(config.top_k, size), candidates=config.candidates, key=key,
     )  # fmt: skip
@@ -192,7 +197,7 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
 SECTION = Section(
     "Greedy coordinate gradient",
     "arXiv 2307.15043",
-    "To the right more tokens are inserted into the prompt, of those that prompts are made of: an attack that anybody "
-    "can type, where soft tokens belong to no word.",
+    "To the right more tokens are inserted into the prompt: an attack that anybody can type, where soft tokens belong "
+    "to no word.",
 )
 ATTACK = Attack(Config, attack, inside=True, section=SECTION)

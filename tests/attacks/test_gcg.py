@@ -109,7 +109,7 @@ def test_an_attack_inserts_words_before_the_last_token_of_the_prompt(tiny_config
     pair = [world.batch_at(tiny_world, name, key=key, step=1, batch_size=4) for name in ("safe", "unsafe")]
     target = Target(model, tiny_gpt, tiny_gpt, trial, tiny_world.special["stop"], jax.tree.map(
         lambda *sides: jnp.stack(sides), *pair))  # fmt: skip
-    config = gcg.Config(steps=4, candidates=4, count=(0, 2))
+    config = gcg.Config(steps=4, candidates=4, count=(0, 2), tokens="words")
     done = jax.device_get(
         jax.jit(lambda count: gcg.attack(target, config, point={"count": count}, key=key)._asdict())(jnp.int32(2))
     )
@@ -120,6 +120,8 @@ def test_an_attack_inserts_words_before_the_last_token_of_the_prompt(tiny_config
             before, after = getattr(plain, side).tokens[row], getattr(changed, side).tokens[row]
             np.testing.assert_array_equal(after[:last], before[:last])
             np.testing.assert_array_equal(after[last + 2 :], before[last:-2])
-        assert (changed.complied.tokens[row, last : last + 2] == changed.refused.tokens[row, last : last + 2]).all()
+        inserted = changed.complied.tokens[row, last : last + 2]
+        np.testing.assert_array_equal(changed.refused.tokens[row, last : last + 2], inserted)
+        assert not set(inserted) & set(tiny_world.special.values())
     assert set(done["metrics"]) == {f"loss_{step}" for step in range(5)}
     assert (done["metrics"]["loss_4"] <= done["metrics"]["loss_0"]).all()
