@@ -65,6 +65,7 @@ def write_report(
     claim_notes: Sequence[str] = (),
     claim_counts: str = "",
     analyses: Sequence[Analysis] = (),
+    lead: Sequence[Analysis] = (),
     intervals: str = _INTERVALS,
 ) -> None:
     """Writes the report, atomically.
@@ -75,14 +76,15 @@ def write_report(
     or dead), and where there are such ``expected`` and ``refusal``. The manifest's nested mappings are shown with
     dotted names; ``notes`` are paragraphs of plain text. ``claims`` are records of ``jaxsafety.report.claims_table``,
     under which ``claim_notes`` stand; with ``claim_counts``, a sentence, the first screen has it and the claims that
-    Holm's bound decides. ``intervals`` says what the bands and bars of the figures are.
+    Holm's bound decides. ``lead`` are figures like ``analyses``, before everything else. ``intervals`` says what the
+    bands and bars of the figures are.
 
     Raises:
         ValueError: an example or a claim lacks a key or has an unknown verdict, or a table's path is not relative.
     """
     for example in examples:
         _check_example(example)
-    _check_analyses(claims, analyses)
+    _check_analyses(claims, [*lead, *analyses])
     page = _template().render(
         title=title,
         columns=tables.column_names(table),
@@ -106,8 +108,9 @@ def write_report(
         claim_notes=claim_notes,
         claim_counts=claim_counts,
         claims_told=[claim for claim in claims if claim_counts and claim["holm"]],
-        claims_of={one.name: [claim for claim in claims if claim["name"] in one.claims] for one in analyses},
+        claims_of={one.name: [claim for claim in claims if claim["name"] in one.claims] for one in (*lead, *analyses)},
         analyses=analyses,
+        lead=lead,
         intervals=intervals,
     )
     atomic.atomic_write(Path(path), page)

@@ -9,12 +9,16 @@ import polars as pl
 
 from jaxsafety import subjects
 from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe.lane import Lane
+from jaxsafety.recipe.models import Selected
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import (
     checkpoint_summary,
     claims_table,
     dead_lanes,
     figures,
     html,
+    matrix,
     plot,
     plotting,
     sections,
@@ -58,6 +62,8 @@ def write(directory: Path, *, form: Form = "table") -> str:
     judged = set(evaluated["condition"])
     further = [name for name in about.further(options) if name in judged] if about.further else []
     columns = columns | {f"{name} complied": tables.Column(name, "complied") for name in further}
+    if recipe is not None and matrix.has_matrix(recipe):
+        evaluated, curves = _defended(recipe, directory, evaluated), _defended(recipe, directory, curves)
     table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
     report, analyses = directory / "report.html", _analyses(directory)
     # Claims may be about what is judged alone.
@@ -81,6 +87,24 @@ def write(directory: Path, *, form: Form = "table") -> str:
     else:
         told = _told(table, checkpoint_summary.records(evaluated, analyses), form)
     return "\n".join([*filter(None, [told]), f"report: {report}\n"]) if form == "table" else told
+
+
+def _defended(recipe: Recipe, directory: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a study of defences against attacks that are of no attack, which the matrix shows, and of no model
+    that a selection has passed over."""
+    selected = manifest_file.read_manifest(directory).get("selected", {})
+    passed = {name for lane in recipe.lanes if isinstance(lane.how, Selected) for name in lane.others}
+    kept = {one["model"] for name, one in selected.items() if name in {lane.name for lane in _defences(recipe)}}
+    labels = [
+        {"method": lane.label, "lr_name": lane.point}
+        for lane in recipe.lanes
+        if lane.how.role != "attack" and (lane.name in kept or lane.name not in passed)
+    ]
+    return rows.join(pl.DataFrame(labels), on=["method", "lr_name"], how="semi", maintain_order="left")
+
+
+def _defences(recipe: Recipe) -> list[Lane]:
+    return [lane for lane in recipe.lanes if lane.how.role == "defence"]
 
 
 def _drawn(curves: pl.DataFrame, verdicts: Sequence[VerdictRow], about: Subject) -> dict[str, str]:
@@ -155,7 +179,10 @@ def _analysed(directory: Path, *, claims: Literal["all", "measured"]) -> dict[st
             nothing = plotting.Picture(lambda _: None, 1, f"{section.title}: nothing to draw")
             picture = plotting.svg(plotting.with_dead(nothing, dead))
         shown.append(html.Analysis(name, section.title, section.paper, section.reading, section.claims, picture, table))
+    # What the study is for comes first.
+    lead = [shown.pop(0)] if shown and shown[0].name == matrix.MATRIX else []
     return {
+        "lead": lead,
         "claims": claims_table.records(judgements),
         "claim_counts": claims_table.counted(judgements) if judgements else "",
         "claim_notes": claims_table.summary(family, judgements, dead=tables.dead_notes(dead)),
