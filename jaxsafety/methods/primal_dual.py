@@ -39,7 +39,8 @@ class Config:
         threshold: nats per token that refusals' mean NLL may have.
         multiplier: Lagrange multiplier of the first step, lambda.
         multiplier_rate: of the multiplier's ascent at every step; with 0 the multiplier is a fixed penalty. A batch
-            without refusals leaves it as it is.
+            without refusals leaves it as it is. A high one overshoots where a model begins without refusals, and comes
+            back slowly.
 
     References: Chamon and Ribeiro 2020 (arXiv 2006.05487), constrained learning by dual ascent. Fidelity: ascent on the
         logarithm of the multiplier and the objective's division by ``1 + lambda`` are those of
@@ -49,7 +50,7 @@ class Config:
 
     threshold: float = traced(0.1, at_least=0)
     multiplier: float = traced(1.0, above=0)
-    multiplier_rate: float = traced(0.05, at_least=0)
+    multiplier_rate: float = traced(0.01, at_least=0)
     __post_init__ = check
 
 
