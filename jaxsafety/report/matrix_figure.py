@@ -16,7 +16,7 @@ from jaxsafety.report.plotting import GREY, INK, ORANGE, Picture, tip
 from jaxsafety.report.tables import Model, condition_label, model_label, percent
 
 # Columns beside each other that have room for their numbers; the height of a row, and of what stands around the rows.
-_ACROSS, _ROW, _AROUND = 8, 17, 110
+_ACROSS, _ROW, _AROUND = 8, 17, 124
 _BARE = ("prompts", "unsafe")
 _COSTLY = {"hatch": "////", "facecolor": "none", "edgecolor": (*to_rgb(GREY), 0.55), "linewidth": 0}
 
@@ -98,5 +98,7 @@ def _name(axes: Axes, defences: Sequence[Model], block: Sequence[Column]) -> Non
     begins = [x for x in range(1, len(block)) if block[x][0] != block[x - 1][0]]
     for x in begins:
         axes.axvline(x, color=INK, linewidth=0.8)
-    for x in (0, *begins):
-        axes.text(x + 0.05, len(defences) + 0.25, block[x][0], ha="left", va="top", fontsize=11, style="italic")
+    for place, x in enumerate((0, *begins)):
+        # By turns in two lines: a kind of one column has a name that is longer.
+        below = len(defences) + 0.25 + 0.85 * (place % 2)
+        axes.text(x + 0.05, below, block[x][0], ha="left", va="top", fontsize=11, style="italic")
