@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Edited
+from jaxsafety.recipe.models import Edited, Selected
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import results
 from jaxsafety.world.conditions import CONDITIONS, FURTHER, HARMLESS
@@ -73,6 +73,22 @@ def rows(found: pl.DataFrame, *, recipe: Recipe) -> pl.DataFrame:
     same = {"analysis": MATRIX, "lr": 0.0, "step": 0, "subset": "all", "layer": None, "strength": None}
     schema = {name: results.ANALYSIS_SCHEMA[name] for name in found.columns}
     return pl.DataFrame([same | row for row in made], schema=schema)
+
+
+def defended(rows: pl.DataFrame, *, recipe: Recipe, selected: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
+    """Returns those rows that are of no attack, as the matrix shows these, and of no model that was not selected.
+
+    Rows have columns ``method`` and ``lr_name``; ``selected`` is what the manifest says of every selection.
+    """
+    lanes = [lane for lane in recipe.lanes if lane.how.role != "attack"]
+    passed = {name for lane in recipe.lanes if isinstance(lane.how, Selected) for name in lane.others}
+    chosen = {selected[lane.name]["model"] for lane in lanes if lane.name in selected}
+    labels = [
+        {"method": lane.label, "lr_name": lane.point}
+        for lane in lanes
+        if lane.name in chosen or lane.name not in passed
+    ]
+    return rows.join(pl.DataFrame(labels), on=["method", "lr_name"], how="semi", maintain_order="left")
 
 
 def worst(cells: Mapping[tuple[str, str], Cell]) -> Cell:

@@ -9,9 +9,6 @@ import polars as pl
 
 from jaxsafety import subjects
 from jaxsafety.recipe import yaml_file
-from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Selected
-from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import (
     checkpoint_summary,
     claims_table,
@@ -63,7 +60,8 @@ def write(directory: Path, *, form: Form = "table") -> str:
     further = [name for name in about.further(options) if name in judged] if about.further else []
     columns = columns | {f"{name} complied": tables.Column(name, "complied") for name in further}
     if recipe is not None and matrix.has_matrix(recipe):
-        evaluated, curves = _defended(recipe, directory, evaluated), _defended(recipe, directory, curves)
+        selected = manifest_file.read_manifest(directory).get("selected", {})
+        evaluated, curves = (matrix.defended(rows, recipe=recipe, selected=selected) for rows in (evaluated, curves))
     table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
     report, analyses = directory / "report.html", _analyses(directory)
     # Claims may be about what is judged alone.
@@ -87,24 +85,6 @@ def write(directory: Path, *, form: Form = "table") -> str:
     else:
         told = _told(table, checkpoint_summary.records(evaluated, analyses), form)
     return "\n".join([*filter(None, [told]), f"report: {report}\n"]) if form == "table" else told
-
-
-def _defended(recipe: Recipe, directory: Path, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a study of defences against attacks that are of no attack, which the matrix shows, and of no model
-    that a selection has passed over."""
-    selected = manifest_file.read_manifest(directory).get("selected", {})
-    passed = {name for lane in recipe.lanes if isinstance(lane.how, Selected) for name in lane.others}
-    kept = {one["model"] for name, one in selected.items() if name in {lane.name for lane in _defences(recipe)}}
-    labels = [
-        {"method": lane.label, "lr_name": lane.point}
-        for lane in recipe.lanes
-        if lane.how.role != "attack" and (lane.name in kept or lane.name not in passed)
-    ]
-    return rows.join(pl.DataFrame(labels), on=["method", "lr_name"], how="semi", maintain_order="left")
-
-
-def _defences(recipe: Recipe) -> list[Lane]:
-    return [lane for lane in recipe.lanes if lane.how.role == "defence"]
 
 
 def _drawn(curves: pl.DataFrame, verdicts: Sequence[VerdictRow], about: Subject) -> dict[str, str]:

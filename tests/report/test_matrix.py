@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -150,6 +151,18 @@ def test_the_picture_has_a_number_a_cell_with_all_that_it_is_made_of(frames, rec
     names = re.findall(r">(SFT|DPO)<", drawn)
     assert names[:2] == ["DPO", "SFT"] or names[:2] == ["SFT", "DPO"]
     assert "<pattern" in drawn
+
+
+def test_beside_the_matrix_there_are_defences_and_of_candidates_those_that_were_chosen(recipe):
+    names = [(lane.label, lane.point) for lane in recipe.lanes]
+    rows = pl.DataFrame({"method": [one[0] for one in names], "lr_name": [one[1] for one in names]})
+    found = matrix.defended(rows, recipe=recipe, selected={})
+    assert found.rows() == [("pretrained", ""), ("sft", ""), ("dpo", "")]
+    rates = {name: one | {"role": "model"} if name == "tried" else one for name, one in recipe.models.items()}
+    chosen = replace(recipe, models=rates | {"best": {"select": "tried", "per": [], "role": "defence"}})
+    told = {"best": {"model": "tried.from=sft.lr=0.001"}}
+    found = matrix.defended(rows, recipe=chosen, selected=told)
+    assert [row for row in found.rows() if row[0] == "tried"] == [("tried", "from=sft.lr=0.001")]
 
 
 def test_a_study_without_attacks_has_no_matrix(recipe, mini_recipe):
