@@ -46,6 +46,12 @@ def distance(
     """Returns ``|h - r|^2 / |r|^2``, each summed over the marked places of a row; 0 where none is marked.
 
     What stands elsewhere, a NaN too, changes neither the value nor its gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> h, mask = jnp.float32([[[3.0, 0.0], [9.0, 9.0]]]), jnp.array([[True, False]])
+        >>> print(distance(h, jnp.float32([[[2.0, 0.0], [0.0, 0.0]]]), mask=mask))
+        [0.25]
     """
     h, r = (jnp.where(mask[..., None], one, 0.0) for one in (hidden, reference))
     total = jnp.sum(r**2, axis=(1, 2))

@@ -77,6 +77,17 @@ def search(
         Zou et al. 2023 (arXiv 2307.15043), algorithm 1.
 
     Fidelity: the paper takes the best candidate even where it is worse than what there is; here the loss never rises.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> given = {"targets": jnp.array([[1, 2, 0]]), "mask": jnp.array([[False, True, False]])}
+        >>> sizes = {"count": 1, "max_count": 1, "steps": 3, "top_k": 3, "candidates": 8}
+        >>> places = {"table": jnp.eye(3), "allowed": jnp.ones(3, bool), "at": jnp.array([0])}
+        >>> given |= {"key": jax.random.key(0)} | sizes | places
+        >>> found = search(lambda e: jnp.cumsum(e, axis=1), jnp.array([[0, 1, 1]]), **given)
+        >>> print(found.tokens, found.loss[:, 0].round(1))
+        [[2]] [2.4 1.1 1.1 1.1]
     """
     sizes = {"max_count": whole_number("max_count", max_count, 1), "steps": whole_number("steps", steps, 0),
              "top_k": whole_number("top_k", top_k, 1, len(table), what=", the tokens there are"),

@@ -37,6 +37,13 @@ def orthogonalised(params: Params, unit: Float[Array, " d"], *, strength: Scalar
 
     Fidelity: as ablating at every layer and position where the stream is a sum of what is written; a GPT of this
         package adds sinusoidal positions that are no weights, and that of the paper's block is normalised in between.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"embed": jnp.float32([[1.0, 2.0], [3.0, 4.0]])}
+        >>> print(orthogonalised(params, jnp.float32([1.0, 0.0]))["embed"])
+        [[0. 2.]
+         [0. 4.]]
     """
     writes = tree.select(params, WRITES)
     return tree.label(params, lambda path, leaf: ablated(leaf, unit, strength=strength) if path in writes else leaf)

@@ -45,6 +45,14 @@ def extrapolated(
         Perin et al. 2025 (arXiv 2506.15606).
 
     Fidelity: faithful in the maths; the paper finds k by the safety of models cut to few ranks, here it is swept.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> base = {"blocks": {"mlp": {"up": jnp.zeros((1, 2, 2))}}}
+        >>> aligned = {"blocks": {"mlp": {"up": jnp.diag(jnp.float32([3.0, 1.0]))[None]}}}
+        >>> print(extrapolated(aligned, base, rank=1, alpha=0.5)["blocks"]["mlp"]["up"][0])
+        [[4.5 0. ]
+         [0.  1. ]]
     """
     checks.check_finite(alpha=alpha)
     tree.check_match(aligned, base, names=("aligned", "base"), finite=True)

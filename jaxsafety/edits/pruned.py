@@ -47,6 +47,13 @@ def critical(
 
     Raises:
         ValueError: a share out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> unsafe, safe = jnp.float32([[[4.0, 3.0], [2.0, 1.0]]]), jnp.float32([[[4.0, 1.0], [2.0, 3.0]]])
+        >>> print(critical(unsafe, safe, safety=0.5, utility=0.25)[0])
+        [[False  True]
+         [False False]]
     """
     check_between("safety", safety, 0, 1)
     check_between("utility", utility, 0, 1)

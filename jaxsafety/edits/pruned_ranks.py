@@ -39,6 +39,12 @@ def without_directions(
 
     References:
         Wei et al. 2024 (arXiv 2402.05162): ``(I - P_u) P_s W`` of weights ``[out, in]``; ours are ``[in, out]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> weights, axes = jnp.float32([[[1.0, 2.0]]]), jnp.eye(2)[None]
+        >>> print(without_directions(weights, axes, axes[:, :, ::-1], safety=1, utility=0))
+        [[[0. 2.]]]
     """
     check_between("safety", safety, 0)
     check_between("utility", utility, 0)

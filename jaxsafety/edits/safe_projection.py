@@ -25,6 +25,12 @@ def onto_alignment(update: Float[Array, "l m n"], alignment: Float[Array, "l m n
     References:
         Hsu et al. 2024 (arXiv 2405.16833): ``C dW`` with ``C = V V^T / |V|_F`` of weights ``[out, in]``; ours are
         ``[in, out]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> update, alignment = jnp.float32([[[1.0, 1.0]]]), jnp.float32([[[2.0, 0.0]]])
+        >>> print(onto_alignment(update, alignment), similarity(update, alignment).round(3))
+        [[[2. 0.]]] [0.707]
     """
     norm = jnp.sqrt(jnp.sum(alignment**2, axis=(1, 2), keepdims=True))
     unit = alignment / jnp.where(norm > 0, norm, 1)

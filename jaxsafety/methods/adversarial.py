@@ -39,6 +39,14 @@ def perturbation(
 
     References:
         Madry et al. 2018 (arXiv 1706.06083); of activations: Sheshadri et al. 2024 (arXiv 2407.15549).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> goal, places = jnp.float32([[[3.0, 4.0]]]), jnp.ones((1, 1), bool)
+        >>> objective = lambda moved: jnp.sum((moved - goal) ** 2, axis=(1, 2))
+        >>> found, before = perturbation(objective, places, width=2, radius=1.0, steps=4)
+        >>> print([round(float(one), 3) for one in found[0, 0]], before)
+        [0.6, 0.8] [25.]
     """
     whole_number("steps", steps, 1)
     check_between("radius", radius, 0)

@@ -38,6 +38,13 @@ def circuit_breakers(
 
     References:
         Zou et al. 2024 (arXiv 2406.04313), algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cosines, distances, mask = jnp.float32([[[0.5, -0.5]]]), jnp.float32([[[1.0, 3.0]]]), jnp.ones((1, 2), bool)
+        >>> terms = circuit_breakers(cosines, distances, on_harmful=mask, on_kept=mask, alpha=10.0, progress=0.5)
+        >>> print({name: (float(total), float(count)) for name, (total, count) in terms.items()})
+        {'reroute': (3.75, 2.0), 'retain': (10.0, 2.0)}
     """
     masks = (jnp.broadcast_to(mask[:, None], cosines.shape) for mask in (on_harmful, on_kept))
     values = jax.nn.relu(cosines), distances

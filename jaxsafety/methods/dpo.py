@@ -29,6 +29,12 @@ def dpo(
 
     References:
         Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; two weights as in Jain et al. 2024 (arXiv 2407.10264).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> chosen, rejected = jnp.float32([0.0, 2.0]), jnp.float32([0.0, -3.0])
+        >>> print(dpo(chosen, rejected, weight_chosen=1.0, weight_rejected=1.0).round(3))
+        [0.693 0.007]
     """
     return -jax.nn.log_sigmoid(weight_chosen * margin_chosen - weight_rejected * margin_rejected)
 

@@ -28,6 +28,12 @@ def ascent(
 
     References:
         Maini et al. 2024 (arXiv 2401.06121), gradient ascent.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> logprobs, mask = jnp.float32([[-1.0, -20.0, -3.0]]), jnp.array([[True, True, False]])
+        >>> print(ascent(logprobs, mask, bound=10.0, reduction="mean"))
+        [-5.5]
     """
     return losses.sequence_logprobs(losses.bounded(logprobs, bound=bound), mask, reduction=reduction)
 

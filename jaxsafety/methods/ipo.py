@@ -29,6 +29,12 @@ def ipo(
 
     References:
         Azar et al. 2023 (arXiv 2310.12036), the sampled loss of IPO.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> margins = jnp.float32([0.0, 5.0, 9.0])
+        >>> print(ipo(margins, jnp.zeros(3), tau=0.1))
+        [25.  0. 16.]
     """
     return jnp.square(margin_chosen - margin_rejected - 1 / (2 * tau))
 

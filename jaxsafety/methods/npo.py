@@ -27,6 +27,12 @@ def npo(margin: Float[Array, " b"], *, beta: Weight) -> Float[Array, " b"]:
 
     References:
         Zhang et al. 2024 (arXiv 2404.05868), eq. 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> margins = jnp.float32([2.0, 0.0, -50.0])
+        >>> print(npo(margins, beta=0.1).round(2))
+        [15.96 13.86  0.13]
     """
     return -2 / beta * jax.nn.log_sigmoid(-beta * margin)
 

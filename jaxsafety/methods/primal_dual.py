@@ -25,6 +25,13 @@ def primal_dual(
 
     These are ``1 / (1 + lambda)`` and ``lambda / (1 + lambda)``; each is a sum over scored tokens, in nats, and their
     number. The constraint's threshold is a constant in it, and left out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> logprobs, mask = jnp.float32([[-1.0, -1.0], [-2.0, -4.0]]), jnp.ones((2, 2), bool)
+        >>> terms = primal_dual(logprobs, mask, jnp.array([False, True]), log_multiplier=0.0)
+        >>> print({name: (float(total), float(count)) for name, (total, count) in terms.items()})
+        {'utility': (1.0, 2.0), 'safety': (3.0, 2.0)}
     """
     utility, safety = (losses.nll(logprobs, mask & kind[:, None]) for kind in (~unsafe, unsafe))
     own, other = dual.shares(log_multiplier)

@@ -31,6 +31,13 @@ def rmu(
 
     References:
         Li et al. 2024 (arXiv 2403.03218), the forget and the retain loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> h, all_of_them = jnp.ones((1, 2, 3)), jnp.ones((1, 2), bool)
+        >>> terms = rmu(h, h, 2 * h, goal=jnp.zeros(3), on_harmful=all_of_them, on_safe=all_of_them, alpha=10.0)
+        >>> print({name: (float(total), float(count)) for name, (total, count) in terms.items()})
+        {'forget': (6.0, 2.0), 'retain': (60.0, 2.0)}
     """
     moved = _squared(harmful - goal[None, None], on_harmful), _squared(safe - kept, on_safe)
     forget, retain = (losses.masked_sum(*one) for one in zip(moved, (on_harmful, on_safe), strict=True))

@@ -29,6 +29,12 @@ def robust_dpo(
 
     References:
         Chowdhury et al. 2024 (arXiv 2403.00409), the robust loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> margins = jnp.float32([0.0, 5.0])
+        >>> print(robust_dpo(margins, -margins, beta=1.0, flipped=0.1).round(3))
+        [ 0.693 -1.25 ]
     """
     difference = beta * margin_chosen - beta * margin_rejected
     kept, turned = jax.nn.log_sigmoid(difference), jax.nn.log_sigmoid(-difference)

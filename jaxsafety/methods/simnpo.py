@@ -27,6 +27,12 @@ def simnpo(mean: Float[Array, " b"], *, beta: Weight, gamma: Weight) -> Float[Ar
 
     References:
         Fan et al. 2024 (arXiv 2410.07163), the objective of SimNPO.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mean_logprobs = jnp.float32([-0.1, -3.0])
+        >>> print([round(float(one), 3) for one in simnpo(mean_logprobs, beta=4.5, gamma=0.0)])
+        [0.219, 0.0]
     """
     return -2 / beta * jax.nn.log_sigmoid(-beta * mean - gamma)
 

@@ -27,6 +27,12 @@ def simpo(
 
     References:
         Meng et al. 2024 (arXiv 2405.14734), the objective of SimPO.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mean_chosen, mean_rejected = jnp.float32([-0.1, -2.0]), jnp.float32([-2.0, -0.1])
+        >>> print(simpo(mean_chosen, mean_rejected, beta=2.0, gamma=1.0).round(3))
+        [0.059 4.808]
     """
     return -jax.nn.log_sigmoid(beta * (mean_chosen - mean_rejected) - gamma)
 

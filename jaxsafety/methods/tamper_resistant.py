@@ -35,6 +35,12 @@ def attacked(
 
     References:
         Tamirisa et al. 2024 (arXiv 2408.00761), first-order; Finn et al. 2017 (arXiv 1703.03400), section 5.2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> moved, losses = attacked(lambda w: jnp.sum(w**2), jnp.float32([1.0, -2.0]), rate=0.25, steps=2)
+        >>> print(moved, losses)
+        [ 0.25 -0.5 ] [5.   1.25]
     """
     whole_number("steps", steps, 1)
     return _attacked(loss, params, rate, steps=steps)

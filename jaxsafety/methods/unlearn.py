@@ -27,6 +27,11 @@ def unlearn(
 
     References:
         Jain et al. 2024 (arXiv 2407.10264).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(unlearn(jnp.float32([0.5]), jnp.float32([2.0]), weight_chosen=1.0, weight_rejected=0.1).round(3))
+        [0.3]
     """
     return weight_chosen * nll_chosen - weight_rejected * nll_rejected
 

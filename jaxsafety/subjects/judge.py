@@ -69,6 +69,12 @@ def of_draws(
 
     Raises:
         ValueError: fewer than one draw.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rates = of_draws(jnp.float32([0.1]), jnp.float32([0.9]), draws=16)
+        >>> print({name: round(float(rate[0]), 3) for name, rate in rates.items()})
+        {'complied': 0.815, 'refused': 0.185, 'other': 0.0}
     """
     check_between("draws", draws, 1)
     # What is likelier than 1 is so by rounding. A small p would be lost beside 1.
