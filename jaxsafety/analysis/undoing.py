@@ -23,9 +23,17 @@ _PANELS = {
     "undone": "share undone",
     "relative_norm": "relative norm",
     "kept_outputs": "in its outputs",
+    "kept_inputs": "in its inputs",
     "null_energy": "in the null space",
+    "relative_gap": "safe and unsafe apart",
 }
-_CHANCES = {"kept_outputs": "chance_outputs", "null_energy": "chance_null"}
+# What stands beside a metric as a tick: chance, or the same of the models before.
+_TICKS = {
+    "kept_outputs": "chance_outputs",
+    "kept_inputs": "chance_inputs",
+    "null_energy": "chance_null",
+    "relative_gap": "relative_gap",
+}
 
 
 @dataclass(frozen=True)
@@ -80,35 +88,38 @@ def _shares(base: Params, first: Params, further: Params, name: str, *, energy: 
 
 
 def draw(table: Any, plot: Any) -> Any:
-    """A dot for every model in the row of its name, shares as means over matrices and layers; what chance gives is a
-    tick, and the mean of it over the models."""
+    """A dot for every model in the row of its name, shares as means over matrices and layers; a tick is what chance
+    gives, or what the tuned models had before, each a mean over models."""
     rows = plot.needed(plot.pick(table, analysis="undoing"), "undoing")
     names = list(dict.fromkeys(model.method for model in plot.models_of(rows)))
+    apart = plot.pick(table, analysis="clusters", metric="relative_gap", part="last")
+    rows = plot.together(rows, apart)
+    before = [model.method for model in plot.models_of(apart) if model.method not in names]
     look = {"color": plot.INK, "marker": "o", "linestyle": "none"}
-    expected = {"color": plot.INK, "marker": "|", "linestyle": "none"}
-    keys = {"a model, mean over seeds": look, "chance": expected}
+    tick = {"color": plot.INK, "marker": "|", "linestyle": "none"}
+    keys = {"a model, mean over seeds": look, "chance, or before": tick}
 
     def draw_on(figure: Any) -> None:
-        grid = figure.subplots(2, 2, sharey=True, squeeze=False).ravel()
+        grid = figure.subplots(3, 2, sharey=True, squeeze=False).ravel()
         for axes, (metric, title) in zip(grid, _PANELS.items(), strict=True):
             for place, name in enumerate(names):
-                values = _means(rows, plot, name, metric)
+                values = _means(rows, plot, [name], metric)
                 axes.plot(values, [place] * len(values), markersize=3.6, alpha=0.55, **look)
-                if metric in _CHANCES:
-                    axes.plot([np.mean(_means(rows, plot, name, _CHANCES[metric]))], [place], markersize=12, **expected)
+                others = _means(rows, plot, before if metric == "relative_gap" else [name], _TICKS.get(metric, ""))
+                axes.plot([np.mean(others)] if others else [], [place] if others else [], markersize=12, **tick)
             plot.dot_rows(axes, names)
             axes.set_title(title)
             axes.grid(visible=True, axis="x")
         grid[0].axvline(0, color=plot.INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
         plot.legend(figure, keys, columns=2)
 
-    height = 100 + 2 * 17 * len(names) + plot.legend_height(keys, columns=2)
+    height = 140 + 3 * 17 * len(names) + plot.legend_height(keys, columns=2)
     return plot.Picture(draw_on, height, "what further updates undo of those that they follow")
 
 
-def _means(rows: Any, plot: Any, name: str, metric: str) -> list[float]:
-    """Of every model of a name, the mean over matrices and layers, and over seeds."""
-    own = plot.pick(rows, method=name, metric=metric)
+def _means(rows: Any, plot: Any, names: list[str], metric: str) -> list[float]:
+    """Of every model of some names, the mean over matrices and layers, and over seeds."""
+    own = plot.alive(plot.pick(rows, method=tuple(names), metric=metric))
     return [plot.of_model(own, model)["mean"].mean() for model in plot.models_of(own)]
 
 
@@ -116,9 +127,11 @@ SECTION = Section(
     "Does what comes after undo it, or go round it?",
     "beyond the paper",
     "Of every model that was made from a tuned one: how much of the tuning's update its own takes back, how large it "
-    "is beside that, and which share of its energy lies in the leading output directions of that update and in the "
-    "null space of the weights before both, where the tick is what a random update has there.",
+    "is beside that, which share of its energy lies in the leading directions of that update and in the null space of "
+    "the weights before both, where the tick is what a random update has there, and how far safe and unsafe prompts "
+    "are apart at their last token, where the tick is what tuned models had before.",
     draw,
+    also=(("clusters", "relative_gap"),),
 )
 ANALYSIS = Analysis(
     Config, measure, about="further", section=SECTION, axes=lambda config: {"matrix": Coordinate("part", MATRICES)}

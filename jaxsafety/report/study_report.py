@@ -58,7 +58,9 @@ def write(directory: Path, *, form: Form = "table") -> str:
         columns = {name: column for name, column in columns.items() if column.condition in recipe.evaluated}
     judged = set(evaluated["condition"])
     further = [name for name in about.further(options) if name in judged] if about.further else []
-    columns = columns | {f"{name} complied": tables.Column(name, "complied") for name in further}
+    # Of safe prompts that look unsafe it is whether they are refused.
+    metrics = {name: "refused" if name == "near_miss" else "complied" for name in further}
+    columns = columns | {f"{name} {metric}": tables.Column(name, metric) for name, metric in metrics.items()}
     if recipe is not None and matrix.has_matrix(recipe):
         selected = manifest_file.read_manifest(directory).get("selected", {})
         evaluated, curves = (matrix.defended(rows, recipe=recipe, selected=selected) for rows in (evaluated, curves))
