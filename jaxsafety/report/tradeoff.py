@@ -25,8 +25,8 @@ def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str 
     One that is safe prompts of another, ``NAME_safe``, stands against ``NAME`` where that was judged: what is read in a
     cipher, against what is complied with in it.
 
-    A point is the mean over living seeds of a model's last evaluated step, with 95 % Student-t intervals; its colour
-    is the method's, or the model's name. Conditions that were not judged have no panel.
+    A point is the mean over living seeds of a model's last evaluated step, with 95 % Student-t intervals, and faint
+    ones are the seeds; its colour is the method's, or the model's name. Conditions that were not judged have no panel.
 
     Raises:
         NothingToDraw: nothing of it was judged.
@@ -52,6 +52,9 @@ def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str 
                 if not all(side[1] for side in sides):
                     continue
                 (x, y), (xerr, yerr) = ([side[i] for side in sides] for i in (0, 1))
+                ability, done = _seeds(rows, model, condition, _ABLE), _seeds(rows, model, against, _HARM)
+                both = [(ability[seed], done[seed]) for seed in ability if seed in done]
+                axes.plot(*zip(*both, strict=True), alpha=0.25, markersize=2.2, zorder=1, **styles[model])
                 axes.errorbar(x, y, xerr=xerr, yerr=yerr, elinewidth=0.8, alpha=0.85, markersize=5, **styles[model])
             axes.set_title(condition_label(condition) + ("" if against == harm else f", {condition_label(against)}"))
             axes.set_xlim(-0.04, 1.04)
@@ -66,12 +69,17 @@ def tradeoff(frame: pl.DataFrame, *, able: Sequence[str] = ("safe",), harm: str 
 
 def _interval(rows: pl.DataFrame, model: Model, condition: str, metric: str) -> tuple[float, list[list[float]]]:
     """Mean over seeds, and how far its interval reaches to either side, nothing where no seed lives."""
-    own = rows.filter(
-        pl.col("method") == model.method, pl.col("lr_name") == model.lr_name, pl.col("condition") == condition,
-        pl.col("metric") == metric,
-    )  # fmt: skip
-    found = mean_interval(own["value"].to_list())
+    found = mean_interval(_seeds(rows, model, condition, metric).values())
     if found.mean is None:
         return 0.0, []
     low, high = (found.mean if one is None else one for one in (found.low, found.high))
     return found.mean, [[found.mean - low], [high - found.mean]]
+
+
+def _seeds(rows: pl.DataFrame, model: Model, condition: str, metric: str) -> dict[int, float]:
+    """The values of living seeds."""
+    own = rows.filter(
+        pl.col("method") == model.method, pl.col("lr_name") == model.lr_name, pl.col("condition") == condition,
+        pl.col("metric") == metric,
+    )  # fmt: skip
+    return dict(own.drop_nulls("value").select("seed", "value").iter_rows())

@@ -32,6 +32,14 @@ def test_a_point_is_the_mean_over_living_seeds_with_its_interval(frame):
     assert tradeoff._interval(frame, plot.Model("sft", "nowhere", 1e-3), "safe", "exact_match") == (0.0, [])
 
 
+def test_every_living_seed_is_a_faint_point(frame):
+    assert len(tradeoff._seeds(frame, plot.Model("sft", "eta_M", 1e-3), "safe", "exact_match")) == 2
+    assert list(tradeoff._seeds(frame, plot.Model("dpo", "eta_M", 1e-3), "unsafe", "complied").values()) == [0.25]
+    drawn, without = (tradeoff.tradeoff(one) for one in (frame, frame.filter(frame["method"] != "sft")))
+    # SFT's mean with its bars, and its two seeds.
+    assert drawn.count("<use ") - without.count("<use ") > 2
+
+
 def test_safe_prompts_of_a_condition_stand_against_that(study_rows):
     names = {"safe": "cipher_safe", "unsafe": "cipher"}
     twins = [row | {"condition": names[row["condition"]]} for row in study_rows if row["condition"] in names]
