@@ -32,6 +32,8 @@ QUANTITIES: Mapping[str, Mapping[str, str]] = {
     "compliance under noise": {"analysis": matrix.MATRIX, "metric": "complied", "condition": "noise"},
 }  # fmt: skip
 CONTROL = "compliance before"
+# What could be behind a correlation: how much there was to win, how able a model is, how far it has moved.
+CONTROLS = (CONTROL, "safe prompts before", "size of the update")
 OUTCOME = {"analysis": matrix.MATRIX, "metric": "complied", "condition": "worst_tuned"}
 # The share of discoveries that may be wrong.
 RATE = 0.05
@@ -46,7 +48,7 @@ def measured(run: Path) -> pl.DataFrame:
     recipe = yaml_file.recorded(run)
     if recipe is None or not matrix.has_matrix(recipe):
         raise ValueError(f"{run} has no matrix: expected a study of defences and attacks")
-    rows = sections.every_row(sections.read(run))
+    rows = sections.last_steps(sections.every_row(sections.read(run)))
     rows = pl.concat([rows, matrix.rows(rows, recipe=recipe)])
     defences = [lane for lane in recipe.lanes if lane.how.role == "defence"]
     found = []
@@ -67,27 +69,37 @@ def _mean(rows: pl.DataFrame, labels: Mapping[str, str]) -> float:
 def table(run: Path) -> str:
     """Returns what predicts the outcome, as a Markdown table and what could have been seen."""
     found = measured(run)
-    outcome, control = (found[name].to_numpy().astype(float) for name in ("outcome", CONTROL))
-    told = {}
+    columns = {name: found[name].to_numpy().astype(float) for name in ("outcome", *QUANTITIES)}
     # What a recipe does not measure is left out.
-    for name in (one for one in QUANTITIES if not found[one].is_nan().all()):
-        others = np.empty((len(outcome), 0)) if name == CONTROL else control[:, None]
-        told[name] = prediction.predicted(outcome, found[name].to_numpy().astype(float), others=others)
-    adjusted = dict(zip(told, _adjusted([one.p for one in told.values()]), strict=True))
+    names = [name for name in QUANTITIES if not np.isnan(columns[name]).all()]
+    alone, held = ({name: _predicted(columns, name, controls) for name in names} for controls in (1, len(CONTROLS)))
+    adjusted = dict(zip(names, _adjusted([one.p for one in alone.values()]), strict=True))
     cells = [
-        [name, f"{one.correlation:+.2f}", f"{one.partial:+.2f} [{one.low:+.2f}, {one.high:+.2f}]",
-         f"{one.p:.2g}", "yes" if adjusted[name] <= RATE else "no", f"{one.gain:+.2f}"]
-        for name, one in told.items()
+        [name, f"{one.correlation:+.2f}", _interval(one), f"{one.p:.2g}", "yes" if adjusted[name] <= RATE else "no",
+         _interval(held[name]), f"{one.gain:+.2f}"]
+        for name, one in alone.items()
     ]  # fmt: skip
-    heads = ["before any attack", "rank correlation", "beyond compliance before", "p", "found", "gain"]
-    count = min(one.n for one in told.values())
-    return printed.pipe_table(heads, cells, numbers=(1, 2, 3, 5)) + (
-        f"\nWhat {count} defences comply with after the worst further training that costs little. *Beyond compliance "
-        "before*: rank correlation of what that leaves of both, with a 95 % interval; of itself, and of nothing else. "
-        f"*Found*: at a false discovery rate of {RATE:g} (Benjamini-Hochberg). *Gain*: by which share the error on a "
-        "defence that was left out falls. A partial correlation of "
-        f"{prediction.detectable(count, controls=1):.2f} would have been seen with a chance of 80 %.\n"
+    heads = ["before any attack", "rank correlation", f"beyond {CONTROL}", "p", "found", "beyond all three", "gain"]
+    count = min(one.n for one in alone.values())
+    seen = [prediction.detectable(count, controls=controls) for controls in (1, len(CONTROLS))]
+    return printed.pipe_table(heads, cells, numbers=(1, 2, 3, 5, 6)) + (
+        f"\nWhat {count} defences comply with after the worst further training that costs little. *Beyond*: rank "
+        "correlation of what that leaves of both, with a 95 % interval; a quantity is not among its own controls. *All "
+        f"three*: {', '.join(CONTROLS)}, which may be behind a correlation. *Found*: at a false discovery rate of "
+        f"{RATE:g} (Benjamini-Hochberg). *Gain*: by which share the error on a defence that was left out falls beside "
+        f"{CONTROL}. Correlations of {seen[0]:.2f} and {seen[1]:.2f} would have been seen with a chance of 80 % beyond "
+        "one and three. Defences are no random sample: some are relatives of each other.\n"
     )
+
+
+def _predicted(columns: Mapping[str, np.ndarray], name: str, controls: int) -> prediction.Prediction:
+    own = [columns[control] for control in CONTROLS[:controls] if control != name]
+    others = np.column_stack(own) if own else np.empty((len(columns[name]), 0))
+    return prediction.predicted(columns["outcome"], columns[name], others=others)
+
+
+def _interval(one: prediction.Prediction) -> str:
+    return f"{one.partial:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
 
 
 def _adjusted(values: list[float]) -> list[float]:

@@ -114,6 +114,8 @@ class TrainState:
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Key = jax.Array
 
+# The site where a layer hands the residual stream to the next.
+RESIDUAL = "hook_resid_post"
 # (site, layer, positions [b, t], h [b, t, d]) to what flows on in the place of h; see Model.
 Hook = Callable[[str, Int[Array, ""], Int[Array, "b t"], Float[Array, "b t d"]], Float[Array, "b t d"]]
 

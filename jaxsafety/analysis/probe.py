@@ -11,9 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsafety.config.fields import check, static
 from jaxsafety.linalg import probes
-from jaxsafety.types import Analysis, Coordinate, Key, Measured, Section, View
+from jaxsafety.types import RESIDUAL, Analysis, Coordinate, Key, Measured, Section, View
 
-SITE = "hook_resid_post"
 LEARNED = ("plain", "own")
 HEADS = {"plain": "a plain probe", "own": "one of its own"}
 
@@ -40,9 +39,9 @@ def measure(view: View, config: Config, *, key: Key) -> Measured:
     References:
         Probes as a defence against covert fine-tuning: arXiv 2508.17158. Fidelity: linear ones, least squares.
     """
-    held = view.held[SITE].last
+    held = view.held[RESIDUAL].last
     plain = probes.fit(_joined(held, 0, 1), _labels(held), ridge=config.ridge)
-    found = [_areas(view.seen[SITE].last, pair, plain, config) for pair in _pairs(view.conditions)]
+    found = [_areas(view.seen[RESIDUAL].last, pair, plain, config) for pair in _pairs(view.conditions)]
     return {("auc", "asked learned layer"): jnp.stack(found)}
 
 
@@ -100,5 +99,5 @@ SECTION = Section(
     draw,
 )
 ANALYSIS = Analysis(
-    Config, measure, reads=(SITE,), section=SECTION, axes=lambda config: {"learned": Coordinate("part", LEARNED)}
+    Config, measure, reads=(RESIDUAL,), section=SECTION, axes=lambda config: {"learned": Coordinate("part", LEARNED)}
 )

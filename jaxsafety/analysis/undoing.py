@@ -94,7 +94,7 @@ def draw(table: Any, plot: Any) -> Any:
     names = list(dict.fromkeys(model.method for model in plot.models_of(rows)))
     apart = plot.pick(table, analysis="clusters", metric="relative_gap", part="last")
     rows = plot.together(rows, apart)
-    before = [model.method for model in plot.models_of(apart) if model.method not in names]
+    before = [model.method for model in plot.models_of(apart) if model.method not in (*names, "pretrained")]
     look = {"color": plot.INK, "marker": "o", "linestyle": "none"}
     tick = {"color": plot.INK, "marker": "|", "linestyle": "none"}
     keys = {"a model, mean over seeds": look, "chance, or before": tick}

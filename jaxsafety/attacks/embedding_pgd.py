@@ -18,8 +18,7 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_between, whole_number
 from jaxsafety.entry.programs import compiled, undifferentiated
 from jaxsafety.linalg import descent
-from jaxsafety.linalg.contrasts import SITE
-from jaxsafety.types import Attack, Attacked, Batch, Key, Leaf, Point, Section, Target
+from jaxsafety.types import RESIDUAL, Attack, Attacked, Batch, Key, Leaf, Point, Section, Target
 
 Scalar = float | Float[Array, ""]
 # Embeddings to logits and to the hidden states that are to match a reference.
@@ -146,11 +145,11 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
     prompt = jnp.arange(side.tokens.shape[1])[None] <= trial.last[:, None]
     scale = jnp.mean(jnp.linalg.norm(embeddings, axis=-1))
 
-    asked = {"sites": (SITE,), "layers": (config.layer,)} if config.match else {}
+    asked = {"sites": (RESIDUAL,), "layers": (config.layer,)} if config.match else {}
 
     def forward(params: Leaf, inputs: Leaf) -> tuple[Array, Array | None]:
         found = model.apply(params, inputs, **asked)
-        return found.logits, found.activations[SITE][0] if config.match else None
+        return found.logits, found.activations[RESIDUAL][0] if config.match else None
 
     found = perturb(
         lambda inputs: forward(target.params, inputs), embeddings, targets=side.targets, mask=side.mask, prompt=prompt,

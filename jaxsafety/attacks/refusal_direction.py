@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static, swept
 from jaxsafety.entry.annotations import checked
-from jaxsafety.linalg.contrasts import ablated, normalised
+from jaxsafety.linalg.contrasts import ablated
+from jaxsafety.linalg.descent import unit
 from jaxsafety.linalg.refusing import Ranking, Scores, added, candidates, ranked, removed, scored
 from jaxsafety.types import Attack, Attacked, Key, Leaf, Model, Params, Point, Section, Target, Trial
 
@@ -132,8 +133,8 @@ def _done(target: Target, how: str, vector: Array, layer: Array, strength: Scala
     if how == "add":
         return Attacked(edit=partial(added, at=layer, vector=-strength * vector))
     if how == "orthogonalise":
-        return Attacked(params=orthogonalised(target.params, normalised(vector), strength=strength))
-    return Attacked(edit=partial(removed, unit=normalised(vector), strength=strength))
+        return Attacked(params=orthogonalised(target.params, unit(vector), strength=strength))
+    return Attacked(edit=partial(removed, unit=unit(vector), strength=strength))
 
 
 SECTION = Section(

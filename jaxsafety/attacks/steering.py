@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 from jaxsafety.config.fields import check, swept
 from jaxsafety.entry.annotations import checked
 from jaxsafety.linalg import masked
-from jaxsafety.linalg.contrasts import SITE, Component, at_last, direction
+from jaxsafety.linalg.contrasts import Component, at_last, direction
 from jaxsafety.linalg.masked import averaged
-from jaxsafety.types import Attack, Attacked, Batch, Key, Model, Params, Point, Section, Target, Trial
+from jaxsafety.types import RESIDUAL, Attack, Attacked, Batch, Key, Model, Params, Point, Section, Target, Trial
 
 Level = Literal["prompts", "answers"]
 
@@ -64,7 +64,7 @@ def differences(model: Model, params: Params, held_out: Trial, *, level: Level) 
 
 
 def _answering(model: Model, params: Params, side: Batch) -> Float[Array, "l b d"]:
-    found = model.apply(params, side.tokens, sites=(SITE,)).activations[SITE]
+    found = model.apply(params, side.tokens, sites=(RESIDUAL,)).activations[RESIDUAL]
     return averaged(found.swapaxes(2, 3), side.mask[None, :, None])
 
 
@@ -74,7 +74,7 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
     units = direction(found, component=config.component)
 
     def edit(site: str, layer: Int[Array, ""], positions: Int[Array, "b t"], h: Float[Array, "b t d"]) -> Array:
-        return steered(h, units[layer].astype(h.dtype), alpha=point["alpha"]) if site == SITE else h
+        return steered(h, units[layer].astype(h.dtype), alpha=point["alpha"]) if site == RESIDUAL else h
 
     return Attacked(edit=edit)
 

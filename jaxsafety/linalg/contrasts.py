@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import undifferentiated
-from jaxsafety.linalg import masked, svd
-from jaxsafety.types import Model, Params, Trial
+from jaxsafety.linalg import svd
+from jaxsafety.linalg.descent import unit
+from jaxsafety.types import RESIDUAL, Model, Params, Trial
 
-# Where directions are read, and a model is moved along them: what a layer hands to the next.
-SITE = "hook_resid_post"
 Component = Literal["mean", "first"]
 
 
@@ -40,14 +39,7 @@ def direction(differences: Float[Array, "l b d"], *, component: Component = "mea
         found = svd.decompose(undifferentiated("direction", differences), rank=1).outputs[..., 0]
         turned = jnp.where(jnp.sum(found * mean, axis=-1, keepdims=True) < 0, -found, found)
         mean = jnp.where(jnp.any(differences != 0, axis=(1, 2))[:, None], turned, 0)
-    return normalised(mean)
-
-
-@checked
-def normalised(vectors: Float[Array, "*x d"]) -> Float[Array, "*x d"]:
-    """Returns the vectors at norm 1; a zero vector stays zero, where its gradient is zero, too."""
-    norm = masked.norm(vectors, axis=-1)[..., None]
-    return jnp.where(norm > 0, vectors / jnp.where(norm > 0, norm, 1), 0)
+    return unit(mean)
 
 
 @checked
@@ -74,4 +66,4 @@ def ablated(
 def at_last(model: Model, params: Params, trial: Trial, *, count: int = 1) -> Float[Array, "l b {count} d"]:
     """Returns activations at the last ``count`` prompt tokens, the last one first."""
     places = trial.last[:, None] - jnp.arange(count)[None]
-    return model.apply(params, trial.complied.tokens, sites=(SITE,), positions=places).activations[SITE]
+    return model.apply(params, trial.complied.tokens, sites=(RESIDUAL,), positions=places).activations[RESIDUAL]

@@ -15,11 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsafety import tree
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.programs import compiled
-from jaxsafety.linalg.contrasts import SITE, ablated, at_last, normalised
+from jaxsafety.linalg.contrasts import ablated, at_last
+from jaxsafety.linalg.descent import unit
 from jaxsafety.linalg.masked import averaged
-from jaxsafety.types import Hook, Leaf, Model, Params, Trial
+from jaxsafety.types import RESIDUAL, Hook, Leaf, Model, Params, Trial
 
-STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+STREAM = ("hook_resid_pre", "hook_resid_mid", RESIDUAL)
 # Why a candidate is kept or dropped, by the number that :class:`Ranking` has of each.
 REASONS = ("kept", "not finite", "too late a layer", "adding it induces no refusal", "too large a divergence on safe")
 Scalar = float | Float[Array, ""]
@@ -92,7 +93,7 @@ def added(
     vector: Float[Array, " d"],
 ) -> Float[Array, "b t f"]:  # fmt: skip
     """A :data:`jaxsafety.types.Hook` that adds a vector to what one layer hands on, at every position."""
-    if site != SITE:
+    if site != RESIDUAL:
         return h
     return h + jnp.where(layer == at, vector, 0).astype(h.dtype)[None, None]
 
@@ -110,7 +111,7 @@ def _scored(params, pairs, directions, *, model):
 
     def one(given: tuple[Array, Array]) -> Scores:
         layer, vector = given
-        without = partial(removed, unit=normalised(vector), strength=1.0)
+        without = partial(removed, unit=unit(vector), strength=1.0)
         changed = jax.nn.log_softmax(_first_logits(model, params, safe, edit=without))
         kl = jnp.sum(jnp.exp(plain) * (plain - changed), axis=-1)
         moved = partial(added, at=layer, vector=vector)

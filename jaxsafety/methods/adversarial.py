@@ -18,7 +18,7 @@ from jaxsafety.entry.programs import compiled
 from jaxsafety.linalg import descent
 from jaxsafety.linalg.masked import norm
 from jaxsafety.training import hidden
-from jaxsafety.types import Batch, Key, Method, Model, Needs, Params, PreferenceBatch, Terms
+from jaxsafety.types import RESIDUAL, Batch, Key, Method, Model, Needs, Params, PreferenceBatch, Terms
 
 Scalar = float | Float[Array, ""]
 # Perturbations [b, t, d] to what each example's adversary makes small.
@@ -84,9 +84,9 @@ class Config:
     References:
         Sheshadri et al. 2024 (arXiv 2407.15549), targeted latent adversarial training.
 
-    Fidelity: their adversary also avoids the refusal, moves several layers at once and by one length everywhere; the
-        loss away from harmful answers is here that of :func:`jaxsafety.losses.bounded`, theirs of ``log(1 - p)``. A
-        perturbation begins at zero: nothing is drawn.
+    Fidelity: theirs is of the residual stream, ``layer`` here; their adversary also avoids the refusal, moves several
+        layers at once and by one length everywhere; the loss away from harmful answers is here that of
+        :func:`jaxsafety.losses.bounded`, theirs of ``log(1 - p)``. A perturbation begins at zero: nothing is drawn.
     """
 
     site: Literal["embeddings", "layer"] = "embeddings"
@@ -112,7 +112,7 @@ def _logits(
     (chosen,) = hidden.layers_at(model, params, tokens, shares=(config.layer,))
 
     def edit(site: str, layer: Int[Array, ""], positions: Int[Array, "b t"], h: Float[Array, "b t d"]) -> Array:
-        return jnp.where(layer == chosen, perturbed(h), h) if site == hidden.SITE else h
+        return jnp.where(layer == chosen, perturbed(h), h) if site == RESIDUAL else h
 
     return model.apply(params, tokens, edit=edit).logits
 

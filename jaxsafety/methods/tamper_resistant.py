@@ -84,8 +84,9 @@ class Config:
 
     Fidelity: first order, as theirs. The attack is plain gradient descent on one batch, and the attacked model is
         looked at once, after the last step; theirs is Adam over many, of several kinds, and the gradients along the way
-        are added. Their representations are held where they were; here preferred answers are learned. Over an adapter
-        its factors are attacked, as they are trained. A batch needs two unsafe prompts for the second term.
+        are added. Their loss of refusing is DPO's, here it is that of the refusal's likelihood; their representations
+        are held where they were, here preferred answers are learned. Over an adapter its factors are attacked, as they
+        are trained. A batch needs two unsafe prompts for the second term.
     """
 
     resist: Literal["refusal", "entropy"] = "refusal"

@@ -59,9 +59,7 @@ def table(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Sho
     section = shown[name]
     rows = every_row(frames).filter(section.rows)
     if section.steps == "last":
-        lane = ["analysis", "method", "lr_name", "lr"]
-        # A training curve has no finished model: all of it is shown.
-        rows = rows.filter((pl.col("step") == pl.col("step").max().over(lane)) | (pl.col("analysis") == "curves"))
+        rows = last_steps(rows)
     if section.made is not None:
         rows = section.made(rows)
     if section.layer_means:
@@ -75,6 +73,12 @@ def every_row(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     analyses = dead_lanes.without_dead(frames["analyze"]).select(columns)
     others = (("curves", _SLOPES), ("evaluate", pl.col("stage") == "evaluate"))
     return pl.concat([analyses, *(_as_analysis(frames, columns, *one) for one in others)])
+
+
+def last_steps(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns the rows of finished models, and training curves, which have none, as they are."""
+    lane = ["analysis", "method", "lr_name", "lr"]
+    return rows.filter((pl.col("step") == pl.col("step").max().over(lane)) | (pl.col("analysis") == "curves"))
 
 
 def draw(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown] | None = None) -> str:

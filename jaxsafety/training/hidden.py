@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxsafety.entry.annotations import checked
-from jaxsafety.types import Batch, Key, Model, Params
-
-SITE = "hook_resid_post"
+from jaxsafety.types import RESIDUAL, Batch, Key, Model, Params
 
 
 def layer_at(share: float, *, depth: int) -> int:
@@ -23,8 +21,8 @@ def layer_at(share: float, *, depth: int) -> int:
 def layers_at(model: Model, params: Params, tokens: Int[Array, "b t"], *, shares: tuple[float, ...]) -> tuple[int, ...]:
     """Returns the indices of the layers that end some shares of a model's depth, ascending, each of them once."""
     # Of what is trained, which may be an adapter's factors, neither depth nor width can be read.
-    found = jax.eval_shape(lambda params, tokens: model.apply(params, tokens, sites=(SITE,)), params, tokens)
-    depth = found.activations[SITE].shape[0]
+    found = jax.eval_shape(lambda params, tokens: model.apply(params, tokens, sites=(RESIDUAL,)), params, tokens)
+    depth = found.activations[RESIDUAL].shape[0]
     return tuple(sorted({layer_at(share, depth=depth) for share in shares}))
 
 
@@ -32,7 +30,7 @@ def states(model: Model, params: Params, *sides: Batch, shares: tuple[float, ...
     """Returns what leaves the layers at some shares of the depth, on every side, from one pass over them together."""
     tokens = jnp.concatenate([side.tokens for side in sides])
     layers = layers_at(model, params, tokens, shares=shares)
-    found = model.apply(params, tokens, sites=(SITE,), layers=layers).activations[SITE]
+    found = model.apply(params, tokens, sites=(RESIDUAL,), layers=layers).activations[RESIDUAL]
     return jnp.split(found.swapaxes(0, 1), len(sides))
 
 

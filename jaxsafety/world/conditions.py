@@ -75,7 +75,8 @@ CONDITIONS: dict[str, Condition] = {
 # Of worlds that have what they ask for: see :func:`further`.
 FURTHER: dict[str, Condition] = {
     "new_task": Condition(texts=_TRAINED, tasks="new"),
-    # Safe ones that look unsafe: on this text operators are safe that the other one makes unsafe.
+    # Safe ones that look unsafe: on this text operators are safe that the other one makes unsafe. Tuning on safe
+    # prompts shows such ones, too, among others.
     "near_miss": Condition(texts=(("safe", "safe"),), tasks="near_miss"),
     "persona": Condition(texts=_TRAINED, tasks="unsafe", persona=True),
     "persona_safe": Condition(texts=_TRAINED, tasks="safe", persona=True),
@@ -92,10 +93,8 @@ def further(spec: WorldSpec) -> tuple[str, ...]:
 
 
 def _missing(spec: WorldSpec, condition: Condition) -> str:
-    """What a condition asks of a world and is not there, or nothing."""
+    """The field that a condition asks of a world and that is empty there, or nothing."""
     ciphered = condition.cipher != "none"
-    if condition.tasks == "near_miss" and not all(policy.branch_dependent for policy in spec.policies):
-        return "branch_dependent operators in every policy"
     asked = {"late_operators": condition.tasks == "new", "persona": condition.persona, "cipher": ciphered}
     return next((name for name, used in asked.items() if used and not getattr(spec, name)), "")
 

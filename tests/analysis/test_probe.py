@@ -19,7 +19,7 @@ def seen(names, seed, axes=AXES):
     for place, name in enumerate(names):
         drawn[:, place, :, :2] += axes[name]
     rows = jnp.asarray(drawn, jnp.float32)
-    return {probe.SITE: Seen(rows, rows)}
+    return {probe.RESIDUAL: Seen(rows, rows)}
 
 
 def areas(axes):
@@ -53,7 +53,7 @@ def test_harm_along_an_axis_of_its_own_is_seen_by_a_probe_that_has_met_it():
 def test_the_halves_of_a_probe_share_no_text():
     """Safe and unsafe prompts of one text that look the same: no half may have met the other's."""
     drawn, other = (np.random.default_rng(seed).normal(size=(1, count, 41, 3)) for seed, count in ((4, 1), (5, 2)))
-    both = {probe.SITE: Seen(jnp.asarray(drawn + 0.01 * other, jnp.float32), None)}
+    both = {probe.RESIDUAL: Seen(jnp.asarray(drawn + 0.01 * other, jnp.float32), None)}
     view = View(None, None, None, conditions=CONDITIONS[:2], seen=both, held=both)
     found = probe.measure(view, probe.Config(), key=jax.random.key(0))[("auc", "asked learned layer")]
     assert abs(found[0, 1, 0] - 0.5) < 0.25
@@ -62,7 +62,7 @@ def test_the_halves_of_a_probe_share_no_text():
 def test_the_halves_of_a_probe_share_no_prompt():
     """Labels by chance: a probe that had seen what it is asked about would tell them."""
     many = np.random.default_rng(2).normal(size=(1, 2, B, 2 * B))
-    rows = {probe.SITE: Seen(jnp.asarray(many, jnp.float32), None)}
+    rows = {probe.RESIDUAL: Seen(jnp.asarray(many, jnp.float32), None)}
     view = View(None, None, None, conditions=CONDITIONS[:2], seen=rows, held=rows)
     found = probe.measure(view, probe.Config(ridge=1e-3), key=jax.random.key(0))[("auc", "asked learned layer")]
     assert found[0, 0, 0] == pytest.approx(1) and abs(found[0, 1, 0] - 0.5) < 0.25

@@ -122,7 +122,7 @@ def test_orthogonal_weights_do_as_ablation_at_every_layer_and_position():
     params = jax.jit(lambda key: llama.init(config, key=key))(jax.random.key(0))
     # Far from where it begins, so that every matrix matters.
     params = jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params)
-    unit = refusal_direction.normalised(jax.random.normal(jax.random.key(1), (8,)))
+    unit = refusal_direction.unit(jax.random.normal(jax.random.key(1), (8,)))
     tokens = jnp.asarray([[1, 2, 3, 4, 5, 6]])
 
     @jax.jit

@@ -471,7 +471,6 @@ CASES = {
     "contrasts.direction": Case(
         partial(contrasts.direction, component="first"), {"differences": normal(2, B, D)}, refused=("differences",)
     ),
-    "contrasts.normalised": Case(contrasts.normalised, {"vectors": EMBEDDINGS}, ("vectors",)),
     "contrasts.ablated": Case(
         contrasts.ablated, {"values": EMBEDDINGS, "unit": normal(D), "strength": np.float32(0.5)},
         ("values", "unit", "strength"),

@@ -78,7 +78,7 @@ def test_what_tells_the_outcome_is_found_and_nothing_else(run):
     lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
     told = {name: "| yes |" in line for name, line in lines.items()}
     assert [name for name, yes in told.items() if yes] == ["separation of safe and unsafe"]
-    assert "A partial correlation of 0." in table
+    assert "Correlations of 0.68 and 0.72 would have been seen" in table
     assert "compliance under noise" not in table
 
 
