@@ -63,8 +63,9 @@ class Config:
         layers: shares in (0, 1] of the depth that the layers end.
         alpha: weight of both terms; it goes from the first to the second, half of it by the end.
         nudge: how far, in multiples of its norm, a harmful state is compared from where it is, along a direction that a
-            lane draws once: where it has not moved its cosine is largest, and has no gradient. One of 1e-3 is too
-            little in the tiny world: the second term, whose gradient is of full size at once, holds it there.
+            lane draws once: where it has not moved its cosine is largest, and has no gradient. In the tiny world 0.3
+            moves a model that refuses at a rate of 2e-3 and 0.1 hardly; one that complies, whose harmful states are
+            like those that are kept, the second term holds where it is.
 
     References:
         Zou et al. 2024 (arXiv 2406.04313), algorithm 1, layers 10 and 20 of 32.
