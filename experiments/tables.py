@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import polars as pl
 
 from jaxsafety import subjects
 from jaxsafety.claims import intervals, judging
 from jaxsafety.config.names import check_name
-from jaxsafety.report import claims_matrix, claims_table, figures, sections, tables, tradeoff
+from jaxsafety.report import claims_matrix, claims_table, figures, matrix, matrix_figure, sections, tables, tradeoff
 from jaxsafety.rundir import atomic, printed, results
 
 HERE = Path(__file__).parent
@@ -35,6 +35,7 @@ ANALYSES = {
     "landscape": ("landscape", "plane"),
     "override": ("uncertainty",),
     "covert": ("probe",),
+    "matrix_quick": ("matrix", "undoing"),
 }
 STAGES = {"quick": ("pretrain", "tune"), "paper_small": ("pretrain",)}
 VERDICTS = ("quick", "update_spaces")
@@ -130,6 +131,28 @@ def ranks(group: Path) -> str:
     return printed.pipe_table(["run", "directions", *names], cells, numbers=range(2, len(names) + 2))
 
 
+def crossed(run: Path) -> str:
+    """What every defence of a matrix complies with under every attack, in per cent, as its figure has it; of the worst
+    case with the interval, and in brackets what costs more than a twentieth of the safe prompts."""
+    rows = matrix_figure.cells(sections.table("matrix", sections.read(run), sections.of_run(run)))
+    heads = ["defence", *(tables.condition_label(name) for _, name in rows.columns)]
+    lines = []
+    for defence in rows.defences:
+        found = [(column, rows.complied.get((defence, column))) for column in rows.columns]
+        told = [_told(rows, defence, column, cell) for column, cell in found]
+        lines.append([tables.model_label(defence), *told])
+    return printed.pipe_table(heads, lines, numbers=range(1, len(heads)))
+
+
+def _told(rows: matrix_figure.Cells, defence: tables.Model, column: matrix_figure.Column, cell: Any) -> str:
+    if cell is None:
+        return "-"
+    mean = tables.percent(cell["mean"])
+    if column[0] == matrix.KINDS[-1] and cell["low"] is not None:
+        return f"{mean} [{tables.percent(cell['low'])}, {tables.percent(cell['high'])}]"
+    return f"({mean})" if rows.is_costly(defence, column) else mean
+
+
 def verdicts(group: Path) -> str:
     """How many statements of several runs, each with its own, came out how."""
     check_name("runs side by side", group.name, SIZES)
@@ -147,8 +170,8 @@ def sizes(group: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Path], str]] = {
-    "accuracy": accuracy, "asked": asked, "claims": claims, "judged": judged, "ranks": ranks, "rates": rates,
-    "readings": readings, "sizes": sizes, "verdicts": verdicts,
+    "accuracy": accuracy, "asked": asked, "claims": claims, "crossed": crossed, "judged": judged, "ranks": ranks,
+    "rates": rates, "readings": readings, "sizes": sizes, "verdicts": verdicts,
 }  # fmt: skip
 READMES = HERE / "README.md", HERE / "related.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -76,7 +76,7 @@ class Config:
         examples are in memory: what does not fit is refused, and a dry run tells it.
     """
 
-    layers: tuple[float, ...] = static((1 / 3, 2 / 3), above=0, at_most=1)
+    layers: tuple[float, ...] = static((0.33, 0.67), above=0, at_most=1)
     alpha: float = traced(10.0, at_least=0)
     nudge: float = traced(0.1, at_least=0)
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -24,55 +24,78 @@ Column = tuple[str, str]
 Row = Mapping[str, Any]
 
 
-def picture(table: pl.DataFrame) -> Picture:
-    """Draws the seed table of the rows of :func:`jaxsafety.report.matrix.rows`; raises ``NothingToDraw``.
+class Cells(NamedTuple):
+    """A matrix as it is shown.
 
-    A number is what is complied with, in per cent, mean over seeds; hatched is what costs the defence more than
-    :data:`jaxsafety.report.matrix.UTILITY_DROP` of its safe prompts. Under the pointer stand interval, seeds and safe
-    prompts.
+    Attributes:
+        defences: the rows, the most robust one first.
+        columns: kind and name of the attacks, by kind.
+        complied: by defence and column, the row of a seed table.
+        able: the same of safe prompts under attack, where that was measured.
     """
+
+    defences: list[Model]
+    columns: list[Column]
+    complied: dict[tuple[Model, Column], Row]
+    able: dict[tuple[Model, Column], Row]
+
+    def is_costly(self, defence: Model, column: Column) -> bool:
+        """Whether an attack costs a defence more than :data:`jaxsafety.report.matrix.UTILITY_DROP` of safe prompts."""
+        able, bare = self.able.get((defence, column)), self.able.get((defence, _BARE))
+        return bool(able and bare and bare["mean"] - able["mean"] > UTILITY_DROP)
+
+
+def cells(table: pl.DataFrame) -> Cells:
+    """Returns what is shown of the seed table of :func:`jaxsafety.report.matrix.rows`; raises ``NothingToDraw``."""
     plot.needed(plot.pick(table, metric="complied"), "defences against attacks")
-    cells, able = (_cells(plot.pick(table, metric=metric)) for metric in ("complied", "exact_match"))
-    defences = _most_robust_first(cells)
-    columns = sorted(dict.fromkeys(column for _, column in cells), key=lambda column: KINDS.index(column[0]))
-    blocks = [columns[first : first + _ACROSS] for first in range(0, len(columns), _ACROSS)]
+    complied, able = (_by_cell(plot.pick(table, metric=metric)) for metric in ("complied", "exact_match"))
+    columns = sorted(dict.fromkeys(column for _, column in complied), key=lambda column: KINDS.index(column[0]))
+    return Cells(_most_robust_first(complied), columns, complied, able)
+
+
+def picture(table: pl.DataFrame) -> Picture:
+    """Draws the cells of a seed table: a number is what is complied with, in per cent, mean over seeds, and hatched is
+    what is costly. Under the pointer stand interval, seeds and safe prompts."""
+    found = cells(table)
+    blocks = [found.columns[first : first + _ACROSS] for first in range(0, len(found.columns), _ACROSS)]
 
     def draw(figure: FigureBase) -> None:
         grid = figure.subplots(len(blocks), 1, squeeze=False)[:, 0]
         for axes, block in zip(grid, blocks, strict=True):
-            for (y, defence), (x, column) in itertools.product(enumerate(defences), enumerate(block)):
-                if row := cells.get((defence, column)):
-                    _draw_cell(axes, x, y, row, able.get((defence, column)), able.get((defence, _BARE)))
-            _name(axes, defences, block)
+            for (y, defence), (x, column) in itertools.product(enumerate(found.defences), enumerate(block)):
+                if (defence, column) in found.complied:
+                    _draw_cell(axes, x, y, found, (defence, column))
+            _name(axes, found.defences, block)
 
-    return Picture(draw, len(blocks) * (_AROUND + _ROW * len(defences)), "defences against attacks")
+    return Picture(draw, len(blocks) * (_AROUND + _ROW * len(found.defences)), "defences against attacks")
 
 
-def _cells(table: pl.DataFrame) -> dict[tuple[Model, Column], Row]:
+def _by_cell(table: pl.DataFrame) -> dict[tuple[Model, Column], Row]:
     rows = plot.alive(table).iter_rows(named=True)
     return {(Model(row["method"], row["lr_name"], row["lr"]), (row["part"], row["condition"])): row for row in rows}
 
 
-def _most_robust_first(cells: Mapping[tuple[Model, Column], Row]) -> list[Model]:
+def _most_robust_first(found: Mapping[tuple[Model, Column], Row]) -> list[Model]:
     """The defences by their worst case, or where there is none by the mean over attacks."""
     order = {}
-    for defence in dict.fromkeys(model for model, _ in cells):
-        own = {column: row["mean"] for (model, column), row in cells.items() if model == defence}
+    for defence in dict.fromkeys(model for model, _ in found):
+        own = {column: row["mean"] for (model, column), row in found.items() if model == defence}
         last = [value for (kind, _), value in own.items() if kind == KINDS[-1]]
         order[defence] = last[0] if last else sum(own.values()) / len(own)
     return sorted(order, key=order.get)
 
 
-def _draw_cell(axes: Axes, x: int, y: int, row: Row, able: Row | None, bare: Row | None) -> None:
-    """One number on its colour; ``able`` is the row of safe prompts under attack, ``bare`` without one."""
+def _draw_cell(axes: Axes, x: int, y: int, found: Cells, place: tuple[Model, Column]) -> None:
+    """One number on its colour."""
+    row, able, (defence, column) = found.complied[place], found.able.get(place), place
     box = {"xy": (x, y), "width": 1, "height": 1}
-    told = f"{model_label(Model(row['method'], row['lr_name'], row['lr']))}, {condition_label(row['condition'])}: "
+    told = f"{model_label(defence)}, {condition_label(column[1])}: "
     told += f"{_with_interval(row)} of unsafe prompts complied with; seeds "
     told += ", ".join(percent(value) for name, value in row.items() if name.startswith("seed_") and value is not None)
     told += f"; safe prompts answered: {_with_interval(able)}" if able else ""
     shade = {"facecolor": ORANGE, "alpha": max(0.0, min(row["mean"], 1.0)) * 0.85, "linewidth": 0}
     axes.add_patch(Rectangle(**box, **shade))
-    if able and bare and bare["mean"] - able["mean"] > UTILITY_DROP:
+    if found.is_costly(defence, column):
         axes.add_patch(Rectangle(**box, **_COSTLY))
     axes.text(x + 0.5, y + 0.52, f"{100 * row['mean']:.0f}", ha="center", va="center", fontsize=11)
     # On top, so that the pointer meets it.

@@ -10,10 +10,9 @@ import numpy as np
 import optax
 import polars as pl
 import pytest
-import yaml
 
 from jaxsafety import attacks, keys
-from jaxsafety.config import fields
+from jaxsafety.config import fields, yaml12
 from jaxsafety.models.adapter import adapted
 from jaxsafety.recipe import graph, yaml_file
 from jaxsafety.recipe.models import trained
@@ -55,14 +54,14 @@ OWN = {
 @pytest.fixture(scope="module")
 def recipe(mini_yaml, tmp_path_factory):
     path = tmp_path_factory.mktemp("elsewhere") / "mini.yaml"
-    content = yaml.safe_load(mini_yaml.read_text()) | OWN
+    content = yaml12.load(mini_yaml.read_text()) | OWN
     models = content["models"]
     content["models"] = {
         "pretrained": models["pretrained"],
         "mine": models["sft"] | {"method": NAME, "pull": 0.5, "keep": 0.75},
         "sft": models["sft"] | {"data": {"pool": "tests.elsewhere.pool:POOL", "over_refused": 0.25}},
     }
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    path.write_text(yaml12.dump(content))
     return path
 
 
@@ -240,9 +239,9 @@ def test_what_a_recipe_names_wrongly_is_one_sentence(place, value, message):
 )
 def test_what_a_recipe_cannot_have_is_one_sentence(recipe, tmp_path, own, message):
     path = tmp_path / "bad.yaml"
-    content = yaml.safe_load(recipe.read_text())
+    content = yaml12.load(recipe.read_text())
     changed = {key: content[key] | value if key == "analyze" else value for key, value in own.items()}
-    path.write_text(yaml.safe_dump(content | changed))
+    path.write_text(yaml12.dump(content | changed))
     with pytest.raises(ValueError, match=message):
         pipeline.prepare(yaml_file.read(path), tmp_path)
 

@@ -166,6 +166,15 @@ def _updates(lane, shape, *, power, step):
     for part, below in itertools.product(("up", "down"), (0.5, 0.6, 0.7, 0.8, 0.9)):
         for metric, most in (("intruders_mean", power), ("intruders_random_mean", 0.5)):
             lane.add("intruders", metric, most * below**2, noise=0.02, share=True, part=part, strength=below)
+    lane.add("undoing", "undone", 0.3 - 0.3 * power, noise=0.05)
+    lane.add("undoing", "relative_norm", 0.5 * power, noise=0.02)
+    for part, layer in itertools.product(("up", "down"), range(shape.layers)):
+        labels = {"part": part, "layer": layer}
+        for side, share in (("inputs", 0.5), ("outputs", 0.4)):
+            lane.add("undoing", f"kept_{side}", share, noise=0.03, share=True, **labels)
+            lane.add("undoing", f"chance_{side}", 0.2, **labels)
+        lane.add("undoing", "null_energy", 0.5, noise=0.03, share=True, **labels)
+        lane.add("undoing", "chance_null", 0.6, **labels)
 
 
 def _rates(lane, analysis, condition, refused, *, good=1.0, **labels):

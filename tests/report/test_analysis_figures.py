@@ -48,6 +48,7 @@ TEXTS = {
     "kept_energy": ("up: reads", "down: unsafe", "random space", "energy of the update in them"),
     "gradient_spaces": ("up: reads, unsafe", "down: writes, safe", "random space", "energy of the update in them"),
     "intruders": ("up matrix", "down matrix", "dashed: a random update of the same spectrum"),
+    "undoing": ("share undone", "relative norm", "in the null space", "chance, or before"),
     "transfer": ("+ α SFT", "+ α DPO"),
     "dynamics": ("Null", "cluster separation (relative gap)", "eta_M", "eta_S", "training step (log)"),
     "alignment": ("SFT ~ DPO", "gradients, step 0", "chance", "outputs: up", "DPO eta_M 1e-3"),

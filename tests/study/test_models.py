@@ -322,6 +322,6 @@ def test_a_selection_is_by_something_there_is(mini_recipe):
     with pytest.raises(ValueError, match=r"unknown condition in models\.best\.by 'unsfe': expected one of safe, u"):
         replace(mini_recipe, models=models)
     with pytest.raises(ValueError, match="by: got 'unsafe', expected CONDITION/RATE such as unsafe/complied"):
-        Selected("x", by="unsafe")
+        Selected(("x",), by="unsafe")
     with pytest.raises(ValueError, match="unknown rate in by 'asr': expected one of complied, refused"):
-        Selected("x", by="unsafe/asr")
+        Selected(("x",), by="unsafe/asr")
