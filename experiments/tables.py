@@ -19,6 +19,7 @@ import polars as pl
 from jaxsafety import subjects
 from jaxsafety.claims import intervals, judging
 from jaxsafety.config.names import check_name
+from jaxsafety.recipe import yaml_file
 from jaxsafety.report import claims_matrix, claims_table, figures, matrix, matrix_figure, sections, tables, tradeoff
 from jaxsafety.rundir import atomic, printed, results
 
@@ -66,6 +67,13 @@ _RELATED = {
     "complied in cipher": tables.Column("cipher", "complied"),
     "refused in cipher": tables.Column("cipher", "refused"),
     "safe right in cipher": tables.Column("cipher_safe", "exact_match"),
+}
+_BEFORE = {
+    "Instruct": tables.Column("safe", "exact_match"),
+    "Null": tables.Column("unsafe", "refused"),
+    "complied": tables.Column("unsafe", "complied"),
+    "Over-refusal": tables.Column("safe", "refused"),
+    "near misses refused": tables.Column("near_miss", "refused"),
 }
 _ASKED = {
     "Instruct": tables.Column("safe", "exact_match"),
@@ -131,6 +139,14 @@ def ranks(group: Path) -> str:
     return printed.pipe_table(["run", "directions", *names], cells, numbers=range(2, len(names) + 2))
 
 
+def defences(run: Path) -> str:
+    """What the defences of a matrix can do and refuse before any attack."""
+    evaluated = results.read_results([run / "results" / "evaluate.parquet"])
+    # What was passed over is not judged.
+    own = matrix.defended(evaluated, recipe=yaml_file.recorded(run), selected={})
+    return tables.render(tables.study_table(own, _BEFORE), "markdown").partition("\n\n")[0]
+
+
 def crossed(run: Path) -> str:
     """What every defence of a matrix complies with under every attack, in per cent, as its figure has it; of the worst
     case with the interval, and in brackets what costs more than a twentieth of the safe prompts."""
@@ -170,8 +186,8 @@ def sizes(group: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Path], str]] = {
-    "accuracy": accuracy, "asked": asked, "claims": claims, "crossed": crossed, "judged": judged, "ranks": ranks,
-    "rates": rates, "readings": readings, "sizes": sizes, "verdicts": verdicts,
+    "accuracy": accuracy, "asked": asked, "claims": claims, "crossed": crossed, "defences": defences,
+    "judged": judged, "ranks": ranks, "rates": rates, "readings": readings, "sizes": sizes, "verdicts": verdicts,
 }  # fmt: skip
 READMES = HERE / "README.md", HERE / "related.md", HERE.parent / "README.md", HERE.parent / "docs" / "findings.md"
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -18,7 +18,7 @@ def _claims_of_its_own(path):
 
 def test_the_tables_are_what_their_runs_print():
     texts = [readme.read_text() for readme in tables.READMES]
-    assert [text.count("<!-- end -->") for text in texts] == [14, 17, 1, 1]
+    assert [text.count("<!-- end -->") for text in texts] == [16, 17, 1, 1]
     for text in texts:
         assert tables.rewritten(text) == text
         # A digit of the first table.
