@@ -116,6 +116,7 @@ def test_bad_numbers_are_one_sentence():
             )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_either_answer_follows_the_same_prompt(tiny_config, tiny_gpt, tiny_world, key):
     model, trial = gpt.model(tiny_config), world.batch_at(tiny_world, "unsafe", key=key, step=0, batch_size=2)
     # As it begins, a prompt hardly moves the answer.

@@ -95,6 +95,7 @@ def test_bad_numbers_are_one_sentence(given, message):
         run(1, **given)
 
 
+@pytest.mark.slow
 def test_words_are_what_prompts_hold_apart_from_their_form(tiny_world, key):
     trials = jax.vmap(lambda k: world.batch_at(tiny_world, "safe", key=k, step=0, batch_size=16))(
         jax.random.split(key, 2)
@@ -104,6 +105,7 @@ def test_words_are_what_prompts_hold_apart_from_their_form(tiny_world, key):
     assert {tiny_world.ids[letter] for letter in tiny_world.spec.letters} <= set(found)
 
 
+@pytest.mark.slow
 def test_an_attack_inserts_words_before_the_last_token_of_the_prompt(tiny_config, tiny_gpt, tiny_world, key):
     model, trial = gpt.model(tiny_config), world.batch_at(tiny_world, "unsafe", key=key, step=0, batch_size=2)
     pair = [world.batch_at(tiny_world, name, key=key, step=1, batch_size=4) for name in ("safe", "unsafe")]

@@ -75,7 +75,13 @@ def test_a_step_keeps_the_state_and_gives_scalar_metrics(paper_world, batches, n
     _check_step(name, batches[name], init=partial(gpt.init, config), model=gpt.model(config))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# The others differ from one of these in a loss on what both models say alike.
+_OF_LLAMA = ("pretrain", "sft", "dpo", "unlearn", "derta", "npo", "rmu")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _OF_LLAMA else pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_a_step_of_an_8b_llama_keeps_the_state_and_gives_scalar_metrics(batches, name):
     _check_step(name, batches[name], init=partial(llama.init, LLAMA_8B), model=llama.model(LLAMA_8B))
 

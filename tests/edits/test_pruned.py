@@ -128,6 +128,7 @@ def test_they_are_no_models_of_their_own(mini_recipe, edit):
         Recipe(name="mini", subject={"world": "tiny"}, models=models)
 
 
+@pytest.mark.slow
 def test_a_study_tells_them_what_is_inside_where_prompts_are_answered_and_refused(
     mini_recipe, mini_subject, tiny_world
 ):

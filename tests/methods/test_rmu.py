@@ -83,6 +83,7 @@ def test_the_layer_and_the_two_before_it_are_trained(depth, share, layers):
     assert list(rmu.trained_layers(depth, share=share)) == layers
 
 
+@pytest.mark.slow
 def test_an_adapter_moves_at_these_layers_alone_and_nothing_else_decays():
     """Over a Llama, whose sizes the factors do not tell."""
     config = llama.LlamaConfig(
