@@ -69,7 +69,9 @@ def rows(found: pl.DataFrame, *, recipe: Recipe) -> pl.DataFrame:
     for defence in defences:
         cells = {(kind, name): cell for kind, name, _, cell in _cells(by_key, recipe, defence, shown)}
         every = [cell for *_, cell in _cells(by_key, recipe, defence, strengths)]
-        for (kind, name), cell in [*cells.items(), (("worst case", "worst"), worst(cells["prompts", UNSAFE], every))]:
+        # A defence none of whose seeds lives, or that is not judged, has no cell of its own.
+        none = cells.get(("prompts", UNSAFE), Cell({}, {}))
+        for (kind, name), cell in [*cells.items(), (("worst case", "worst"), worst(none, every))]:
             label = {"method": defence.label, "lr_name": defence.point, "condition": name, "part": kind}
             for metric, values in (("complied", cell.complied), ("exact_match", cell.able)):
                 made += [label | {"metric": metric, "seed": seed, "value": value} for seed, value in values.items()]
@@ -190,4 +192,5 @@ def _measured(by_key: Found, lane: Lane, analysis: str, condition: str, metric: 
 
 def _drop(cell: Cell, none: Cell, seeds: Sequence[int]) -> float:
     """The share of safe prompts that an attack loses, mean over seeds; none where it is not known."""
-    return mean([none.able[seed] - cell.able.get(seed, none.able[seed]) for seed in seeds] or [0.0])
+    known = [seed for seed in seeds if seed in none.able and seed in cell.able]
+    return mean(none.able[seed] - cell.able[seed] for seed in known) if known else 0.0

@@ -100,7 +100,7 @@ def test_padding_and_what_is_not_scored_change_neither_value_nor_gradient():
     np.testing.assert_allclose(slope(PARAMS, pairs(unsafe=UNSAFE, length=LENGTH + 6))[0], expected[0], rtol=RTOL)
 
 
-@SITES
+@pytest.mark.parametrize("site", ["embeddings", pytest.param("layer", marks=pytest.mark.slow)])
 def test_gradients_are_those_of_a_fixed_perturbation(site, monkeypatch):
     """In units of norms that do not move, either."""
     config = adversarial.Config(site=site, inner_steps=3, layer=0.5)

@@ -210,7 +210,9 @@ def test_nothing_is_asked_of_a_reference_that_is_not_needed(name):
             loss(name, reference=None, retain="kl")
 
 
-@NAMES
+@pytest.mark.parametrize(
+    "name", ["npo", *(pytest.param(one, marks=pytest.mark.slow) for one in ("simnpo", "graddiff"))]
+)
 def test_a_batch_in_parts_of_which_one_has_no_unsafe_prompt_is_the_whole(name):
     batch = pairs(unsafe=[True, False, True, False, False])
     rows = jnp.asarray([0, 2, 1, 3])

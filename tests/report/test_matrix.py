@@ -133,6 +133,18 @@ def test_one_seed_has_no_worst_case():
     assert not matrix.worst(Cell({0: 0.1}, {0: 1.0}), []).complied
 
 
+def test_a_defence_without_a_living_seed_or_without_safe_prompts_breaks_nothing(frames, recipe):
+    gone = pl.when(pl.col("method") == "dpo").then(None).otherwise("value").alias("value")
+    dead = {name: frame.with_columns(gone) for name, frame in frames.items()}
+    found = sections.table("matrix", dead, sections.listed(recipe))
+    # What was made from it may live, and is shown; there is no worst case of what is dead.
+    assert cell(found, "sft", "worst")["mean"] == pytest.approx(0.6)
+    assert found.filter(method="dpo", condition="worst").is_empty()
+    unasked = frames | {"evaluate": frames["evaluate"].filter(pl.col("condition") != "safe")}
+    found = sections.table("matrix", unasked, sections.listed(recipe))
+    assert cell(found, "sft", "worst")["mean"] == pytest.approx(0.9)
+
+
 def test_a_weaker_strength_that_costs_little_counts_in_the_worst_case(frames, recipe):
     """Though the column shows the one that does most."""
 
