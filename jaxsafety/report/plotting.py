@@ -6,12 +6,13 @@ so one file serves light and dark, inline and as a picture. The same data give t
 dash or a marker tells too.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
@@ -106,6 +107,29 @@ def image(picture: Picture, *, kind: Literal["png", "pdf"]) -> bytes:
     return _rendered(picture, kind)
 
 
+class Drawn(Figure):
+    """A figure of matplotlib's, drawn, that a notebook shows as the page of a report does.
+
+    What is changed on it shows where it is saved, not in the notebook.
+    """
+
+    def __init__(self, picture: Picture):
+        with _looks(picture):
+            super().__init__(figsize=(WIDTH / 72, picture.height / 72), layout="constrained")
+            FigureCanvasSVG(self)
+            self.picture = picture
+            picture.draw(self)
+            self._page = _add_notes(self, picture) if picture.notes else None
+
+    def savefig(self, *file: Any, **options: Any) -> None:
+        """Saves it in the look that it was drawn in, with its notes, which stand below its page."""
+        with _looks(self.picture):
+            super().savefig(*file, **({"bbox_inches": self._page} | options))
+
+    def _repr_svg_(self) -> str:
+        return svg(self.picture)
+
+
 def model_styles(models: Sequence[Model]) -> dict[Model, dict[str, Any]]:
     """Line styles of a figure's models: a colour and a marker per method, solid for eta_M and dashed for eta_S."""
     others = [method for method in dict.fromkeys(model.method for model in models) if method not in _METHOD_LOOKS]
@@ -154,10 +178,16 @@ def _star(figure: FigureBase, starred: Mapping[str, str]) -> None:
             axis.set_ticks(axis.get_ticklocs(), [starred.get(label, label) for label in labels])
 
 
-def _rendered(picture: Picture, kind: str) -> bytes:
+@contextlib.contextmanager
+def _looks(picture: Picture) -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": picture.name})
+        yield
+
+
+def _rendered(picture: Picture, kind: str) -> bytes:
+    with _looks(picture):
         figure = Figure(figsize=(WIDTH / 72, picture.height / 72), layout="constrained")
         figure.get_layout_engine().set(h_pad=6 / 72, w_pad=5 / 72, hspace=0, wspace=0)
         FigureCanvasSVG(figure)

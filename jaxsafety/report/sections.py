@@ -90,17 +90,21 @@ def draw(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Show
     return plotting.svg(_picture(name, frames, shown or listed()))
 
 
+def drawn(name: str, run_directory: Path) -> plotting.Drawn:
+    """Draws one figure of a run as matplotlib's; raises as :func:`write_figure`."""
+    return plotting.Drawn(_of_run(name, run_directory))
+
+
 def write_figure(name: str, run_directory: Path, out: Path) -> None:
     """Draws one figure of a run into a file, atomically; the suffix says how: .svg, .png or .pdf.
 
     Raises:
         ValueError: an unknown name or suffix, a run without analyses, or nothing to draw.
     """
-    shown = of_run(run_directory)
-    check_name("figure", name, shown)
+    check_name("figure", name, of_run(run_directory))
     if out.suffix not in FORMATS:
         raise ValueError(f"cannot write a figure as {out.name!r}: expected a name that ends in {', '.join(FORMATS)}")
-    picture = _picture(name, read(run_directory), shown)
+    picture = _of_run(name, run_directory)
     if out.suffix == ".svg":
         atomic.atomic_write(out, plotting.svg(picture))
     else:
@@ -126,6 +130,12 @@ def write_tables(run_directory: Path) -> dict[str, str]:
         atomic.atomic_write(folder / f"{name}.csv", rows.write_csv())
         written[name] = f"results/tables/{name}"
     return written
+
+
+def _of_run(name: str, run_directory: Path) -> Picture:
+    shown = of_run(run_directory)
+    check_name("figure", name, shown)
+    return _picture(name, read(run_directory), shown)
 
 
 def _picture(name: str, frames: Mapping[str, pl.DataFrame], shown: Mapping[str, Shown]) -> Picture:

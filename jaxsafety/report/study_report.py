@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import polars as pl
 
-from jaxsafety import subjects
-from jaxsafety.recipe import yaml_file
 from jaxsafety.report import (
     checkpoint_summary,
     claims_table,
     dead_lanes,
     figures,
     html,
+    judged,
     matrix,
     plot,
     plotting,
@@ -43,39 +42,21 @@ def write(directory: Path, *, form: Form = "table") -> str:
     Raises:
         ValueError: the run has not been evaluated.
     """
-    folder = directory / "results"
-    if not (folder / "evaluate.parquet").exists():
-        raise ValueError(f"no results in {directory}: run `jaxsafety evaluate` on it first")
-    evaluated, curves = (results.read_results([folder / f"{name}.parquet"]) for name in ("evaluate", "curves"))
-    recipe = yaml_file.recorded(directory)
-    about = subjects.load("world") if recipe is None else recipe.subject.load()
-    options = about.Config() if recipe is None else recipe.subject.options
-    notes = about.notes(options)
-    labelled = not about.conditions
-    columns = tables.refused_columns(evaluated) if labelled else tables.columns_of(about.conditions)
-    if recipe is not None and not labelled:
-        # What a recipe does not ask has no column.
-        columns = {name: column for name, column in columns.items() if column.condition in recipe.evaluated}
-    judged = set(evaluated["condition"])
-    further = [name for name in about.further(options) if name in judged] if about.further else []
-    # Of safe prompts that look unsafe it is whether they are refused.
-    metrics = {name: "refused" if name == "near_miss" else "complied" for name in further}
-    columns = columns | {f"{name} {metric}": tables.Column(name, metric) for name, metric in metrics.items()}
-    if recipe is not None and matrix.has_matrix(recipe):
-        selected = manifest_file.read_manifest(directory).get("selected", {})
-        evaluated, curves = (matrix.defended(rows, recipe=recipe, selected=selected) for rows in (evaluated, curves))
-    table, verdicts = tables.study_table(evaluated, columns), tables.verdict_table(evaluated)
+    found = judged.read(directory)
+    recipe, about, labelled = found.recipe, found.about, found.labelled
+    notes, curves = about.notes(found.options), found.curves
+    table, verdicts = found.table(), tables.verdict_table(found.evaluated)
     report, analyses = directory / "report.html", _analyses(directory)
     # Claims may be about what is judged alone.
-    claimed = recipe is not None and recipe.claims and (folder / ANALYSIS_FILE).exists()
+    claimed = recipe is not None and recipe.claims and (directory / "results" / ANALYSIS_FILE).exists()
     there = not analyses.is_empty() or claimed
     html.write_report(
         report,
         title=f"jaxsafety study: {directory.resolve().name}",
         table=table,
         verdicts=verdicts,
-        figures=_drawn(curves, verdicts, about) | _traded(evaluated, about, further),
-        examples=_examples(folder / "examples.json"),
+        figures=_drawn(curves, verdicts, about) | _traded(found.evaluated, about, found.further),
+        examples=_examples(directory / "results" / "examples.json"),
         config_yaml=(directory / "config.yaml").read_text(),
         manifest=manifest_file.read_manifest(directory),
         notes=notes if labelled else (*notes, _NOTE),
@@ -85,7 +66,7 @@ def write(directory: Path, *, form: Form = "table") -> str:
     if not labelled:
         told = tables.render(table, form)
     else:
-        told = _told(table, checkpoint_summary.records(evaluated, analyses), form)
+        told = _told(table, checkpoint_summary.records(found.evaluated, analyses), form)
     return "\n".join([*filter(None, [told]), f"report: {report}\n"]) if form == "table" else told
 
 

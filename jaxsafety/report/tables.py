@@ -188,7 +188,7 @@ def plain_text(*parts: RenderableType) -> str:
 
 def render_markdown(table: Sequence[StudyRow]) -> str:
     """The study table as a Markdown pipe table, followed by its notes as a list; per cent."""
-    cells = [[model_label(row.model), *(_cell_text(cell, " [{}, {}]") for cell in row.cells.values())] for row in table]
+    cells = [[model_label(row.model), *map(cell_text, row.cells.values())] for row in table]
     notes = [f"- {note}".replace("*", "\\*") for note in table_notes(table)]
     names = column_names(table)
     shown = printed.pipe_table(["model", *names], cells, numbers=range(1, len(names) + 1))
@@ -196,9 +196,14 @@ def render_markdown(table: Sequence[StudyRow]) -> str:
 
 
 def render(table: Sequence[StudyRow], form: Form) -> str:
-    """The study table as a command prints it; records have shares in [0, 1], their intervals and numbers of seeds."""
+    """The study table as a command prints it; for programs as :func:`records`."""
     if form in ("table", "markdown"):
         return render_text(table) if form == "table" else render_markdown(table)
+    return printed.records(records(table), form)
+
+
+def records(table: Sequence[StudyRow]) -> list[dict[str, Any]]:
+    """One flat record a model: of every column its mean, a share in [0, 1], the interval, and the number of seeds."""
     rows = []
     for row in table:
         found: dict[str, Any] = row.model._asdict()
@@ -206,7 +211,12 @@ def render(table: Sequence[StudyRow], form: Form) -> str:
             numbers = cell.interval if cell else (None, None, None, None)
             found |= {name: numbers[0], f"{name} low": numbers[1], f"{name} high": numbers[2], f"{name} n": numbers[3]}
         rows.append(found)
-    return printed.records(rows, form)
+    return rows
+
+
+def cell_text(cell: Cell | None) -> str:
+    """A cell on one line: per cent, and the interval behind it."""
+    return _cell_text(cell, " [{}, {}]")
 
 
 def table_notes(table: Sequence[StudyRow]) -> list[str]:

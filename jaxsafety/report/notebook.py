@@ -1,0 +1,119 @@
+"""A run as somebody at a notebook wants it: tables as polars frames, figures as matplotlib's, itself as a page."""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import polars as pl
+
+from jaxsafety.report import claims_table, judged, sections, tables
+from jaxsafety.report.plotting import Drawn
+from jaxsafety.rundir import results
+from jaxsafety.rundir.layout import ANALYSIS_FILE
+
+_NUMBER = "text-align:right;white-space:nowrap"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, or what is kept of one, whose files are read anew at every call.
+
+    Attributes:
+        directory: where it lies.
+
+    Example:
+        >>> import jaxsafety
+        >>> run = jaxsafety.open_run("experiments/results/quick")
+        >>> run.table()["method"].unique(maintain_order=True).to_list()
+        ['pretrained', 'sft', 'dpo', 'unlearn']
+        >>> run.claims().height
+        28
+    """
+
+    directory: Path
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the figures that can be drawn of it; none where nothing was analysed."""
+        if not (self.directory / "results" / ANALYSIS_FILE).exists():
+            return []
+        frames, shown = sections.read(self.directory), sections.of_run(self.directory)
+        return [name for name in shown if not sections.table(name, frames, shown).is_empty()]
+
+    def table(self) -> pl.DataFrame:
+        """Returns the result table, as ``jaxsafety report --format csv`` prints it.
+
+        A row is a model: ``method``, ``lr_name`` and ``lr``; then of every column the mean over seeds, a share in
+        [0, 1], and with ``low``, ``high`` and ``n`` behind its name the 95 % interval and the number of living seeds.
+
+        Raises:
+            ValueError: the run has not been evaluated, or a file of it is damaged.
+        """
+        return pl.DataFrame(tables.records(judged.read(self.directory).table()), infer_schema_length=None)
+
+    def verdicts(self) -> pl.DataFrame:
+        """Returns what every model of every seed was judged by, a value a row; raises as :meth:`table`."""
+        return judged.read(self.directory).evaluated
+
+    def curves(self) -> pl.DataFrame:
+        """Returns the learning curves, a value a row, with its ``stage`` and ``step``; raises as :meth:`table`."""
+        return judged.read(self.directory).curves
+
+    def analyses(self) -> pl.DataFrame:
+        """Returns all that the analyses measured, a value a row.
+
+        Raises:
+            ValueError: the run has not been analysed, or a file of it is damaged.
+        """
+        file = self.directory / "results" / ANALYSIS_FILE
+        if not file.exists():
+            raise ValueError(f"no analyses in {self.directory}: run `jaxsafety analyze` on it first")
+        return results.read_results([file], schema=results.ANALYSIS_SCHEMA)
+
+    def claims(self) -> pl.DataFrame:
+        """Returns the statements and what came out of each, as ``jaxsafety claims --format csv`` prints them.
+
+        Raises:
+            ValueError: as :meth:`analyses`.
+        """
+        found = claims_table.records(claims_table.read(self.directory).judgements)
+        return pl.DataFrame(
+            [{name: value for name, value in row.items() if name != "values"} for row in found],
+            infer_schema_length=None,
+        )
+
+    def figure(self, name: str) -> Drawn:
+        """Returns one of ``figures`` as a matplotlib figure; a notebook shows it as the report does.
+
+        Raises:
+            ValueError: an unknown name, which lists them all, a run without analyses, or nothing to draw.
+        """
+        return sections.drawn(name, self.directory)
+
+    def _repr_html_(self) -> str:
+        found = judged.read(self.directory).table()
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("model", *tables.column_names(found)))
+        body = "".join(
+            f"<tr><td>{escape(tables.model_label(row.model))}</td>"
+            + "".join(f'<td style="{_NUMBER}">{escape(tables.cell_text(cell))}</td>' for cell in row.cells.values())
+            + "</tr>"
+            for row in found
+        )
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes(found))
+        title = escape(self.directory.resolve().name)
+        return f"<div><b>{title}</b><table><tr>{head}</tr>{body}</table>{notes}</div>"
+
+    def _notes(self, table: list[tables.StudyRow]) -> list[str]:
+        notes = tables.table_notes(table)
+        if not (names := self.figures):
+            return notes
+        judgements = claims_table.read(self.directory).judgements
+        counted = [claims_table.counted(judgements)] if judgements else []
+        return [*notes, *counted, f"Figures: {', '.join(names)}."]
+
+
+def open_run(directory: Path) -> Run:
+    """See :func:`jaxsafety.open_run`."""
+    if not (directory / "config.yaml").exists():
+        raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
+    return Run(directory)
