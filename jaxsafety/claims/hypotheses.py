@@ -8,8 +8,8 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts, most of a second, are imported where one is first used
 from jaxtyping import Bool, Float
-from scipy import special, stats
 
 # Noncentralities beyond which scipy's distribution is no longer exact, and another form is.
 _FAR = 35.0
@@ -36,7 +36,7 @@ def directional(values: Float[np.ndarray, " n"], *, null: float) -> float:
         return math.nan
     if are_equal(values):
         return 0.0 if len(values) > 2 and not are_equal(np.append(values, null)) else math.nan
-    return float(stats.ttest_1samp(values, null).pvalue)
+    return float(scipy.stats.ttest_1samp(values, null).pvalue)
 
 
 def equivalence(values: Float[np.ndarray, " n"], *, null: float, margin: float) -> float:
@@ -49,8 +49,8 @@ def equivalence(values: Float[np.ndarray, " n"], *, null: float, margin: float) 
     """
     if len(values) < 2 or are_equal(values):
         return math.nan
-    above = stats.ttest_1samp(values, null - margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(values, null + margin, alternative="less").pvalue
+    above = scipy.stats.ttest_1samp(values, null - margin, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(values, null + margin, alternative="less").pvalue
     return float(max(above, below))
 
 
@@ -64,7 +64,7 @@ def sign_flip(values: Float[np.ndarray, " n"], *, null: float) -> float:
 
     It asks for symmetry alone, no normal values: exact up to 13 of them, of a fixed sample of signs beyond.
     """
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (values - null,), np.mean, permutation_type="samples", vectorized=True, n_resamples=_FLIPS,
         rng=np.random.default_rng(0),
     )  # fmt: skip
@@ -87,7 +87,7 @@ def rejected(pvalues: Float[np.ndarray, "..."], *, rate: float) -> Rejected:
     found, strict = np.zeros(pvalues.shape, bool), np.zeros(pvalues.shape, bool)
     if there.any():
         family = pvalues[there]
-        found[there] = stats.false_discovery_control(family, method="bh") <= rate
+        found[there] = scipy.stats.false_discovery_control(family, method="bh") <= rate
         ascending = np.argsort(family)
         holds = np.empty(len(family), bool)
         holds[ascending] = np.logical_and.accumulate(family[ascending] <= rate / np.arange(len(family), 0, -1))
@@ -117,7 +117,7 @@ def seeds_needed(
 
     def enough(n: int) -> bool:
         per_error, df = math.sqrt(n) / deviation, n - 1
-        two_sided, one_sided = (-float(special.stdtrit(df, tail)) for tail in (level / 2, level))
+        two_sided, one_sided = (-float(scipy.special.stdtrit(df, tail)) for tail in (level / 2, level))
         centre = abs(shift) * per_error
         chance = 1 - _below(two_sided, df, centre) + _below(-two_sided, df, centre)
         if margin is not None:
@@ -134,8 +134,8 @@ def _below(t: float, df: int, noncentrality: float) -> float:
     """P(T < t) of a noncentral t."""
     if noncentrality < 0:
         return 1 - _below(-t, df, -noncentrality)
-    chance = float(stats.nct.cdf(t, df, noncentrality)) if noncentrality <= _FAR else math.nan
+    chance = float(scipy.stats.nct.cdf(t, df, noncentrality)) if noncentrality <= _FAR else math.nan
     if not math.isnan(chance):  # scipy says NaN of what is all but certain
         return chance
     # Its normal part is the noncentrality itself, all but for one in so many.
-    return float(stats.chi2.sf(df * (noncentrality / t) ** 2, df)) if t > 0 else 0.0
+    return float(scipy.stats.chi2.sf(df * (noncentrality / t) ** 2, df)) if t > 0 else 0.0

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from statistics import variance
 from typing import NamedTuple
 
-from scipy.special import stdtrit
+import scipy  # its parts, most of a second, are imported where one is first used
 
 # Rates are quotients of counts, some of them averaged in float32.
 RATE_TOLERANCE = 1e-5
@@ -99,7 +99,7 @@ def t_quantile(df: int | float, *, level: float = 0.95) -> float:
         raise ValueError(f"degrees of freedom must be >= 1, got {df}")
     _check_level(level)
     # The lower tail, because 1 - level keeps its digits where (1 + level) / 2 rounds to 1.
-    return -float(stdtrit(df, (1 - level) / 2))
+    return -float(scipy.special.stdtrit(df, (1 - level) / 2))
 
 
 def _check_level(level: float) -> None:

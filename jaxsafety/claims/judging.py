@@ -60,6 +60,11 @@ class Claim:
         if self.margin is not None and not 0 < self.margin.value < np.inf:
             raise ValueError(f"margin of claim {self.name!r}: got {self.margin.value}, expected a number above 0")
 
+    @property
+    def side(self) -> str:
+        """The side of the null value that the statistic is on, such as ``> 0``."""
+        return f"{'>' if self.expected == 'above' else '<'} {self.null:g}"
+
 
 @dataclass(frozen=True)
 class Judgement:

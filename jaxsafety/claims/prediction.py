@@ -10,8 +10,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts, most of a second, are imported where one is first used
 from jaxtyping import Float
-from scipy import stats
 
 
 class Prediction(NamedTuple):
@@ -55,16 +55,16 @@ def predicted(
     count, controls = len(outcome), others.shape[1]
     if count < controls + 4:
         raise ValueError(f"outcome: got {count} units with all values, expected at least {controls + 4}")
-    ranks = [stats.rankdata(values) for values in (outcome, quantity, *others.T)]
+    ranks = [scipy.stats.rankdata(values) for values in (outcome, quantity, *others.T)]
     y, x = (_rest(one, np.column_stack([np.ones(count), *ranks[2:]])) for one in ranks[:2])
     partial = _correlation(x, y)
     freedom = count - 2 - controls
     t = partial * math.sqrt(freedom / max(1 - partial**2, 1e-12))
-    reach = stats.norm.ppf(0.975) * math.sqrt(1.06 / (count - controls - 3))
+    reach = scipy.stats.norm.ppf(0.975) * math.sqrt(1.06 / (count - controls - 3))
     low, high = (math.tanh(math.atanh(min(max(partial, -1 + 1e-12), 1 - 1e-12)) + side) for side in (-reach, reach))
     without, with_it = (_left_out(outcome, columns) for columns in (others, np.column_stack([others, quantity])))
     return Prediction(
-        _correlation(ranks[0], ranks[1]), partial, low, high, float(2 * stats.t.sf(abs(t), freedom)),
+        _correlation(ranks[0], ranks[1]), partial, low, high, float(2 * scipy.stats.t.sf(abs(t), freedom)),
         1 - with_it / without if without > 0 else 0.0, count,
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ def detectable(count: int, *, controls: int = 0, power: float = 0.8, level: floa
     """
     if count < controls + 4:
         raise ValueError(f"count: got {count}, expected at least {controls + 4}")
-    reach = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    reach = scipy.stats.norm.ppf(1 - level / 2) + scipy.stats.norm.ppf(power)
     return math.tanh(reach * math.sqrt(1.06 / (count - controls - 3)))
 
 

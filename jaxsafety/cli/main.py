@@ -1,7 +1,8 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
 ``tune`` of a checkpoint and ``analyze weights | activations | merge`` of two are short forms of recipes and lie in
-``short``, ``sample`` and ``prompts`` in ``sample``, what ``list`` prints in ``listing``, how errors end in ``errors``.
+``short``, ``sample`` and ``prompts`` in ``sample``, what ``list`` and ``explain`` print in ``listing`` and
+``explained``, what ``new`` writes in ``starters``, how errors end in ``errors``.
 jax is imported only once a verb needs it.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxsafety.cli import declared, errors, listing, sample, short
+from jaxsafety.cli import declared, errors, explained, listing, sample, short, starters
 from jaxsafety.cli.declared import path
 from jaxsafety.config import tables
 from jaxsafety.config.names import closest, nearest
@@ -35,6 +36,7 @@ _STAGES = {
 }
 _IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
 _LIST = "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
+_EXPLAIN = "print what one of them is: formula, source, fidelity, fields"
 _ENV = "print versions and devices, for bug reports"
 _Handler = Callable[[argparse.Namespace, Sequence[str]], int]
 _AGAIN = "; the same command continues from the last checkpoint"
@@ -111,8 +113,13 @@ def _parser() -> tuple[declared.Parser, Mapping[str, declared.Parser]]:
     _add_import(add("import", _import, _IMPORT, description=f"{_IMPORT}. {_OVERRIDES}"))
     _add_readers(add)
     sample.add_to(add)
-    for name, handler, summary in (("list", _list, _LIST), ("env", _env, _ENV)):
-        declared.add_format(add(name, handler, summary))
+    listed = add("list", _list, _LIST)
+    listed.add_argument("kind", nargs="?", metavar="KIND", help="one line for each of a kind alone: "
+                        f"{', '.join(listing.FOLDERS)}, claims, figures")  # fmt: skip
+    declared.add_format(listed)
+    add("explain", _explain, _EXPLAIN).add_argument("name", help="such as npo, refusal_direction or lora")
+    starters.add_to(add)
+    declared.add_format(add("env", _env, _ENV))
     return parser, verbs.choices
 
 
@@ -309,7 +316,12 @@ def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
 
 
 def _list(options: argparse.Namespace, _: Sequence[str]) -> int:
-    sys.stdout.write(listing.render(options.format))
+    sys.stdout.write(listing.render(options.format, kind=options.kind))
+    return 0
+
+
+def _explain(options: argparse.Namespace, _: Sequence[str]) -> int:
+    sys.stdout.write(explained.text(options.name))
     return 0
 
 

@@ -92,7 +92,7 @@ def _declared(node: ast.AnnAssign, docs: Mapping[str, str]) -> Declared:
 
 def constant(module: str, name: str) -> dict[str, Any]:
     """Returns a literal dict of a module's, which is not imported for it."""
-    body = _parsed(_place(module)).body
+    body = parsed(module).body
     found = next(node for node in body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
     return ast.literal_eval(found.value)
 
@@ -104,7 +104,12 @@ def declared(module: str) -> list[str]:
 
 def summary(module: str) -> str:
     """Returns the first line of a module's docstring, which is not imported for it."""
-    return (ast.get_docstring(_parsed(_place(module))) or "").partition("\n")[0]
+    return (ast.get_docstring(parsed(module)) or "").partition("\n")[0]
+
+
+def parsed(module: str) -> ast.Module:
+    """Returns a module's source as a tree; it is not imported."""
+    return _parsed(_place(module))
 
 
 def _place(module: str) -> str:

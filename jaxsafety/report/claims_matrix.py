@@ -63,7 +63,7 @@ def records(found: Mapping[str, Family]) -> list[dict[str, Any]]:
     by_run = {run: {one.claim.name: one for one in family.judgements} for run, family in found.items()}
     return [
         {"number": place, "name": name, "statement": claim.statement, "where": claim.where}
-        | {"expected": claims_table.expected(claim)}
+        | {"expected": claim.side}
         | {f"{run}.{field}": value for run, own in by_run.items() for field, value in _told(own.get(name)).items()}
         | {"agreement": _agreement(claim, [own[name] for own in by_run.values() if name in own])}
         for place, (name, claim) in enumerate(claims.items(), start=1)

@@ -14,7 +14,7 @@ from rich.table import Table
 from jaxsafety import claims
 from jaxsafety.claims import evidence, judging
 from jaxsafety.claims.intervals import Interval
-from jaxsafety.claims.judging import Claim, Family, Judgement
+from jaxsafety.claims.judging import Family, Judgement
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.report import dead_lanes
@@ -26,7 +26,6 @@ _SMALLEST = 5e-4  # what three decimals show
 # Seeds whose values are listed, one by one.
 _MOST_SEEDS = 12
 _NUMBERS_WIDTH = 34  # an interval with what was expected, or four seeds
-_SIGNS = {"above": ">", "below": "<"}
 _MEASURED = "The number of a seed (eta_M is the highest learning rate of the run, eta_S the lowest):"
 # Columns of the Markdown table: heading and key of the record.
 _MARKDOWN = {
@@ -88,7 +87,7 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         | {
             "margin": None if judgement.claim.margin is None else judgement.claim.margin.value,
             "number": number,
-            "expected": expected(judgement.claim),
+            "expected": judgement.claim.side,
             "values": judgement.values,
             "estimate": _estimate(judgement.interval),
             "adjusted": _bounds(judgement.adjusted),
@@ -108,11 +107,6 @@ def _spread(judgement: Judgement) -> str:
         return ""
     living = [value for value in judgement.values.values() if value is not None]
     return f"{len(living)} from {shown(min(living))} to {shown(max(living))}" if living else ""
-
-
-def expected(claim: Claim) -> str:
-    """The side of the null value that a claim puts its statistic on, such as ``> 0``."""
-    return f"{_SIGNS[claim.expected]} {claim.null:g}"
 
 
 def counted(judgements: Sequence[Judgement]) -> str:
