@@ -3,7 +3,6 @@
 Everything unfinished lies beside it under a hidden name, which its writer holds by the kernel's lock until it ends.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from jaxsafety.formats import safetensors_file
 from jaxsafety.formats.hf_config import CONFIG_FILE, ParamsDtype, config_text
 from jaxsafety.formats.hf_index import INDEX_FILE, WEIGHTS_FILE
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.rundir import atomic
+from jaxsafety.rundir import atomic, flock
 from jaxsafety.tree import flatten
 from jaxsafety.types import Params
 
@@ -189,6 +188,7 @@ def _stored(tensor: Any, slot: names.Slot, dtype: np.dtype) -> np.ndarray:
 def _unfinished(directory: Path) -> Iterator[Path]:
     """A new directory beside ``directory``, deleted unless it is renamed; deletes those that killed writers left."""
     parent, prefix = directory.absolute().parent, f".{directory.name}.unfinished-"
+    flock.check()
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(f"{prefix}*"):
         with suppress(OSError), _locked(leftover):
@@ -206,7 +206,7 @@ def _unfinished(directory: Path) -> Iterator[Path]:
 def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock.take(descriptor)
         yield
     finally:
         os.close(descriptor)

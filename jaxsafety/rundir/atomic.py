@@ -1,6 +1,5 @@
 """Files that are replaced whole or not at all, and values as JSON knows them."""
 
-import fcntl
 import math
 import os
 import secrets
@@ -8,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from jaxsafety.rundir import flock
 
 _TEMPORARY = ".jaxsafety-{}.tmp"
 
@@ -27,9 +28,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     A link stays one; a device or a pipe is written to, as root could replace even these.
 
     Raises:
+        NoLocksError: this system has no locks by which what a killed writer left could be told from what is written.
         OSError: the file cannot be written; the old content is intact.
     """
     content = data.encode() if isinstance(data, str) else data
+    flock.check()
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
@@ -54,7 +57,7 @@ def _temporary(folder: Path) -> Iterator[BinaryIO]:
     """
     for leftover in folder.glob(_TEMPORARY.format("*")):
         with suppress(OSError), leftover.open("rb+") as dead:
-            fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock.take(dead)
             leftover.unlink()
     file = _create(folder)
     try:
@@ -69,7 +72,7 @@ def _create(folder: Path) -> BinaryIO:
         path = folder / _TEMPORARY.format(secrets.token_hex(8))
         file = path.open("xb")
         with suppress(OSError):  # where there are no locks, nobody can take one to delete
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock.take(file, wait=True)
         if path.exists():
             return file
         file.close()  # deleted by another process before it was locked

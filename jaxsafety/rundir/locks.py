@@ -1,12 +1,13 @@
 """The lock of a run directory: the kernel's, held for as long as a process works in it."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from jaxsafety.rundir import flock
 
 _LOCK_RETRIES_S = (0.02, 0.05, 0.1)  # longer than a look at the lock takes
 
@@ -23,8 +24,10 @@ def hold(directory: Path) -> Iterator[None]:
 
     Raises:
         RunInUseError: another process holds the directory.
+        NoLocksError: this system has no such locks.
         OSError: the directory cannot be created or written.
     """
+    flock.check()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("a+")
@@ -50,9 +53,9 @@ def hold(directory: Path) -> Iterator[None]:
 def _take(lock: IO[str]) -> None:
     for wait_s in _LOCK_RETRIES_S:
         with suppress(BlockingIOError):
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return flock.take(lock)
         time.sleep(wait_s)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    flock.take(lock)
 
 
 def is_in_use(directory: Path) -> bool:
@@ -62,7 +65,7 @@ def is_in_use(directory: Path) -> bool:
         return False
     with path.open() as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            flock.take(lock, shared=True)
         except BlockingIOError:
             return True
     return False

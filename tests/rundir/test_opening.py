@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jaxsafety.config import yaml12
-from jaxsafety.rundir import atomic, machine, manifest_file, metrics_file, opening
+from jaxsafety.rundir import atomic, flock, machine, manifest_file, metrics_file, opening
 
 _CONFIG = {
     "seeds": [0, 1],
@@ -209,7 +209,7 @@ def test_what_a_kill_leaves_of_a_write_goes_with_the_next_one(tmp_path):
 @pytest.mark.parametrize("moment", ["flock", "fsync"])
 def test_a_file_that_is_being_written_is_not_a_leftover(tmp_path, monkeypatch, moment):
     """Another process writes to the directory, before and after the new file is locked."""
-    module, name = {"flock": (atomic.fcntl, "flock"), "fsync": (atomic.os, "fsync")}[moment]
+    module, name = {"flock": (flock.fcntl, "flock"), "fsync": (atomic.os, "fsync")}[moment]
     call, others = getattr(module, name), iter(["b", "c"])
 
     def meanwhile(*arguments):
@@ -223,13 +223,28 @@ def test_a_file_that_is_being_written_is_not_a_leftover(tmp_path, monkeypatch, m
 
 
 def test_a_file_system_without_locks_can_be_written_to(tmp_path, monkeypatch):
-    def flock(*_):
+    def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(atomic.fcntl, "flock", flock)
+    monkeypatch.setattr(flock.fcntl, "flock", no_locks)
     (tmp_path / ".jaxsafety-0.tmp").touch()  # whose, nobody can tell
     atomic.atomic_write(tmp_path / "a", "a")
     assert _names(tmp_path) == [".jaxsafety-0.tmp", "a"] and (tmp_path / "a").read_text() == "a"
+
+
+def test_a_system_without_locks_is_told_so_before_anything_is_written(main, mini_yaml, tmp_path, monkeypatch, capsys):
+    """As on Windows, where there is no module of that name."""
+    monkeypatch.setattr(flock, "fcntl", None)
+    assert main("run", mini_yaml, "--out", tmp_path / "run") == 2
+    assert "this system has no locks of the kind" in capsys.readouterr().err
+    assert _names(tmp_path) == []
+
+
+def test_what_needs_no_run_directory_is_imported_without_locks():
+    script = (
+        "import sys; sys.modules['fcntl'] = None; import jaxsafety.cli.main, jaxsafety.methods, jaxsafety.rundir.locks"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
 
 
 _FULL_DISK = """
