@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults tables bench lint clean
+.PHONY: demo test test-slow test-faults tables docs bench lint clean
 
 # Python keeps what it compiles, whatever the shell says: a study and its tests start many processes.
 export PYTHONDONTWRITEBYTECODE =
@@ -25,6 +25,13 @@ test-faults: $(STAMP)
 # Tables and figures of experiments/README.md again, from the results that are kept.
 tables: $(STAMP)
 	$(BIN)/python -m experiments.tables
+
+# The site, in docs/_build/html; a link inside it that leads nowhere fails. What builds it is installed once.
+docs: $(STAMP)
+	$(BIN)/python -c 'import myst_nb, furo, sphinx_copybutton' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint constraints.txt
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import jaxsafety
 from jaxsafety.report import plotting, sections, tables
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "tutorials").glob("*.ipynb"))
 
 
 def test_the_table_is_the_one_that_is_printed(analysed_run):
@@ -81,8 +81,8 @@ def test_what_is_no_run_is_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(notebook, monkeypatch):
-    """Cell by cell, as one program, in the checkout's folder; what a cell ends with shows itself."""
-    monkeypatch.chdir(Path(__file__).parents[2])
+    """Cell by cell, as one program, in their folder; what a cell ends with shows itself."""
+    monkeypatch.chdir(notebook.parent)
     names = {}
     for cell in json.loads(notebook.read_text())["cells"]:
         if cell["cell_type"] == "code":
