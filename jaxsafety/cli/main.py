@@ -1,8 +1,8 @@
 """The console script. Verbs over a recipe: run and its stages; over a run: status, claims, figure; and others.
 
 ``tune`` of a checkpoint and ``analyze weights | activations | merge`` of two are short forms of recipes and lie in
-``short``, ``sample`` and ``prompts`` in ``sample``, what ``list`` and ``explain`` print in ``listing`` and
-``explained``, what ``new`` writes in ``starters``, how errors end in ``errors``.
+``short``, ``import`` of a GGUF file in ``converted``, ``sample`` and ``prompts`` in ``sample``, what ``list`` and
+``explain`` print in ``listing`` and ``explained``, what ``new`` writes in ``starters``, how errors end in ``errors``.
 jax is imported only once a verb needs it.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxsafety.cli import declared, errors, explained, listing, sample, short, starters
+from jaxsafety.cli import converted, declared, errors, explained, listing, sample, short, starters
 from jaxsafety.cli.declared import path
 from jaxsafety.config import tables
 from jaxsafety.config.names import closest, nearest
@@ -34,7 +34,10 @@ _STAGES = {
     "two checkpoints: `jaxsafety analyze weights | activations | merge --help`",
     "report": "write report.html from the results and print the table",
 }
-_IMPORT = "make a run of models that the paper's authors trained, from their PyTorch checkpoints"
+_IMPORT = (
+    "make a run of models that the paper's authors trained, from their PyTorch checkpoints; of a GGUF file: a Hugging "
+    "Face directory (`jaxsafety import FILE.gguf --help`)"
+)
 _LIST = "list what a recipe can name: methods, pools, edits, attacks and so on, with their fields"
 _EXPLAIN = "print what one of them is: formula, source, fidelity, fields"
 _ENV = "print versions and devices, for bug reports"
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     if arguments[:1] == ["tune"] and short.is_tuning(arguments[1:]):
         return _guarded_short(short.parse_tune, arguments[1:], shown=shown)
+    if arguments[:1] == ["import"] and converted.is_meant(arguments[1:]):
+        return errors.guarded(lambda: converted.run(converted.parse(arguments[1:])), shown=shown)[0]
     parser, verbs = _parser()
     options, rest = parser.parse_known_args(arguments)
     _check_rest(rest, options.verb, verbs[options.verb])

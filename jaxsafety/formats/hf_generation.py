@@ -8,7 +8,7 @@ from typing import Any
 from jaxsafety.formats.hf_attributes import read_object
 from jaxsafety.formats.hf_config import CONFIG_FILE
 
-_FILE = "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 # What moves the logits of greedy decoding in transformers, or ends an answer otherwise, with the values that don't.
 # Sampling isn't among it: answers are greedy whatever a checkpoint says of that.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -41,7 +41,8 @@ def read_generation(directory: Path) -> Generation:
     Raises:
         ValueError: the file is not a JSON object, or what ends answers is neither an id nor a list of ids.
     """
-    file = next((one for one in (directory / _FILE, directory / CONFIG_FILE) if one.is_file()), directory / _FILE)
+    places = [directory / GENERATION_FILE, directory / CONFIG_FILE]
+    file = next((one for one in places if one.is_file()), places[0])
     raw = read_object(file, what="a file") if file.is_file() else {}
     given = raw.get("eos_token_id")
     ids = [] if given is None else given if isinstance(given, list) else [given]
