@@ -17,6 +17,8 @@ from pathlib import Path
 
 # Before SciPy is loaded: its OpenBLAS deadlocks when several CPU devices call it at once with threads of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# No test downloads a model, whatever it names.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Most of the tests' time is XLA compiling programs that run once: code that it does not optimise is there 2.5 times as
 # fast, and a twelfth less is done where a program is compiled in one piece, as both cores are at work anyway.
 # `make test-slow` sets XLA_FLAGS to nothing and so tests what users run; a test of single programs asks for `as_users`.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
 from jaxsafety.config import tables
-from jaxsafety.config.names import nearest
+from jaxsafety.config.names import model_named, nearest
 from jaxsafety.rundir.printed import Form
 
 _CONFIG = "--config"
@@ -85,6 +85,15 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("got an empty path, expected a place such as runs/mine")
     return Path(os.path.expanduser(text))
+
+
+# Of an argument that names a model.
+MODEL = "Hugging Face directory, GGUF file, or name on the Hub, ORG/NAME[@REVISION]"
+
+
+def model(text: str) -> str:
+    """Returns what names a model that a user gives; see :func:`jaxsafety.config.names.model_named`."""
+    return model_named(str(path(text)), beside=Path.cwd())
 
 
 def add(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:

@@ -3,6 +3,7 @@
 Once jax is configured, everything between the command line and the stages is here.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -11,6 +12,8 @@ from pathlib import Path
 import jax
 
 from jaxsafety.engine import hosts, sweep
+from jaxsafety.formats import sources
+from jaxsafety.formats.sources import Places
 from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
@@ -37,7 +40,7 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
         Stopped: a signal has asked to stop.
     """
     read = tuple(stages) == ("report",)
-    ready = (stages_.made if read else stages_.prepare)(recipe, directory)
+    ready = stages_.made(recipe, directory) if read else stages_.prepare(recipe, directory, _places())
     if not read:
         hosts.agree(_told(recipe, stages))
         _say_idle_devices(recipe)
@@ -49,6 +52,11 @@ def run(recipe: Recipe, directory: Path, stages: Sequence[str], *, form: Form = 
             with manifest_file.failure_kept(directory, stage) if hosts.is_first() else nullcontext():
                 _advance(ready, stage, form=form)
     return 0
+
+
+def _places() -> Places:
+    """Where this process looks for models that recipes name."""
+    return sources.from_environment(os.environ)
 
 
 def _told(recipe: Recipe, stages: Sequence[str]) -> dict[str, object]:
@@ -125,7 +133,7 @@ def run_grid(
             f"a grid runs in processes by themselves, and this one is one of {jax.process_count()}: give each a part "
             "of the cells with --shard i/n, which joins none"
         )
-    jobs = grids.plan(recipe, chosen, directory)
+    jobs = grids.plan(recipe, chosen, directory, _places())
     _say_idle_devices(recipe)
     with signals.deferred(say_stopping):
         grids.record(recipe, directory)
@@ -142,11 +150,12 @@ def run_grid(
 
 
 def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path, *, form: Form = "table") -> int:
-    """Prints what running the chosen cells would do; touches no disk. Returns the exit code.
+    """Prints what running the chosen cells would do; no run is written. Returns the exit code.
 
-    Forms for programs hold a record a lane, without memory and time.
+    Models that it reads are found first, as in a run: a GGUF file is converted, one on the Hub downloaded. Forms for
+    programs hold a record a lane, without memory and time.
     """
-    every = grids.plan(recipe, cells.expand(recipe), directory)
+    every = grids.plan(recipe, cells.expand(recipe), directory, _places())
     names = {cell.name for cell in chosen}
     planned = [job for job in every if job.cell.name in names]
     told = forecasts.render(every, planned) if form == "table" else printed.records(forecasts.records(planned), form)

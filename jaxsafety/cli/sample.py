@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -26,8 +27,8 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     declared.add_format(drawn, "jsonl", about="; jsonl: prompt, chosen, rejected")
     written = add("prompts", prompts, "write labelled prompts in English, safe, unsafe and jailbreaks")
     written.add_argument("--out", type=path, metavar="FILE", help="JSONL file to write (default: standard output)")
-    written.add_argument("--tokenizer", type=path, metavar="DIR",
-                         help="Hugging Face directory whose control tokens a further jailbreak injects")  # fmt: skip
+    written.add_argument("--tokenizer", type=declared.model, metavar="MODEL",
+                         help=f"whose control tokens a further jailbreak injects: {declared.MODEL}")  # fmt: skip
 
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -61,9 +62,10 @@ def prompts(options: argparse.Namespace, _: Sequence[str]) -> int:
 
     turn = None
     if options.tokenizer is not None:
-        from jaxsafety.formats import hf_tokenizer  # starts jax, which our own prompts need not
+        from jaxsafety.formats import hf_tokenizer, sources  # starts jax, which our own prompts need not
 
-        turn = hf_tokenizer.open_tokenizer(options.tokenizer).turn
+        found = sources.find(options.tokenizer, sources.from_environment(os.environ))
+        turn = hf_tokenizer.open_tokenizer(found.directory).turn
     text = own.to_jsonl(own.own(turn=turn))
     if options.out is None:
         sys.stdout.write(text)

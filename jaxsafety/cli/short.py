@@ -26,23 +26,27 @@ _OUT = {
 
 
 def is_tuning(arguments: Sequence[str]) -> bool:
-    """Whether the arguments of ``tune`` are about a checkpoint: examples are named, or a directory that is no run."""
-    if any(word == "--data" or word.startswith("--data=") for word in arguments):
+    """Whether the arguments of ``tune`` are about a checkpoint.
+
+    Examples or a method are named, or a directory that is no run, or a GGUF file.
+    """
+    if any(word.partition("=")[0] in ("--data", "--method") for word in arguments):
         return True
     given = Path(arguments[0]) if arguments else Path("")
-    return bool(arguments) and given.is_dir() and not (given / "config.yaml").exists()
+    is_model = given.is_dir() and not (given / "config.yaml").exists()
+    return bool(arguments) and (is_model or given.suffix == ".gguf")
 
 
 def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the options of ``tune``; a wrong one ends the process with exit code 2."""
     parser = declared.Parser(
         prog="jaxsafety tune",
-        description="Fine-tune a Hugging Face checkpoint.",
+        description="Fine-tune a checkpoint.",
         epilog=f"methods, and the options that each has beside the others:\n{listing.told(methods.TABLE, prefix='--')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("start", type=path, metavar="DIR", help="Hugging Face directory of the model")
+    add("start", type=declared.model, metavar="MODEL", help=declared.MODEL)
     add("--data", type=path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
     add("--method", required=True, help="a method of the list below, or somebody else's as package.module:NAME")
     add("--out", type=path, required=True, metavar="RUN", help="run directory; models will be in RUN/models/tuned")
@@ -66,8 +70,8 @@ def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="ANALYSIS")
     for name, summary in ANALYSES.items():
         verb = verbs.add_parser(name, help=summary, description=f"Two checkpoints: {summary}.")
-        verb.add_argument("base", type=path, metavar="BASE", help="Hugging Face directory before tuning")
-        verb.add_argument("tuned", type=path, metavar="TUNED", help="the one after")
+        verb.add_argument("base", type=declared.model, metavar="BASE", help=f"before tuning: {declared.MODEL}")
+        verb.add_argument("tuned", type=declared.model, metavar="TUNED", help="the one after")
         verb.add_argument("--out", type=path, required=True, metavar="RUN", help=_OUT[name])
         if name == "activations":
             verb.add_argument("--prompts", type=path, required=True, metavar="FILE",

@@ -89,7 +89,7 @@ def _tune(options: argparse.Namespace, steps: int) -> dict[str, Any]:
     own = {name: yaml_file.plain_value(f"--{name}", value) for name, value in options.of_method.items()}
     full = {"parametrisation": {"kind": "full"}, "lr": 1e-5} if options.full else {}
     tuned = {"from": BASE, "method": options.method, "steps": steps} | full | own
-    start, seeds = str(options.start.resolve()), options.seeds.strip().removeprefix("[").removesuffix("]").split(",")
+    start, seeds = options.start, options.seeds.strip().removeprefix("[").removesuffix("]").split(",")
     return {
         "subject": {"checkpoint": start, "pairs": str(options.data.resolve())},
         "seeds": [yaml_file.plain_value("--seeds", seed) for seed in seeds],
@@ -98,9 +98,9 @@ def _tune(options: argparse.Namespace, steps: int) -> dict[str, Any]:
 
 
 def _pair(options: argparse.Namespace) -> dict[str, Any]:
-    tuned = {"from": BASE, "checkpoint": str(options.tuned.resolve()), "role": "defence"}
-    base = str(options.base.resolve())
-    return {"subject": {"checkpoint": base}, "seeds": [0], "models": {BASE: {"checkpoint": base}, TUNED: tuned}}
+    tuned = {"from": BASE, "checkpoint": options.tuned, "role": "defence"}
+    models = {BASE: {"checkpoint": options.base}, TUNED: tuned}
+    return {"subject": {"checkpoint": options.base}, "seeds": [0], "models": models}
 
 
 def _weights(options: argparse.Namespace) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _weights(options: argparse.Namespace) -> dict[str, Any]:
 def _activations(options: argparse.Namespace) -> dict[str, Any]:
     content = _pair(options) | {"analyses": {"activations": {}}}
     # Both read what the tuned one, which has a template, was tuned on.
-    content["subject"] |= {"prompts": str(options.prompts.resolve()), "tokenizer": str(options.tuned.resolve())}
+    content["subject"] |= {"prompts": str(options.prompts.resolve()), "tokenizer": options.tuned}
     return content
 
 

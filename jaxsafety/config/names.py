@@ -1,11 +1,15 @@
 """The sentences that misspelt, missing and extra names get, and those of another version."""
 
 import difflib
+import os
+import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 _SHOWN = 3  # names in one message
 # What stands for a seed in the name of a file or directory of each.
 SEED = "{seed}"
+_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 # Sections that earlier versions recorded in run directories: of recipes, and of commands about checkpoints.
 EARLIER = ("world", "grammars", "model", "pretrain", "tune", "pair", "tuning")
 
@@ -19,6 +23,21 @@ def nearest(name: object, known: Iterable[object]) -> str:
     """Returns "; did you mean X?" for the known name that looks most like ``name``, or nothing if none does."""
     close = closest(name, known)
     return "" if close is None else f"; did you mean {close!r}?"
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text may name a model on the Hugging Face Hub: ``org/name``, or ``org/name@revision``."""
+    return _HUB.fullmatch(text.replace(SEED, "0")) is not None and ".." not in text
+
+
+def model_named(text: str, *, beside: Path) -> str:
+    """Returns what names a model wherever one works: a path that is looked for ``beside`` a folder, made absolute.
+
+    A name on the Hub stays as it is, unless something of that name is there.
+    """
+    if is_hub_name(text) and not any(beside.glob(text.replace(SEED, "*"))):
+        return text
+    return str((beside / os.path.expanduser(text)).resolve())
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:

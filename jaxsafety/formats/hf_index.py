@@ -42,7 +42,7 @@ def _no_weights(directory: Path) -> Exception:
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    placed = _weight_map(index)
+    placed = weight_map(index)
     found: dict[str, Tensor] = {}
     for name in sorted(set(placed.values())):
         file = index.parent / name
@@ -60,7 +60,8 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     return found
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """Returns the names of the files that an index places tensors in, by tensor; a ValueError says so if it is none."""
     try:
         placed = json.loads(index.read_bytes())["weight_map"]
         valid = all(isinstance(name, str) and Path(name).name == name for name in placed.values())

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxsafety import edits, methods, parametrisations, pools
@@ -241,10 +240,11 @@ class Reused:
 
 @dataclass(frozen=True)
 class Given:
-    """A Hugging Face checkpoint as it is: what a study begins with, or what somebody tuned ``from`` another model.
+    """A checkpoint as it is: what a study begins with, or what somebody tuned ``from`` another model.
 
     Attributes:
-        checkpoint: its directory, from the recipe's file on; ``{seed}`` in it stands for each of the seeds.
+        checkpoint: its Hugging Face directory or GGUF file, from the recipe's file on, or its name on the Hub,
+            ``org/name`` or ``org/name@revision``; ``{seed}`` in it stands for each of the seeds.
         role: as of :class:`Training`.
     """
 
@@ -257,9 +257,9 @@ class Given:
         """Whether it is one for all seeds."""
         return SEED not in self.checkpoint
 
-    def directory(self, seed: int) -> Path:
-        """The directory of one seed."""
-        return Path(self.checkpoint.replace(SEED, str(seed)))
+    def named(self, seed: int) -> str:
+        """What names the model of one seed."""
+        return self.checkpoint.replace(SEED, str(seed))
 
 
 How = Training | Edited | Selected | Reused | Given

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from jaxsafety.config import yaml12
 from jaxsafety.config.fields import hints_of
-from jaxsafety.config.names import EARLIER, nearest, other_version
+from jaxsafety.config.names import EARLIER, model_named, nearest, other_version
 from jaxsafety.config.told import told_of
 from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
@@ -46,6 +46,8 @@ _GONE = {
     "grammars": "a field of `subject`, such as `subject: {world: tiny, grammars: {safe: own.pcfg}}`",
     "model": "a field of `subject`, such as `subject: {world: tiny, model: {preset: tiny}}`",
 }
+# Fields of a subject that name a model.
+_MODELS = ("checkpoint", "tokenizer")
 # Keys of earlier versions below ``analyze``.
 _MOVED = {
     "energy": "analyses.output_space.energy, and energy of the edits `space_part`",
@@ -87,6 +89,8 @@ def read(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
     def beside(name: str, value: Any) -> Any:
         own_world = name == "subject.world" and isinstance(value, str) and is_file(value)
+        if name.removeprefix("subject.") in _MODELS and isinstance(value, str):
+            return model_named(value, beside=path.parent)
         of_file = name.startswith("subject.grammars.") or name in files or own_world
         return _beside(path, str(value)) if of_file and value is not None else value
 
@@ -194,7 +198,8 @@ def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:
     files: dict[str, Any] = {}
     for name in _file_fields(own):
         if (file := getattr(own, name)) is not None:
-            files[name] = type(file)(_beside(path, str(file)))
+            place = model_named(str(file), beside=path.parent) if name in _MODELS else _beside(path, str(file))
+            files[name] = type(file)(place)
     if hasattr(own, "grammars"):
         files["grammars"] = {name: _beside(path, file) for name, file in own.grammars.items()}
         if is_file(own.world):
@@ -213,7 +218,7 @@ def _model_beside(path: Path, given: Any) -> Any:
     if not isinstance(given, dict):
         return given
     if isinstance(given.get("checkpoint"), str):
-        given = given | {"checkpoint": _beside(path, given["checkpoint"])}
+        given = given | {"checkpoint": model_named(given["checkpoint"], beside=path.parent)}
     if isinstance(given.get("data"), dict) and given["data"].get("file"):
         given = given | {"data": given["data"] | {"file": _each_beside(path, given["data"]["file"])}}
     if not isinstance(given.get("from"), dict) or not given["from"].get("run"):

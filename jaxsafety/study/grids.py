@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxsafety.config.told import is_told, told_of
+from jaxsafety.formats.sources import Places
 from jaxsafety.recipe import cells
 from jaxsafety.recipe.cells import Cell
 from jaxsafety.recipe.schema import Recipe, as_dict
@@ -42,18 +43,18 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def plan(recipe: Recipe, chosen: Sequence[Cell], directory: Path) -> list[Job]:
-    """Builds the studies of chosen cells, or the one of a recipe without a grid; touches no disk.
+def plan(recipe: Recipe, chosen: Sequence[Cell], directory: Path, places: Places) -> list[Job]:
+    """Builds the studies of chosen cells, or the one of a recipe without a grid; writes nothing into ``directory``.
 
     Raises:
         ValueError: bad grammar, model or strategy; the cell is named.
     """
     if not recipe.grid:
-        return [Job(cell, prepare(recipe, directory)) for cell in chosen]
+        return [Job(cell, prepare(recipe, directory, places)) for cell in chosen]
     jobs = []
     for cell in chosen:
         with told_of(f"cell {cell.name}"):
-            jobs.append(Job(cell, prepare(cell.recipe, directory / layout.CELLS / cell.name)))
+            jobs.append(Job(cell, prepare(cell.recipe, directory / layout.CELLS / cell.name, places)))
     return jobs
 
 

@@ -7,7 +7,7 @@ and all seeds of them are one program, whatever models they begin with; see :mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from jaxsafety.engine import hosts, legs, programs, sweep
 from jaxsafety.engine.legs import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.sources import Source
 from jaxsafety.keys import Stream
 from jaxsafety.recipe import yaml_file
 from jaxsafety.recipe.lane import Lane
@@ -45,13 +46,15 @@ class Trained(NamedTuple):
 class Study:
     """A recipe made ready to run.
 
-    Its subject is opened, None where models are files, and the strategy resolved; ``directory`` is the run's.
+    Its subject is opened, None where models are files, and the strategy resolved; ``directory`` is the run's. Where
+    models are files ``sources`` are those that are given, by what names them.
     """
 
     recipe: Recipe
     subject: Opened | None
     strategy: Strategy
     directory: Path
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     def leg(self, lane: Lane) -> Leg:
         """The leg of one lane."""
@@ -64,8 +67,18 @@ class Study:
     def model(self, lane: Lane, seed: int) -> Path:
         """Where models are files: the directory of one seed of a lane."""
         if isinstance(lane.how, Given):
-            return lane.how.directory(seed)
+            return self.located(lane.how.named(seed))
         return self.directory / layout.MODELS / lane.name / f"seed_{seed}"
+
+    def located(self, named: str) -> Path:
+        """The directory of a model that is given, by what names it."""
+        return self.sources[named].directory if named in self.sources else Path(named)
+
+    @property
+    def about(self) -> Any:
+        """The subject's fields, where models are files, with the directory of its tokenizer."""
+        own = self.recipe.subject.options
+        return own if own.tokenizer is None else replace(own, tokenizer=self.located(str(own.tokenizer)))
 
     def is_made(self, lane: Lane) -> bool:
         """Whether a lane is there, of all seeds."""

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxsafety.formats import sources
+from jaxsafety.formats.sources import Places, Source
 from jaxsafety.recipe import yaml_file
+from jaxsafety.recipe.models import Given
 from jaxsafety.recipe.schema import Recipe, as_dict
 from jaxsafety.rundir import layout, opening
 from jaxsafety.study import analyze, evaluate, pipeline, train
@@ -23,16 +27,17 @@ _OF_PROMPTS = r"evaluate\.answers|subject\.(prompts|batch_tokens)"
 _OF_TEXT = r"|subject\.(tokenizer|template|max_tokens|dtype)"
 
 
-def prepare(recipe: Recipe, directory: Path) -> Study:
-    """Makes a recipe ready to run, and checks what it reads.
+def prepare(recipe: Recipe, directory: Path, places: Places) -> Study:
+    """Makes a recipe ready to run, and checks what it reads; ``places`` are those of models that it names.
 
     Raises:
+        ImportError: an extra is missing.
         ValueError: a bad grammar, model, strategy, checkpoint or file.
         OSError: a file cannot be read.
     """
     if not recipe.subject.of_files:
         return pipeline.prepare(recipe, directory)
-    study = made(recipe, directory)
+    study = replace(made(recipe, directory), sources=_found(recipe, places))
     inputs.check(study)
     return study
 
@@ -40,6 +45,15 @@ def prepare(recipe: Recipe, directory: Path) -> Study:
 def made(recipe: Recipe, directory: Path) -> Study:
     """Returns a study whose results are there: what they were made from may be gone, and is not looked at."""
     return Study(recipe, None, "map", directory)
+
+
+def _found(recipe: Recipe, places: Places) -> dict[str, Source]:
+    """The sources of all models and tokenizers that a recipe names."""
+    about, named = recipe.subject.options, []
+    for given in (Given(about.checkpoint), *(lane.how for lane in recipe.lanes if isinstance(lane.how, Given))):
+        named += [given.named(seed) for seed in recipe.seeds]
+    named += [str(about.tokenizer)] if about.tokenizer is not None else []
+    return {name: sources.find(name, places) for name in dict.fromkeys(named)}
 
 
 def work(study: Study) -> Mapping[str, Callable[[Study], None]]:

@@ -28,10 +28,11 @@ class Config:
     """The checkpoint, the files, and how models read and compute.
 
     Attributes:
-        checkpoint: directory of the model that others begin with; ``{seed}`` in it stands for each of the seeds.
+        checkpoint: the model that others begin with: its directory, its GGUF file, or its name on the Hub,
+            ``org/name`` or ``org/name@revision``; ``{seed}`` in it stands for each of the seeds.
         pairs: JSONL of prompts and answers that models are trained on, where their ``data.file`` names no other.
         prompts: labelled JSONL, such as ``jaxsafety prompts`` writes, that models are judged and analysed on.
-        tokenizer: directory whose tokenizer and template all models read with; None is that of the checkpoint.
+        tokenizer: model whose tokenizer and template all models read with; None is that of the checkpoint.
         template: ``chat``, the tokenizer's own, or ``raw``, prompts as they are.
         special_tokens: what becomes of special tokens that prompts and answers spell: ``control``, tokens that act as
             such, as in transformers, or ``text``, their letters; those of the template act in either case.

@@ -59,6 +59,7 @@ CONFINED = {
     "matplotlib": ("report",),
     "torch": ("formats.official_file",),
     "gguf": ("formats.gguf_file",),
+    "huggingface_hub": ("formats.hub",),
     "jinja2": ("report", "formats.hf_template", "formats.hf_tokenizer"),
     "tokenizers": ("formats.gguf_tokenizer", "formats.hf_special", "formats.hf_spelling", "formats.hf_tokenizer"),
     "rich": ("rundir.progress", "report"),

@@ -36,13 +36,13 @@ def check(study: Study) -> None:
         ValueError: a checkpoint that cannot be read, or of another architecture; no template, prompts or examples; a
             file that is none; a batch larger than the examples, a matrix that an adapter names and the model lacks.
     """
-    recipe, about = study.recipe, study.recipe.subject.options
+    recipe, about = study.recipe, study.about
     if jax.process_count() > 1:
         raise ValueError(f"a study of checkpoints runs in one process, got {jax.process_count()}: give each some seeds")
     _check_place(study.directory)
     models = given(study)
     first, *others = models
-    own = {Given(about.checkpoint).directory(seed).resolve() for seed in recipe.seeds}
+    own = {study.located(Given(about.checkpoint).named(seed)).resolve() for seed in recipe.seeds}
     if not own & {model.directory.resolve() for model in models}:
         raise ValueError(
             f"subject.checkpoint: got {about.checkpoint}, which no model of the recipe is, expected "
@@ -120,7 +120,7 @@ def told_spelling(count: int, of: str, special_tokens: SpecialTokens) -> str:
 def given(study: Study) -> list[hf.Checkpoint]:
     """Returns the checkpoints that a study is given, each once, the first model's before others."""
     lanes = [lane for lane in study.recipe.lanes if isinstance(lane.how, Given)]
-    named = [(lane, lane.how.directory(seed)) for lane in lanes for seed in study.recipe.seeds]
+    named = [(lane, study.model(lane, seed)) for lane in lanes for seed in study.recipe.seeds]
     found: dict[Path, hf.Checkpoint] = {}
     of: dict[Path, dict[str, None]] = {}
     for lane, place in named:
@@ -170,8 +170,8 @@ def _examples(file: Path, _: int | None, pairs: bool) -> list[Example]:
 
 def tokenizer(study: Study) -> Tokenizer:
     """Returns what reads and writes the text of all models."""
-    about = study.recipe.subject.options
-    place = about.tokenizer or Given(about.checkpoint).directory(study.recipe.seeds[0])
+    about = study.about
+    place = about.tokenizer or study.located(Given(about.checkpoint).named(study.recipe.seeds[0]))
     found = hf_tokenizer.open_tokenizer(place, raw=about.template == "raw", special_tokens=about.special_tokens)
     if about.template == "chat" and found.template is None:
         raise ValueError(
@@ -218,10 +218,15 @@ def record(study: Study, told: dict[str, Any]) -> None:
 
 def _told(study: Study) -> Iterator[tuple[str, Any]]:
     recipe, about = study.recipe, study.recipe.subject.options
+    # The first of several names of one directory, as the tokenizer's may be another.
+    names = {source.directory: name for name, source in reversed(list(study.sources.items()))}
     for checkpoint in given(study):
-        yield str(checkpoint.directory), opened.fingerprint(checkpoint)
+        name = names.get(checkpoint.directory, str(checkpoint.directory))
+        yield name, opened.fingerprint(checkpoint)
+        if name in study.sources and study.sources[name].version is not None:
+            yield f"version of {name}", study.sources[name].version
         if recipe.evaluate.answers:
-            yield f"ends of {checkpoint.directory}", str(hf_generation.read_generation(checkpoint.directory).stop)
+            yield f"ends of {name}", str(hf_generation.read_generation(checkpoint.directory).stop)
     if about.prompts is not None:
         yield "prompts", _digest(prompts.to_jsonl(prompts.read(about.prompts)))
     if about.prompts is not None or any(lane.training is not None for lane in recipe.lanes):

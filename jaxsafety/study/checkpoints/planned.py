@@ -25,7 +25,7 @@ def lines(study: Study) -> Iterator[str]:
         lane = group[0]
         if lane.training is None or all(map(study.is_made, group)):
             continue
-        own = job.of_lane(lane, study.recipe.subject.options, seed)
+        own = job.of_lane(lane, study.about, seed)
         plan = tuned.plan(start.config, train.encoded(study, lane, start.config), own, places=places.local())
         yield from _told(plan, ", ".join(one.name for one in group))
 

@@ -131,7 +131,7 @@ def _make(
     work = tuned.Work(name, study.leg(lane), state, place, stored(study, lane))
     other = lane.reference not in (None, lane.parent)
     reference = hf.open_checkpoint(study.model(lane.reference, seed)) if other else start
-    own = job.of_lane(lane, study.recipe.subject.options, seed)
+    own = job.of_lane(lane, study.about, seed)
     tuned.write(start, given(lane, start.config), work, own, places=places.local(), reference=reference)
 
 
