@@ -93,7 +93,8 @@ MODEL = "Hugging Face directory, GGUF file, or name on the Hub, ORG/NAME[@REVISI
 
 def model(text: str) -> str:
     """Returns what names a model that a user gives; see :func:`jaxsafety.config.names.model_named`."""
-    return model_named(str(path(text)), beside=Path.cwd())
+    path(text)  # an empty one is refused
+    return model_named(text, beside=Path.cwd())
 
 
 def add(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:

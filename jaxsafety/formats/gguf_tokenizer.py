@@ -73,8 +73,9 @@ def files(own: GGUF, *, max_tokens: int) -> dict[str, str]:
     Fidelity:
         Token for token what llama.cpp and the models' own files do. transformers, asked for the GGUF file itself, knows
         fewer names: digits of SmolLM are not split there (other ids where several spaces come before a number), whole
-        tokens of Llama 3 are merged from parts, and SentencePiece puts no space behind a special token. Text is not
-        normalised, as Qwen2's own tokenizer does (NFC) and neither of the others.
+        tokens of Llama 3 are merged from parts, and SentencePiece puts no space behind a special token. Where a file
+        names no way of splitting text or ``default``, it is GPT-2's, as there. Text is not normalised, as Qwen2's own
+        tokenizer does (NFC) and neither of the others.
     """
     kind = own.values.get("tokenizer.ggml.model", "none")
     if kind in ("none", "no_vocab"):
