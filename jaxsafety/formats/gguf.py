@@ -37,6 +37,8 @@ _NAMES = {
     **{f"blocks/{path}": f"{_BLOCK}{name}.weight" for path, name in _MATRICES.items()},
     **{f"blocks/{path}_bias": f"{_BLOCK}{name}.bias" for path, name in _MATRICES.items()},
 }
+# What is rotated, and the number of its heads.
+_HEADS = {"blocks/attn/q": "heads", "blocks/attn/k": "kv_heads"}
 # Angles, which the configuration tells.
 _BUFFERS = re.compile(rf"{re.escape(gguf_config.FACTORS)}|blk\.\d+\.attn_rot_embd(\.weight)?")
 
@@ -48,7 +50,7 @@ def write(file: Path, directory: Path, *, dtype: ParamsDtype = "float32") -> Non
     in, of which float32 alone holds all that a file of any quantisation says.
 
     Raises:
-        ImportError: the extra ``gguf`` or ``llama`` is not installed.
+        ImportError: the extra ``gguf`` is not installed.
         FileNotFoundError: there is no such file.
         ValueError: it is no GGUF file, or damaged; a model, tokenizer or quantisation that is not known here; a tensor
             that is missing, extra, misshapen or not finite.
@@ -64,19 +66,15 @@ def write(file: Path, directory: Path, *, dtype: ParamsDtype = "float32") -> Non
 
     def read(path: str, layer: int | None) -> np.ndarray:
         values = own.tensor(_NAMES[path].format(layer=layer))
-        if own.values["general.architecture"] == "llama" and path in _HEADS:
-            values = _halves(values, heads=getattr(config, _HEADS[path]))
+        heads = _HEADS.get(path.removesuffix("_bias"))
+        if heads is not None and own.values["general.architecture"] == "llama":
+            values = _halves(values, heads=getattr(config, heads))
         return values.T if hf_names.is_transposed(path) else values
 
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         hf_write.write_checkpoint(directory, read, config=config, dtype=dtype, source=Path(folder))
-
-
-# What is rotated, and the number of its heads.
-_HEADS = {f"blocks/attn/{name}{part}": heads for part in ("", "_bias") for name, heads in
-          (("q", "heads"), ("k", "kv_heads"))}  # fmt: skip
 
 
 def _halves(rows: np.ndarray, *, heads: int) -> np.ndarray:

@@ -1,16 +1,15 @@
 """The tokenizer in a GGUF file as the files of a Hugging Face checkpoint: byte-level BPE and SentencePiece.
 
-A file holds tokens, their kinds, merges or scores, and the name of how text is split; what the name stands for is
-written here as the models' own ``tokenizer.json`` has it.
+A file holds tokens, their kinds, merges or scores, and the name of how text is split, for which see ``gguf_splits``.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from jaxsafety.config.names import nearest
 from jaxsafety.formats.gguf_file import GGUF
+from jaxsafety.formats.gguf_splits import SPLITS, Split
 from jaxsafety.formats.hf_special import CONFIG_FILE
 
 _UNKNOWN, _CONTROL, _OWN = 2, 3, 4  # kinds of tokens: the last are matched whole in text, and are part of it
@@ -25,49 +24,13 @@ _ROLES = {
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-@dataclass(frozen=True)
-class _Split:
-    """How byte-level BPE splits text before it merges.
-
-    Attributes:
-        pattern: regular expression of the pieces; None for GPT-2's.
-        digits: whether each digit is a piece of its own, before that.
-        whole: whether a piece that is a token is not merged from its parts.
-        begins: whether text begins with the beginning-of-sequence token where the file does not say so.
-    """
-
-    pattern: str | None = None
-    digits: bool = False
-    whole: bool = False
-    begins: bool = False
-
-
-_ENDINGS, _WORD, _REST = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|",
-    r"[^\r\n\p{L}\p{N}]?",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n%s]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-_LLAMA3 = _ENDINGS + _WORD + r"\p{L}+|\p{N}{1,3}" + _REST % ""
-_QWEN2 = _ENDINGS + _WORD + r"\p{L}+|\p{N}" + _REST % ""
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = f"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*" + r"|\p{N}" + _REST % "/"
-_SPLITS = {
-    **dict.fromkeys(("default", "gpt-2", "olmo", "mpt"), _Split()),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _Split(digits=True)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _Split(_LLAMA3, whole=True, begins=True)),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), _Split(_LLAMA3)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), _Split(_QWEN2)),
-    "tekken": _Split(_TEKKEN, whole=True, begins=True),
-}
-
-
 def files(own: GGUF, *, max_tokens: int) -> dict[str, str]:
     """Returns the tokenizer's files by name, none where the GGUF file holds no tokenizer.
 
     ``max_tokens`` is the model's longest input, which transformers warns beyond.
 
     Raises:
-        ImportError: the extra ``llama`` is not installed.
+        ImportError: the extra ``gguf`` is not installed.
         ValueError: a tokenizer of another kind, another way of splitting text, or tokens that make no tokenizer.
 
     Fidelity:
@@ -86,6 +49,10 @@ def files(own: GGUF, *, max_tokens: int) -> dict[str, str]:
         )
     if lost := next((name for name in ("tokens", "token_type") if f"tokenizer.ggml.{name}" not in own.values), None):
         raise ValueError(f"{own.file} holds a tokenizer without tokenizer.ggml.{lost}: expected its tokens and kinds")
+    try:
+        import tokenizers  # noqa: F401  (said before any work, not after it)
+    except ImportError as error:
+        raise ImportError("a GGUF file's tokenizer needs tokenizers: pip install '.[gguf]' in a checkout") from error
     special = {role: text for role, name in _ROLES.items() if (text := _token(own, name)) is not None}
     told = special | {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     template = _template(own)
@@ -135,14 +102,14 @@ def _begins(own: GGUF, kind: str) -> bool:
     return own.values.get("tokenizer.ggml.add_bos_token", default)
 
 
-def _split(own: GGUF) -> _Split:
+def _split(own: GGUF) -> Split:
     name = own.values.get("tokenizer.ggml.pre", "default")
-    if name not in _SPLITS:
+    if name not in SPLITS:
         raise ValueError(
             f"{own.file}: tokenizer.ggml.pre is {name!r}, a way of splitting text that is not known here: expected one "
-            f"of {', '.join(_SPLITS)}{nearest(name, _SPLITS)}"
+            f"of {', '.join(SPLITS)}{nearest(name, SPLITS)}"
         )
-    return _SPLITS[name]
+    return SPLITS[name]
 
 
 def _byte_level(own: GGUF) -> Any:

@@ -1,6 +1,7 @@
 """GGUF files to checkpoint directories: weights, configurations, and what is refused."""
 
 import json
+import sys
 from dataclasses import replace
 
 import jax
@@ -184,3 +185,11 @@ def test_files_are_known_by_how_they_begin(made, tmp_path):
     known = {name: gguf_file.is_gguf(tmp_path / name) for name in ("blob", "text", "folder.gguf", "no.gguf", "no")}
     assert known == {"blob": True, "text": False, "folder.gguf": False, "no.gguf": True, "no": False}
     gguf.write(other, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("lost", "told"), [("gguf", "GGUF files need"), ("tokenizers", "tokenizer needs tokenizers")])
+def test_what_is_not_installed_is_told(made, tmp_path, monkeypatch, encoder, lost, told):
+    file, *_ = made(vocab_size=400, tokenizer=gguf_files.byte_level(encoder))
+    monkeypatch.setitem(sys.modules, lost, None)
+    with pytest.raises(ImportError, match=rf"{told}.*: pip install '.\[gguf\]' in a checkout"):
+        gguf.write(file, tmp_path / "out")
