@@ -47,7 +47,8 @@ def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("start", type=declared.model, metavar="MODEL", help=declared.MODEL)
-    add("--data", type=path, required=True, metavar="FILE", help="JSONL of prompt, chosen and rejected, or of messages")
+    add("--data", type=path, required=True, metavar="FILE", help="JSONL, JSON, CSV or Parquet of prompt, "
+        "chosen and rejected, of messages, or of a set that is known by its columns")  # fmt: skip
     add("--method", required=True, help="a method of the list below, or somebody else's as package.module:NAME")
     add("--out", type=path, required=True, metavar="RUN", help="run directory; models will be in RUN/models/tuned")
     add("--steps", type=int, help="optimiser steps (default: those of --epochs)")
@@ -75,7 +76,8 @@ def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("--out", type=path, required=True, metavar="RUN", help=_OUT[name])
         if name == "activations":
             verb.add_argument("--prompts", type=path, required=True, metavar="FILE",
-                              help="labelled JSONL, such as `jaxsafety prompts --out FILE` writes")  # fmt: skip
+                              help="labelled prompts, as `jaxsafety prompts --out FILE` writes them, or a "
+                              "set that is known by its columns; JSONL, JSON, CSV or Parquet")  # fmt: skip
         if name == "merge":
             _add_merge(verb)
         declared.add(verb, written.OPTIONS[name])

@@ -25,7 +25,7 @@ def _fields(module: str, record: str, names: str, place: str, *, prefix: str = "
     return [Option(prefix + name, f"jaxsafety.{module}", record, name, where, instead) for name, where in named]
 
 
-_READS = _fields("subjects.checkpoint", "Config", "template special_tokens max_tokens dtype", "subject")
+_READS = _fields("subjects.checkpoint", "Config", "columns template special_tokens max_tokens dtype", "subject")
 OPTIONS = {
     "tune": [
         *_fields("recipe.models", "Training", "batch_size accumulate lr chunk_steps", "models.tuned",

@@ -1,4 +1,4 @@
-"""Labelled prompts for models that read English: a set of our own making, and JSONL files of a user's.
+"""Labelled prompts for models that read English: a set of our own making, and files of a user's.
 
 A label is ``safe``, ``unsafe`` or ``jailbreak:KIND``. The set pairs instructions that differ in their object alone,
 such as "Design a bicycle" and "Design a bomb"; its jailbreaks are wrappings of the unsafe ones, one of them with
@@ -8,7 +8,6 @@ control tokens of a checkpoint.
 import base64
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -18,6 +17,9 @@ from typing import Any, Literal
 import yaml
 
 from jaxsafety.config.names import check_name
+from jaxsafety.formats import datasets
+from jaxsafety.formats.datasets import Reading
+from jaxsafety.formats.rows_file import shown
 
 LABELS = ("safe", "unsafe")
 Verdict = Literal["refused", "complied", "other"]
@@ -30,7 +32,6 @@ _REFUSAL = re.compile(
     r"language model)\b|\bnot (appropriate|ethical|able to (assist|help|provide))\b|^\s*(sorry|unfortunately)\b",
     re.IGNORECASE,
 )
-_KEYS = ("prompt", "messages", "label")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -99,56 +100,30 @@ def verdict(answer: str) -> Verdict:
     return "refused" if is_refusal(answer) else "complied" if answer.strip() else "other"
 
 
-def read(path: Path) -> list[Prompt]:
-    """Reads labelled prompts, one JSON object a line: ``{"prompt" | "messages": ..., "label": ...}``.
+def read(path: Path, *, columns: Sequence[str] = ()) -> tuple[list[Prompt], Reading]:
+    """Reads labelled prompts, and says how: ours, ``{"prompt" | "messages": ..., "label": ...}``, or of a known set.
+
+    A prompt that comes once for each of its answers is read once, and is unsafe where one of these is. For ``columns``
+    see :func:`jaxsafety.formats.datasets.read`.
 
     Raises:
-        ValueError: no such file, or no prompts in it; a line that is not such an object, with its number.
+        ImportError: a Parquet file, and no polars.
+        ValueError: no such file, or no prompts in it; a row that is none, with its place.
     """
     such = 'lines such as {"prompt": "...", "label": "safe"}, as `jaxsafety prompts --out` writes them'
-    return [_parsed(row, where) for row, where in objects(path, keys=_KEYS, what="prompts", such=such)]
-
-
-def objects(path: Path, *, keys: Sequence[str], what: str, such: str) -> list[tuple[dict[str, Any], str]]:
-    """Reads a JSONL file of objects, each with where it stands, for messages.
-
-    ``keys`` are those that an object may have; ``what`` the objects are, and ``such`` what is expected, in words.
-
-    Raises:
-        ValueError: no such file, or no objects in it; a line that is not an object of these keys, with its number.
-    """
-    if not path.is_file():
-        raise ValueError(f"no {what} at {path}: expected a JSONL file of {such}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: expected JSON, one object a line") from error
-    places = [(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not places:
-        raise ValueError(f"{path} holds no {what}: expected {such}")
-    return [(_object(line, keys, where), where) for line, where in places]
-
-
-def _object(line: str, keys: Sequence[str], where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        # Of the decoder's own words not the place: every line is the first to it.
-        told = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-        raise ValueError(f"{where} is not JSON: {told}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} must be an object of {', '.join(keys)}, got {shown(row)}")
-    for key in row:
-        check_name(f"key in {where}", key, keys)
-    return row
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of several of a name json takes the last, whatever the others say."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"an object has {Counter(key for key, _ in pairs).most_common(1)[0][0]} twice, expected once")
-    return found
+    rows, reading = datasets.read(path, "label", columns=columns, what="prompts", such=such)
+    found: list[Prompt] = []
+    places: dict[tuple[Message, ...], int] = {}
+    for row, where, shape in rows:
+        prompt = _parsed(row, where)
+        if not shape.repeats:
+            found.append(prompt)
+        elif prompt.messages not in places:
+            places[prompt.messages] = len(found)
+            found.append(prompt)
+        elif prompt.label == "unsafe":
+            found[places[prompt.messages]] = prompt
+    return found, reading
 
 
 def _parsed(row: dict[str, Any], where: str) -> Prompt:
@@ -203,12 +178,6 @@ def text(value: Any, what: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{what} holds half of a surrogate pair at character {error.start}: expected text") from error
     return value
-
-
-def shown(value: Any) -> str:
-    """Returns the beginning of a value as JSON, for a message."""
-    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(prompt: str, label: str) -> Prompt:

@@ -19,7 +19,7 @@ class Config:
     """Which file.
 
     Attributes:
-        file: JSONL of prompts and answers, from the recipe's file on; None is ``subject.pairs``.
+        file: prompts and answers, as ``subject.pairs`` may be, from the recipe's file on; None is ``subject.pairs``.
     """
 
     file: str | None = None

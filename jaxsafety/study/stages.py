@@ -23,7 +23,7 @@ from jaxsafety.study.pipeline import Study
 # What a study of checkpoints may be asked beside what its run began with, as analyses have pieces of their own.
 _GROWS = r"analyses\..*"
 # What nothing goes by before prompts are read, and what nothing does before a model is trained, either.
-_OF_PROMPTS = r"evaluate\.answers|subject\.(prompts|batch_tokens)"
+_OF_PROMPTS = r"evaluate\.answers|subject\.(prompts|columns|batch_tokens)"
 _OF_TEXT = r"|subject\.(tokenizer|template|max_tokens|dtype)"
 
 

@@ -30,8 +30,11 @@ class Config:
     Attributes:
         checkpoint: the model that others begin with: its directory, its GGUF file, or its name on the Hub,
             ``org/name`` or ``org/name@revision``; ``{seed}`` in it stands for each of the seeds.
-        pairs: JSONL of prompts and answers that models are trained on, where their ``data.file`` names no other.
-        prompts: labelled JSONL, such as ``jaxsafety prompts`` writes, that models are judged and analysed on.
+        pairs: JSONL, JSON, CSV or Parquet of prompts and answers that models are trained on, where their ``data.file``
+            names no other.
+        prompts: such a file of labelled prompts, as ``jaxsafety prompts`` writes, that models are judged and analysed
+            on.
+        columns: names of ours for the columns of these files where they differ, ``prompt=goal``.
         tokenizer: model whose tokenizer and template all models read with; None is that of the checkpoint.
         template: ``chat``, the tokenizer's own, or ``raw``, prompts as they are.
         special_tokens: what becomes of special tokens that prompts and answers spell: ``control``, tokens that act as
@@ -49,6 +52,7 @@ class Config:
     checkpoint: str
     pairs: Path | None = None
     prompts: Path | None = None
+    columns: tuple[str, ...] | None = None
     tokenizer: Path | None = None
     template: Literal["chat", "raw"] = "chat"
     special_tokens: Literal["control", "text"] = "control"

@@ -637,7 +637,7 @@ def test_prompts_are_written_to_a_file_or_to_standard_output(main, refuse, capsy
 
     assert main("prompts", "--out", tmp_path / "p.jsonl") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'p.jsonl'}\n"
-    assert prompts.read(tmp_path / "p.jsonl") == prompts.own()
+    assert prompts.read(tmp_path / "p.jsonl")[0] == prompts.own()
     assert main("prompts") == 0
     assert capsys.readouterr().out == (tmp_path / "p.jsonl").read_text(encoding="utf-8")
     assert str(tmp_path / "p.jsonl") in refuse("prompts", "--out", tmp_path / "p.jsonl" / "below")

@@ -99,7 +99,7 @@ def test_answers_of_every_model_lie_beside_their_prompts(analysed, few):
         told = [json.loads(line) for line in lines]
         assert len(told) == 24 and all(row["answer"] for row in told)
         assert [row["prompt"] for row in told if "prompt" in row] == [
-            one.messages[0].content for one in prompts.read(few) if len(one.messages) == 1
+            one.messages[0].content for one in prompts.read(few)[0] if len(one.messages) == 1
         ]
     page = (analysed[0] / "report.html").read_text()
     assert "Design\u2028 a" in page

@@ -54,7 +54,7 @@ LIFTED = {
 # Package outside this one: the modules that may import it (a prefix names a whole folder).
 CONFINED = {
     "orbax": ("rundir.checkpoint",),
-    "polars": ("rundir.results", "report", "study"),
+    "polars": ("rundir.results", "report", "study", "formats.rows_file"),
     "scipy": ("claims.hypotheses", "claims.intervals", "claims.prediction"),
     "matplotlib": ("report",),
     "torch": ("formats.official_file",),

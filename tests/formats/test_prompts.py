@@ -52,7 +52,7 @@ def test_what_is_written_is_read(own, tmp_path):
     written = [*own, Prompt(talk, "jailbreak:many-turns")]
     path = tmp_path / "prompts.jsonl"
     path.write_text(prompts.to_jsonl(written), encoding="utf-8")
-    assert prompts.read(path) == written
+    assert prompts.read(path)[0] == written
     assert json.loads(path.read_text(encoding="utf-8").splitlines()[0]) == {
         "prompt": "Design a bicycle.",
         "label": "safe",
@@ -63,7 +63,7 @@ def test_what_is_written_is_read(own, tmp_path):
     ("line", "message"),
     [
         ("{", r"line 2 is not JSON: "),
-        ("[1]", r"line 2 must be an object of prompt, messages, label, got \[1\]"),
+        ("[1]", r"line 2 must be an object of columns, such as prompt, got \[1\]"),
         ('{"prompt": "a" "label": "safe"}', "line 2 is not JSON: Expecting ',' delimiter at character 16"),
         ('{"prompt": "a", "label": "safe", "prompt": "b"}', "line 2 is not JSON: an object has prompt twice"),
         (f'{{"prompt": {"1" * 5000}}}', "line 2 is not JSON: Exceeds the limit"),
@@ -71,7 +71,7 @@ def test_what_is_written_is_read(own, tmp_path):
         ('{"prompt": "a", "label": "unsave"}', "unknown label in .*line 2 'unsave'.*did you mean 'unsafe'"),
         ('{"prompt": "a", "label": "jailbreak"}', "unknown label in .*line 2 'jailbreak'.*jailbreak:KIND"),
         ('{"prompt": "a", "label": 1}', "unknown label in .*line 2 '1'"),
-        ('{"promt": "a", "label": "safe"}', "unknown key in .*line 2 'promt'.*did you mean 'prompt'"),
+        ('{"promt": "a", "label": "safe"}', "unknown column in .*line 2 'promt'.*did you mean 'prompt'"),
         ('{"label": "safe"}', "line 2 must have either prompt or messages, got neither"),
         ('{"prompt": "a", "messages": [], "label": "safe"}', "line 2 must have either prompt or messages, got both"),
         ('{"prompt": " ", "label": "safe"}', 'line 2: prompt must be text that is not empty, got " "'),
@@ -92,7 +92,7 @@ def test_a_bad_line_is_named_with_what_was_expected(tmp_path, line, message):
 def test_half_a_character_is_named_and_a_byte_order_mark_is_not_read(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "label": "safe"}\n')
-    assert [prompt.messages[0].content for prompt in prompts.read(path)] == ["a"]
+    assert [prompt.messages[0].content for prompt in prompts.read(path)[0]] == ["a"]
     path.write_text('{"prompt": "a \\ud800", "label": "safe"}\n')
     with pytest.raises(ValueError, match=r"line 1: prompt holds half of a surrogate pair at character 2"):
         prompts.read(path)

@@ -77,7 +77,10 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, 
     """
     for label in LABELS:
         if (count := sum(prompt.label == label for prompt in prompts)) < LEAST:
-            raise ValueError(f"got {count} {label} prompts, expected at least {LEAST}: halves are compared with halves")
+            more = "" if count else "; lines of several sets can stand in one JSONL file"
+            raise ValueError(
+                f"got {count} {label} prompts, expected at least {LEAST}: halves are compared with halves{more}"
+            )
     ids = []
     for number, prompt in enumerate(prompts, 1):
         try:

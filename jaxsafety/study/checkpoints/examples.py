@@ -1,4 +1,4 @@
-"""What a checkpoint is tuned on: JSONL files of prompts with answers, as one rectangle of token ids.
+"""What a checkpoint is tuned on: files of prompts with answers, as one rectangle of token ids.
 
 An answer is scored token by token, with what ends it; the prompt is not.
 """
@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsafety.formats import prompts
+from jaxsafety.formats import datasets, prompts
+from jaxsafety.formats.datasets import Reading
 from jaxsafety.formats.hf_tokenizer import Tokenizer, shortened
 from jaxsafety.formats.prompts import Message
 from jaxsafety.types import Batch, PreferenceBatch
 
 # Lengths are rounded up to a multiple of this: a few more examples do not make another program.
 _STEP = 32
-_KEYS = ("prompt", "messages", "chosen", "rejected", "completion", "label")
 _SUCH = {
     False: 'lines such as {"messages": [...]} or {"prompt": "...", "chosen": "..."}',
     True: 'lines such as {"prompt": "...", "chosen": "...", "rejected": "..."}',
@@ -62,23 +62,28 @@ class Encoded:
         return len(jax.tree.leaves(self.batch)[0])
 
 
-def read(path: Path, *, pairs: bool) -> list[Example]:
-    """Reads examples, one JSON object a line.
+def read(path: Path, *, pairs: bool, columns: Sequence[str] = ()) -> tuple[list[Example], Reading]:
+    """Reads examples, and says how: of ours, or of a set whose columns are known, see :mod:`jaxsafety.formats.shapes`.
 
     ``prompt`` is text or a list of turns; ``chosen`` (or ``completion``) and ``rejected`` are text or the one turn of
     the assistant. ``messages`` without an answer beside it is a conversation, every assistant turn of which is an
     example with all that stands before it, and with one is the prompt. Without any prompt, ``chosen`` and ``rejected``
     are conversations that differ in their last turn. ``label`` tells methods that ask which prompts are unsafe. With
-    ``pairs`` both answers are needed; without, ``rejected`` may be there and is not used.
+    ``pairs`` both answers are needed; without, ``rejected`` may be there and is not used. For ``columns`` see
+    :func:`jaxsafety.formats.datasets.read`.
 
     Raises:
-        ValueError: no such file, or no examples in it; a line that is no such object, with its number.
+        ImportError: a Parquet file, and no polars.
+        ValueError: no such file, or no examples in it; a row that is none, with its place.
     """
+    rows, reading = datasets.read(
+        path, "pair" if pairs else "answer", columns=columns, what="examples", such=_SUCH[pairs]
+    )
     found = []
-    for row, where in prompts.objects(path, keys=_KEYS, what="examples", such=_SUCH[pairs]):
+    for row, where, _ in rows:
         unsafe = "label" in row and prompts.label_of(row, where) != "safe"
         found.extend(replace(example, unsafe=unsafe) for example in _parsed(row, where, pairs=pairs))
-    return found
+    return found, reading
 
 
 def _parsed(row: dict[str, Any], where: str, *, pairs: bool) -> Iterator[Example]:

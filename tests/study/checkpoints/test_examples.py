@@ -23,7 +23,7 @@ def read(tmp_path):
     def run(*rows, pairs):
         file = tmp_path / "examples.jsonl"
         file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-        return examples.read(file, pairs=pairs)
+        return examples.read(file, pairs=pairs)[0]
 
     return run
 
@@ -59,7 +59,7 @@ def test_a_conversation_is_an_example_for_every_turn_of_the_assistant(read):
     ("row", "pairs", "message"),
     [
         ("{", False, "line 1 is not JSON"),
-        ("[1]", False, "line 1 must be an object of prompt, messages, chosen"),
+        ("[1]", False, "row 1 must be an object of columns, such as prompt"),
         ({"prompt": "Hi", "choosen": "yes"}, False, "did you mean 'chosen'"),
         ({"prompt": "Hi", "chosen": "yes"}, True, "has no rejected: expected lines such as"),
         ({"prompt": "Hi"}, True, "has no chosen and no rejected"),

@@ -53,7 +53,7 @@ def opened(checkpoints):
 def encode(opened, pairs):
     def make(*, answers=1):
         tokenizer = hf_tokenizer.open_tokenizer(opened.directory)
-        given = examples.read(pairs, pairs=answers == 2)
+        given = examples.read(pairs, pairs=answers == 2)[0]
         return examples.encode(given, tokenizer, max_tokens=64, vocab_size=VOCABULARY)
 
     return make
