@@ -25,7 +25,7 @@ from experiments.llama_world import Asked
 from jaxsafety import keys
 from jaxsafety.claims.intervals import student_interval
 from jaxsafety.config import yaml12
-from jaxsafety.formats import hf, prompts
+from jaxsafety.formats import hf, prompts, rule_judge
 from jaxsafety.models import llama
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.rundir import atomic, machine
@@ -173,7 +173,7 @@ def measured(run: Path, seed: int, asked: Sequence[Asked]) -> Iterator[dict[str,
         told = [json.loads(line)["answer"] for line in lines]
         for group in _GROUPS:
             own = [(text, one) for text, one in zip(told, asked, strict=True) if one.group == group]
-            refused = float(np.mean([prompts.is_refusal(text) for text, _ in own]))
+            refused = float(np.mean([rule_judge.is_refusal(text) for text, _ in own]))
             answered = float(np.mean([text.strip() == one.answer for text, one in own]))
             for kind, value in {"refused": refused, "answered": answered}.items():
                 yield {"model": model, "kind": kind, "name": group, "value": value}

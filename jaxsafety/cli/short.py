@@ -75,9 +75,16 @@ def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("tuned", type=declared.model, metavar="TUNED", help="the one after")
         verb.add_argument("--out", type=path, required=True, metavar="RUN", help=_OUT[name])
         if name == "activations":
-            verb.add_argument("--prompts", type=path, required=True, metavar="FILE",
-                              help="labelled prompts, as `jaxsafety prompts --out FILE` writes them, or a "
-                              "set that is known by its columns; JSONL, JSON, CSV or Parquet")  # fmt: skip
+            verb.add_argument(
+                "--prompts",
+                type=path,
+                required=True,
+                metavar="FILE",
+                help="labelled prompts, as `jaxsafety prompts --out FILE` writes them, or a "
+                "set that is known by its columns; JSONL, JSON, CSV or Parquet",
+            )
+            verb.add_argument("--judges", metavar="JUDGE,...", help="who says whether answers refuse, the first "
+                              "decides: rule (default), package.module:function, a file of verdicts")  # fmt: skip
         if name == "merge":
             _add_merge(verb)
         declared.add(verb, written.OPTIONS[name])

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxsafety import methods
@@ -108,9 +109,14 @@ def _weights(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _activations(options: argparse.Namespace) -> dict[str, Any]:
+    from jaxsafety.subjects.checkpoint import is_verdict_file
+
     content = _pair(options) | {"analyses": {"activations": {}}}
     # Both read what the tuned one, which has a template, was tuned on.
     content["subject"] |= {"prompts": str(options.prompts.resolve()), "tokenizer": options.tuned}
+    if options.judges is not None:
+        judges = [one.strip() for one in options.judges.strip("[]").split(",") if one.strip()]
+        content["subject"]["judges"] = [str(Path(one).resolve()) if is_verdict_file(one) else one for one in judges]
     return content
 
 

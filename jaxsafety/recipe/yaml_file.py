@@ -24,6 +24,7 @@ from jaxsafety.recipe import graph, suited
 from jaxsafety.recipe.models import Training, kind_of
 from jaxsafety.recipe.nodes import PLACES, SubjectConfig, known, nodes, subject
 from jaxsafety.recipe.schema import Recipe, as_dict
+from jaxsafety.subjects.checkpoint import is_verdict_file
 from jaxsafety.world.loading import is_file
 
 jsonargparse.set_loader("yaml 1.2", yaml12.load, exceptions=(yaml.YAMLError,))
@@ -204,6 +205,8 @@ def _subject_beside(path: Path, about: SubjectConfig) -> SubjectConfig:
         files["grammars"] = {name: _beside(path, file) for name, file in own.grammars.items()}
         if is_file(own.world):
             files["world"] = _beside(path, own.world)
+    if judges := getattr(own, "judges", None):
+        files["judges"] = tuple(_beside(path, one) if is_verdict_file(one) else one for one in judges)
     return replace(about, options=replace(own, **files)) if files else about
 
 

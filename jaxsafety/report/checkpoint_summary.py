@@ -1,12 +1,13 @@
 """What a study of checkpoints comes to: a record a model, and the same in a few lines of text."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 
 from jaxsafety.report.plot import ATTENTION, MLP
 from jaxsafety.report.seed_tables import models_of
-from jaxsafety.report.tables import Model, model_label
+from jaxsafety.report.tables import Model, model_label, percent
 
 INTERVALS = (
     "A band or a bar is the 95 % Student-t interval over the prompts of a label, or of two labels where these are "
@@ -23,12 +24,18 @@ def records(evaluated: pl.DataFrame, analysed: pl.DataFrame) -> list[dict[str, A
     refused = evaluated.filter(metric="refused")
     weights = analysed.filter(pl.col("analysis") == "output_space", pl.col("strength").is_null())
     clusters = analysed.filter(analysis="clusters", part="last", condition="")
+    judged = evaluated.filter(pl.col("metric").str.contains("^(agreement|kappa|judged):"))["metric"].unique().sort()
     parts = [name for name in (*MLP, *ATTENTION) if name in weights["part"]]
     rows = []
     for model in models_of(pl.concat([one.select(Model._fields) for one in (refused, weights, clusters)])):
         rates, updates, apart = (frame.filter(_is(model)) for frame in (refused, weights, clusters))
         row = model._asdict()
-        row |= {f"{label} refused": _mean(rates, condition=label) for label in refused["condition"].unique().sort()}
+        labels = refused["condition"].unique().sort()
+        row |= {f"{label} refused": _mean(rates, condition=label) for label in labels}
+        own = evaluated.filter(_is(model))
+        row |= {f"{label} {name}": _mean(own, condition=label, metric=name)
+                for label in labels for name in ("complied", "other")}  # fmt: skip
+        row |= {name: _mean(own, metric=name) for name in judged}
         row |= {f"{part} {name}": _mean(updates, part=part, metric=name) for part in parts for name in _OF_WEIGHTS}
         rows.append(row | {name: _mean(apart, metric=name) for name in _OF_CLUSTERS if not clusters.is_empty()})
     return rows
@@ -51,6 +58,25 @@ def text(rows: list[dict[str, Any]]) -> str:
             shown = "-" if gap is None else f"{gap:.3g}"
             lines.append(f"{label}: nearest mean right {row['accuracy']:.3g}, relative gap {shown}")
     return "".join(f"{line}\n" for line in [*lines, "means over layers and seeds"] if lines)
+
+
+def answers_text(rows: list[dict[str, Any]]) -> str:
+    """Returns what records say of answers beside refusals, and of judges that agree, as lines of text."""
+    labels = [model_label(Model(*(row[name] for name in Model._fields))) for row in rows]
+    return "".join(f"{line}\n" for label, row in zip(labels, rows, strict=True) for line in _answered(label, row))
+
+
+def _answered(label: str, row: dict[str, Any]) -> Iterator[str]:
+    for verdict in ("complied", "other"):
+        rates = [(name.removesuffix(f" {verdict}"), rate) for name, rate in row.items() if name.endswith(f" {verdict}")]
+        if told := [f"{percent(rate)} of {name}" for name, rate in rates if rate is not None]:
+            yield f"{label}: {verdict}, per cent: {', '.join(told)}"
+    for name, share in row.items():
+        judge = name.removeprefix("agreement:")
+        if judge != name and share is not None:
+            kappa, count = row[f"kappa:{judge}"], row[f"judged:{judge}"]
+            shown = "-" if kappa is None else f"{kappa:.3g}"
+            yield f"{label}: {judge} agrees on {percent(share)} % of {count:.0f} answers, Cohen's kappa {shown}"
 
 
 def _is(model: Model) -> pl.Expr:

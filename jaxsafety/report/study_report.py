@@ -99,10 +99,10 @@ def _told(table: Sequence[StudyRow], rows: list[dict[str, Any]], form: Form) -> 
     """What is printed of a study whose prompts' own labels say the conditions."""
     if form in ("json", "csv"):
         return printed.records(rows, form)
-    lines = checkpoint_summary.text(rows)
+    texts = [checkpoint_summary.answers_text(rows), checkpoint_summary.text(rows)]
     if form == "markdown":
-        lines = "".join(f"- {line}\n" for line in lines.splitlines())
-    return "\n".join(filter(None, [tables.render(table, form) if table else "", lines]))
+        texts = ["".join(f"- {line}\n" for line in text.splitlines()) for text in texts]
+    return "\n".join(filter(None, [tables.render(table, form) if table else "", *texts]))
 
 
 def _analyses(directory: Path) -> pl.DataFrame:

@@ -60,7 +60,10 @@ _COLUMN_NOTE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One quantity of one model: every seed's value (None when dead), their mean and interval, the count of dead."""
+    """One quantity of one model: every seed's value (None when dead), their mean and interval, the count of dead.
+
+    The interval is over seeds, or over prompts where rows bring that of a single model along.
+    """
 
     values: dict[int, float | None]
     interval: Interval
@@ -110,7 +113,7 @@ def columns_of(conditions: Sequence[str]) -> dict[str, Column]:
 
 def refused_columns(frame: pl.DataFrame) -> dict[str, Column]:
     """Returns the columns where prompts' own labels say the conditions: of each, how often it is refused."""
-    conditions = sorted(set(frame["condition"]), key=_condition_order)
+    conditions = sorted(set(frame.filter(metric="refused")["condition"]), key=_condition_order)
     return {f"{condition} refused": Column(condition, "refused") for condition in conditions}
 
 
@@ -147,7 +150,7 @@ def verdict_table(frame: pl.DataFrame) -> list[VerdictRow]:
         for condition in sorted({name for name, metric in cells if metric in VERDICTS}, key=_condition_order):
             found = [cells.get((condition, verdict)) for verdict in VERDICTS]
             means = [cell.interval.mean if cell else None for cell in found]
-            alive = found[0].interval.n if found[0] else 0
+            alive = len(found[0].values) - found[0].dead if found[0] else 0
             if found[-1] is None and None not in found[:-1]:
                 found[-1] = found[0]
                 means[-1] = max(0.0, 1 - means[0] - means[1]) if alive else None
@@ -221,9 +224,14 @@ def cell_text(cell: Cell | None) -> str:
 
 def table_notes(table: Sequence[StudyRow]) -> list[str]:
     """Sentences that belong under a study table: its unit and interval, its columns, its dead seeds."""
-    counts = {len(cell.values) for row in table for cell in row.cells.values() if cell}
+    cells = [cell for row in table for cell in row.cells.values() if cell]
+    counts = {len(cell.values) for cell in cells}
     seeds = f"{max(counts)} seed{'s' * (max(counts) > 1)}" if counts else "no seeds"
+    of_prompts = [cell.interval.n > len(cell.values) for cell in cells]
     notes = [f"Per cent of prompts: mean over {seeds} and 95 % Student-t interval, clipped to 0-100."]
+    if any(of_prompts):
+        notes = [] if all(of_prompts) else notes
+        notes.append("Per cent of prompts: one model for all seeds, and the exact 95 % interval over its prompts.")
     # Others say themselves what they are.
     notes += [_COLUMN_NOTE] if set(column_names(table)) <= set(COLUMNS) else []
     return notes + [f"* {note}" for note in dead_notes(dead_in_table(table))]
@@ -315,14 +323,25 @@ def _cells(frame: pl.DataFrame) -> dict[Model, dict[tuple[str, str], Cell]]:
         seeds[seed] = value
     rated = (*VERDICTS, *(column.metric for column in COLUMNS.values()))
     return {
-        model: {key: _cell(seeds) for key, seeds in values[model].items() if key[1] in rated}
+        model: {
+            key: _cell(seeds, _given(values[model], *key)) for key, seeds in values[model].items() if key[1] in rated
+        }
         for model in sorted(values, key=model_order)
     }
 
 
-def _cell(seeds: dict[int, float | None]) -> Cell:
+def _cell(seeds: dict[int, float | None], given: Interval | None) -> Cell:
     interval = mean_interval(seeds.values())
-    return Cell(dict(sorted(seeds.items())), interval, len(seeds) - interval.n)
+    return Cell(dict(sorted(seeds.items())), given or interval, len(seeds) - interval.n)
+
+
+def _given(values: Mapping[tuple[str, str], dict[int, float | None]], condition: str, metric: str) -> Interval | None:
+    """The interval over prompts that rows bring along, of a model that is one for all seeds: all its values are alike."""
+    bounds = [values.get((condition, metric + end)) for end in ("", "_low", "_high", "_n")]
+    if None in bounds or any(len({*seeds.values()}) > 1 for seeds in values.values()):
+        return None
+    mean, low, high, n = (next(iter(seeds.values())) for seeds in bounds)
+    return Interval(mean, low, high, int(n))
 
 
 def _condition_order(condition: str) -> tuple[int, str]:

@@ -22,7 +22,9 @@ from jaxsafety.study.pipeline import Study
 
 # What a study of checkpoints may be asked beside what its run began with, as analyses have pieces of their own.
 _GROWS = r"analyses\..*"
-# What nothing goes by before prompts are read, and what nothing does before a model is trained, either.
+# What answers that are there can be judged by again; what nothing goes by before prompts are read, and what nothing
+# does before a model is trained, either.
+_JUDGES = r"subject\.judges"
 _OF_PROMPTS = r"evaluate\.answers|subject\.(prompts|columns|batch_tokens)"
 _OF_TEXT = r"|subject\.(tokenizer|template|max_tokens|dtype)"
 
@@ -95,9 +97,9 @@ def as_read_today(directory: Path) -> dict[str, Any]:
     return {}
 
 
-def _free(study: Study) -> str | None:
-    """What of a recipe over checkpoints nothing in its run goes by yet, and so may be another."""
+def _free(study: Study) -> str:
+    """What of a recipe over checkpoints nothing in its run goes by yet, or is done again, and so may be another."""
     if analyze_files.has_read(study):
-        return None
+        return _JUDGES
     trained = any(lane.training is not None for lane in study.recipe.lanes)
-    return _OF_PROMPTS if trained else _OF_PROMPTS + _OF_TEXT
+    return f"{_JUDGES}|{_OF_PROMPTS}" + ("" if trained else _OF_TEXT)

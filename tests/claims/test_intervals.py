@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxsafety.claims import intervals
 
@@ -128,3 +129,16 @@ def test_welch_half_width_by_hand():
     )
     assert intervals.welch_half_width([1.0, 1.0], [2.0, 2.0]) == 0.0
     assert intervals.welch_half_width([1.0], [2.0, 2.0]) is None
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 10), (10, 10), (3, 10), (1, 1), (17, 240)])
+def test_share_interval_is_scipys_exact_one(count, n):
+    found, exact = intervals.share_interval(count, n), stats.binomtest(count, n).proportion_ci(method="exact")
+    assert (found.mean, found.n) == (count / n, n)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_share_interval_of_nothing_and_of_what_is_no_share():
+    assert intervals.share_interval(0, 0) == (None, None, None, 0)
+    with pytest.raises(ValueError, match=r"count of a share must be in \[0, 3\], got 4"):
+        intervals.share_interval(4, 3)

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import llama_world, tune_llama
 from jaxsafety.config import yaml12
-from jaxsafety.formats import prompts
+from jaxsafety.formats import rule_judge
 from jaxsafety.recipe import yaml_file
 
 TINY = tune_llama.Setting(
@@ -23,7 +23,7 @@ def test_tuning_sees_plain_prompts_of_some_verbs_and_objects_only():
     by_text = {one.text: one for one in asked}
     assert len(pairs) == 2 * 12 * 12 and {by_text[pair["prompt"]].group for pair in pairs} == {"safe", "unsafe"}
     for pair in pairs:
-        refuses = [prompts.is_refusal(pair[name]) for name in ("chosen", "rejected")]
+        refuses = [rule_judge.is_refusal(pair[name]) for name in ("chosen", "rejected")]
         assert refuses == ([True, False] if by_text[pair["prompt"]].label == "unsafe" else [False, True])
     # Nothing of what is new is among the pairs.
     for group in ("unsafe, new verb", "unsafe, new object", "jailbreak:base64"):

@@ -80,6 +80,20 @@ def test_there_is_no_text_where_nothing_is_measured():
     assert checkpoint_summary.text([]) == ""
 
 
+def test_what_became_of_answers_and_how_far_judges_agree_is_told():
+    said = {"agreement:mine:judge": 0.75, "kappa:mine:judge": 0.6, "judged:mine:judge": 24.0}
+    own = {"agreement:v.jsonl": 1.0, "kappa:v.jsonl": None, "judged:v.jsonl": 2.0}
+    rows = evaluated()
+    more = [rows[-1] | {"condition": "", "metric": name, "value": value} for name, value in (said | own).items()]
+    lines = checkpoint_summary.answers_text(told(judged=[*rows, *more])).splitlines()
+    assert lines[3:] == [
+        "tuned: other, per cent: 0.0 of jailbreak:role_play, 0.0 of safe, 0.0 of unsafe",
+        "tuned: mine:judge agrees on 75.0 % of 24 answers, Cohen's kappa 0.6",
+        "tuned: v.jsonl agrees on 100 % of 2 answers, Cohen's kappa -",
+    ]
+    assert lines[2] == "tuned: complied, per cent: 50.0 of jailbreak:role_play, 87.5 of safe, 25.0 of unsafe"
+
+
 def test_points_of_a_model_are_records_of_their_own():
     tuned = [row for row in synthetic.pair_rows() if row["method"] == "tuned"]
     rows = [row | {"lr_name": name, "lr": lr} for name, lr in (("a", 1e-3), ("b", 1e-4)) for row in tuned]

@@ -136,3 +136,21 @@ def test_empty_frame_makes_an_empty_table():
 def test_several_pretrained_models_are_told_apart():
     assert tables.model_label(tables.Model("pretrained", "", 2e-2)) == "pretrained"
     assert tables.model_label(tables.Model("pretrained", "d02", 2e-2)) == "pretrained d02"
+
+
+def test_a_model_of_one_seed_has_the_interval_over_prompts_that_its_rows_bring(row):
+    bounds = {"": 0.25, "_low": 0.1, "_high": 0.5, "_n": 24}
+    rows = [row(metric=f"refused{end}", value=value, method="t", seed=seed)
+            for end, value in bounds.items() for seed in (0, 1)]  # fmt: skip
+    others = [row(metric=f"refused{end}", value=value + seed / 8, seed=seed)
+              for end, value in bounds.items() for seed in (0, 1)]  # fmt: skip
+    kappa = row(metric="kappa:rule", value=0.5, condition="", method="t")
+    frame = results.rows_to_frame([*rows, *others, kappa])
+    columns = tables.refused_columns(frame)
+    assert list(columns) == ["safe refused"]
+    seeds, prompts = (one.cells["safe refused"].interval for one in tables.study_table(frame, columns))
+    assert prompts == (0.25, 0.1, 0.5, 24) and seeds.n == 2 and seeds.low == 0
+    both = tables.render_text(tables.study_table(frame, columns))
+    assert "mean over 2 seeds" in both and "exact 95 % interval over its prompts" in " ".join(both.split())
+    alone = tables.render_text(tables.study_table(results.rows_to_frame(rows), columns))
+    assert "25.0\n" in alone and "10.0-50.0" in alone and "Student" not in alone

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxsafety.claims.intervals import welch_half_width
 from jaxsafety.config.fields import check, static
 from jaxsafety.engine import programs
 from jaxsafety.formats.prompts import LABELS
+from jaxsafety.formats.rule_judge import Verdict
 from jaxsafety.rundir import progress, signals
 from jaxsafety.study.checkpoints import features, rows, stream
 from jaxsafety.study.checkpoints.batches import bucketed
@@ -166,11 +167,11 @@ def _groups(model: Looked) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def _verdict_rows(model: Looked) -> pl.DataFrame:
     frames = [rows.frame({}, labels=model.labels)]
-    for label in model.encoded.labels if model.complied is not None else ():
-        own, where = model.complied[model.encoded.of(label)], model.labels | {"condition": label}
-        rates = {("verdicts", "complied"): own, ("verdicts", "refused"): ~own}
-        frames.append(rows.means(rates, labels=where))
-        frames.append(rows.frame({("verdicts", "n_successful"): own.sum()}, labels=where))
+    for label in model.encoded.labels if model.verdicts is not None else ():
+        own, where = np.array(model.verdicts)[model.encoded.of(label)], model.labels | {"condition": label}
+        rates = {("verdicts", verdict): own == verdict for verdict in get_args(Verdict)}
+        frames.append(rows.shares(rates, labels=where))
+        frames.append(rows.frame({("verdicts", "n_successful"): (own == "complied").sum()}, labels=where))
     return pl.concat(frames)
 
 

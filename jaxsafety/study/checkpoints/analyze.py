@@ -1,14 +1,15 @@
 """The analyses of a study of checkpoints: each of every model of every seed, in pieces that are kept."""
 
+import hashlib
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from jaxsafety.formats import hf, prompts
+from jaxsafety.formats import hf
 from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.rundir import results
+from jaxsafety.rundir import atomic, results
 from jaxsafety.rundir.layout import ANALYSIS_FILE, RESULT_FILES
 from jaxsafety.study.checkpoints import evaluate, inputs, rows
 from jaxsafety.study.checkpoints.batches import Encoded
@@ -16,6 +17,9 @@ from jaxsafety.study.checkpoints.evaluate import is_copied, is_shared
 from jaxsafety.study.checkpoints.opened import Looked
 from jaxsafety.study.evaluate import run_labels
 from jaxsafety.study.pipeline import Study
+
+# What the pieces of an analysis that goes by verdicts were measured by.
+_MARK = "verdicts.sha256"
 
 
 def write(study: Study) -> None:
@@ -82,6 +86,15 @@ def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | No
     )  # fmt: skip
     if asked is None or not study.recipe.evaluate.answers:
         return replace(found, encoded=asked)
-    written = evaluate.ids(study, lane, seed, asked, reader=reader)
-    complied = np.array([prompts.verdict(reader.text(ids)) == "complied" for ids in written])
-    return replace(found, encoded=asked, answers=written, complied=complied)
+    given = evaluate.judged(study, lane, seed, asked, reader=reader)
+    _keep_measured_by(given.verdicts, found.folder)
+    return replace(found, encoded=asked, answers=given.ids, verdicts=tuple(given.verdicts))
+
+
+def _keep_measured_by(verdicts: Sequence[str], folder: Path) -> None:
+    """Removes pieces that were measured by other verdicts, such as those of another judge."""
+    mark, own = folder / _MARK, hashlib.sha256(" ".join(verdicts).encode()).hexdigest()
+    if not mark.exists() or mark.read_text() != own:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        atomic.atomic_write(mark, own)

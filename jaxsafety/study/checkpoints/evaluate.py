@@ -1,23 +1,29 @@
 """What the models of a study of checkpoints answer to its prompts, and their learning curves, as tidy rows."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from jaxsafety.claims.agreement import cohen_kappa
+from jaxsafety.claims.intervals import share_interval
 from jaxsafety.engine import legs
-from jaxsafety.formats import hf, hf_generation, prompts
+from jaxsafety.formats import hf, hf_generation, rule_judge
 from jaxsafety.formats.hf_tokenizer import Tokenizer
+from jaxsafety.formats.rule_judge import Verdict
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Given
 from jaxsafety.rundir import atomic, results
 from jaxsafety.rundir.layout import RESULT_FILES
-from jaxsafety.study.checkpoints import answers, inputs
+from jaxsafety.study.checkpoints import answers, inputs, judges
 from jaxsafety.study.checkpoints.batches import Encoded, bucketed
+from jaxsafety.study.checkpoints.judges import Answer
 from jaxsafety.study.evaluate import run_labels
 from jaxsafety.study.pipeline import Study
+from jaxsafety.subjects.checkpoint import RULE
 
 # Of every label, the prompts whose answers a report shows.
 _EXAMPLES = 2
@@ -34,22 +40,66 @@ def write(study: Study) -> None:
     folder, shared = study.directory / "results", run_labels(study)
     curves, shown, table = (folder / name for name in RESULT_FILES)
     given = list(_answered(study))
+    _check_joined(study, given)
     results.write_results(curves, results.rows_to_frame(shared | row for row in _curve_rows(study)))
     atomic.atomic_write(shown, json.dumps(list(_shown(study, given)), ensure_ascii=False, indent=1))
     results.write_results(table, results.rows_to_frame(shared | row for row in _verdict_rows(study, given)))
 
 
-def _answered(study: Study) -> Iterator[tuple[Lane, int, Encoded, list[str]]]:
-    """Every model with the prompts and its answers in words, of every seed; of one that all seeds share the first."""
+@dataclass(frozen=True)
+class Judged:
+    """What a model of one seed answered, as ids and in words, and the verdicts of the judge that decides."""
+
+    lane: Lane
+    seed: int
+    asked: Encoded
+    ids: list[list[int]]
+    answers: list[Answer]
+    verdicts: list[Verdict]
+
+
+def _answered(study: Study) -> Iterator[Judged]:
+    """Every model with its answers, of every seed; of one that all seeds share the first."""
     if not study.recipe.evaluate.answers:
         return
     reader, asked = inputs.tokenizer(study), inputs.asked(study, models=inputs.given(study))
     for lane in study.recipe.lanes:
         for seed in study.recipe.seeds[: 1 if is_shared(lane) else None]:
-            texts = [reader.text(own) for own in ids(study, lane, seed, asked, reader=reader)]
-            told = prompts.answers_to_jsonl(asked.prompts, {"answer": texts})
-            atomic.atomic_write(_answers_file(study, lane, seed).with_suffix(".jsonl"), told)
-            yield lane, seed, asked, texts
+            yield judged(study, lane, seed, asked, reader=reader)
+
+
+def judged(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenizer) -> Judged:
+    """Returns the answers of a model with their verdicts, and keeps them as lines of JSON, also for another judge.
+
+    Raises:
+        ValueError: as :func:`ids`, or a judge that fails or has no verdict on some answer, which then are there.
+        Stopped: a signal has asked to stop; the answers before are kept.
+    """
+    seed = study.recipe.seeds[0] if is_shared(lane) else seed
+    written, first = ids(study, lane, seed, asked, reader=reader), judges.of(study.recipe.subject.options)[0]
+    stop = _ends(hf.open_checkpoint(study.model(lane, seed)), reader)
+    found = []
+    for place, (prompt, own) in enumerate(zip(asked.prompts, written, strict=True)):
+        text, is_cut = reader.text(own), len(own) >= study.recipe.evaluate.answers and own[-1] not in stop
+        found.append(Answer(judges.answer_id(lane.name, seed, place, text), prompt, text, is_cut))
+    file = _answers_file(study, lane, seed).with_suffix(".jsonl")
+    if not file.exists():
+        atomic.atomic_write(file, _lines([one.row() for one in found]))
+    verdicts = judges.decided(first, found)
+    told = (_told(one, verdict, first) for one, verdict in zip(found, verdicts, strict=True))
+    atomic.atomic_write(file, _lines(told))
+    return Judged(lane, seed, asked, written, found, verdicts)
+
+
+def _told(answer: Answer, verdict: Verdict, judge: str) -> dict[str, Any]:
+    """An answer with its verdict, and of the built-in rule's other why."""
+    why = rule_judge.reason(answer.text, prompt=answer.asked, is_cut=answer.is_cut)
+    is_told = judge == RULE and verdict == "other"
+    return answer.row(verdict=verdict, **({"reason": why} if is_told else {}))
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenizer) -> list[list[int]]:
@@ -63,13 +113,18 @@ def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenize
     """
     about, seed = study.recipe.subject.options, study.recipe.seeds[0] if is_shared(lane) else seed
     own = hf.open_checkpoint(study.model(lane, seed))
-    ends = dict.fromkeys((*hf_generation.read_generation(own.directory).stop, reader.eos))
     return answers.write(
         own, bucketed(asked.ids, batch_tokens=about.batch_tokens),
         _answers_file(study, lane, seed),
-        max_new=study.recipe.evaluate.answers, stop=tuple(end for end in ends if end is not None),
+        max_new=study.recipe.evaluate.answers, stop=_ends(own, reader),
         compute_dtype=about.dtype, label=f"answers of {lane.name} seed {seed}",
     )  # fmt: skip
+
+
+def _ends(own: hf.Checkpoint, reader: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end a model's answers."""
+    ends = dict.fromkeys((*hf_generation.read_generation(own.directory).stop, reader.eos))
+    return tuple(end for end in ends if end is not None)
 
 
 def _answers_file(study: Study, lane: Lane, seed: int) -> Path:
@@ -90,28 +145,58 @@ def is_copied(study: Study, lane: Lane) -> bool:
     return several and lane.parent is None and is_shared(lane)
 
 
-def _verdict_rows(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> Iterator[dict[str, Any]]:
-    for lane, first, asked, texts in given:
-        verdicts = np.array([prompts.verdict(text) for text in texts])
-        for seed in study.recipe.seeds if is_copied(study, lane) else (first,):
-            for label in asked.labels:
-                for metric in get_args(prompts.Verdict):
-                    value = float((verdicts[asked.of(label)] == metric).mean())
-                    labels = {"method": lane.label, "lr_name": lane.point, "lr": lane.lr, "seed": seed}
-                    where = {"step": lane.steps, "condition": label, "metric": metric, "value": value}
-                    yield {"stage": "evaluate"} | labels | where
+def _verdict_rows(study: Study, given: list[Judged]) -> Iterator[dict[str, Any]]:
+    for one in given:
+        verdicts = np.array(one.verdicts)
+        values = {
+            (label, metric): share_interval(int((verdicts[one.asked.of(label)] == metric).sum()), count)
+            for label in one.asked.labels if (count := int(one.asked.of(label).sum()))
+            for metric in get_args(Verdict)
+        }  # fmt: skip
+        bounds = ("", "_low", "_high", "_n")
+        told = {
+            (label, metric + bound): number
+            for (label, metric), interval in values.items()
+            for bound, number in zip(bounds, interval, strict=True)
+        } | {("", name): value for name, value in _agreement(study, one).items()}
+        for seed in study.recipe.seeds if is_copied(study, one.lane) else (one.seed,):
+            lane = {"method": one.lane.label, "lr_name": one.lane.point, "lr": one.lane.lr, "seed": seed}
+            for (label, metric), value in told.items():
+                where = {"step": one.lane.steps, "condition": label, "metric": metric, "value": value}
+                yield {"stage": "evaluate"} | lane | where
 
 
-def _shown(study: Study, given: list[tuple[Lane, int, Encoded, list[str]]]) -> Iterator[dict[str, Any]]:
+def _check_joined(study: Study, given: list[Judged]) -> None:
+    for judge in judges.of(study.recipe.subject.options)[1:] if given else ():
+        if not any(verdict for one in given for verdict in judges.verdicts(judge, one.answers)):
+            like = given[0].answers[0].id
+            raise ValueError(f"{judge} has no verdict on any answer: expected ids such as {like}")
+
+
+def _agreement(study: Study, given: Judged) -> dict[str, float | None]:
+    """How far every further judge agrees with the one that decides, on the answers that it has a verdict on."""
+    found: dict[str, float | None] = {}
+    for judge in judges.of(study.recipe.subject.options)[1:]:
+        other = judges.verdicts(judge, given.answers)
+        pairs = [pair for pair in zip(given.verdicts, other, strict=True) if pair[1] is not None]
+        if not pairs:
+            continue
+        found[f"agreement:{judge}"] = sum(one == two for one, two in pairs) / len(pairs)
+        found[f"kappa:{judge}"] = cohen_kappa(*map(list, zip(*pairs, strict=True)))
+        found[f"judged:{judge}"] = len(pairs)
+    return found
+
+
+def _shown(study: Study, given: list[Judged]) -> Iterator[dict[str, Any]]:
     """The first prompts of every label, with the answers of the models of the first seed."""
-    first = [own for own in given if own[1] == study.recipe.seeds[0]]
-    asked = first[0][2] if first else None
+    first = [own for own in given if own.seed == study.recipe.seeds[0]]
+    asked = first[0].asked if first else None
     for label in asked.labels if asked else ():
         for place in np.flatnonzero(asked.of(label))[:_EXAMPLES]:
             told = [
-                {"model": " ".join(filter(None, (lane.label, lane.point))), "answer": texts[place],
-                 "verdict": prompts.verdict(texts[place])}
-                for lane, _, _, texts in first
+                {"model": " ".join(filter(None, (one.lane.label, one.lane.point))),
+                 "answer": one.answers[place].text, "verdict": one.verdicts[place]}
+                for one in first
             ]  # fmt: skip
             prompt = "\n".join(turn.content for turn in asked.prompts[place].messages)
             yield {"condition": label, "prompt": prompt, "answers": told}

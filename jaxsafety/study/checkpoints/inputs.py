@@ -23,7 +23,7 @@ from jaxsafety.models.lora import TARGETS
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Given, Training
 from jaxsafety.rundir import layout, manifest_file, opening, progress
-from jaxsafety.study.checkpoints import answers, batches, examples, opened
+from jaxsafety.study.checkpoints import answers, batches, examples, judges, opened
 from jaxsafety.study.checkpoints.batches import Encoded
 from jaxsafety.study.checkpoints.examples import Example
 from jaxsafety.study.pipeline import Study
@@ -66,6 +66,9 @@ def check(study: Study) -> None:
     for lane in trained:
         _check_training(lane.training, lane, about, first)
     _check_columns(study)
+    if about.judges is not None and not recipe.evaluate.answers:
+        raise ValueError(f"judges: got {', '.join(about.judges)}, and there are no answers: expected evaluate.answers")
+    judges.check(judges.of(about))
 
 
 def _check_columns(study: Study) -> None:

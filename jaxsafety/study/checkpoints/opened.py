@@ -12,6 +12,7 @@ from jaxtyping import Bool
 
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.rule_judge import Verdict
 from jaxsafety.study.checkpoints.batches import Encoded
 from jaxsafety.subjects.checkpoint import Config
 
@@ -34,7 +35,7 @@ class Looked:
         about: the study's subject.
         encoded: the prompts, None without any.
         answers: token ids of what it answered to each; None where it was not asked.
-        complied: ``[n]``, whether the answer complies.
+        verdicts: of each answer what the judge says.
     """
 
     name: str
@@ -45,7 +46,12 @@ class Looked:
     about: Config
     encoded: Encoded | None = None
     answers: list[list[int]] | None = None
-    complied: Bool[np.ndarray, " n"] | None = None
+    verdicts: tuple[Verdict, ...] | None = None
+
+    @property
+    def complied(self) -> Bool[np.ndarray, " n"] | None:
+        """Whether the answers comply."""
+        return None if self.verdicts is None else np.array(self.verdicts) == "complied"
 
 
 def check_alike(one: hf.Checkpoint, other: hf.Checkpoint) -> None:

@@ -1,7 +1,7 @@
 """Rows of the analyses of checkpoints: those of the synthetic study, of one model and one seed.
 
 Where a value is a mean over prompts, or compares two means of them, ``METRIC_low`` and ``METRIC_high`` are its 95 %
-Student-t interval over them, and ``METRIC_n`` their number.
+Student-t interval over them, of a share of verdicts the exact one, and ``METRIC_n`` their number.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxsafety.claims.intervals import Interval, student_interval
+from jaxsafety.claims.intervals import Interval, share_interval, student_interval
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.rundir import results
 
@@ -42,6 +42,15 @@ def means(values: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, 
     What is not finite is left out of the mean and of the number. For ``labels`` see :func:`frame`.
     """
     intervals = {key: student_interval(np.asarray(given, float).tolist()) for key, given in values.items()}
+    return _with_intervals(intervals, labels=labels)
+
+
+def shares(cases: Mapping[tuple[str, str], np.ndarray], *, labels: Mapping[str, Any]) -> pl.DataFrame:
+    """Returns rows of the shares of prompts ``[prompts]`` that are true, each with its exact interval and number.
+
+    For ``labels`` see :func:`frame`.
+    """
+    intervals = {key: share_interval(int(np.sum(own)), len(own)) for key, own in cases.items()}
     return _with_intervals(intervals, labels=labels)
 
 

@@ -38,7 +38,11 @@ def answered(looked, encoded):
     """Returns a model with prompts and what stands for its answers: some of them comply."""
     drawn = np.random.default_rng(0)
     answers = [drawn.integers(5, VOCABULARY, length).tolist() for length in drawn.integers(0, 5, len(encoded.ids))]
-    more = {"encoded": encoded, "answers": answers, "complied": np.arange(len(answers)) % 3 == 0}
+    more = {
+        "encoded": encoded,
+        "answers": answers,
+        "verdicts": tuple(("complied", "refused", "other")[i % 3] for i in range(len(answers))),
+    }
     return lambda folder, **options: looked(folder, **more | options)
 
 
@@ -139,7 +143,7 @@ def test_verdicts_count_the_answers(measured, answered, encoded, tmp_path):
             rates = picked(frame, analysis="verdicts", condition=label)
             own = dict(rates.select("metric", "value").rows())
             assert own["complied"] == pytest.approx(complied[encoded.of(label)].mean())
-            assert own["complied"] + own["refused"] == pytest.approx(1)
+            assert own["complied"] + own["refused"] + own["other"] == pytest.approx(1)
             assert own["n_successful"] == round(10 * own["complied"]) and own["complied_n"] == 10
 
 

@@ -129,7 +129,7 @@ def test_examples_show_the_answers_of_all_models(whole):
     models = ["pretrained", "sft", "half", "attacked lr=0.001", "attacked lr=0.01"]
     assert all([one["model"] for one in row["answers"]] == models for row in shown)
     told = {(bool(one["answer"].strip()), one["verdict"]) for row in shown for one in row["answers"]}
-    assert told <= {(True, "complied"), (True, "refused"), (False, "other")}
+    assert told <= {(True, "complied"), (True, "refused"), (True, "other"), (False, "other")}
 
 
 def test_analyses_have_rows_of_every_seed(whole):
