@@ -26,6 +26,7 @@ def _fields(module: str, record: str, names: str, place: str, *, prefix: str = "
     return [Option(prefix + name, f"jaxsafety.{module}", record, name, where, instead) for name, where in named]
 
 
+_IGNORED = _fields("subjects.checkpoint", "Config", "ignore_config", "subject")
 _READS = _fields("subjects.checkpoint", "Config", "columns template special_tokens max_tokens dtype", "subject")
 OPTIONS = {
     "tune": [
@@ -36,15 +37,20 @@ OPTIONS = {
                  prefix="lora_", instead="ADAPTER"),
         *_READS,
         *_fields("subjects.checkpoint", "Config", "recompute store", "subject"),
+        *_IGNORED,
     ],
-    "weights": _fields("study.checkpoints.weights", "Config", "attention energy method rank", "analyses.weights"),
+    "weights": [
+        *_fields("study.checkpoints.weights", "Config", "attention energy method rank", "analyses.weights"),
+        *_IGNORED,
+    ],
     "activations": [
         *_fields("study.checkpoints.activations", "Config", "directions", "analyses.activations"),
         *_fields("recipe.schema", "EvaluateConfig", "answers", "evaluate"),
         *_READS,
         *_fields("subjects.checkpoint", "Config", "batch_tokens", "subject"),
+        *_IGNORED,
     ],
-    "merge": _fields("subjects.checkpoint", "Config", "store", "subject"),
+    "merge": [*_fields("subjects.checkpoint", "Config", "store", "subject"), *_IGNORED],
 }  # fmt: skip
 
 

@@ -36,14 +36,18 @@ ShardingRule = Callable[[str, tuple[int, ...]], Sharding]
 
 @checked
 def load(
-    directory: Path, *, dtype: ParamsDtype, shardings: ShardingRule | Params | None = None
+    directory: Path,
+    *,
+    dtype: ParamsDtype,
+    shardings: ShardingRule | Params | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> tuple[LlamaConfig, Params]:
     """Loads a model of type llama, mistral or qwen2 from safetensors, after checking that its files hold it exactly.
 
     Host memory peaks at the model in ``dtype``, whatever type it is stored in, where it stays on the host, and at its
     largest leaf where it goes to accelerators. ``shardings`` says where each leaf goes: a tree of shardings, or a rule
     from its path and shape, such as :func:`jaxsafety.engine.sharding.fsdp`; None is the default device. Each process
-    reads what its devices hold.
+    reads what its devices hold. For ``ignored`` see :func:`read_config`.
 
     Returns:
         The model's configuration and parameters: matrices ``[in, out]``, below ``blocks`` with a leading ``l``.
@@ -53,7 +57,7 @@ def load(
         ValueError: the checkpoint is not one that :func:`open_checkpoint` opens, holds values that are not finite, or
             ``shardings`` has other paths than the model.
     """
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, ignored=ignored)
     shapes = leaf_shapes(checkpoint.config)
     placed = _placements(shapes, shardings)
     check_tied(checkpoint)

@@ -4,11 +4,12 @@ What is not in these tables is refused: an attribute that nobody knows may chang
 """
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxsafety.config.names import nearest
+from jaxsafety.config.names import closest
 
 # What a model type takes for an attribute that its config.json leaves out, as in transformers.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -39,19 +40,24 @@ _READ = {
 }
 _WITHOUT_EFFECT = {
     # records of where the file comes from
-    *("_name_or_path", "transformers_version", "tokenizer_class", "finetuning_task", "is_llama_config"),
-    *("unsloth_version", "unsloth_fixed"),
+    *("_name_or_path", "_model_name_or_path", "_commit_hash", "transformers_version", "tokenizer_class"),
+    *("finetuning_task", "is_llama_config", "unsloth_version", "unsloth_fixed"),
+    # how another program runs the model
+    "transformers.js_config",
     # the type that weights are stored in, which the files themselves tell
     *("dtype", "torch_dtype", "use_bfloat16"),
     # training
-    *("initializer_range", "attention_dropout", "problem_type", "id2label", "label2id", "task_specific_params"),
+    *("initializer_range", "attention_dropout", "embd_pdrop", "resid_pdrop", "gradient_checkpointing"),
+    *("problem_type", "id2label", "label2id", "num_labels", "task_specific_params"),
     # how transformers runs the model and what it returns
     *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_scores", "torchscript"),
     *("return_dict_in_generate", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation"),
+    *("_attn_implementation_internal", "_experts_implementation", "_output_attentions", "cache_implementation"),
     *("tf_legacy_loss", "is_decoder", "remove_invalid_values", "prefix", "max_sequence_length"),
     # generation
     *TOKEN_IDS,
-    *("sep_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
+    *("unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
     *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "suppress_tokens"),
@@ -75,22 +81,39 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def check(file: Path, raw: Mapping[str, Any]) -> None:
+def check(file: Path, raw: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
     """Checks that nothing in the configuration ``raw`` of ``file`` asks for what the model here does not do.
 
+    ``ignored`` are names that somebody says not to matter: unknown ones, and that of code beside the checkpoint.
+
     Raises:
-        ValueError: an attribute is unknown, or known and neither read nor neutral.
+        ValueError: attributes are unknown and not ignored; one is known and neither read nor neutral; or one that is
+            known is to be ignored.
     """
-    for name, value in raw.items():
-        if value is None or name in _READ or name in _WITHOUT_EFFECT:
-            continue
-        if name not in _NEUTRAL:
-            hint = nearest(name, [*_READ, *_NEUTRAL])
-            raise ValueError(f"{file}: unknown attribute {name} ({value!r}), which may change the model{hint}")
+    known = {*_READ, *_NEUTRAL} - {"auto_map"}
+    if lost := sorted(known & set(ignored)):
+        raise ValueError(f"ignore_config: got {lost[0]}, which says what the model computes: expected names of others")
+    given = {name: value for name, value in raw.items() if value is not None and name not in ignored}
+    unknown = [name for name in given if name not in _READ | _WITHOUT_EFFECT | _NEUTRAL.keys()]
+    if unknown:
+        raise ValueError(f"{file}: {_told(unknown, raw)}")
+    for name in given.keys() & _NEUTRAL.keys():
         values, reason = _NEUTRAL[name]
-        if value not in values:
+        if (value := given[name]) not in values:
             expected = " or ".join(repr(neutral) for neutral in values) or "null"
             raise ValueError(f"{file}: {name} is {value!r}, expected {expected}: {reason}")
+
+
+def _told(unknown: list[str], raw: Mapping[str, Any]) -> str:
+    """What is said of unknown attributes: all of them, how their values begin, and what they may be meant for."""
+    named = ", ".join(f"{name} ({reprlib.repr(raw[name])})" for name in unknown)
+    hints = [close for name in unknown if (close := closest(name, [*_READ, *_NEUTRAL]))]
+    which = "attribute" if len(unknown) == 1 else "attributes"
+    meant = f"; did you mean {' and '.join(map(repr, dict.fromkeys(hints)))}?" if hints else ""
+    return (
+        f"unknown {which} {named}, which may change the model: expected none, or ignore_config {','.join(unknown)} "
+        f"where that does not matter{meant}"
+    )
 
 
 def read_object(file: Path, *, what: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +33,15 @@ class Checkpoint:
     """A checkpoint whose tensors all fit its configuration.
 
     ``tensors`` are where they lie, by our path and layer (None outside the layers). ``tied_head`` is the output head of
-    a model whose head is its embeddings, if the files hold it a second time.
+    a model whose head is its embeddings, if the files hold it a second time. ``ignored`` are attributes of its
+    ``config.json`` that were passed over.
     """
 
     directory: Path
     config: LlamaConfig
     tensors: Mapping[tuple[str, int | None], Tensor]
     tied_head: Tensor | None = None
+    ignored: tuple[str, ...] = ()
 
     def matrix(self, layer: int, name: str, *, dtype: ParamsDtype = "float32") -> Float[np.ndarray, "m n"]:
         """Returns one matrix ``[in, out]`` of one layer, from 0, read from the disk now.
@@ -83,15 +85,17 @@ class Checkpoint:
         return target
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, *, ignored: Collection[str] = ()) -> Checkpoint:
     """Opens a Hugging Face checkpoint in one or several safetensors files and checks all of it but the values.
+
+    For ``ignored`` see :func:`~jaxsafety.formats.hf_config.read_config`.
 
     Raises:
         FileNotFoundError: the directory, its ``config.json``, its weights or a file that its index names is missing.
         ValueError: a configuration that is not followed here; weights in another format; a file that is cut off; or a
             tensor that is missing, extra, there twice, misshapen or of another type. Both sides are named.
     """
-    config = read_config(directory)
+    config = read_config(directory, ignored=ignored)
     found = find_tensors(directory)
     expected = {slot.name: slot for slot in names.slots(config)}
     tied = found.pop(names.HEAD, None) if config.tied else None
@@ -109,7 +113,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             known = ", ".join(safetensors_file.DTYPES)
             raise ValueError(f"{tensor.name} is stored as {tensor.code} in {tensor.file}, expected one of {known}")
     tensors = {(slot.path, slot.layer): found[name] for name, slot in expected.items()}
-    return Checkpoint(directory, config, tensors, tied)
+    return Checkpoint(directory, config, tensors, tied, tuple(ignored))
 
 
 def check_tied(checkpoint: Checkpoint) -> None:

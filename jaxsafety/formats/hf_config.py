@@ -5,7 +5,7 @@ here does not follow is refused by name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,10 @@ _OURS = ("unroll", "recompute", "compute_dtype", "stored_dtype")
 _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
-def read_config(directory: Path) -> LlamaConfig:
+def read_config(directory: Path, *, ignored: Collection[str] = ()) -> LlamaConfig:
     """Returns the model that a Hugging Face checkpoint of type llama, mistral or qwen2 describes.
 
+    ``ignored`` are attributes that it may have though nobody here knows them, as they do not matter.
     What the file does not know, ``unroll``, ``recompute``, ``compute_dtype`` and ``stored_dtype``, has its default.
 
     Raises:
@@ -33,7 +34,7 @@ def read_config(directory: Path) -> LlamaConfig:
     """
     file, raw = directory / CONFIG_FILE, _read(directory)
     kind = _model_type(file, raw)
-    attributes.check(file, raw)
+    attributes.check(file, raw, ignored=ignored)
     _check_architectures(file, raw)
     raw = attributes.DEFAULTS[kind] | raw
     sizes = {ours: attributes.integer(file, raw, theirs) for ours, theirs in attributes.SIZES.items()}
@@ -55,11 +56,13 @@ def read_config(directory: Path) -> LlamaConfig:
     )
 
 
-def config_text(config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None = None) -> str:
+def config_text(
+    config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None = None, ignored: Collection[str] = ()
+) -> str:
     """Returns the ``config.json`` of a model whose weights are stored in ``dtype``.
 
     ``source`` is a checkpoint directory that the model goes back to: where it describes the same model, all of its
-    attributes are kept, else only the ids of its special tokens.
+    attributes are kept, else only the ids of its special tokens; for ``ignored`` see :func:`read_config`.
 
     Raises:
         FileNotFoundError: ``source`` has no ``config.json``.
@@ -67,7 +70,7 @@ def config_text(config: LlamaConfig, *, dtype: ParamsDtype, source: Path | None 
     """
     own = replace(config, **{name: getattr(LlamaConfig, name) for name in _OURS})
     raw = {} if source is None else _read(source)
-    if source is None or read_config(source) != own:
+    if source is None or read_config(source, ignored=ignored) != own:
         raw = _describe(config) | {name: raw.get(name) for name in attributes.TOKEN_IDS}
     raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")} | {"torch_dtype": dtype}
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"

@@ -76,6 +76,7 @@ def write_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     source: Path | None = None,
     tokenizer: Path | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> None:
     """Writes a checkpoint directory from tensors that are made one at a time.
 
@@ -94,7 +95,8 @@ def write_checkpoint(
         raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not an empty directory: choose another one to write to")
-    text, beside = config_text(config, dtype=dtype, source=source), companions(source, tokenizer=tokenizer)
+    text = config_text(config, dtype=dtype, source=source, ignored=ignored)
+    beside = companions(source, tokenizer=tokenizer)
     try:
         with _unfinished(directory) as scratch:
             atomic.atomic_write(scratch / CONFIG_FILE, text)

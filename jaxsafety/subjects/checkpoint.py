@@ -56,6 +56,8 @@ class Config:
             for the backward pass, about half of their memory and its traffic.
         store: type that models are written in; None is that of the checkpoint.
         recompute: whether layers are run again for their gradients, which takes less memory.
+        ignore_config: attributes of a ``config.json`` that are passed over though nobody here knows them, as they do
+            not matter; none that the model goes by.
         batch_tokens: places of a batch of prompts, padding included, that a model reads or answers.
     """
 
@@ -72,6 +74,7 @@ class Config:
     stored_dtype: ComputeDtype = "float32"
     store: Literal["float32", "float16", "bfloat16"] | None = None
     recompute: bool = True
+    ignore_config: tuple[str, ...] = ()
     batch_tokens: int = static(4096, at_least=1)
 
     def __post_init__(self):

@@ -296,6 +296,21 @@ def test_a_merge_is_a_checkpoint_that_can_be_analysed(checkpoints, main, tmp_pat
     assert "models.merged.alpha is 1.5 there and 2.0 here" in capsys.readouterr().err
 
 
+def test_attributes_that_do_not_matter_are_passed_over_and_that_is_on_record(checkpoints, main, tmp_path, capsys):
+    places = [shutil.copytree(one, tmp_path / one.name) for one in checkpoints]
+    for place in places:
+        config = json.loads((place / "config.json").read_text()) | {"made_up": 1, "another.one": {"a": 2}}
+        (place / "config.json").write_text(json.dumps(config))
+    words = ["analyze", "merge", *places, "--alpha", "1.5", "--out", tmp_path / "run"]
+    assert main(*words) == 2
+    assert "made_up (1), another.one ({'a': 2})" in capsys.readouterr().err
+    assert main(*words, "--ignore_config", "made_up,another.one") == 0
+    recorded = yaml12.load((tmp_path / "run" / "config.yaml").read_text())
+    assert recorded["subject"]["ignore_config"] == ["made_up", "another.one"]
+    model = tmp_path / "run" / "models" / "merged" / "seed_0"
+    assert json.loads((model / "config.json").read_text()).items() >= {"made_up": 1, "another.one": {"a": 2}}.items()
+
+
 EDITS = {
     "whole": (["--alpha", "1.5"], [("merged", "tuned", "scaled")]),
     "part": (["--alpha", "2", "--part", "mlp"], [("merged", "tuned", "scaled")]),

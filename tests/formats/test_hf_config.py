@@ -142,6 +142,38 @@ def test_attributes_without_effect_on_logits(read):
     assert read(LLAMA | raw | neutral, never_heard_of=None) == EXPECTED
 
 
+UNKNOWN = {"made_up": 0.5, "rope_thetas": 1.0, "js": {"text": "long" * 99}}
+
+
+def test_all_that_is_unknown_is_named_at_once(read):
+    told = r"unknown attributes made_up \(0.5\), rope_thetas \(1.0\), js \(\{'text': '[^)]{,40}\}\), which may change"
+    with pytest.raises(ValueError, match=told + ".* ignore_config made_up,rope_thetas,js .* did you mean 'rope_theta'"):
+        read(LLAMA | UNKNOWN)
+
+
+def test_what_is_said_not_to_matter_is_passed_over_and_kept(tmp_path, read):
+    with pytest.raises(ValueError, match="unknown attribute"):
+        read(LLAMA | UNKNOWN)
+    assert hf.read_config(tmp_path, ignored=tuple(UNKNOWN)) == EXPECTED
+    with pytest.raises(ValueError, match="unknown attribute js"):
+        hf.read_config(tmp_path, ignored=("made_up", "rope_thetas", "another"))
+    text = hf_config.config_text(EXPECTED, dtype="float32", source=tmp_path, ignored=tuple(UNKNOWN))
+    assert json.loads(text).items() >= UNKNOWN.items()
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "hidden_act", "head_dim", "quantization_config"])
+def test_what_the_model_goes_by_cannot_be_ignored(tmp_path, read, name):
+    read(LLAMA)
+    with pytest.raises(ValueError, match=f"ignore_config: got {name}, which says what the model computes"):
+        hf.read_config(tmp_path, ignored=("made_up", name))
+
+
+def test_code_beside_a_checkpoint_can_be_ignored(tmp_path, read):
+    with pytest.raises(ValueError, match=r"auto_map is .* code beside a checkpoint is never run"):
+        read(LLAMA, auto_map={"AutoConfig": "own.Config"})
+    assert hf.read_config(tmp_path, ignored=("auto_map",)) == EXPECTED
+
+
 REFUSED = {
     "hidden_act is 'gelu', expected 'silu' or 'swish': the MLP here is SwiGLU": {"hidden_act": "gelu"},
     "pretraining_tp is 2, expected 1": {"pretraining_tp": 2},

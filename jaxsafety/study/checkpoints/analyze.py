@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jaxsafety.formats import hf
 from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.rundir import atomic, results
 from jaxsafety.rundir.layout import ANALYSIS_FILE, RESULT_FILES
-from jaxsafety.study.checkpoints import evaluate, inputs, rows
+from jaxsafety.study.checkpoints import evaluate, inputs, opened, rows
 from jaxsafety.study.checkpoints.batches import Encoded
 from jaxsafety.study.checkpoints.evaluate import is_copied, is_shared
 from jaxsafety.study.checkpoints.opened import Looked
@@ -77,9 +76,9 @@ def _pieces(study: Study) -> list[Path]:
 
 def _looked(study: Study, label: str, lane: Lane, seed: int, asked: Encoded | None, reader: Tokenizer | None) -> Looked:
     """What an analysis is given of one model."""
-    base, about, own = _base(study, lane), study.recipe.subject.options, hf.open_checkpoint(study.model(lane, seed))
+    base, about, own = _base(study, lane), study.recipe.subject.options, opened.of_lane(study, lane, seed)
     found = Looked(
-        f"{lane.name} seed {seed}", own, base and hf.open_checkpoint(study.model(base, seed)),
+        f"{lane.name} seed {seed}", own, base and opened.of_lane(study, base, seed),
         study.directory / "results" / "analyze" / label / lane.name / f"seed_{seed}",
         run_labels(study) | {"method": lane.label, "lr_name": lane.point, "lr": lane.lr, "seed": seed,
                              "step": lane.steps}, about,

@@ -83,7 +83,7 @@ def _writer(
     check_room(checkpoint, config.compute_dtype)
     # Before the model is loaded: what each needs includes its place.
     programs_ = {shape: _program(config, shape, max_new, stop) for shape in shapes}
-    _, params = hf.load(checkpoint.directory, dtype=config.compute_dtype)
+    _, params = hf.load(checkpoint.directory, dtype=config.compute_dtype, ignored=checkpoint.ignored)
     return lambda batch: np.asarray(programs_[batch.tokens.shape](params, batch.tokens, batch.mask))
 
 

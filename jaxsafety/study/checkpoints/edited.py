@@ -61,7 +61,9 @@ def write(
             return found
 
         try:
-            hf.write_checkpoint(directory, read, config=target.config, dtype=dtype, source=target.directory)
+            hf.write_checkpoint(
+                directory, read, config=target.config, dtype=dtype, source=target.directory, ignored=target.ignored
+            )
         except ValueError:
             # The same call would fail again.
             shutil.rmtree(parts, ignore_errors=True)

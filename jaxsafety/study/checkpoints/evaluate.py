@@ -18,7 +18,7 @@ from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Given
 from jaxsafety.rundir import atomic, results
 from jaxsafety.rundir.layout import RESULT_FILES
-from jaxsafety.study.checkpoints import answers, inputs, judges
+from jaxsafety.study.checkpoints import answers, inputs, judges, opened
 from jaxsafety.study.checkpoints.batches import Encoded, bucketed
 from jaxsafety.study.checkpoints.judges import Answer
 from jaxsafety.study.evaluate import run_labels
@@ -77,7 +77,7 @@ def judged(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Token
     """
     seed = study.recipe.seeds[0] if is_shared(lane) else seed
     written, first = ids(study, lane, seed, asked, reader=reader), judges.of(study.recipe.subject.options)[0]
-    stop = _ends(hf.open_checkpoint(study.model(lane, seed)), reader)
+    stop = _ends(opened.of_lane(study, lane, seed), reader)
     found = []
     for place, (prompt, own) in enumerate(zip(asked.prompts, written, strict=True)):
         text, is_cut = reader.text(own), len(own) >= study.recipe.evaluate.answers and own[-1] not in stop
@@ -112,7 +112,7 @@ def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenize
         Stopped: a signal has asked to stop; the answers before are kept.
     """
     about, seed = study.recipe.subject.options, study.recipe.seeds[0] if is_shared(lane) else seed
-    own = hf.open_checkpoint(study.model(lane, seed))
+    own = opened.of_lane(study, lane, seed)
     return answers.write(
         own, bucketed(asked.ids, batch_tokens=about.batch_tokens),
         _answers_file(study, lane, seed),

@@ -34,5 +34,5 @@ def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, job: Job,
 
     hf.write_checkpoint(
         directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory,
-        tokenizer=job.about.tokenizer,
+        tokenizer=job.about.tokenizer, ignored=checkpoint.ignored,
     )  # fmt: skip

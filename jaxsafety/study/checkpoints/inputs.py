@@ -170,7 +170,7 @@ def given(study: Study) -> list[hf.Checkpoint]:
         if known in found:
             continue
         try:
-            found[known] = hf.open_checkpoint(place)
+            found[known] = hf.open_checkpoint(place, ignored=study.recipe.subject.options.ignore_config)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"models.{lane.label}: {error}") from error
     if twice := next((names for names in of.values() if len(names) > 1), None):

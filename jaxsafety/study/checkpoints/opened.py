@@ -13,7 +13,9 @@ from jaxtyping import Bool
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.rule_judge import Verdict
+from jaxsafety.recipe.lane import Lane
 from jaxsafety.study.checkpoints.batches import Encoded
+from jaxsafety.study.pipeline import Study
 from jaxsafety.subjects.checkpoint import Config
 
 # What a matrix of one has to have in common with that of the other; positions and window may differ.
@@ -52,6 +54,11 @@ class Looked:
     def complied(self) -> Bool[np.ndarray, " n"] | None:
         """Whether the answers comply."""
         return None if self.verdicts is None else np.array(self.verdicts) == "complied"
+
+
+def of_lane(study: Study, lane: Lane, seed: int) -> hf.Checkpoint:
+    """Opens one seed of a lane's model, see :func:`jaxsafety.formats.hf.open_checkpoint`."""
+    return hf.open_checkpoint(study.model(lane, seed), ignored=study.recipe.subject.options.ignore_config)
 
 
 def check_alike(one: hf.Checkpoint, other: hf.Checkpoint) -> None:

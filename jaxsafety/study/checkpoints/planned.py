@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 from jaxsafety.engine import memory
-from jaxsafety.formats import hf
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.models import Edited
-from jaxsafety.study.checkpoints import edited, job, places, train, tuned
+from jaxsafety.study.checkpoints import edited, job, opened, places, train, tuned
 from jaxsafety.study.checkpoints.tuned import Plan
 from jaxsafety.study.pipeline import Study
 
@@ -19,7 +18,7 @@ def lines(study: Study) -> Iterator[str]:
         ValueError: an example that cannot be read.
     """
     seed = study.recipe.seeds[0]
-    start = hf.open_checkpoint(study.model(study.recipe.lanes[0].root, seed))
+    start = opened.of_lane(study, study.recipe.lanes[0].root, seed)
     yield from _edits(study, start.config)
     for group in graph.groups(study.recipe.lanes):
         lane = group[0]

@@ -19,7 +19,7 @@ from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited
 from jaxsafety.rundir import progress, signals
-from jaxsafety.study.checkpoints import edited, examples, inputs, job, places, tuned
+from jaxsafety.study.checkpoints import edited, examples, inputs, job, opened, places, tuned
 from jaxsafety.study.checkpoints.examples import Encoded
 from jaxsafety.study.pipeline import Study
 
@@ -119,10 +119,10 @@ def _drop_empty(*places: Path, within: Path) -> None:
 def _make(
     study: Study, lane: Lane, seed: int, place: Path, state: Path, given: Callable[[Lane, LlamaConfig], Encoded]
 ) -> None:
-    start, name = hf.open_checkpoint(study.model(lane.parent, seed)), f"{lane.name} seed {seed}"
+    start, name = opened.of_lane(study, lane.parent, seed), f"{lane.name} seed {seed}"
     if isinstance(lane.how, Edited):
         trees = {"target": start}
-        trees |= {role: hf.open_checkpoint(study.model(other, seed)) for role, other in lane.others.items()}
+        trees |= {role: opened.of_lane(study, other, seed) for role, other in lane.others.items()}
         edited.write(
             trees, place, lane.how, dtype=stored(study, lane), parts=state / "parts", key=keys.root(seed),
             name=name,
@@ -130,7 +130,7 @@ def _make(
         return
     work = tuned.Work(name, study.leg(lane), state, place, stored(study, lane))
     other = lane.reference not in (None, lane.parent)
-    reference = hf.open_checkpoint(study.model(lane.reference, seed)) if other else start
+    reference = opened.of_lane(study, lane.reference, seed) if other else start
     own = job.of_lane(lane, study.about, seed)
     tuned.write(start, given(lane, start.config), work, own, places=places.local(), reference=reference)
 
@@ -143,7 +143,7 @@ def stored(study: Study, lane: Lane) -> hf.ParamsDtype:
     goes_on = any(isinstance(other.how, Edited) and other.parent is lane for other in study.recipe.lanes)
     if isinstance(lane.how, Edited) and goes_on:
         return "float32"
-    root = hf.open_checkpoint(study.model(lane.root, study.recipe.seeds[0]))
+    root = opened.of_lane(study, lane.root, study.recipe.seeds[0])
     return study.recipe.subject.options.store or root.tensors["embed", None].dtype.name
 
 

@@ -164,15 +164,19 @@ def _begin(start: hf.Checkpoint, shapes: _Shapes, work: Work, job: Job, places: 
     """The newest state there, or the first, with the weights that stay as they are."""
     if checkpoint.latest(work.state) is None:
         return _first(start, shapes, job, places)
-    params = {} if job.is_full else hf.load(start.directory, dtype=job.about.dtype, shardings=places.rule)[1]
+    params = {} if job.is_full else _weights(start, job.about.dtype, places)
     return checkpoint.load(work.state, shapes.state)[0], params
 
 
 def _first(start: hf.Checkpoint, shapes: _Shapes, job: Job, places: Places) -> tuple[TrainState, Params]:
     """The state before the first step from a checkpoint, with the weights that stay as they are."""
     dtype = "float32" if job.is_full else job.about.dtype
-    state, frozen = program.start(hf.load(start.directory, dtype=dtype, shardings=places.rule)[1], job)
+    state, frozen = program.start(_weights(start, dtype, places), job)
     return (state if places.mesh is None else jax.device_put(state, placing.of(shapes.state))), frozen
+
+
+def _weights(start: hf.Checkpoint, dtype: hf.ParamsDtype, places: Places) -> Params:
+    return hf.load(start.directory, dtype=dtype, shardings=places.rule, ignored=start.ignored)[1]
 
 
 @dataclass(frozen=True)
