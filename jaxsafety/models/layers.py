@@ -160,6 +160,23 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 @_lean
+def gelu_gated(gate: Float[Array, "rows f"], up: Float[Array, "rows f"]) -> Float[Array, "rows f"]:
+    """Returns ``gelu(gate) up`` with the GELU of :func:`gelu`, element by element, in the type of the gate.
+
+    References: Shazeer (2020), GLU Variants Improve Transformer, arXiv:2002.05202 (GEGLU).
+    """
+    return (gelu(_wide(gate)) * up).astype(gate.dtype)
+
+
+def softcap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """Returns ``cap tanh(x / cap)``, element by element, in (-cap, cap), or ``x`` without a cap.
+
+    References: Gemma Team (2024), Gemma 2, section 2, arXiv:2408.00118.
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+@_lean
 def silu_gated(gate: Float[Array, "rows f"], up: Float[Array, "rows f"]) -> Float[Array, "rows f"]:
     """Returns ``gate sigmoid(gate) up``, element by element, in the type of the gate.
 
@@ -202,8 +219,12 @@ def grouped_attention(
     values: Float[Array, "b u g k"],
     visible: Bool[Array, "#b t u"],
     dtype: ComputeDtype = "float32",
+    scalar: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "b t n k"]:
     """Returns ``softmax(q k^T / sqrt(k)) v`` over the visible places, ``n / g`` neighbouring queries to a key head.
+
+    ``scalar`` stands for k in the root if it is given, and scores have a soft ``cap``, see :func:`softcap`.
 
     No key or value is repeated: the queries are split into groups instead. ``visible`` are the places that a query
     attends to, from :func:`visibility`: at least one each. Types are those of :func:`causal_attention`.
@@ -212,9 +233,11 @@ def grouped_attention(
     """
     batch, tokens, heads, width = queries.shape
     # j: a query head's place within its group
-    split = (_wide(queries) / math.sqrt(width)).reshape(batch, tokens, keys.shape[2], -1, width)
+    split = (_wide(queries) / math.sqrt(width if scalar is None else scalar)).reshape(
+        batch, tokens, keys.shape[2], -1, width
+    )
     scores = product("btgjk,bugk->bgjtu", split, keys, dtype=dtype)
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    scores = jnp.where(visible[:, None, None], softcap(scores, cap), -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     unnormalised = jnp.exp(scores - peak)
     total = einsum("bgjtu->btgj")(unnormalised)

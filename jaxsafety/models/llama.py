@@ -1,8 +1,9 @@
-"""Llama-family decoders (Llama 2 and 3, Mistral, Qwen2) as pure functions of a nested dict of stacked weights.
+"""Decoders like Llama (Mistral, Qwen, SmolLM3, OLMo 2, Phi-3, Gemma) as pure functions of a dict of stacked weights.
 
-Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unembed`` (absent when tied); leaves below
-``blocks`` lead with ``l``, matrices are ``[in, out]``, heads are contiguous. Weights may be float32, bfloat16 or
-float16: a scan over layers widens one layer's at a time, and whatever is computed is float32.
+Paths: ``embed``, ``blocks/{norm_attn, attn, norm_mlp, mlp}``, ``norm``, ``unembed`` (absent when tied), and, where a
+model has them, ``blocks/{norm_q, norm_k, norm_attn_out, norm_mlp_out}``; leaves below ``blocks`` lead with ``l``,
+matrices are ``[in, out]``, heads are contiguous. Weights may be float32, bfloat16 or float16: a scan over layers widens
+one layer's at a time, and whatever is computed is float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxsafety.entry.programs import compiled
 from jaxsafety.models import layers as nn
 from jaxsafety.models import llama_cache
 from jaxsafety.models.inputs import check_inputs, embed, embedded
-from jaxsafety.models.llama_block import HIDDEN_SITES, Site, attention, block, scan_layers, unembed
+from jaxsafety.models.llama_block import HIDDEN_SITES, Site, attention, block, entering, scan_layers, unembed
 from jaxsafety.models.llama_config import LlamaConfig
 from jaxsafety.models.rope import Rope, RopeScaling
 from jaxsafety.models.sites import chosen_layers, of_layer, pick, scored
@@ -53,9 +54,10 @@ def init(config: LlamaConfig, *, key: Key) -> Params:
     attn = biased(attn, ("q", "k", "v") * config.qkv_bias + ("o",) * config.out_bias)
     mlp = {"gate": normal(depth, d, f), "up": normal(depth, d, f), "down": normal(depth, f, d, std=residual_std)}
     mlp = biased(mlp, ("gate", "up", "down") * config.mlp_bias)
-    norms = {name: {"scale": jnp.ones((depth, d), jnp.float32)} for name in ("norm_attn", "norm_mlp")}
+    same = jnp.zeros if config.norm_offset else jnp.ones
+    norms = {name: {"scale": same((depth, width), jnp.float32)} for name, width in config.norm_widths.items()}
     params = {"embed": normal(v, d), "blocks": norms | {"attn": attn, "mlp": mlp}}
-    params["norm"] = {"scale": jnp.ones(d, jnp.float32)}
+    params["norm"] = {"scale": same(d, jnp.float32)}
     return params if config.tied else params | {"unembed": normal(d, v)}
 
 
@@ -99,7 +101,9 @@ def apply(
     References:
         Touvron et al. (2023), Llama 2, arXiv:2307.09288; Grattafiori et al. (2024), The Llama 3 Herd of Models,
         arXiv:2407.21783; Jiang et al. (2023), Mistral 7B, arXiv:2310.06825; Yang et al. (2024), Qwen2 Technical Report,
-        arXiv:2407.10671.
+        arXiv:2407.10671; Yang et al. (2025), Qwen3 Technical Report, arXiv:2505.09388; OLMo Team (2024), 2 OLMo 2
+        Furious, arXiv:2501.00656; Abdin et al. (2024), Phi-3 Technical Report, arXiv:2404.14219; Gemma Team (2024),
+        Gemma 2, arXiv:2408.00118, and (2025), Gemma 3 Technical Report, arXiv:2503.19786.
     """
     chosen = chosen_layers(layers, depth=config.layers, sites=sites, known=get_args(Site))
     check_inputs(params, inputs, max_tokens=config.max_tokens, mask=mask, places={"at": at, "positions": positions})
@@ -111,7 +115,7 @@ def _applied(params, inputs, mask, at, positions, edit, *, config, sites, layers
     x = embedded(params, inputs, mask=mask)
     batch, tokens, _ = x.shape
     mask = jnp.ones((1, tokens), bool) if mask is None else mask
-    x = x.astype(config.stored_dtype)
+    x = entering(x, config=config).astype(config.stored_dtype)
     x, seen = _layers(x, params, config=config, mask=mask, sites=sites, layers=layers, positions=positions, edit=edit)
     logits = unembed(params, scored(x, tokens=tokens, at=at), config=config)
     return Output(logits.reshape(batch, -1, logits.shape[-1]), seen)
@@ -125,7 +129,8 @@ def _layers(x, params, *, config, mask, sites, layers, positions, edit):
     def layer(carry, weights, scanned):
         (x, stores), (place, index) = carry, scanned
         own = of_layer(edit, layer=index, positions=places)
-        x, seen, _ = block(x, weights, config=config, tokens=tokens, attend=attend, edit=own)
+        attend_ = attend if config.is_uniform else partial(attend, layer=index)
+        x, seen, _ = block(x, weights, config=config, tokens=tokens, attend=attend_, edit=own)
         picked = {site: pick(seen[site], tokens=tokens, positions=positions) for site in sites}
         return (x, {site: stores[site].at[place].set(picked[site], mode="drop") for site in sites}), None
 
@@ -136,6 +141,6 @@ def _layers(x, params, *, config, mask, sites, layers, positions, edit):
     stores = {site: jnp.zeros((len(layers), batch, kept, widths[site]), jnp.float32) for site in sites}
     into = itertools.count()
     into = jnp.asarray([next(into) if index in layers else len(layers) for index in range(config.layers)])
-    scanned = (into, None if edit is None else jnp.arange(config.layers))
+    scanned = (into, None if edit is None and config.is_uniform else jnp.arange(config.layers))
     (x, stores), _ = scan_layers(layer, (x.reshape(-1, width), stores), scanned, params=params, config=config)
     return x, stores

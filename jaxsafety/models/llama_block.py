@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxsafety.models import layers as nn
-from jaxsafety.models import rope
+from jaxsafety.models import llama_layers
 from jaxsafety.models.llama_config import LlamaConfig
+from jaxsafety.models.llama_layers import Index
 from jaxsafety.models.sites import RowEdit, watched
 from jaxsafety.models.widening import widened
 from jaxsafety.types import Params
@@ -81,7 +82,9 @@ def block(
     Rows ``[b*t, d]`` are the residual stream, ``weights`` one layer of ``params["blocks"]`` in float32, as
     :func:`scan_layers` hands it out; for ``edit`` see :func:`jaxsafety.models.sites.of_layer`.
     """
-    norm = partial(nn.rms_norm, eps=config.norm_eps)
+
+    def norm(x, name):
+        return _norm(x, weights[name]["scale"], config) if name in weights else x
 
     def linear(x, part, name):
         project = partial(nn.project, dtype=config.compute_dtype)
@@ -94,42 +97,46 @@ def block(
 
     see, seen = watched(edit)
     x = see("hook_resid_pre", x)
-    normed = norm(x, scale=weights["norm_attn"]["scale"])
-    heads = (linear(normed, "attn", name).reshape(-1, tokens, n, config.head_width)
-             for name, n in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)))  # fmt: skip
-    mixed, kept = attend(*heads)
-    attn_out = see("hook_attn_out", linear(mixed.reshape(len(x), -1), "attn", "o"))
+    normed = norm(x, "norm_attn")
+
+    def heads(name, n):
+        rows = linear(normed, "attn", name)
+        rows = rows.reshape(-1, config.head_width) if config.query_norm == "head" else rows
+        return norm(rows, f"norm_{name}").reshape(-1, tokens, n, config.head_width)
+
+    mixed, kept = attend(heads("q", config.heads), *(heads(name, config.kv_heads) for name in "kv"))
+    attn_out = see("hook_attn_out", norm(linear(mixed.reshape(len(x), -1), "attn", "o"), "norm_attn_out"))
     mid = see("hook_resid_mid", x + attn_out)
-    mlp_in = see("mlp.hook_in", norm(mid, scale=weights["norm_mlp"]["scale"]))
+    mlp_in = see("mlp.hook_in", norm(mid, "norm_mlp"))
     gate = see("mlp.hook_pre", linear(mlp_in, "mlp", "gate"))
     up = see("mlp.hook_pre_linear", linear(mlp_in, "mlp", "up"))
-    post = see("mlp.hook_post", nn.silu_gated(gate, up))
-    mlp_out = see("hook_mlp_out", linear(post, "mlp", "down"))
+    post = see("mlp.hook_post", (nn.silu_gated if config.activation == "silu" else nn.gelu_gated)(gate, up))
+    mlp_out = see("hook_mlp_out", norm(linear(post, "mlp", "down"), "norm_mlp_out"))
     return see("hook_resid_post", mid + mlp_out), seen, kept
 
 
 def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
     """Returns the attention of whole sequences, for :func:`block`; it keeps the rotated keys.
 
-    b of ``mask`` may be 1 for all sequences alike. Of a long sequence some queries come after the others, each with the
+    b of ``mask`` may be 1 for all sequences alike. Where layers differ (``config.is_uniform`` is false), it takes the
+    index of one as ``layer``, too. Of a long sequence some queries come after the others, each with the
     keys up to it: scores ``[t, t]`` are never there, and are made again for a gradient.
     """
     positions = nn.real_positions(mask)
-    table = rope.table_at(config.rope, positions=positions, lengths=positions[:, -1] + 1, width=config.head_width)
+    table = llama_layers.tables(config, positions=positions, lengths=positions[:, -1] + 1)
     tokens = mask.shape[1]
     step = max(_QUERIES, -(-tokens // _PARTS))
     parts = [(start, min(start + step, tokens)) for start in range(0, tokens, step)]
-    seen = [
-        nn.visibility(mask, positions=positions, queries=jnp.arange(*part), window=config.window)[..., : part[1]]
-        for part in parts
-    ]
-    mix = partial(nn.grouped_attention, dtype=config.compute_dtype)
+    see = partial(llama_layers.visibility, config, mask, positions=positions)
+    seen = [see(queries=jnp.arange(*part)) for part in parts]
+    mix = mixing(config)
     mix = jax.checkpoint(mix) if len(parts) > 1 else mix
 
-    def attend(q, k, v):
-        q, k = nn.rotate(q, table), nn.rotate(k, table)
+    def attend(q, k, v, *, layer: Index = None):
+        angles = table(layer)
+        q, k = nn.rotate(q, angles), nn.rotate(k, angles)
         mixed = [
-            mix(q[:, start:end], keys=k[:, :end], values=v[:, :end], visible=visible)
+            mix(q[:, start:end], keys=k[:, :end], values=v[:, :end], visible=visible(layer)[..., :end])
             for (start, end), visible in zip(parts, seen, strict=True)
         ]
         return jnp.concatenate(mixed, axis=1), k
@@ -137,9 +144,25 @@ def attention(mask: Bool[Array, "b t"], *, config: LlamaConfig) -> Attend:
     return attend
 
 
+def mixing(config: LlamaConfig) -> Callable[..., Array]:
+    """Returns ``layers.grouped_attention`` of a model: of rotated queries and keys, values and what is visible."""
+    return partial(
+        nn.grouped_attention, dtype=config.compute_dtype, scalar=config.query_scalar, cap=config.attn_softcap
+    )
+
+
+def entering(x: Float[Array, "*shape"], *, config: LlamaConfig) -> Float[Array, "*shape"]:
+    """Returns what enters the first layer of embeddings, scaled where the model scales them."""
+    return x if config.embed_scale == 1 else x * config.embed_scale
+
+
 def unembed(params: Params, x: Float[Array, "rows d"], *, config: LlamaConfig) -> Float[Array, "rows v"]:
-    """Returns the logits of rows of the last residual stream: its norm, then the (tied) unembedding."""
-    scale = params["norm"]["scale"].astype(jnp.float32)
-    x = nn.rms_norm(x, scale=scale, eps=config.norm_eps)
+    """Returns the logits of rows of the last residual stream: its norm, the (tied) unembedding, a soft cap if any."""
+    x = _norm(x, params["norm"]["scale"].astype(jnp.float32), config)
     kernel, spec = (params["embed"], "ri,oi->ro") if config.tied else (params["unembed"], "ri,io->ro")
-    return nn.product(spec, x, kernel.astype(jnp.float32), dtype=config.compute_dtype)
+    logits = nn.product(spec, x, kernel.astype(jnp.float32), dtype=config.compute_dtype)
+    return nn.softcap(logits, config.logit_softcap)
+
+
+def _norm(x: Array, scale: Array, config: LlamaConfig) -> Array:
+    return nn.rms_norm(x, scale=1 + scale if config.norm_offset else scale, eps=config.norm_eps)

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.config.names import check_name
 from jaxsafety.models import layers as nn
-from jaxsafety.models import rope
+from jaxsafety.models import llama_layers
 from jaxsafety.models.inputs import embed
-from jaxsafety.models.llama_block import attention, block, scan_layers, unembed
+from jaxsafety.models.llama_block import attention, block, entering, mixing, scan_layers, unembed
 from jaxsafety.models.llama_config import LlamaConfig
 from jaxsafety.models.sites import of_layer
 from jaxsafety.types import Decoder, Hook, Leaf, Params
@@ -77,18 +77,19 @@ def begin(
     attend_whole = attention(mask, config=config)
     places = None if edit is None else nn.real_positions(mask)
 
-    def attend(q, k, v):
-        mixed, rotated = attend_whole(q, k, v)
+    def attend(q, k, v, layer):
+        mixed, rotated = attend_whole(q, k, v, layer=layer)
         more = ((0, 0), (0, room), (0, 0), (0, 0))
         return mixed, tuple(jnp.pad(x.astype(dtype), more) for x in (rotated, v))
 
     def layer(x, weights, index):
         own = of_layer(edit, layer=index, positions=places)
-        x, _, kept = block(x, weights, config=config, tokens=length, attend=attend, edit=own)
+        attend_ = partial(attend, layer=index)
+        x, _, kept = block(x, weights, config=config, tokens=length, attend=attend_, edit=own)
         return x, kept
 
-    rows = embed(params, tokens).reshape(batch * length, -1)
-    indices = None if edit is None else jnp.arange(config.layers)
+    rows = entering(embed(params, tokens), config=config).reshape(batch * length, -1)
+    indices = None if edit is None and config.is_uniform else jnp.arange(config.layers)
     rows, kept = scan_layers(layer, rows, indices, params=params, config=config)
     last = jnp.max(jnp.where(mask, jnp.arange(length)[None, :], 0), axis=1)
     logits = unembed(params, rows.reshape(batch, length, -1)[jnp.arange(batch), last], config=config)
@@ -103,27 +104,27 @@ def extend(
     queries = state.place[None]
     positions = nn.real_positions(state.mask)
     own = positions[:, queries]
-    table = rope.table_at(config.rope, positions=own, lengths=own[:, 0] + 1, width=config.head_width)
-    visible = nn.visibility(state.mask, positions=positions, queries=queries, window=config.window)
+    table = llama_layers.tables(config, positions=own, lengths=own[:, 0] + 1)
+    visible = llama_layers.visibility(config, state.mask, positions=positions, queries=queries)
+    mix = mixing(config)
 
     def layer(carry, weights, index):
         x, *stores = carry
 
         def attend(q, k, v):
+            angles = table(index)
             written = [
                 jax.lax.dynamic_update_slice(store, value[None].astype(store.dtype), (index, 0, queries[0], 0, 0))
-                for store, value in zip(stores, (nn.rotate(k, table), v), strict=True)
+                for store, value in zip(stores, (nn.rotate(k, angles), v), strict=True)
             ]
             k, v = (jax.lax.dynamic_index_in_dim(s, index, keepdims=False).astype(jnp.float32) for s in written)
-            mixed = nn.grouped_attention(
-                nn.rotate(q, table), keys=k, values=v, visible=visible, dtype=config.compute_dtype
-            )
-            return mixed, written
+            return mix(nn.rotate(q, angles), keys=k, values=v, visible=visible(index)), written
 
         hook = of_layer(edit, layer=index, positions=own)
         x, _, stores = block(x, weights, config=config, tokens=1, attend=attend, edit=hook)
         return (x, *stores), None
 
-    carry, indices = (embed(params, token[:, None])[:, 0], state.keys, state.values), jnp.arange(config.layers)
+    entered = entering(embed(params, token[:, None])[:, 0], config=config)
+    carry, indices = (entered, state.keys, state.values), jnp.arange(config.layers)
     (rows, keys, values), _ = scan_layers(layer, carry, indices, params=params, config=config)
     return unembed(params, rows, config=config), state.replace(keys=keys, values=values, place=state.place + 1)

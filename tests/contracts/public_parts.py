@@ -84,6 +84,8 @@ CASES = {
     "layers.linear": Case(layers.linear, {"x": ROWS, "kernel": KERNEL, "bias": normal(K)}, ("x", "kernel", "bias")),
     "layers.layer_norm": Case(layers.layer_norm, {"x": ROWS, "scale": SCALE, "bias": BIAS}, ("x", "scale", "bias")),
     "layers.rms_norm": Case(partial(layers.rms_norm, eps=1e-5), {"x": ROWS, "scale": SCALE}, ("x", "scale")),
+    "layers.gelu_gated": Case(lambda gate, up: layers.gelu_gated(gate, up), {"gate": ROWS, "up": ROWS}, ("gate", "up")),
+    "layers.softcap": Case(lambda x: layers.softcap(x, 1.5), {"x": ROWS}, ("x",)),
     "layers.silu_gated": Case(lambda gate, up: layers.silu_gated(gate, up), {"gate": ROWS, "up": ROWS}, ("gate", "up")),
     "layers.gelu": Case(lambda x: layers.gelu(x), {"x": ROWS}, ("x",)),
     "layers.causal_attention": Case(layers.causal_attention, HEADS, tuple(HEADS)),

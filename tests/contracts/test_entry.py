@@ -35,6 +35,7 @@ FUNCTIONS = {
     "through",
     "llama_block",
     "llama_cache",
+    "llama_layers",
     "widening",
     "branching",
     "gpt_block",

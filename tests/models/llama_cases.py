@@ -26,6 +26,17 @@ VARIANTS = {
     "every bias": {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
     "window": {"window": 3},
 }
+# Of Qwen3, OLMo 2, SmolLM3, Gemma 2 and Gemma 3.
+PIECES = {
+    "norm of heads": {"query_norm": "head", "kv_heads": 1},
+    "norms after": {"norms": "after", "query_norm": "whole"},
+    "some layers turn": {"rotated": (True, False), "rope": LLAMA3, "head_width": 8},
+    "some layers have a window": {"window": 2, "windowed": (True, False), "norms": "both", "norm_offset": True,
+                                  "activation": "gelu", "embed_scale": 3.0, "query_scalar": 7.0, "attn_softcap": 1.5,
+                                  "logit_softcap": 2.5, "tied": True},
+    "two ropes": {"window": 3, "windowed": (False, True), "local_rope": Rope(7.0), "query_norm": "head",
+                  "norm_offset": True},
+}  # fmt: skip
 # Where the real tokens of three sequences stand: everywhere, after padding, before padding.
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]], bool)
 SITES = (
@@ -43,7 +54,7 @@ SITES = (
 
 def config_of(variant="plain", **overrides):
     """A tiny model of a named variant."""
-    return llama.LlamaConfig(**{**TINY, **VARIANTS[variant], **overrides})
+    return llama.LlamaConfig(**{**TINY, **(VARIANTS | PIECES)[variant], **overrides})
 
 
 @cache
@@ -65,8 +76,19 @@ def tokens_of(batch=3, tokens=7, seed=7):
     return jax.device_put(np.random.default_rng(seed).integers(0, TINY["vocab_size"], (batch, tokens), np.int32))
 
 
-def _norm(row, scale, eps):
-    return row / math.sqrt(sum(row * row) / len(row) + eps) * scale
+def _norm(row, scale, config):
+    scale = scale + 1 if config.norm_offset else scale
+    return row / math.sqrt(sum(row * row) / len(row) + config.norm_eps) * scale
+
+
+def _capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def _gated(gate, up, config):
+    if config.activation == "silu":
+        return gate / (1 + np.exp(-gate)) * up
+    return gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * up
 
 
 def _frequency(rope, i, width, length):
@@ -100,44 +122,59 @@ def _linear(row, weights, name):
     return row @ weights[name] + weights.get(f"{name}_bias", 0.0)
 
 
-def _head(normed, w, head, config):
+def _head(normed, weights, head, config, layer):
     """Attention of one query head over one sequence, position by position."""
     k, shared, count = config.head_width, config.heads // config.kv_heads, len(normed)
+    near = config.window is not None and (not config.windowed or config.windowed[layer])
 
     def part(row, name, index):
-        return _linear(row, w, name)[index * k : (index + 1) * k]
+        whole, own = _linear(row, weights["attn"], name), slice(index * k, (index + 1) * k)
+        if name == "v" or config.query_norm == "none":
+            return whole[own]
+        scale = weights[f"norm_{name}"]["scale"]
+        if config.query_norm == "whole":
+            return _norm(whole, scale, config)[own]
+        return _norm(whole[own], scale, config)
 
-    turn = partial(_rotated, length=count, rope=config.rope)
+    turn = partial(_rotated, length=count, rope=config.local_rope if near and config.local_rope else config.rope)
+    if config.rotated and not config.rotated[layer]:
+        turn = lambda row, position: row  # noqa: E731
     q = [turn(part(row, "q", head), t) for t, row in enumerate(normed)]
     keys = [turn(part(row, "k", head // shared), t) for t, row in enumerate(normed)]
     values = [part(row, "v", head // shared) for row in normed]
     mixed = []
     for t in range(count):
-        seen = range(0 if config.window is None else max(0, t - config.window + 1), t + 1)
-        weights = np.exp([q[t] @ keys[u] / math.sqrt(k) for u in seen])
-        mixed.append(sum(a * values[u] for a, u in zip(weights / weights.sum(), seen, strict=True)))
+        seen = range(max(0, t - config.window + 1) if near else 0, t + 1)
+        scores = np.array([q[t] @ keys[u] for u in seen]) / math.sqrt(config.query_scalar or k)
+        shares = np.exp(_capped(scores, config.attn_softcap))
+        mixed.append(sum(a * values[u] for a, u in zip(shares / shares.sum(), seen, strict=True)))
     return np.array(mixed)
 
 
-def _layer(x, w, config):
-    normed = [_norm(row, w["norm_attn"]["scale"], config.norm_eps) for row in x]
-    heads = [_head(normed, w["attn"], n, config) for n in range(config.heads)]
+def _layer(x, w, config, layer):
+    def normed(rows, name, sides):
+        return np.array([_norm(row, w[name]["scale"], config) for row in rows]) if config.norms in sides else rows
+
+    before, after = ("before", "both"), ("after", "both")
+    attn_in = normed(x, "norm_attn", before)
+    heads = [_head(attn_in, w, n, config, layer) for n in range(config.heads)]
     attn_out = np.array([_linear(row, w["attn"], "o") for row in np.concatenate(heads, axis=1)])
+    attn_out = normed(attn_out, "norm_attn_out", after)
     mid = x + attn_out
-    mlp_in = np.array([_norm(row, w["norm_mlp"]["scale"], config.norm_eps) for row in mid])
+    mlp_in = normed(mid, "norm_mlp", before)
     gate, up = (np.array([_linear(row, w["mlp"], name) for row in mlp_in]) for name in ("gate", "up"))
-    post = gate / (1 + np.exp(-gate)) * up
-    mlp_out = np.array([_linear(row, w["mlp"], "down") for row in post])
+    post = _gated(gate, up, config)
+    mlp_out = normed(np.array([_linear(row, w["mlp"], "down") for row in post]), "norm_mlp_out", after)
     return dict(zip(SITES, (x, attn_out, mid, mlp_in, gate, up, post, mlp_out, mid + mlp_out), strict=True))
 
 
 def oracle(params, sequence, config):
     """Logits ``[t, v]`` and every site ``[l, t, .]`` of one sequence without padding, in float64."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    x, seen = params["embed"][np.asarray(sequence)], []
+    x, seen = params["embed"][np.asarray(sequence)] * config.embed_scale, []
     for i in range(config.layers):
-        seen.append(_layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]), config))
+        seen.append(_layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]), config, i))
         x = seen[-1]["hook_resid_post"]
-    last = np.array([_norm(row, params["norm"]["scale"], config.norm_eps) for row in x])
+    last = np.array([_norm(row, params["norm"]["scale"], config) for row in x])
     logits = last @ (params["embed"].T if config.tied else params["unembed"])
-    return logits, {site: np.array([layer[site] for layer in seen]) for site in SITES}
+    return _capped(logits, config.logit_softcap), {site: np.array([layer[site] for layer in seen]) for site in SITES}

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from jaxsafety import tree
 from jaxsafety.models import generation, llama, llama_cache
-from tests.models.llama_cases import MASK, VARIANTS, config_of, params_of, tokens_of
+from tests.models.llama_cases import MASK, PIECES, VARIANTS, config_of, params_of, tokens_of
 
 SAME = 1e-5  # of the largest logit: the same sums in another order
 BF16 = 2**-4  # of the largest logit: keys and values rounded to 8 bits, through two layers
@@ -71,7 +71,7 @@ def test_greedy_is_the_whole_prompt_run_again_for_every_token(variant):
     assert len({tuple(row) for row in got.tolist()}) == 3
 
 
-@pytest.mark.parametrize("variant", CACHEABLE)
+@pytest.mark.parametrize("variant", [*CACHEABLE, *PIECES])
 def test_incremental_logits_are_the_whole_forwards(variant):
     config = config_of(variant)
     params, tokens = params_of(config), np.asarray(tokens_of(tokens=10))

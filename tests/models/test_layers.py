@@ -153,6 +153,13 @@ def test_layer_norm_of_a_constant_row_is_the_bias():
     np.testing.assert_array_equal(actual, np.tile(bias, (5, 1)))
 
 
+def test_a_soft_cap_bounds_what_is_large_and_leaves_what_is_small():
+    x = _normal(0, 5, 6)
+    np.testing.assert_allclose(nn.softcap(x, 2.0), 2 * np.tanh(x / 2), atol=F32)
+    np.testing.assert_allclose(nn.softcap(1e-3 * x, 2.0), 1e-3 * x, atol=F32)
+    assert np.abs(nn.softcap(1e9 * x, 2.0)).max() <= 2 and nn.softcap(x, None) is x
+
+
 def test_silu_gated_is_its_definition():
     gate, up = (np.asarray(_normal(seed, 5, 6), np.float64) for seed in range(2))
     expected = gate / (1 + np.exp(-gate)) * up

@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 from jaxsafety import tree
 from jaxsafety.models import gpt, llama, llama_block
 from jaxsafety.models.llama import Rope
-from tests.models.llama_cases import MASK, SITES, VARIANTS, config_of, oracle, params_of, shapes_of, tokens_of
+from tests.models.llama_cases import MASK, PIECES, SITES, VARIANTS, config_of, oracle, params_of, shapes_of, tokens_of
 
 ORACLE = 1e-5  # relative to the largest: float32 through two layers
 SAME = 1e-5  # the same float32 program, fused or batched differently
@@ -60,7 +60,7 @@ def _close(got, expected, name=""):
     np.testing.assert_allclose(got, expected, atol=ORACLE * np.abs(expected).max(), rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | PIECES)
 def test_logits_and_activations_of_padded_batches_match_the_oracle_of_each_sequence(variant):
     config = config_of(variant)
     params, tokens = params_of(config), np.asarray(tokens_of())
@@ -206,6 +206,33 @@ def test_published_sizes(sizes, published):
         vocab_size=v, max_tokens=8192, layers=depth, heads=n, kv_heads=g, width=d, mlp_width=f, head_width=128
     )
     assert sum(math.prod(shape) for shape in shapes_of(config).values()) == published
+
+
+@pytest.mark.parametrize("variant", PIECES)
+def test_norms_of_every_family_begin_as_the_identity(variant):
+    config = config_of(variant)
+    params = tree.flatten(jax.eval_shape(partial(llama.init, config), key=jax.random.key(0)))
+    assert {path for path in params if path.startswith("blocks/norm_")} == {
+        f"blocks/{name}/scale" for name in config.norm_widths
+    }
+    for name, width in config.norm_widths.items():
+        assert params[f"blocks/{name}/scale"].shape == (2, width)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"windowed": (True, False)}, r"windowed: got \(True, False\) without a window"),
+        ({"window": 3, "windowed": (True,)}, "windowed: got .* expected 2 of True and False"),
+        ({"rotated": (True, True)}, "rotated: got .* all alike"),
+        ({"local_rope": Rope()}, "local_rope: got .* without a window"),
+        ({"attn_softcap": 0.0}, "attn_softcap: got 0.0, expected a number greater than 0"),
+        ({"embed_scale": math.nan}, "embed_scale: got nan"),
+    ],
+)
+def test_fields_of_other_families_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(**fields)
 
 
 def test_initial_scales():

@@ -6,11 +6,12 @@ other half is measured with.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.linalg import clusters, update_spaces
 from jaxsafety.models import llama
@@ -25,20 +26,21 @@ def layer(
     x: Float[Array, "b t d"],
     mask: Bool[Array, "b t"],
     chosen: Float[Array, "p b t"],
+    index: Int[Array, ""],
     *,
     config: LlamaConfig,
 ) -> tuple[Float[Array, "b t d"], dict[str, Float[Array, "p b _"]]]:
     """Runs one layer of a model on sequences and reads its MLP.
 
     ``weights`` are the leaves below ``blocks`` without their leading axis, ``x`` the residual stream, ``chosen`` the
-    weights of the places whose mean is read, p kinds of it; a row of zeros reads zeros.
+    weights of the places whose mean is read, p kinds of it; a row of zeros reads zeros. ``index`` is the layer's.
 
     Returns:
         The residual stream after the layer, and by site ``[p, b, d]`` (``f`` for ``mlp.hook_post``).
     """
     batch, tokens, width = x.shape
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
-    attend = llama.attention(mask, config=config)
+    attend = partial(llama.attention(mask, config=config), layer=index)
     out, seen, _ = llama.block(x.reshape(-1, width), weights, config=config, tokens=tokens, attend=attend)
     picked = {
         site: jnp.einsum(

@@ -71,10 +71,10 @@ def layers(side: Side, *, state: Path) -> Iterator[tuple[int, Seen]]:
 
 
 def embedded(side: Side) -> Streams:
-    """Returns what gives the embeddings of a batch; of the table only the rows that are needed are read."""
+    """Returns what gives a batch as it enters the first layer; of the table only the rows that are needed are read."""
     needed = np.unique(np.concatenate([batch.tokens.ravel() for batch in side.batches]))
     rows = (side.checkpoint.leaf("embed", index=(slice(row, row + 1),), dtype="float32") for row in needed.tolist())
-    table = np.concatenate(list(rows))
+    table = np.concatenate(list(rows)) * np.float32(side.config.embed_scale)
     return lambda place: table[np.searchsorted(needed, side.batches[place].tokens)]
 
 
@@ -96,7 +96,7 @@ def _through(side: Side, layer: int, streams: Streams, *, behind: Path | None) -
     count = sum(len(batch.rows) for batch in side.batches)
     seen: Seen = {}
     for place, batch in enumerate(side.batches):
-        given = (weights, streams(place), batch.mask, chosen(batch))
+        given = (weights, streams(place), batch.mask, chosen(batch), np.asarray(layer, np.int32))
         leaves, structure = jax.tree.flatten(given)
         shapes = tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
         out, picked = jax.device_get(_program(side.config, shapes, structure)(*given))
