@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints of the Llama family to and from stacked parameters, one tensor at a time.
+"""Hugging Face checkpoints of decoders like Llama to and from stacked parameters, one tensor at a time.
 
 ``load`` and ``save`` are for whole models; ``open_checkpoint`` reads single matrices, and ``write_checkpoint`` takes
 them one by one. Nothing here imports torch, transformers or the safetensors library.
@@ -42,7 +42,7 @@ def load(
     shardings: ShardingRule | Params | None = None,
     ignored: tuple[str, ...] = (),
 ) -> tuple[LlamaConfig, Params]:
-    """Loads a model of type llama, mistral or qwen2 from safetensors, after checking that its files hold it exactly.
+    """Loads a model from safetensors, after checking that its files hold it exactly.
 
     Host memory peaks at the model in ``dtype``, whatever type it is stored in, where it stays on the host, and at its
     largest leaf where it goes to accelerators. ``shardings`` says where each leaf goes: a tree of shardings, or a rule

@@ -11,6 +11,13 @@ from typing import Any
 
 from jaxsafety.config.names import closest
 
+_GEMMA = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
+}
 # What a model type takes for an attribute that its config.json leaves out, as in transformers.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None, "sliding_window": None},
@@ -21,7 +28,39 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    "smollm3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "sliding_window": None,
+        "no_rope_layer_interval": 4,
+        "tie_word_embeddings": True,
+    },
+    "olmo2": {
+        "max_position_embeddings": 2048,
+        "num_key_value_heads": None,
+        "sliding_window": None,
+        "rms_norm_eps": 1e-5,
+    },
+    "phi3": {
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": None,
+        "sliding_window": None,
+        "rms_norm_eps": 1e-5,
+    },
+    "gemma2": _GEMMA
+    | {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "gemma3_text": _GEMMA | {"max_position_embeddings": 131072, "sliding_window_pattern": 6},
 }
+# What rotary positions turn by where a type says nothing else.
+BASES = {"smollm3": 2e6, "gemma3_text": 1e6}
+LOCAL_BASE = 1e4  # of Gemma 3's layers with a window
 # Our name of a size beside theirs.
 SIZES = {
     "vocab_size": "vocab_size",
@@ -37,6 +76,13 @@ _READ = {
     *("model_type", "architectures", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
     *("attention_bias", "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *("rope_theta", "rope_scaling", "rope_parameters"),
+}
+# Read in some types alone.
+_CAPS = {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"}
+_READ_IN: dict[str, set[str]] = {
+    "smollm3": {"no_rope_layers", "no_rope_layer_interval"},
+    "gemma2": _CAPS,
+    "gemma3_text": _CAPS | {"sliding_window_pattern", "rope_local_base_freq"},
 }
 _WITHOUT_EFFECT = {
     # records of where the file comes from
@@ -62,12 +108,20 @@ _WITHOUT_EFFECT = {
     *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "suppress_tokens"),
     *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+    # in how many parts products are computed, the sums of which are the same
+    "pretraining_tp",
+}
+# Without effect in some types alone.
+_WITHOUT_EFFECT_IN: dict[str, set[str]] = {
+    # of positions that are scaled, which are refused
+    "phi3": {"original_max_position_embeddings"},
+    "gemma3_text": {"_sliding_window_pattern"},
 }
 # The values that change nothing, and why no other is read.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", "swish"), "the MLP here is SwiGLU"),
-    "pretraining_tp": ((1,), "products are not split here"),
     "partial_rotary_factor": ((1.0,), "heads are rotated whole here"),
+    "use_bidirectional_attention": ((False,), "a token sees those before it alone"),
     "rope_interleaved": ((False,), "heads are rotated by halves here"),
     "use_mrope": ((False,), "positions have one axis here"),
     "quantization_config": ((), "weights must be plain numbers: save a dequantised model"),
@@ -79,10 +133,19 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "add_cross_attention": ((False,), "this is a decoder alone"),
     "cross_attention_hidden_size": ((), "this is a decoder alone"),
 }
+_GELU = {"hidden_act": (("gelu_pytorch_tanh",), "the MLP here is GEGLU with GELU by tanh")}
+_GELU |= {"hidden_activation": _GELU["hidden_act"]}
+_PHI3 = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+# In some types other values do, the code of Phi-3 being that of transformers.
+_NEUTRAL_IN: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
+    "gemma2": _GELU,
+    "gemma3_text": _GELU,
+    "phi3": {"auto_map": ((_PHI3,), "code beside a checkpoint is never run")},
+}
 
 
-def check(file: Path, raw: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
-    """Checks that nothing in the configuration ``raw`` of ``file`` asks for what the model here does not do.
+def check(file: Path, raw: Mapping[str, Any], *, kind: str, ignored: Collection[str] = ()) -> None:
+    """Checks that the configuration ``raw`` of ``file``, of a type, asks for nothing that the model here does not do.
 
     ``ignored`` are names that somebody says not to matter: unknown ones, and that of code beside the checkpoint.
 
@@ -90,24 +153,25 @@ def check(file: Path, raw: Mapping[str, Any], *, ignored: Collection[str] = ()) 
         ValueError: attributes are unknown and not ignored; one is known and neither read nor neutral; or one that is
             known is to be ignored.
     """
-    known = {*_READ, *_NEUTRAL} - {"auto_map"}
+    read = _READ | _READ_IN.get(kind, set())
+    without, neutral = _WITHOUT_EFFECT | _WITHOUT_EFFECT_IN.get(kind, set()), _NEUTRAL | _NEUTRAL_IN.get(kind, {})
+    known = {*read, *neutral} - {"auto_map"}
     if lost := sorted(known & set(ignored)):
         raise ValueError(f"ignore_config: got {lost[0]}, which says what the model computes: expected names of others")
     given = {name: value for name, value in raw.items() if value is not None and name not in ignored}
-    unknown = [name for name in given if name not in _READ | _WITHOUT_EFFECT | _NEUTRAL.keys()]
-    if unknown:
-        raise ValueError(f"{file}: {_told(unknown, raw)}")
-    for name in given.keys() & _NEUTRAL.keys():
-        values, reason = _NEUTRAL[name]
+    if unknown := [name for name in given if name not in read | without | neutral.keys()]:
+        raise ValueError(f"{file}: {_told(unknown, raw, known)}")
+    for name in given.keys() & neutral.keys():
+        values, reason = neutral[name]
         if (value := given[name]) not in values:
             expected = " or ".join(repr(neutral) for neutral in values) or "null"
             raise ValueError(f"{file}: {name} is {value!r}, expected {expected}: {reason}")
 
 
-def _told(unknown: list[str], raw: Mapping[str, Any]) -> str:
+def _told(unknown: list[str], raw: Mapping[str, Any], known: Collection[str]) -> str:
     """What is said of unknown attributes: all of them, how their values begin, and what they may be meant for."""
     named = ", ".join(f"{name} ({reprlib.repr(raw[name])})" for name in unknown)
-    hints = [close for name in unknown if (close := closest(name, [*_READ, *_NEUTRAL]))]
+    hints = [close for name in unknown if (close := closest(name, known))]
     which = "attribute" if len(unknown) == 1 else "attributes"
     meant = f"; did you mean {' and '.join(map(repr, dict.fromkeys(hints)))}?" if hints else ""
     return (

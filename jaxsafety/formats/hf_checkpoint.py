@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from jaxsafety.config.names import check_all, check_name
 from jaxsafety.formats import hf_names as names
 from jaxsafety.formats import safetensors_file
-from jaxsafety.formats.hf_config import ParamsDtype, read_config
+from jaxsafety.formats.hf_config import ParamsDtype, is_fused, read_config
 from jaxsafety.formats.hf_index import find_tensors
 from jaxsafety.formats.safetensors_file import Tensor
 from jaxsafety.models.llama import LlamaConfig
@@ -97,14 +97,14 @@ def open_checkpoint(directory: Path, *, ignored: Collection[str] = ()) -> Checkp
     """
     config = read_config(directory, ignored=ignored)
     found = find_tensors(directory)
-    expected = {slot.name: slot for slot in names.slots(config)}
+    slots = names.slots(config, fused=is_fused(directory))
+    expected = names.shapes(slots)
     tied = found.pop(names.HEAD, None) if config.tied else None
     found = {name: tensor for name, tensor in found.items() if not names.BUFFER.fullmatch(name)}
     check_all(f"the weights in {directory}", found, expected, lacks="lack {}, which config.json asks for",
               holds="hold {}, which it does not ask for")  # fmt: skip
-    shapes = {name: slot.shape for name, slot in expected.items()}
     for tensor in [*found.values(), *([tied] if tied else [])]:
-        shape = shapes.get(tensor.name, (config.vocab_size, config.width))
+        shape = expected.get(tensor.name, (config.vocab_size, config.width))
         if tensor.shape != shape:
             raise ValueError(
                 f"{tensor.name} is {list(tensor.shape)} in {tensor.file}, expected {list(shape)} by config.json there"
@@ -112,8 +112,17 @@ def open_checkpoint(directory: Path, *, ignored: Collection[str] = ()) -> Checkp
         if tensor.code not in safetensors_file.DTYPES:
             known = ", ".join(safetensors_file.DTYPES)
             raise ValueError(f"{tensor.name} is stored as {tensor.code} in {tensor.file}, expected one of {known}")
-    tensors = {(slot.path, slot.layer): found[name] for name, slot in expected.items()}
+    tensors = {(slot.path, slot.layer): own for slot, own in zip(slots, _parts(found, slots), strict=True)}
     return Checkpoint(directory, config, tensors, tied, tuple(ignored))
+
+
+def _parts(found: Mapping[str, Tensor], slots: Sequence[names.Slot]) -> Iterator[Tensor]:
+    """What each slot has of its tensor: those of one name follow one another."""
+    for name, group in itertools.groupby(slots, lambda slot: slot.name):
+        first = 0
+        for slot in group:
+            yield found[name].rows(first, first + slot.shape[0])
+            first += slot.shape[0]
 
 
 def check_tied(checkpoint: Checkpoint) -> None:

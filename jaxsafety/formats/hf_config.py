@@ -6,24 +6,24 @@ here does not follow is refused by name.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxsafety.config.names import nearest
 from jaxsafety.formats import hf_attributes as attributes
-from jaxsafety.formats.hf_rope import read_rope, scaled_tokens, unscaled_tokens, write_rope
-from jaxsafety.models.llama import LlamaConfig
+from jaxsafety.formats import hf_families as families
+from jaxsafety.formats.hf_rope import read_local_rope, read_rope, scaled_tokens, unscaled_tokens, write_rope
+from jaxsafety.models.llama import LlamaConfig, Rope
 
 ParamsDtype = Literal["float32", "bfloat16", "float16"]
 CONFIG_FILE = "config.json"
 _ADAPTER_FILE = "adapter_config.json"
 _OURS = ("unroll", "recompute", "compute_dtype", "stored_dtype")
-_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 
 def read_config(directory: Path, *, ignored: Collection[str] = ()) -> LlamaConfig:
-    """Returns the model that a Hugging Face checkpoint of type llama, mistral or qwen2 describes.
+    """Returns the model that a Hugging Face checkpoint of one of the types here describes.
 
     ``ignored`` are attributes that it may have though nobody here knows them, as they do not matter.
     What the file does not know, ``unroll``, ``recompute``, ``compute_dtype`` and ``stored_dtype``, has its default.
@@ -32,27 +32,34 @@ def read_config(directory: Path, *, ignored: Collection[str] = ()) -> LlamaConfi
         FileNotFoundError: no such directory, or no ``config.json`` in it.
         ValueError: another model type, or an attribute that is unknown, not valid, or not followed here.
     """
-    file, raw = directory / CONFIG_FILE, _read(directory)
+    return _model(directory / CONFIG_FILE, _read(directory), ignored=ignored)
+
+
+def is_fused(directory: Path) -> bool:
+    """Whether the files of a checkpoint hold queries, keys and values in one matrix, and gate and up in another."""
+    return _model_type(directory / CONFIG_FILE, _read(directory)) in families.FUSED
+
+
+def _model(file: Path, raw: Mapping[str, Any], *, ignored: Collection[str] = ()) -> LlamaConfig:
     kind = _model_type(file, raw)
-    attributes.check(file, raw, ignored=ignored)
+    attributes.check(file, raw, kind=kind, ignored=ignored)
     _check_architectures(file, raw)
     raw = attributes.DEFAULTS[kind] | raw
     sizes = {ours: attributes.integer(file, raw, theirs) for ours, theirs in attributes.SIZES.items()}
     heads, width, unscaled = sizes["heads"], sizes["width"], sizes.pop("max_tokens")
-    rope = read_rope(file, raw, max_tokens=unscaled)
-    qkv_bias, out_bias, mlp_bias = _biases(file, raw, kind)
+    more = families.read(file, raw, kind, layers=sizes["layers"], width=width)
+    local = read_local_rope(file, raw) if kind == "gemma3_text" and more["window"] else None
+    rope = read_rope(file, raw, max_tokens=unscaled, base=attributes.BASES.get(kind, Rope.base))
     return LlamaConfig(
         **sizes,
-        max_tokens=scaled_tokens(rope, unscaled),
+        **more,
+        max_tokens=scaled_tokens(rope, unscaled, kind=kind),
         kv_heads=_kv_heads(file, raw, heads),
         head_width=_head_width(file, raw, heads=heads, width=width),
         norm_eps=attributes.number(file, raw, "rms_norm_eps", default=LlamaConfig.norm_eps),
         rope=rope,
+        local_rope=local,
         tied=attributes.flag(file, raw, "tie_word_embeddings"),
-        qkv_bias=qkv_bias,
-        out_bias=out_bias,
-        mlp_bias=mlp_bias,
-        window=_window(file, raw, kind, layers=sizes["layers"]),
     )
 
 
@@ -71,7 +78,7 @@ def config_text(
     own = replace(config, **{name: getattr(LlamaConfig, name) for name in _OURS})
     raw = {} if source is None else _read(source)
     if source is None or read_config(source, ignored=ignored) != own:
-        raw = _describe(config) | {name: raw.get(name) for name in attributes.TOKEN_IDS}
+        raw = _describe(own) | {name: raw.get(name) for name in attributes.TOKEN_IDS}
     raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")} | {"torch_dtype": dtype}
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
@@ -90,9 +97,9 @@ def _read(directory: Path) -> dict[str, Any]:
 
 def _model_type(file: Path, raw: Mapping[str, Any]) -> str:
     kind = raw.get("model_type")
-    if kind not in list(_CLASSES):
-        hint = nearest(kind, _CLASSES) if isinstance(kind, str) else ""
-        raise ValueError(f"{file}: model_type is {kind!r}, expected one of {', '.join(_CLASSES)}{hint}")
+    if kind not in list(families.CLASSES):
+        hint = nearest(kind, families.CLASSES) if isinstance(kind, str) else ""
+        raise ValueError(f"{file}: model_type is {kind!r}, expected one of {', '.join(families.CLASSES)}{hint}")
     return kind
 
 
@@ -118,73 +125,41 @@ def _head_width(file: Path, raw: Mapping[str, Any], *, heads: int, width: int) -
     return value
 
 
-def _biases(file: Path, raw: Mapping[str, Any], kind: str) -> tuple[bool, bool, bool]:
-    """Whether queries, keys and values, the attention's output, and the MLP have biases."""
-    attention, mlp = (attributes.flag(file, raw, name) for name in ("attention_bias", "mlp_bias"))
-    if kind == "llama":
-        return attention, attention, mlp
-    for name, value in (("attention_bias", attention), ("mlp_bias", mlp)):
-        if value:
-            raise ValueError(f"{file}: {name} is true, expected false: transformers ignores it in a {kind} model")
-    return kind == "qwen2", False, False
-
-
-def _window(file: Path, raw: Mapping[str, Any], kind: str, *, layers: int) -> int | None:
-    window = None if raw["sliding_window"] is None else attributes.integer(file, raw, "sliding_window")
-    uses = attributes.flag(file, raw, "use_sliding_window")
-    if kind == "llama" and window is not None:
-        raise ValueError(f"{file}: sliding_window is {window}, expected null: transformers ignores it in a llama model")
-    if uses and kind != "qwen2":
-        raise ValueError(
-            f"{file}: use_sliding_window is true, expected false: transformers ignores it in a {kind} model"
-        )
-    if kind == "qwen2" and not uses:
-        window = None
-    first = attributes.integer(file, raw, "max_window_layers", least=0) if kind == "qwen2" and uses else 0
-    names = ("full_attention", "sliding_attention")
-    types = [names[window is not None and layer >= first] for layer in range(layers)]
-    given = raw.get("layer_types") or types
-    # Only a Qwen2 model with windows reads the list; in any other it must say what the model does.
-    if given != types and not (kind == "qwen2" and window is not None):
-        raise ValueError(f"{file}: layer_types is {given!r}, expected {types[0]} {layers} times")
-    if given not in ([name] * layers for name in names):
-        raise ValueError(f"{file}: its layers are {given!r}, expected one type of attention in all {layers}")
-    return window if given[0] == "sliding_attention" else None
-
-
 def _describe(config: LlamaConfig) -> dict[str, Any]:
-    kind = _fitting_type(config)
-    sizes = replace(config, max_tokens=unscaled_tokens(config.rope, config.max_tokens))
-    raw = {theirs: getattr(sizes, ours) for ours, theirs in attributes.SIZES.items()}
-    raw |= {
+    """The attributes of the first type that has such models."""
+    for kind in families.CLASSES:
+        if families.can_be(config, kind) and kind not in families.FUSED:
+            raw = _as_type(config, kind)
+            if raw is not None and _reads_as(raw) == config:
+                return raw
+    unscaled_tokens(config.rope, config.max_tokens, kind="llama")
+    plain = {one.name: one.default for one in fields(LlamaConfig) if one.default is not MISSING}
+    told = [f"{name} {getattr(config, name)}" for name, value in plain.items() if getattr(config, name) != value]
+    raise ValueError(
+        f"no model type of Hugging Face's has {', '.join(told)}: expected what one of {', '.join(families.CLASSES)} has"
+    )
+
+
+def _as_type(config: LlamaConfig, kind: str) -> dict[str, Any] | None:
+    try:
+        sizes = replace(config, max_tokens=unscaled_tokens(config.rope, config.max_tokens, kind=kind))
+    except ValueError:  # a length that the type does not have
+        return None
+    return {
+        **{theirs: getattr(sizes, ours) for ours, theirs in attributes.SIZES.items()},
         "model_type": kind,
-        "architectures": [_CLASSES[kind]],
+        "architectures": [families.CLASSES[kind]],
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
+        **families.describe(config, kind),
         **write_rope(config.rope),
     }
-    if kind == "llama":
-        return raw | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-    raw |= {"sliding_window": config.window}
-    if kind == "mistral":
-        return raw
-    first = config.layers if config.window is None else 0
-    return raw | {"use_sliding_window": config.window is not None, "max_window_layers": first}
 
 
-def _fitting_type(config: LlamaConfig) -> str:
-    biases = (config.qkv_bias, config.out_bias, config.mlp_bias)
-    # transformers refuses a llama whose width the heads do not divide, though head_dim is given.
-    if config.qkv_bias == config.out_bias and config.window is None and not config.width % config.heads:
-        return "llama"
-    if biases == (False, False, False):
-        return "mistral"
-    if biases == (True, False, False):
-        return "qwen2"
-    raise ValueError(
-        f"no model type of Hugging Face's has qkv_bias {biases[0]}, out_bias {biases[1]}, mlp_bias {biases[2]} and "
-        f"window {config.window}: expected equal attention biases and no window, or biases of q, k and v at most"
-    )
+def _reads_as(raw: Mapping[str, Any]) -> LlamaConfig | None:
+    try:
+        return _model(Path(CONFIG_FILE), raw)
+    except ValueError:  # what the type does not have
+        return None

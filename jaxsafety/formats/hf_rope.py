@@ -21,10 +21,11 @@ _STRETCHED = ("linear", "dynamic")
 _NEUTRAL = {("factor", 1.0), ("partial_rotary_factor", 1.0)}
 
 
-def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int) -> Rope:
+def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int, base: float = Rope.base) -> Rope:
     """Returns what ``rope_theta``, ``rope_scaling`` and ``rope_parameters`` of a configuration say together.
 
-    ``max_tokens`` is its ``max_position_embeddings``; ``file`` is for messages.
+    ``max_tokens`` is its ``max_position_embeddings``, ``base`` what it turns by unless it says so; ``file`` is for
+    messages.
 
     Raises:
         ValueError: they contradict each other; another type than default, linear, dynamic and llama3; a value that is
@@ -34,7 +35,7 @@ def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int) -> Rope:
     kind = given.pop("rope_type", "default")
     if kind not in list(_KEYS):
         raise ValueError(f"{file}: rope_type is {kind!r}, expected one of {', '.join(_KEYS)}")
-    base = attributes.number(file, given, "rope_theta", default=Rope.base)
+    base = attributes.number(file, given, "rope_theta", default=base)
     given.pop("rope_theta", None)
     for name, value in given.items():
         if name not in _KEYS[kind] and (name, value) not in list(_NEUTRAL):
@@ -60,6 +61,13 @@ def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int) -> Rope:
     return Rope(base, "llama3", factor, low, high, original)
 
 
+def read_local_rope(file: Path, raw: Mapping[str, Any]) -> Rope:
+    """Returns how Gemma 3's layers with a window turn; see :func:`read_rope`."""
+    nested = _nested(raw, "sliding_attention")
+    own = {"rope_theta": raw.get("rope_local_base_freq"), "rope_parameters": nested}
+    return read_rope(file, own, max_tokens=1, base=attributes.LOCAL_BASE)
+
+
 def write_rope(rope: Rope) -> dict[str, Any]:
     """Returns the attributes of ``rope`` in the dialect of transformers 4, which 5 reads, too."""
     if rope.scaling == "none":
@@ -71,21 +79,24 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     return {"rope_theta": rope.base, "rope_scaling": scaling}
 
 
-def scaled_tokens(rope: Rope, unscaled: int) -> int:
-    """Returns the longest input: linear and dynamic scaling stretch ``max_position_embeddings``, llama3 includes it."""
-    return int(rope.factor * unscaled) if rope.scaling in _STRETCHED else unscaled
+def scaled_tokens(rope: Rope, unscaled: int, *, kind: str) -> int:
+    """Returns the longest input: linear and dynamic scaling stretch ``max_position_embeddings``, llama3 includes it.
+
+    So do all models of ``kind`` gemma3_text.
+    """
+    return int(rope.factor * unscaled) if _is_stretched(rope, kind) else unscaled
 
 
-def unscaled_tokens(rope: Rope, scaled: int) -> int:
+def unscaled_tokens(rope: Rope, scaled: int, *, kind: str) -> int:
     """Returns the ``max_position_embeddings`` that :func:`scaled_tokens` gives ``scaled`` for.
 
     Raises:
         ValueError: there is none, or dynamic scaling begins elsewhere.
     """
-    if rope.scaling not in _STRETCHED:
+    if not _is_stretched(rope, kind):
         return scaled
     unscaled = rope.original_tokens if rope.scaling == "dynamic" else math.ceil(scaled / rope.factor)
-    if (fitting := scaled_tokens(rope, unscaled)) != scaled:
+    if (fitting := scaled_tokens(rope, unscaled, kind=kind)) != scaled:
         raise ValueError(
             f"max_tokens: got {scaled} with {rope.scaling} positions, expected {fitting}: "
             f"their factor {rope.factor:g} times max_position_embeddings, {unscaled}"
@@ -93,10 +104,21 @@ def unscaled_tokens(rope: Rope, scaled: int) -> int:
     return unscaled
 
 
+def _is_stretched(rope: Rope, kind: str) -> bool:
+    return rope.scaling in _STRETCHED and kind != "gemma3_text"
+
+
+def _nested(raw: Mapping[str, Any], layers: str) -> Any:
+    """The ``rope_parameters`` of layers of a type, where every type has its own."""
+    given = raw.get("rope_parameters")
+    return given.get(layers) if isinstance(given, dict) else given
+
+
 def _merge(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of both dialects in one dict; a file may use both, as long as they agree."""
     merged: dict[str, Any] = {}
-    for part in ({"rope_theta": raw.get("rope_theta")}, raw.get("rope_scaling"), raw.get("rope_parameters")):
+    own = _nested(raw, "full_attention") if raw.get("model_type") == "gemma3_text" else raw.get("rope_parameters")
+    for part in ({"rope_theta": raw.get("rope_theta")}, raw.get("rope_scaling"), own):
         if not isinstance(part or {}, dict):
             raise ValueError(f"{file}: rope_scaling or rope_parameters is {part!r}, expected an object or null")
         for key, value in (part or {}).items():

@@ -3,12 +3,13 @@
 Everything unfinished lies beside it under a hidden name, which its writer holds by the kernel's lock until it ends.
 """
 
+import itertools
 import json
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxsafety.config.names import nearest
 from jaxsafety.entry.annotations import checked
 from jaxsafety.formats import hf_names as names
 from jaxsafety.formats import safetensors_file
-from jaxsafety.formats.hf_config import CONFIG_FILE, ParamsDtype, config_text
+from jaxsafety.formats.hf_config import CONFIG_FILE, ParamsDtype, config_text, is_fused
 from jaxsafety.formats.hf_index import INDEX_FILE, WEIGHTS_FILE
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.rundir import atomic, flock
@@ -103,7 +104,8 @@ def write_checkpoint(
             for file in beside:
                 copy = shutil.copytree if file.is_dir() else shutil.copyfile
                 copy(file, scratch / file.name)
-            _write_weights(scratch, read, names.slots(config), dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
+            slots = names.slots(config, fused=is_fused(scratch))
+            _write_weights(scratch, read, slots, dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
             atomic.sync(scratch)
             scratch.rename(directory)
             atomic.sync(directory.absolute().parent)
@@ -146,31 +148,38 @@ def _write_weights(
     dtype: np.dtype,
     shard_bytes: int,
 ) -> None:
-    shards = _split(slots, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
+    tensors = {name: list(own) for name, own in itertools.groupby(slots, lambda slot: slot.name)}
+    shapes = names.shapes(slots)
+    shards = _split(shapes, itemsize=dtype.itemsize, shard_bytes=shard_bytes)
     stem, suffix = WEIGHTS_FILE.split(".")
     files = [f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}" for number in range(1, len(shards) + 1)]
     files = files if len(shards) > 1 else [WEIGHTS_FILE]
     for file, shard in zip(files, shards, strict=True):
-        tensors = (_stored(read(slot.path, slot.layer), slot, dtype) for slot in shard)
-        safetensors_file.write(scratch / file, {slot.name: slot.shape for slot in shard}, tensors, dtype=dtype)
+        values = (_tensor(read, tensors[name], dtype) for name in shard)
+        safetensors_file.write(scratch / file, {name: shapes[name] for name in shard}, values, dtype=dtype)
     if len(shards) > 1:
-        size = dtype.itemsize * sum(math.prod(slot.shape) for slot in slots)
-        placed = {slot.name: file for file, shard in zip(files, shards, strict=True) for slot in shard}
+        size = dtype.itemsize * sum(map(math.prod, shapes.values()))
+        placed = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": size}, "weight_map": placed}
         atomic.atomic_write(scratch / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _split(slots: Sequence[names.Slot], *, itemsize: int, shard_bytes: int) -> list[list[names.Slot]]:
-    shards: list[list[names.Slot]] = []
+def _split(shapes: Mapping[str, tuple[int, ...]], *, itemsize: int, shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = []
     room = 0
-    for slot in slots:
-        size = itemsize * math.prod(slot.shape)
+    for name, shape in shapes.items():
+        size = itemsize * math.prod(shape)
         if size > room or not shards:
             shards.append([])
             room = shard_bytes
-        shards[-1].append(slot)
+        shards[-1].append(name)
         room -= size
     return shards
+
+
+def _tensor(read: Callable[[str, int | None], Any], slots: Sequence[names.Slot], dtype: np.dtype) -> np.ndarray:
+    parts = [_stored(read(slot.path, slot.layer), slot, dtype) for slot in slots]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _stored(tensor: Any, slot: names.Slot, dtype: np.dtype) -> np.ndarray:

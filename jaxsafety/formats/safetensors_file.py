@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +42,12 @@ class Tensor:
     def dtype(self) -> np.dtype:
         """Its NumPy type."""
         return DTYPES[self.code]
+
+    def rows(self, start: int, stop: int) -> "Tensor":
+        """Returns where its rows ``start`` to ``stop`` lie."""
+        size = (self.stop - self.start) // max(self.shape[0], 1)
+        place = {"start": self.start + size * start, "stop": self.start + size * stop}
+        return replace(self, shape=(stop - start, *self.shape[1:]), **place)
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxsafety import keys
 from jaxsafety.formats import hf, hf_names
 from jaxsafety.models import generation, llama
 from jaxsafety.tree import flatten
-from tests.formats.theirs import MODELS
+from tests.formats.theirs import FAMILIES, MODELS
 
 FOLDER = Path(__file__).with_name("golden")
 # Of the largest logit: two float32 programs that sum in different orders.
@@ -30,22 +31,48 @@ def continued(params, tokens, *, config, count):
     return generation.generate((params, llama.model(config)), tokens, count=count)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_and_continuations_are_those_of_transformers(name):
+def compared(name):
+    """Compares logits; returns the model and what else is expected of it."""
     directory = FOLDER / name.replace(" ", "_")
     config, params = hf.load(directory, dtype="float32")
     with np.load(directory / "expected.npz") as expected:
         tokens, logits, written = (expected[key] for key in ("tokens", "logits", "written"))
     found = logits_of(params, tokens, config=config)
     np.testing.assert_allclose(found, logits, rtol=0, atol=PARITY * np.abs(logits).max())
+    return config, params, tokens, written
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_transformers(name):
+    compared(name)
+
+
+@pytest.mark.parametrize("name", [*MODELS, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+def test_logits_and_continuations_are_those_of_transformers(name):
+    config, params, tokens, written = compared(name)
     np.testing.assert_array_equal(continued(params, tokens, config=config, count=written.shape[1]), written)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | FAMILIES)
 def test_what_is_loaded_has_the_shapes_of_a_fresh_model(name):
     config = hf.read_config(FOLDER / name.replace(" ", "_"))
     fresh = jax.eval_shape(partial(llama.init, config), key=keys.root(0))
     assert {path: leaf.shape for path, leaf in flatten(fresh).items()} == hf_names.leaf_shapes(config)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_goes_back_to_the_same_tensors(tmp_path, name):
+    """By the names and in the parts of its own files, and as a type of its own where no file tells it."""
+    config, params = hf.load(FOLDER / name, dtype="float32")
+    hf.save(tmp_path / "same", params, config, dtype="float32", source=FOLDER / name)
+    theirs, ours = (
+        safetensors.numpy.load_file(place / "model.safetensors") for place in (FOLDER / name, tmp_path / "same")
+    )
+    assert theirs.keys() == ours.keys() and all(np.array_equal(theirs[key], ours[key]) for key in theirs)
+    hf.save(tmp_path / "own", params, config, dtype="float32")
+    assert hf.read_config(tmp_path / "own") == config
+    again = flatten(hf.load(tmp_path / "own", dtype="float32")[1])
+    assert all(np.array_equal(leaf, again[path]) for path, leaf in flatten(params).items())
 
 
 def test_the_golden_files_are_small():

@@ -125,12 +125,15 @@ def test_windows(read):
     assert read(QWEN2, **windows, max_window_layers=3).window is None
     assert read(QWEN2, **windows).window is None  # 28 layers come before the first window
     assert read(QWEN2, **windows, layer_types=[SLIDING] * 3).window == 9
+    later = replace(EXPECTED, qkv_bias=True, window=9, windowed=(False, True, True))
+    assert read(QWEN2, **windows, max_window_layers=1) == read(QWEN2, **windows, layer_types=[FULL, SLIDING, SLIDING])
+    assert read(QWEN2, **windows, max_window_layers=1) == later
     assert read(QWEN2, layer_types=[FULL] * 3).window is None
 
 
 def test_attributes_without_effect_on_logits(read):
     raw = dict.fromkeys(hf_attributes._WITHOUT_EFFECT - set(LLAMA), "anything")
-    neutral = {"hidden_act": "swish", "pretraining_tp": 1, "partial_rotary_factor": 1.0, "rope_interleaved": False}
+    neutral = {"hidden_act": "swish", "partial_rotary_factor": 1.0, "rope_interleaved": False}
     neutral |= {
         "quantization_config": None,
         "auto_map": None,
@@ -174,9 +177,54 @@ def test_code_beside_a_checkpoint_can_be_ignored(tmp_path, read):
     assert hf.read_config(tmp_path, ignored=("auto_map",)) == EXPECTED
 
 
+QWEN3 = LLAMA | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+SMOLLM3 = LLAMA | {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"]}
+PHI3 = LLAMA | {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
+GEMMA = {"head_dim": 4, "query_pre_attn_scalar": 9, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 9}
+GEMMA = without(LLAMA, "hidden_act", "architectures") | GEMMA
+GEMMA2, GEMMA3 = (GEMMA | {"model_type": kind} for kind in ("gemma2", "gemma3_text"))
+
+
+def test_layers_that_do_not_turn(read):
+    assert read(without(SMOLLM3, "rope_theta")).rope.base == 2e6
+    assert read(SMOLLM3).rotated == ()  # the fourth layer would be the first
+    assert read(SMOLLM3, no_rope_layer_interval=2).rotated == (True, False, True)
+    assert read(SMOLLM3, no_rope_layers=[0, 1, 1], no_rope_layer_interval=2).rotated == (False, True, True)
+    found = read(SMOLLM3, no_rope_layers=[0, 1, 1], use_sliding_window=True, sliding_window=9)
+    assert (found.window, found.windowed) == (9, (True, False, False))
+    assert read(SMOLLM3, max_window_layers=28, pretraining_tp=2) == replace(EXPECTED)
+
+
+def test_gemmas(read):
+    found = read(GEMMA2, hidden_act="gelu_pytorch_tanh", cache_implementation="hybrid")
+    assert found == replace(
+        EXPECTED, **GEMMAS, window=9, windowed=(True, False, True), attn_softcap=50.0, logit_softcap=30.0
+    )
+    assert read(without(GEMMA2, "tie_word_embeddings")).tied
+    third = replace(EXPECTED, **GEMMAS, query_norm="head", window=9, local_rope=Rope())
+    assert read(GEMMA3) == third
+    assert read(GEMMA3, sliding_window_pattern=2) == replace(third, windowed=(True, False, True))
+    assert read(GEMMA3, layer_types=[FULL, SLIDING, FULL]).windowed == (False, True, False)
+    assert read(GEMMA3, layer_types=[FULL] * 3) == replace(third, window=None, local_rope=None)
+    longer = read(GEMMA3, rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=5e3)
+    assert (longer.rope, longer.local_rope, longer.max_tokens) == (Rope(5e5, "linear", 8.0), Rope(5e3), 64)
+    nested = {"full_attention": {"rope_theta": 7e5}, "sliding_attention": {"rope_type": "default", "rope_theta": 3e3}}
+    five = read(without(GEMMA3, "rope_theta"), rope_parameters=nested)
+    assert (five.rope, five.local_rope) == (Rope(7e5), Rope(3e3))
+    assert read(without(GEMMA3, "rope_theta")).rope == Rope(1e6)
+
+
+def test_types_alike_in_what_they_compute(read):
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    assert read(PHI3, auto_map=code, original_max_position_embeddings=64, sliding_window=9) == read(MISTRAL)
+    assert read(QWEN3, head_dim=4, attention_bias=True) == replace(
+        EXPECTED, qkv_bias=True, out_bias=True, query_norm="head"
+    )
+    assert read(QWEN3).head_width == 128
+
+
 REFUSED = {
     "hidden_act is 'gelu', expected 'silu' or 'swish': the MLP here is SwiGLU": {"hidden_act": "gelu"},
-    "pretraining_tp is 2, expected 1": {"pretraining_tp": 2},
     "partial_rotary_factor is 0.5, expected 1.0": {"partial_rotary_factor": 0.5},
     "rope_interleaved is True": {"rope_interleaved": True},
     "use_mrope is True, expected False": {"use_mrope": True},
@@ -244,12 +292,24 @@ def test_what_a_llama_does_not_follow_is_refused_by_name(read, message):
         ("mlp_bias is true, expected false: .* qwen2", QWEN2 | {"mlp_bias": True}),
         ("layer_types is .*, expected sliding_attention 3 times", MISTRAL | {"layer_types": [FULL] * 3}),
         ("layer_types is .*, expected full_attention 3 times", QWEN2 | {"layer_types": [SLIDING] * 3}),
-        ("its layers are .*, expected one type", QWEN2 | {"use_sliding_window": True, "max_window_layers": 1}),
-        ("its layers are", QWEN2 | {"use_sliding_window": True, "layer_types": [FULL, SLIDING, FULL]}),
-        ("its layers are", QWEN2 | {"use_sliding_window": True, "layer_types": [SLIDING]}),
-        ("its layers are", QWEN2 | {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 3}),
+        ("layer_types is .*, expected 3 of full_", QWEN2 | {"use_sliding_window": True, "layer_types": [SLIDING]}),
+        ("layer_types is", QWEN2 | {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 3}),
+        (
+            "rope_type is 'longrope', expected one of",
+            PHI3 | {"rope_scaling": {"type": "longrope", "short_factor": [1]}},
+        ),
+        ("attention_bias is true, expected false: .* phi3", PHI3 | {"attention_bias": True}),
+        ("auto_map is .*: code", PHI3 | {"auto_map": {"AutoConfig": "other.Config"}}),
+        ("no_rope_layers is .*, expected 3 of 0 and 1", SMOLLM3 | {"no_rope_layers": [1, 0]}),
+        ("no_rope_layers is .*, expected a layer", SMOLLM3 | {"no_rope_layers": [0, 0, 0]}),
+        ("unknown attribute no_rope_layers", LLAMA | {"no_rope_layers": [1, 0, 1]}),
+        ("unknown attribute final_logit_softcapping", QWEN3 | {"final_logit_softcapping": 30.0}),
+        ("hidden_activation is 'gelu', expected 'gelu_pyt", GEMMA2 | {"hidden_activation": "gelu"}),
+        ("attn_logit_softcapping is 50.0, expected null: .* gemma3", GEMMA3 | {"attn_logit_softcapping": 50.0}),
+        ("use_bidirectional_attention is True", GEMMA3 | {"use_bidirectional_attention": True}),
+        ("sliding_window is 9, expected null: .* olmo2", LLAMA | {"model_type": "olmo2", "sliding_window": 9}),
         ("max_window_layers is -1", QWEN2 | {"use_sliding_window": True, "max_window_layers": -1}),
-        ("model_type is 'lama', expected one of llama, mistral, qwen2; did you", LLAMA | {"model_type": "lama"}),
+        ("model_type is 'lama', expected one of llama, mistral, .*; did you", LLAMA | {"model_type": "lama"}),
         ("model_type is None", without(LLAMA, "model_type")),
         ("model_type is ", LLAMA | {"model_type": ["llama"]}),
         ("vocab_size is missing", without(LLAMA, "vocab_size")),
@@ -271,6 +331,7 @@ def test_directories_that_are_no_checkpoints(tmp_path):
             hf.read_config(tmp_path)
 
 
+GEMMAS = {"norms": "both", "norm_offset": True, "activation": "gelu", "embed_scale": 4.0, "query_scalar": 9.0}
 CONFIGS = [
     EXPECTED,
     replace(EXPECTED, head_width=10, tied=True, mlp_bias=True),
@@ -280,6 +341,11 @@ CONFIGS = [
     replace(EXPECTED, window=5),
     replace(EXPECTED, width=18, head_width=6),
     replace(EXPECTED, rope=Rope(1e6, "linear", 2.0)),
+    replace(EXPECTED, query_norm="head", window=5, windowed=(True, False, True)),
+    replace(EXPECTED, rotated=(True, False, True)),
+    replace(EXPECTED, query_norm="whole", norms="after"),
+    replace(EXPECTED, **GEMMAS, window=5, windowed=(True, False, True), attn_softcap=2.0),
+    replace(EXPECTED, **GEMMAS, query_norm="head", window=5, local_rope=Rope(77.0), rope=Rope(5e5, "linear", 2.0)),
     replace(EXPECTED, max_tokens=128, rope=Rope(1e6, "dynamic", 2.0, original_tokens=64)),
     replace(EXPECTED, rope=Rope(1e6, "llama3", 8.0, 1.0, 4.0, 32)),
 ]
@@ -297,8 +363,8 @@ def test_what_is_written_is_read_back(tmp_path, config):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"out_bias": True}, "no model type of Hugging Face's has qkv_bias False, out_bias True"),
-        ({"mlp_bias": True, "window": 4}, "no model type .* mlp_bias True and window 4"),
+        ({"out_bias": True}, "no model type of Hugging Face's has norm_eps 1e-05, out_bias True"),
+        ({"mlp_bias": True, "query_norm": "head"}, "no model type .* mlp_bias True, query_norm head: expected"),
         ({"rope": Rope(1e4, "dynamic", 4.0, original_tokens=32)}, "max_tokens: got 64 with dynamic .* expected 128"),
         ({"rope": Rope(1e4, "linear", 3.0)}, "max_tokens: got 64 with linear .* expected 66: .* 3 times .*, 22"),
     ],

@@ -14,14 +14,16 @@ from jaxsafety.models.generation import generate
 from jaxsafety.models.llama import Rope
 from jaxsafety.tree import flatten
 from tests.formats import theirs
-from tests.formats.theirs import MODELS
+from tests.formats.theirs import FAMILIES, MODELS, VARIANTS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 # transformers and torch warn of what is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("default")
 
+ALL = MODELS | FAMILIES | VARIANTS
 ROPES = {"linear": Rope(5e5, "linear", 2.0), "dynamic": Rope(5e5, "dynamic", 2.0, original_tokens=64)}
+ROPES |= {"smollm3": Rope(2e6), "smollm3 windows": Rope(2e6), "gemma3": Rope(5e5, "linear", 2.0)}
 ROPES |= {"llama3": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 32)}
 # Of the largest logit: two float32 programs that sum in different orders.
 PARITY = 2e-5
@@ -45,7 +47,7 @@ def side(tokens, mask, name):
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_logits_are_theirs(make, name, padding):
     model, folder = make(name)
     config, params = hf.load(folder, dtype="float32")
@@ -63,7 +65,7 @@ def test_logits_are_theirs(make, name, padding):
 
 
 @pytest.mark.parametrize("padding", ["none", "left"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_greedy_continuations_are_theirs_token_for_token(make, name, padding):
     model, folder = make(name)
     config, params = hf.load(folder, dtype="float32")
@@ -84,7 +86,7 @@ def same_weights(one, other):
 
 
 @pytest.mark.parametrize("with_source", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_model_of_theirs_goes_through_ours_unchanged(make, tmp_path, name, with_source):
     model, folder = make(name, max_shard_size="8KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -94,8 +96,11 @@ def test_a_model_of_theirs_goes_through_ours_unchanged(make, tmp_path, name, wit
     hf.save(tmp_path / "ours", params, config, dtype="float32", shard_bytes=9000, source=source)
     assert hf.read_config(tmp_path / "ours") == config
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
-    assert same_weights(model, back)
     tokens = torch.randint(0, 48, (2, 60))
+    if name == "phi3" and not with_source:  # nothing but its files tells it from a Mistral, whose matrices lie apart
+        np.testing.assert_allclose(*(one(tokens).logits.detach() for one in (model, back)), rtol=0, atol=1e-4)
+        return
+    assert same_weights(model, back)
     assert torch.equal(model(tokens).logits, back(tokens).logits)
     if with_source:
         assert back.config.model_type == model.config.model_type
@@ -125,10 +130,10 @@ def test_matrices_are_theirs_transposed(make):
     np.testing.assert_array_equal(params["unembed"], model.lm_head.weight.detach().numpy().T)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", list(dict.fromkeys(kind for kind, _ in ALL.values())))
 def test_every_attribute_that_their_classes_have_is_known(make, kind):
     """All of them with their defaults, also those that a saved file leaves out."""
-    _, folder = make(kind)
+    _, folder = make(next(name for name, (own, _) in ALL.items() if own == kind))
     config = transformers.AutoConfig.from_pretrained(folder)
     raw = json.loads(config.to_json_string(use_diff=False))
     (folder / "config.json").write_text(json.dumps(raw | {"architectures": None}))
@@ -137,5 +142,5 @@ def test_every_attribute_that_their_classes_have_is_known(make, kind):
 
 def test_their_other_models_are_refused(tmp_path):
     transformers.GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type is 'gpt2', expected one of llama, mistral, qwen2"):
+    with pytest.raises(ValueError, match="model_type is 'gpt2', expected one of llama, mistral, qwen2, "):
         hf.read_config(tmp_path)

@@ -35,6 +35,25 @@ MODELS = {
     "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2 windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
 }
+# One of every other type, and variants of them.
+FAMILIES = {
+    "qwen3": ("qwen3", {"head_dim": 6}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+    "olmo2": ("olmo2", {"attention_bias": True}),
+    "phi3": ("phi3", {"pad_token_id": 0, "sliding_window": 5}),
+    "gemma2": ("gemma2", {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0,
+                          "final_logit_softcapping": 3.0}),
+    "gemma3": ("gemma3_text", {"head_dim": 6, "sliding_window": 5, "sliding_window_pattern": 3, "rope_theta": 5e5,
+                               "rope_local_base_freq": 100.0, "query_pre_attn_scalar": 9,
+                               "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+}  # fmt: skip
+VARIANTS = {
+    "qwen2 some windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+    "qwen3 biases": ("qwen3", {"head_dim": 4, "attention_bias": True, "use_sliding_window": True, "sliding_window": 5,
+                               "max_window_layers": 2}),
+    "smollm3 windows": ("smollm3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 5,
+                                    "pad_token_id": 0, "tie_word_embeddings": False}),
+}  # fmt: skip
 
 
 def save(name, directory, *, dtype="float32", **saving):
@@ -43,7 +62,7 @@ def save(name, directory, *, dtype="float32", **saving):
     import transformers
 
     torch.manual_seed(0)
-    kind, changed = MODELS[name]
+    kind, changed = (MODELS | FAMILIES | VARIANTS)[name]
     config = transformers.AutoConfig.for_model(kind, **SIZES | changed)
     model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).eval()
     for parameter in model.parameters():  # norms and biases begin as ones and zeros
@@ -74,7 +93,7 @@ def outputs(model, tokens):
 def main(folder):
     """Writes every model with its prompts, logits and continuations."""
     tokens = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 20))
-    for name in MODELS:
+    for name in MODELS | FAMILIES:
         directory = folder / name.replace(" ", "_")
         logits, written = outputs(save(name, directory), tokens)
         (directory / "generation_config.json").unlink(missing_ok=True)

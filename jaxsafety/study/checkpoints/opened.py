@@ -21,7 +21,7 @@ from jaxsafety.subjects.checkpoint import Config
 # What a matrix of one has to have in common with that of the other; positions and window may differ.
 _SHAPES = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_width")
 _SAMPLED_BYTES = 64  # of every tensor
-_CHOICES = ("tied", "qkv_bias", "out_bias", "mlp_bias")
+_CHOICES = ("tied", "qkv_bias", "out_bias", "mlp_bias", "norms", "norm_offset", "query_norm", "activation")
 
 
 @dataclass(frozen=True)
