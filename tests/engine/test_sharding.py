@@ -25,6 +25,7 @@ def mesh(*names):
         ("blocks/mlp/up", (4, 18, 22), (None, None, None)),
         ("blocks/attn/q_bias", (4, 24), (None, None)),
         ("blocks/norm_attn/scale", (4, 16), (None, None)),
+        ("blocks/norm_q/scale", (4, 16), (None, None)),
         ("norm/scale", (16,), (None,)),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from jaxsafety import keys, tree
 from jaxsafety.models import generation, llama, lora
 from jaxsafety.models.llama import LlamaConfig
+from tests.models import llama_cases
 
 CONFIG = LlamaConfig(50, 32, layers=3, heads=4, kv_heads=2, width=16, mlp_width=24, head_width=4, qkv_bias=True)
 RTOL = 2e-5
@@ -72,6 +73,28 @@ def test_no_dense_gradient_is_formed(params, adapter, tokens):
 
     shapes = {var.aval.shape for eqn in jax.make_jaxpr(jax.grad(loss))(adapter).eqns for var in eqn.outvars}
     assert (3, 16, 24) not in shapes and (3, 3, 24) in shapes
+
+
+@pytest.mark.parametrize("variant", [pytest.param("norms after", marks=pytest.mark.slow), "some layers have a window"])
+def test_a_step_along_the_gradient_is_downhill_in_other_families(variant):
+    """The norms around the branches, soft caps, and layers that differ, run again for the gradient."""
+    config = llama_cases.config_of(variant, recompute=True)
+    params, tokens = llama_cases.params_of(config), llama_cases.tokens_of()
+    fresh = lora.init(params, rank=2, targets=tuple(lora.TARGETS), key=keys.root(1))
+
+    @jax.jit
+    def graded(adapter):
+        def loss(adapter):
+            logits = llama.apply(lora.joined(params, adapter, scale=1.0), tokens, config=config).logits
+            return -jnp.mean(jax.nn.log_softmax(logits)[..., 0])
+
+        return jax.value_and_grad(loss)(adapter)
+
+    loss, gradient = graded(fresh)
+    flat = tree.flatten(gradient)
+    assert all(np.isfinite(leaf).all() for leaf in flat.values())
+    assert all(np.abs(leaf).max(axis=(1, 2)).min() > 0 for path, leaf in flat.items() if path.endswith("_b"))
+    assert graded(jax.tree.map(lambda leaf, slope: leaf - 0.05 * slope, fresh, gradient))[0] < loss
 
 
 @pytest.mark.slow

@@ -61,6 +61,20 @@ def test_activations_are_those_of_the_whole_model(streamed, sides, texts):
                     np.testing.assert_allclose(response, mean, rtol=RTOL, atol=ATOL)
 
 
+def test_layers_that_differ_are_run_as_what_they_are(another, texts, tmp_path):
+    """Of a Gemma 3: windows and positions by layer, scaled embeddings."""
+    gemma = {"norms": "both", "norm_offset": True, "activation": "gelu", "embed_scale": 32**0.5, "query_scalar": 8.0}
+    gemma |= {"query_norm": "head", "window": 4, "windowed": (True, False, True), "local_rope": llama.Rope(50.0)}
+    own = hf.open_checkpoint(another(**gemma))
+    side = stream.Side(own, tuple(bucketed(texts[0][2:3], batch_tokens=128)), "float32")
+    _, params = hf.load(own.directory, dtype="float32")
+    run = jax.jit(partial(llama.apply, config=side.config, sites=features.SITES))
+    whole = run(params, np.asarray(texts[0][2:3], np.int32)).activations
+    for layer, seen in stream.layers(side, state=tmp_path / "streams"):
+        for site, values in whole.items():
+            np.testing.assert_allclose(seen[site][0, 0], values[layer, 0, -1], rtol=RTOL, atol=ATOL)
+
+
 def test_without_answers_there_is_one_kind(opened, texts, tmp_path):
     side = stream.Side(opened[0], tuple(bucketed(texts[0], batch_tokens=128)), "float32")
     _, seen = next(iter(stream.layers(side, state=tmp_path / "streams")))
