@@ -58,10 +58,12 @@ def _reference() -> Iterator[tuple[str, str]]:
         pages.append(name)
         yield f"reference/{name}.md", f"# {title}\n\n" + "\n".join(map(_module, _modules(folder)))
     listed = "\n".join(pages)
-    yield "reference/index.md", (
-        "# Reference\n\nFolders are layers, lowest first: each imports what stands above it. Shapes are in the annotations; "
-        f"the letters of the axes are explained in [Records and contracts](jaxsafety.md).\n\n```{{toctree}}\n{listed}\n```\n"
+    index = (
+        "# Reference\n\nFolders are layers, lowest first: each imports what stands above it. Shapes are in the "
+        "annotations; the letters of the axes are explained in [Records and contracts](jaxsafety.md).\n\n"
+        f"```{{toctree}}\n{listed}\n```\n"
     )
+    yield "reference/index.md", index
 
 
 def _modules(folder: str) -> list[str]:
@@ -100,14 +102,15 @@ def _papers() -> Iterator[tuple[str, str]]:
     others = sorted({one for _, name, module in _every() for one in _NUMBER.findall(_source(module))} - set(there))
     more = [f"[{one}]({SITE}{one}) | {', '.join(f'`{name}`' for _, name, _ in _parts(one))}" for one in others]
     pages = "\n".join(there)
-    yield "papers/index.md", (
+    index = (
         "# Papers\n\n| paper | title | recipe |\n|---|---|---|\n"
         + "".join(f"| {row} |\n" for row in rows)
-        + "\nOf these single parts are here; what each takes from its paper and what it leaves out, its `Fidelity:` line says "
-        + "(`jaxsafety explain NAME`, or the reference):\n\n| paper | parts |\n|---|---|\n"
+        + "\nOf these single parts are here; what each takes from its paper and what it leaves out, its `Fidelity:` "
+        + "line says (`jaxsafety explain NAME`, or the reference):\n\n| paper | parts |\n|---|---|\n"
         + "".join(f"| {row} |\n" for row in more)
         + f"\n```{{toctree}}\n:hidden:\n{pages}\n```\n"
     )
+    yield "papers/index.md", index
 
 
 def _every() -> list[tuple[str, str, str]]:
@@ -120,14 +123,13 @@ def _parts(number: str) -> list[tuple[str, str, str]]:
 
 
 def _page(paper: dict[str, str], parts: list[tuple[str, str, str]]) -> str:
-    kept, told = ROOT / "experiments" / "results" / paper["run"], f"../../{paper['told']}"
+    kept = ROOT / "experiments" / "results" / paper["run"]
     implemented = "\n".join(_part(*part) for part in parts)
-    judged = claims_table.text(kept, form="markdown")
     return (
         f"# {paper['title']}\n\n{paper['who']}, [arXiv {paper['id']}]({SITE}{paper['id']})\n\n## What is here\n\n"
-        f"{implemented}\n## What came out\n\nRecipe: `experiments/{paper['run']}.yaml`, whose results are kept; the text to it "
-        f"is in `{paper['told']}`.\n\n{judged}"
-    ).replace(told, paper["told"])
+        f"{implemented}\n## What came out\n\nRecipe: `experiments/{paper['run']}.yaml`, whose results are kept; the "
+        f"text to it is in `{paper['told']}`.\n\n{claims_table.text(kept, form='markdown')}"
+    )
 
 
 def _part(kind: str, name: str, module: str) -> str:

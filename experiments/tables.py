@@ -10,7 +10,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -193,13 +193,18 @@ READMES = HERE / "README.md", HERE / "related.md", HERE.parent / "README.md", HE
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+@cache
+def _made(kind: str, run: str) -> str:
+    return KINDS[kind](HERE / "results" / run).strip()
+
+
 def rewritten(text: str) -> str:
     """Returns a README's text with every table as its run prints it now; another KIND is a ValueError."""
 
     def block(found: re.Match[str]) -> str:
         begin, kind, run, end = found.groups()
         check_name("kind of a table", kind, KINDS)
-        return f"{begin}{KINDS[kind](HERE / 'results' / run).strip()}\n\n{end}"
+        return f"{begin}{_made(kind, run)}\n\n{end}"
 
     return _BLOCK.sub(block, text)
 

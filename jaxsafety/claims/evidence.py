@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ TABLE = "evaluate"
 _METHODS = {"sft": "SFT", "dpo": "DPO", "unlearn": "unlearning"}
 # Multiples of an update such as 1.1 reach the rows through float32.
 _STRENGTH_DIGITS = 5
+# Columns of a row that are fields of a key, behind the first four.
+_NAMES = ("condition", "subset", "part", "strength")
 
 
 class Unmeasured(Exception):
@@ -123,13 +126,21 @@ class Evidence:
         """
         wanted = Key(analysis, metric, model.method, model.lr_name, condition, part=part or "")
         found: dict[float, list[np.ndarray]] = {}
-        for key in self.series:
+        for key in self._of_models.get((analysis, metric, model.method, model.lr_name), ()):
             shared = key._replace(strength=None, part="" if part is None else key.part)
             if key.strength is not None and shared == wanted:
                 found.setdefault(key.strength, []).append(self._stacked(key))
         if not found:
             raise Unmeasured(self._missing(wanted, model))
         return {strength: np.mean(found[strength], axis=0) for strength in sorted(found)}
+
+    @cached_property
+    def _of_models(self) -> dict[tuple[str, str, str, str], list[Key]]:
+        """The keys by their first four parts: some runs have tens of thousands."""
+        found: dict[tuple[str, str, str, str], list[Key]] = {}
+        for key in self.series:
+            found.setdefault(key[:4], []).append(key)
+        return found
 
     def _stacked(self, key: Key) -> np.ndarray:
         found, absent = self.series.get(key, {}), np.full(len(self.seeds), np.nan)
@@ -157,6 +168,7 @@ def gather(rows: Iterable[Mapping[str, Any]], *, others: Collection[str] = ()) -
     models: set[Model] = set()
     seeds: set[int] = set()
     found: dict[Key, dict[int | None, dict[int, tuple[int, float]]]] = {}
+    keys: dict[tuple[Any, ...], Key] = {}
     for row in rows:
         analysis, method, lr_name = row["analysis"], row["method"], row["lr_name"]
         seed, step = row["seed"], row["step"]
@@ -165,8 +177,10 @@ def gather(rows: Iterable[Mapping[str, Any]], *, others: Collection[str] = ()) -
         seeds.add(seed)
         if method != PRETRAINED:
             models.add(Model(method, lr_name, row["lr"]))
-        names = (row[name] for name in ("condition", "subset", "part", "strength"))
-        key = _normal(Key(analysis, row["metric"], method, lr_name, *names))
+        written = (analysis, row["metric"], method, lr_name, *(row[name] for name in _NAMES))
+        # Rows of one quantity differ in layer and seed alone.
+        if (key := keys.get(written)) is None:
+            key = keys[written] = _normal(Key(*written))
         values = found.setdefault(key, {}).setdefault(row["layer"], {})
         if seed in values and values[seed][0] == step:
             raise ValueError(

@@ -66,7 +66,7 @@ def read_config(own: GGUF) -> LlamaConfig:
     if sizes["heads"] % kv_heads:
         raise ValueError(f"{own.file}: attention.head_count_kv is {kv_heads}, expected a divisor of {sizes['heads']}")
     return LlamaConfig(
-        **sizes | {"max_tokens": scaled_tokens(rope, sizes["max_tokens"])},
+        **sizes | {"max_tokens": scaled_tokens(rope, sizes["max_tokens"], kind=kind)},
         vocab_size=own.shape("token_embd.weight")[0],
         kv_heads=kv_heads,
         head_width=head_width,

@@ -11,11 +11,13 @@ import pytest
 from jaxsafety.formats import gguf, hf, hf_tokenizer
 from jaxsafety.models import llama
 from tests.formats import gguf_files
-from tests.formats.test_gguf_tokenizer import SENTENCEPIECE, TEXTS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 package = pytest.importorskip("gguf")
+
+from tests.formats.test_gguf_tokenizer import SENTENCEPIECE, TEXTS  # noqa: E402  (it asks for the package, too)
+
 # transformers and torch warn of what is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("default")
 
