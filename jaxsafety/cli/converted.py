@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Write a GGUF file, dequantised, as a Hugging Face directory with its tokenizer and chat template.",
     )
     add = parser.add_argument
-    add("file", type=path, metavar="GGUF", help="file of architecture llama or qwen2, of any quantisation")
+    add("file", type=path, metavar="GGUF", help="file of architecture llama, qwen2 or qwen3, of any quantisation")
     add("--out", type=path, required=True, metavar="DIR", help="directory to write, which does not exist or is empty")
     add("--store", choices=_STORES, default=_STORES[0],
         help="type of the weights (default: float32, which alone loses nothing)")  # fmt: skip

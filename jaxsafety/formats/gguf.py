@@ -34,6 +34,8 @@ _NAMES = {
     "unembed": "output.weight",
     "blocks/norm_attn/scale": f"{_BLOCK}attn_norm.weight",
     "blocks/norm_mlp/scale": f"{_BLOCK}ffn_norm.weight",
+    "blocks/norm_q/scale": f"{_BLOCK}attn_q_norm.weight",
+    "blocks/norm_k/scale": f"{_BLOCK}attn_k_norm.weight",
     **{f"blocks/{path}": f"{_BLOCK}{name}.weight" for path, name in _MATRICES.items()},
     **{f"blocks/{path}_bias": f"{_BLOCK}{name}.bias" for path, name in _MATRICES.items()},
 }
@@ -44,7 +46,7 @@ _BUFFERS = re.compile(rf"{re.escape(gguf_config.FACTORS)}|blk\.\d+\.attn_rot_emb
 
 
 def write(file: Path, directory: Path, *, dtype: ParamsDtype = "float32") -> None:
-    """Writes the model in a GGUF file of architecture llama or qwen2 as a checkpoint that transformers loads.
+    """Writes the model in a GGUF file, of an architecture of ``gguf_config``, as a checkpoint that transformers loads.
 
     Memory is that of its largest tensor. ``directory`` must not exist or be empty; ``dtype`` is what weights are stored
     in, of which float32 alone holds all that a file of any quantisation says.

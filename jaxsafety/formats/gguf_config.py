@@ -16,7 +16,7 @@ from jaxsafety.formats.hf_rope import read_rope, scaled_tokens
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.models.rope import Rope, frequencies
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # The divisors of frequencies that stand for the scaling of Llama 3.1, as a tensor.
 FACTORS = "rope_freqs.weight"
 _SIZES = {
@@ -49,7 +49,7 @@ _SAME = 1e-4  # relative: divisors are stored as float32, of angles that others 
 
 
 def read_config(own: GGUF) -> LlamaConfig:
-    """Returns the model that a GGUF file of architecture llama or qwen2 describes.
+    """Returns the model that a GGUF file of one of the ``ARCHITECTURES`` describes.
 
     Raises:
         ValueError: another architecture, or a hyperparameter that is missing, not valid, or not followed here.
@@ -73,6 +73,7 @@ def read_config(own: GGUF) -> LlamaConfig:
         norm_eps=attributes.number(own.file, raw, _EPSILON),
         rope=rope,
         tied="output.weight" not in own.tensors,
+        query_norm="head" if kind == "qwen3" else "none",
         **{name: f"blk.0.{part}.bias" in own.tensors
            for name, part in (("qkv_bias", "attn_q"), ("out_bias", "attn_output"), ("mlp_bias", "ffn_up"))},
     )  # fmt: skip

@@ -13,6 +13,8 @@ NAMES = {
     "unembed": "output",
     "norm_attn/scale": "attn_norm",
     "norm_mlp/scale": "ffn_norm",
+    "norm_q/scale": "attn_q_norm",
+    "norm_k/scale": "attn_k_norm",
     "attn/q": "attn_q",
     "attn/k": "attn_k",
     "attn/v": "attn_v",

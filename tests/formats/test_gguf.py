@@ -41,6 +41,7 @@ def made(tmp_path, config, make_params):
         ("llama", {"tied": True, "kv_heads": 4}),
         ("llama", {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_width": 4}),
         ("qwen2", {"qkv_bias": True, "tied": True, "head_width": 4}),
+        ("qwen3", {"query_norm": "head"}),
         ("llama", {"rope": Rope(base=1e6, scaling="linear", factor=2.0), "max_tokens": 128}),
     ],
 )
@@ -118,7 +119,7 @@ def test_ends_of_answers_and_special_tokens_are_told(made, tmp_path, encoder):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"arch": "gemma2"}, "general.architecture is 'gemma2', expected one of llama, qwen2"),
+        ({"arch": "gemma2"}, "general.architecture is 'gemma2', expected one of llama, qwen2, qwen3"),
         ({"values": {"block_count": None}}, "block_count is missing, expected an integer of at least 1"),
         ({"values": {"attention.head_count_kv": [2, 2, 1]}}, r"head_count_kv is \[2, 2, 1\], expected an integer"),
         ({"values": {"attention.head_count_kv": 3}}, "head_count_kv is 3, expected a divisor of 4"),

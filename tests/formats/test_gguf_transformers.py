@@ -31,7 +31,7 @@ def both(tmp_path, config, make_params):
     """Writes a file of a model of which transformers asks that the heads divide the width, and imports it."""
 
     def make(arch, tokenizer, kind=None, **fields):
-        own = replace(config, width=64, mlp_width=96, head_width=16, **fields)
+        own = replace(config, **{"width": 64, "mlp_width": 96, "head_width": 16} | fields)
         file = tmp_path / "model.gguf"
         values = gguf_files.metadata(own) | {"vocab_size": own.vocab_size}
         # At their full size softmax would be all of one token, and differ by any rounding.
@@ -52,6 +52,7 @@ def both(tmp_path, config, make_params):
         ("llama", "Q4_1", {"tied": True, "norm_eps": 1e-6}),
         ("llama", "Q8_0", {"kv_heads": 4}),
         ("qwen2", "Q5_0", {"qkv_bias": True}),
+        ("qwen3", "Q8_0", {"query_norm": "head", "head_width": 128}),  # the width that they take, whatever a file says
     ],
 )
 def test_logits_are_theirs(both, encoder, arch, kind, fields):
