@@ -8,10 +8,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxsafety import methods
 from jaxsafety.cli import declared, listing, written
 from jaxsafety.cli.declared import path
+from jaxsafety.rundir import printed
+
+if TYPE_CHECKING:
+    from jaxsafety.recipe.schema import Recipe
 
 ANALYSES = {
     "weights": "where the update of every matrix lies in the spaces of the base, its spectrum and rank",
@@ -89,6 +94,8 @@ def parse_analyze(arguments: Sequence[str]) -> argparse.Namespace:
             _add_merge(verb)
         declared.add(verb, written.OPTIONS[name])
         declared.add_shared(verb)
+        if name == "weights":
+            verb.add_argument("--dry_run", action="store_true", help="list the pairs of tensors, and what is left out")
         verb.set_defaults(dry_run=False, devices=1)
     options, rest = parser.parse_known_args([*arguments[:1], *declared.words(arguments), *arguments[1:]])
     if rest:
@@ -116,6 +123,21 @@ def _pairs(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, s
     return found
 
 
+def _list_pairs(recipe: "Recipe", options: argparse.Namespace) -> None:
+    from jaxsafety.study.checkpoints import opened, weights
+
+    sides = [opened.of_directory(recipe, place) for place in (options.base, options.tuned)]
+    opened.check_alike(*sides, vocabulary=False)
+    found = weights.planned(*sides, recipe.analyses["weights"].options)
+    if options.format != "table":
+        sys.stdout.write(printed.records(found, options.format))
+        return
+    for measured, what in ((True, "measured"), (False, "left out")):
+        rows = [{name: "" if value is None else value for name, value in row.items() if name != "measured"}
+                for row in found if row["measured"] == measured]  # fmt: skip
+        sys.stdout.write(f"{len(rows)} {what}\n{printed.records(rows, 'markdown') if rows else ''}")
+
+
 def run(options: argparse.Namespace, stages: Sequence[str]) -> int:
     """Runs the recipe that a command stands for, through these stages, or shows it; returns the exit code.
 
@@ -134,6 +156,9 @@ def run(options: argparse.Namespace, stages: Sequence[str]) -> int:
     recipe = written.recipe(options)
     if options.print_config:
         sys.stdout.write(yaml_file.to_yaml(recipe))
+        return 0
+    if options.dry_run and options.verb == "weights":
+        _list_pairs(recipe, options)
         return 0
     if options.dry_run:
         return launch.forecast(recipe, cells.expand(recipe), options.out, form=options.format)

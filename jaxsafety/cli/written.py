@@ -40,7 +40,8 @@ OPTIONS = {
         *_IGNORED,
     ],
     "weights": [
-        *_fields("study.checkpoints.weights", "Config", "attention energy method rank", "analyses.weights"),
+        *_fields("study.checkpoints.weights", "Config", "attention energy method rank include exclude",
+                 "analyses.weights"),
         *_IGNORED,
     ],
     "activations": [

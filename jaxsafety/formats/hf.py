@@ -16,6 +16,7 @@ from jaxsafety.entry.annotations import checked
 from jaxsafety.formats.hf_checkpoint import Checkpoint, check_tied, open_checkpoint
 from jaxsafety.formats.hf_config import ParamsDtype, read_config
 from jaxsafety.formats.hf_names import leaf_shapes
+from jaxsafety.formats.hf_tensors import TensorFiles, open_tensors
 from jaxsafety.formats.hf_write import save, write_checkpoint
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.tree import flatten, unflatten
@@ -24,8 +25,10 @@ from jaxsafety.types import Params
 __all__ = [
     "Checkpoint",
     "ParamsDtype",
+    "TensorFiles",
     "load",
     "open_checkpoint",
+    "open_tensors",
     "read_config",
     "save",
     "write_checkpoint",

@@ -125,6 +125,19 @@ def _parts(found: Mapping[str, Tensor], slots: Sequence[names.Slot]) -> Iterator
             first += slot.shape[0]
 
 
+def read_tensor(tensor: Tensor, *, rows: int, transposed: bool) -> Float[np.ndarray, "m n"]:
+    """Returns the first ``rows`` of a matrix as it is stored, transposed or not, in float32.
+
+    Raises:
+        ValueError: it is not finite.
+        OSError: it cannot be read.
+    """
+    bounds = [(0, rows), (0, tensor.shape[1])][:: -1 if transposed else 1]
+    target = _aligned([stop for _, stop in bounds], np.dtype(np.float32))
+    _fill(target, tensor, bounds, transposed=transposed)
+    return target
+
+
 def check_tied(checkpoint: Checkpoint) -> None:
     """Checks that a head stored beside the embeddings it is tied to equals them.
 

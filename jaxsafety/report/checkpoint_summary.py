@@ -15,6 +15,8 @@ INTERVALS = (
     "effect size, and a mean over layers have none."
 )
 _OF_WEIGHTS = ("null_energy", "baseline_energy", "rank_delta", "changed_norm")
+_KNOWN = (*MLP, *ATTENTION)
+_MOST = 24  # matrices that a model has a line for; all are in the records
 _OF_CLUSTERS = ("accuracy", "relative_gap")
 
 
@@ -25,7 +27,8 @@ def records(evaluated: pl.DataFrame, analysed: pl.DataFrame) -> list[dict[str, A
     weights = analysed.filter(pl.col("analysis") == "output_space", pl.col("strength").is_null())
     clusters = analysed.filter(analysis="clusters", part="last", condition="")
     judged = evaluated.filter(pl.col("metric").str.contains("^(agreement|kappa|judged):"))["metric"].unique().sort()
-    parts = [name for name in (*MLP, *ATTENTION) if name in weights["part"]]
+    there = weights["part"].unique().sort().to_list()
+    parts = sorted(there, key=lambda name: _KNOWN.index(name) if name in _KNOWN else len(_KNOWN))
     rows = []
     for model in models_of(pl.concat([one.select(Model._fields) for one in (refused, weights, clusters)])):
         rates, updates, apart = (frame.filter(_is(model)) for frame in (refused, weights, clusters))
@@ -46,13 +49,15 @@ def text(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         label = model_label(Model(*(row[name] for name in Model._fields)))
-        for part in (*MLP, *ATTENTION):
-            if row.get(f"{part} null_energy") is not None:
-                energy, chance, rank, norm = (row[f"{part} {name}"] for name in _OF_WEIGHTS)
-                lines.append(
-                    f"{label}, {part}: null-space energy {energy:.3g} (a random direction {chance:.3g}), "
-                    f"rank {rank:.0f}, |dW| / |W| {norm:.3g}"
-                )
+        end = " null_energy"
+        parts = [name.removesuffix(end) for name, value in row.items() if name.endswith(end) and value is not None]
+        for part in parts[:_MOST]:
+            energy, chance, rank, norm = (row[f"{part} {name}"] for name in _OF_WEIGHTS)
+            lines.append(
+                f"{label}, {part}: null-space energy {energy:.3g} (a random direction {chance:.3g}), "
+                f"rank {rank:.0f}, |dW| / |W| {norm:.3g}"
+            )
+        lines += [f"{label}: {len(parts) - _MOST} matrices more in the tables"] * (len(parts) > _MOST)
         if row.get("accuracy") is not None:
             gap = row["relative_gap"]
             shown = "-" if gap is None else f"{gap:.3g}"

@@ -26,6 +26,7 @@ from jaxsafety.rundir import layout, manifest_file, opening, progress
 from jaxsafety.study.checkpoints import answers, batches, examples, judges, opened
 from jaxsafety.study.checkpoints.batches import Encoded
 from jaxsafety.study.checkpoints.examples import Example
+from jaxsafety.study.checkpoints.opened import Model
 from jaxsafety.study.pipeline import Study
 from jaxsafety.subjects.checkpoint import Config
 
@@ -54,7 +55,7 @@ def check(study: Study) -> None:
             f"{first.directory}, or another one of its models"
         )
     for other in others:
-        opened.check_alike(first, other)
+        opened.check_alike(first, other, vocabulary=not opened.is_of_weights(recipe))
     for model in models if not all(isinstance(lane.how, Given) for lane in recipe.lanes) else ():
         hf_write.companions(model.directory, tokenizer=about.tokenizer)
     trained = [lane for lane in recipe.lanes if lane.training is not None]
@@ -158,11 +159,11 @@ def told_spelling(count: int, of: str, special_tokens: SpecialTokens) -> str:
     return f"{count} of {of} spell special tokens of the model, which {acts}"
 
 
-def given(study: Study) -> list[hf.Checkpoint]:
+def given(study: Study) -> list[Model]:
     """Returns the checkpoints that a study is given, each once, the first model's before others."""
     lanes = [lane for lane in study.recipe.lanes if isinstance(lane.how, Given)]
     named = [(lane, study.model(lane, seed)) for lane in lanes for seed in study.recipe.seeds]
-    found: dict[Path, hf.Checkpoint] = {}
+    found: dict[Path, Model] = {}
     of: dict[Path, dict[str, None]] = {}
     for lane, place in named:
         known = place.resolve()
@@ -170,7 +171,7 @@ def given(study: Study) -> list[hf.Checkpoint]:
         if known in found:
             continue
         try:
-            found[known] = hf.open_checkpoint(place, ignored=study.recipe.subject.options.ignore_config)
+            found[known] = opened.of_directory(study.recipe, place)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"models.{lane.label}: {error}") from error
     if twice := next((names for names in of.values() if len(names) > 1), None):

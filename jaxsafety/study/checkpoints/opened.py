@@ -12,8 +12,11 @@ from jaxtyping import Bool
 
 from jaxsafety.formats import hf
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.hf_tensors import is_unknown
 from jaxsafety.formats.rule_judge import Verdict
 from jaxsafety.recipe.lane import Lane
+from jaxsafety.recipe.models import Given
+from jaxsafety.recipe.schema import Recipe
 from jaxsafety.study.checkpoints.batches import Encoded
 from jaxsafety.study.pipeline import Study
 from jaxsafety.subjects.checkpoint import Config
@@ -22,6 +25,10 @@ from jaxsafety.subjects.checkpoint import Config
 _SHAPES = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_width")
 _SAMPLED_BYTES = 64  # of every tensor
 _CHOICES = ("tied", "qkv_bias", "out_bias", "mlp_bias", "norms", "norm_offset", "query_norm", "activation")
+
+
+# Of a model that nobody here runs there are the tensors alone.
+Model = hf.Checkpoint | hf.TensorFiles
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class Looked:
     """
 
     name: str
-    own: hf.Checkpoint
-    base: hf.Checkpoint | None
+    own: Model
+    base: Model | None
     folder: Path
     labels: dict[str, Any]
     about: Config
@@ -56,13 +63,33 @@ class Looked:
         return None if self.verdicts is None else np.array(self.verdicts) == "complied"
 
 
-def of_lane(study: Study, lane: Lane, seed: int) -> hf.Checkpoint:
-    """Opens one seed of a lane's model, see :func:`jaxsafety.formats.hf.open_checkpoint`."""
-    return hf.open_checkpoint(study.model(lane, seed), ignored=study.recipe.subject.options.ignore_config)
+def of_lane(study: Study, lane: Lane, seed: int) -> Model:
+    """Opens one seed of a lane's model, see :func:`of_directory`."""
+    return of_directory(study.recipe, study.model(lane, seed))
 
 
-def check_alike(one: hf.Checkpoint, other: hf.Checkpoint) -> None:
+def of_directory(recipe: Recipe, directory: Path) -> Model:
+    """Opens a model: its tensors alone where nothing but weights is compared, by name or of a model type not known.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`jaxsafety.formats.hf.open_checkpoint` and ``open_tensors``.
+    """
+    by_name = any(getattr(node.options, "is_by_name", False) for node in recipe.analyses.values())
+    if is_of_weights(recipe) and (by_name or is_unknown(directory)):
+        return hf.open_tensors(directory)
+    return hf.open_checkpoint(directory, ignored=recipe.subject.options.ignore_config)
+
+
+def is_of_weights(recipe: Recipe) -> bool:
+    """Whether a recipe asks for weights of given models alone, for which nobody has to run them."""
+    given = all(isinstance(lane.how, Given) for lane in recipe.lanes) and recipe.subject.options.prompts is None
+    return given and all(node.analysis == "weights" for node in recipe.analyses.values())
+
+
+def check_alike(one: Model, other: Model, *, vocabulary: bool = True) -> None:
     """Checks that one of two checkpoints can have been tuned from the other.
+
+    ``vocabulary`` is whether they must have the same number of tokens.
 
     Raises:
         ValueError: they are one, or differ in a shape; both sides are named.
@@ -70,7 +97,14 @@ def check_alike(one: hf.Checkpoint, other: hf.Checkpoint) -> None:
     places = (one.directory, other.directory)
     if places[0].resolve() == places[1].resolve():
         raise ValueError(f"{places[0]} is given as two models: expected a model and what was tuned from it")
-    for name in ("vocab_size", *_SHAPES, *_CHOICES):
+    if not (isinstance(one, hf.Checkpoint) and isinstance(other, hf.Checkpoint)):
+        kinds = [hf.open_tensors(place).kind for place in places]
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{places[0]} and {places[1]} have different architectures: model_type is {kinds[0]!r} and {kinds[1]!r}"
+            )
+        return
+    for name in ("vocab_size", *_SHAPES, *_CHOICES)[not vocabulary :]:
         ours, theirs = getattr(one.config, name), getattr(other.config, name)
         if ours != theirs:
             what = "vocabularies" if name == "vocab_size" else "architectures"
@@ -80,10 +114,11 @@ def check_alike(one: hf.Checkpoint, other: hf.Checkpoint) -> None:
             )
 
 
-def fingerprint(checkpoint: hf.Checkpoint) -> str:
+def fingerprint(checkpoint: Model) -> str:
     """Returns what tells a checkpoint from others without reading it: a digest of a few bytes of every tensor."""
     # The file, not what is read from it: that also holds how this library runs a model.
-    digest = hashlib.sha256((checkpoint.directory / CONFIG_FILE).read_bytes())
+    file = checkpoint.directory / CONFIG_FILE
+    digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
     for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: (str(tensor.file), tensor.start)):
         digest.update(f"{tensor.name} {tensor.code} {tensor.shape}".encode())
         with tensor.file.open("rb") as file:

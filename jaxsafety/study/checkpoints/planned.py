@@ -17,6 +17,8 @@ def lines(study: Study) -> Iterator[str]:
     Raises:
         ValueError: an example that cannot be read.
     """
+    if opened.is_of_weights(study.recipe):
+        return
     seed = study.recipe.seeds[0]
     start = opened.of_lane(study, study.recipe.lanes[0].root, seed)
     yield from _edits(study, start.config)

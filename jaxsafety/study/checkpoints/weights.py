@@ -6,10 +6,14 @@ decompositions, however large the model.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +23,12 @@ from jaxtyping import Array, Float
 
 from jaxsafety.config.fields import check, static
 from jaxsafety.engine import programs
+from jaxsafety.formats import hf
 from jaxsafety.linalg import subspace, update_spaces
 from jaxsafety.linalg.update_spaces import DeltaMethod, NullSpace, Spaces
 from jaxsafety.rundir import progress, signals
-from jaxsafety.study.checkpoints import rows
-from jaxsafety.study.checkpoints.opened import Looked
+from jaxsafety.study.checkpoints import pairs, rows
+from jaxsafety.study.checkpoints.opened import Looked, Model
 from jaxsafety.types import Analysis
 
 MATRICES = {"mlp": ("mlp/gate", "mlp/up", "mlp/down"), "attention": ("attn/q", "attn/k", "attn/v", "attn/o")}
@@ -44,13 +49,32 @@ class Config:
             :func:`jaxsafety.linalg.update_spaces.both_spaces`. A matrix that it does not resolve is measured again,
             with ``gram`` after ``randomized`` and with ``full`` after ``gram``.
         rank: triplets that ``randomized`` computes, at least 1; no more than a matrix has.
+        include: a regular expression; with it matrices go by the names in the files, and those are measured in whose
+            names it is found, whatever the model is.
+        exclude: another, of those that are not.
     """
 
     attention: bool = False
     energy: float = static(0.9, above=0, at_most=1)
     method: DeltaMethod = "gram"
     rank: int = static(256, at_least=1)
-    __post_init__ = check
+    include: str = ""
+    exclude: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("include", "exclude"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, expected a regular expression ({error})"
+                ) from error
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether matrices are chosen by the names in the files."""
+        return bool(self.include or self.exclude)
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -68,18 +92,85 @@ def measure(model: Looked, config: Config) -> None:
     """
     if model.base is None:
         return
-    places = [(layer, name) for layer in range(model.own.config.layers) for name in config.matrices]
-    files = {place: model.folder / f"{place[0]:03d}-{place[1].replace('/', '-')}.parquet" for place in places}
-    todo = [place for place in places if not files[place].exists()]
-    measure_ = measurer(config)
-    there = len(places) - len(todo)
-    with progress.track(len(places), label=f"weights of {model.name}", start=there, unit="tensor") as update:
-        for done, (layer, name) in enumerate(todo, start=there + 1):
-            found = measure_(model.base.matrix(layer, name), model.own.matrix(layer, name))
-            frame = pl.concat(_frames(found, labels=model.labels, layer=layer, part=name.partition("/")[2]))
-            rows.write(files[layer, name], frame)
-            update(done, {"layer": float(layer), "error": float(found["spaces"].output.errors[0])})
-            signals.check(f"after {name} of layer {layer}")
+    pieces = list(_pieces(model, config))
+    todo = [piece for piece in pieces if not piece.file.exists()]
+    # What is measured is no part of how: all that go the same way share their programs.
+    measure_ = measurer(replace(config, attention=False, include="", exclude=""))
+    there = len(pieces) - len(todo)
+    with progress.track(len(pieces), label=f"weights of {model.name}", start=there, unit="tensor") as update:
+        for done, piece in enumerate(todo, start=there + 1):
+            found = measure_(*piece.read())
+            rows.write(piece.file, pl.concat(_frames(found, labels=model.labels, layer=piece.layer, part=piece.part)))
+            place = {} if piece.layer is None else {"layer": float(piece.layer)}
+            update(done, place | {"error": float(found["spaces"].output.errors[0])})
+            signals.check(f"after {piece.name}")
+
+
+class _Piece(NamedTuple):
+    """One pair of matrices: where it is, how it is read, and the file of its rows."""
+
+    name: str
+    layer: int | None
+    part: str
+    file: Path
+    read: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+def _pieces(model: Looked, config: Config) -> Iterator[_Piece]:
+    base, own = model.base, model.own
+    if _is_by_name(base, own, config):
+        yield from _by_name(model, config)
+        return
+    for layer, name in itertools.product(range(own.config.layers), config.matrices):
+        file = model.folder / f"{layer:03d}-{name.replace('/', '-')}.parquet"
+        read = partial(lambda *place: (base.matrix(*place), own.matrix(*place)), layer, name)
+        yield _Piece(f"{name} of layer {layer}", layer, name.partition("/")[2], file, read)
+
+
+def _is_by_name(base: Model, own: Model, config: Config) -> bool:
+    return config.is_by_name or not (isinstance(base, hf.Checkpoint) and isinstance(own, hf.Checkpoint))
+
+
+def _pairs(base: Model, own: Model, config: Config) -> list[pairs.Pair]:
+    sides = [hf.open_tensors(one.directory) for one in (base, own)]
+    return pairs.find(*sides, include=config.include, exclude=config.exclude)
+
+
+def _by_name(model: Looked, config: Config) -> Iterator[_Piece]:
+    sides = [hf.open_tensors(one.directory) for one in (model.base, model.own)]
+    found = _pairs(model.base, model.own, config)
+    if all(pair.left_out for pair in found):
+        such = f", such as {found[0].name}" if found else ""
+        raise ValueError(f"weights of {model.name}: {pairs.told(found)}: expected other names or patterns{such}")
+    progress.say(f"weights of {model.name}: {pairs.told(found)}")
+    for pair in found:
+        if not pair.left_out:
+            read = partial(lambda pair: tuple(side.matrix(pair.name, rows=pair.rows) for side in sides), pair)
+            yield _Piece(pair.name, pair.layer, pair.part, model.folder / f"{quote(pair.name, '')}.parquet", read)
+
+
+def planned(base: Model, own: Model, config: Config) -> list[dict[str, Any]]:
+    """Returns a record of every tensor of two checkpoints: its name, place and shapes, and whether it is measured."""
+    if _is_by_name(base, own, config):
+        found = _pairs(base, own, config)
+    else:
+        found = [
+            pairs.Pair(
+                tensor.name, layer, path.rpartition("/")[2], (base.tensors[path, layer].shape, tensor.shape),
+                left_out="" if path.removeprefix("blocks/") in config.matrices else "no matrix that is asked for",
+            )
+            for (path, layer), tensor in own.tensors.items()
+        ]  # fmt: skip
+    return [
+        {
+            "name": pair.name, "layer": pair.layer, "part": pair.part,
+            **{side: None if shape is None else " x ".join(map(str, shape))
+               for side, shape in zip(("base", "tuned"), pair.shapes, strict=True)},
+            "measured": not pair.left_out,
+            "note": pair.left_out or (f"the first {pair.rows} rows" if pair.is_common else ""),
+        }
+        for pair in found
+    ]  # fmt: skip
 
 
 @cache
@@ -134,7 +225,7 @@ def measure_matrix(
         }
 
 
-def _frames(found: dict[str, Any], *, labels: dict[str, Any], layer: int, part: str) -> Iterator[pl.DataFrame]:
+def _frames(found: dict[str, Any], *, labels: dict[str, Any], layer: int | None, part: str) -> Iterator[pl.DataFrame]:
     spaces: Spaces = found["spaces"]
     own = {name: found[name][0] for name in ("changed_norm", "stable_rank", "effective_rank")}
     sides = {"output_space": _side(spaces.output) | own, "input_alignment": _side(spaces.input)}
