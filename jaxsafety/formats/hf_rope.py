@@ -13,6 +13,9 @@ _KEYS = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"),
+    ),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 # Scaling by which the context grows beyond ``max_position_embeddings``.
@@ -28,13 +31,15 @@ def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int, base: floa
     messages.
 
     Raises:
-        ValueError: they contradict each other; another type than default, linear, dynamic and llama3; a value that is
-            missing, not valid, or not read by the type.
+        ValueError: they contradict each other; another type than default, linear, dynamic, yarn and llama3; a value
+            that is missing, not valid, or not read by the type.
     """
     given = _merge(file, raw)
     kind = given.pop("rope_type", "default")
-    if kind not in list(_KEYS):
-        raise ValueError(f"{file}: rope_type is {kind!r}, expected one of {', '.join(_KEYS)}")
+    known = ["default"] if raw.get("model_type") == "phi3" else list(_KEYS)
+    if kind not in known:
+        expected = "one of " * (len(known) > 1) + ", ".join(known)
+        raise ValueError(f"{file}: rope_type is {kind!r}, expected {expected}")
     base = attributes.number(file, given, "rope_theta", default=base)
     given.pop("rope_theta", None)
     for name, value in given.items():
@@ -54,11 +59,28 @@ def read_rope(file: Path, raw: Mapping[str, Any], *, max_tokens: int, base: floa
                 f"{max_tokens}: beyond that, and no other number of tokens, transformers changes dynamic positions"
             )
         return Rope(base=base, scaling="dynamic", factor=factor, original_tokens=max_tokens)
+    if kind == "yarn":
+        return _yarn(file, given, base=base, factor=factor, max_tokens=max_tokens)
     low, high = (attributes.number(file, given, f"{name}_freq_factor") for name in ("low", "high"))
     if low >= high:
         raise ValueError(f"{file}: high_freq_factor is {high}, expected more than low_freq_factor {low}")
     original = attributes.integer(file, given, "original_max_position_embeddings")
     return Rope(base, "llama3", factor, low, high, original)
+
+
+def _yarn(file: Path, given: Mapping[str, Any], *, base: float, factor: float, max_tokens: int) -> Rope:
+    if given.get("truncate", True) is not True:
+        raise ValueError(f"{file}: truncate is {given['truncate']!r}, expected true: places of channels are whole here")
+    low = attributes.number(file, given, "beta_slow", default=1.0)
+    high = attributes.number(file, given, "beta_fast", default=32.0)
+    if low >= high:
+        raise ValueError(f"{file}: beta_fast is {high}, expected more than beta_slow {low}")
+    original = {"original_max_position_embeddings": max_tokens} | given
+    original = attributes.integer(file, original, "original_max_position_embeddings")
+    # Queries and keys both have it, so that scores have its square.
+    usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    amplitude = attributes.number(file, given, "attention_factor", default=usual)
+    return Rope(base, "yarn", factor, low, high, original, amplitude)
 
 
 def read_local_rope(file: Path, raw: Mapping[str, Any]) -> Rope:
@@ -76,14 +98,19 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     if rope.scaling == "llama3":
         scaling |= {"low_freq_factor": rope.low_frequency, "high_freq_factor": rope.high_frequency}
         scaling |= {"original_max_position_embeddings": rope.original_tokens}
+    if rope.scaling == "yarn":
+        scaling |= {"beta_slow": rope.low_frequency, "beta_fast": rope.high_frequency}
+        scaling |= {"original_max_position_embeddings": rope.original_tokens, "attention_factor": rope.amplitude}
     return {"rope_theta": rope.base, "rope_scaling": scaling}
 
 
 def scaled_tokens(rope: Rope, unscaled: int, *, kind: str) -> int:
     """Returns the longest input: linear and dynamic scaling stretch ``max_position_embeddings``, llama3 includes it.
 
-    So do all models of ``kind`` gemma3_text.
+    So do all models of ``kind`` gemma3_text. Of yarn a file may say the one or the other: the longer of both.
     """
+    if rope.scaling == "yarn":
+        return max(unscaled, int(rope.factor * rope.original_tokens))
     return int(rope.factor * unscaled) if _is_stretched(rope, kind) else unscaled
 
 

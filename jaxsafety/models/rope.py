@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsafety.config.names import check_name
 
-RopeScaling = Literal["none", "linear", "dynamic", "llama3"]
+RopeScaling = Literal["none", "linear", "dynamic", "llama3", "yarn"]
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,20 @@ class Rope:
     Attributes:
         base: the slowest channel turns once in about ``2 pi base`` tokens.
         scaling: ``"none"``; ``"linear"`` divides every frequency by ``factor``; ``"dynamic"`` raises the base with the
-            length of a sequence beyond ``original_tokens``; ``"llama3"`` divides the slow channels' frequencies only.
+            length of a sequence beyond ``original_tokens``; ``"llama3"`` and ``"yarn"`` divide the slow channels'
+            frequencies only, and go over to them by the turns of a channel, or by its place.
         factor: by how much the context grows, at least 1; unused by ``"none"``.
-        low_frequency: llama3: a channel of fewer turns within ``original_tokens`` is slow.
-        high_frequency: llama3: a channel of more turns within ``original_tokens`` is left alone.
-        original_tokens: llama3 and dynamic: the context that the model was first trained with.
+        low_frequency: llama3 and yarn: a channel of fewer turns within ``original_tokens`` is slow.
+        high_frequency: llama3 and yarn: a channel of more turns within ``original_tokens`` is left alone.
+        original_tokens: llama3, yarn and dynamic: the context that the model was first trained with.
+        amplitude: what turned heads are multiplied with; yarn's scores are sharper than those of a shorter context.
 
     Raises:
         ValueError: an unknown name, or a number out of its range.
 
     References:
         Su et al. (2021), RoFormer, arXiv:2104.09864; Chen et al. (2023), Position Interpolation, arXiv:2306.15595;
-        Peng et al. (2023), YaRN, sections 3.1 and 3.3 (NTK-aware and dynamic), arXiv:2309.00071; Grattafiori et al.
+        Peng et al. (2023), YaRN, sections 3.1 to 3.4, arXiv:2309.00071; Grattafiori et al.
         (2024), The Llama 3 Herd of Models, arXiv:2407.21783.
     """
 
@@ -47,10 +49,11 @@ class Rope:
     low_frequency: float = 1.0
     high_frequency: float = 4.0
     original_tokens: int = 8192
+    amplitude: float = 1.0
 
     def __post_init__(self) -> None:
         check_name("rope scaling", self.scaling, get_args(RopeScaling))
-        bounds = {"base": 0.0, "low_frequency": 0.0, "high_frequency": self.low_frequency}
+        bounds = {"base": 0.0, "amplitude": 0.0, "low_frequency": 0.0, "high_frequency": self.low_frequency}
         for name, bound in bounds.items():
             value = getattr(self, name)
             if not bound < value < math.inf:
@@ -73,8 +76,8 @@ def frequencies(rope: Rope, *, width: int, lengths: Int[Array, " #b"]) -> Float[
         ``[b, k/2]`` float32 radians per token for dynamic scaling, else ``[1, k/2]``.
 
     Fidelity:
-        Linear and llama3 scaling as released. Dynamic scaling goes by each sequence's own length, where transformers
-        takes the longest of the batch: so a sequence's logits do not depend on its neighbours.
+        Linear, llama3 and yarn scaling as released. Dynamic scaling goes by each sequence's own length, where
+        transformers takes the longest of the batch: so a sequence's logits do not depend on its neighbours.
     """
     exponents = np.arange(0, width, 2) / width
     if rope.scaling == "dynamic":
@@ -86,8 +89,17 @@ def frequencies(rope: Rope, *, width: int, lengths: Int[Array, " #b"]) -> Float[
     if rope.scaling == "llama3":
         turns = rope.original_tokens * plain / (2 * math.pi)
         kept = np.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0.0, 1.0)
+    if rope.scaling == "yarn":
+        first, last = (_channel(rope, turns, width) for turns in (rope.high_frequency, rope.low_frequency))
+        first, last = max(math.floor(first), 0), min(math.ceil(last), width - 1)
+        kept = 1.0 - np.clip((np.arange(width // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
     factor = 1.0 if rope.scaling == "none" else rope.factor
     return jnp.asarray((kept + (1.0 - kept) / factor) * plain, jnp.float32)[None, :]
+
+
+def _channel(rope: Rope, turns: float, width: int) -> float:
+    """The place of a channel that turns so often within ``original_tokens``."""
+    return width * math.log(rope.original_tokens / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
 
 
 def table_at(
@@ -98,4 +110,5 @@ def table_at(
     ``positions`` may have b = 1 for all sequences alike; for ``lengths`` and ``width`` see :func:`frequencies`.
     """
     angles = positions[..., None].astype(jnp.float32) * frequencies(rope, width=width, lengths=lengths)[:, None, :]
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    table = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    return table if rope.amplitude == 1 else rope.amplitude * table

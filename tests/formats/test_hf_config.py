@@ -74,6 +74,7 @@ def test_a_llama_of_transformers_5(read):
         ({"rope_type": "linear", "factor": 2.0, "type": "linear"}, Rope(5e5, "linear", 2.0)),
         ({"type": "dynamic", "factor": 4.0}, Rope(5e5, "dynamic", 4.0, original_tokens=64)),
         ({"rope_type": "llama3", **LLAMA3}, Rope(5e5, "llama3", 8.0, 1.0, 4.0, 32)),
+        ({"rope_type": "yarn", "factor": 1.0, "attention_factor": 1.0}, Rope(5e5, "yarn", 1.0, 1.0, 32.0, 64)),
         ({"rope_type": "default"}, Rope(5e5)),
         ({"rope_type": "default", "factor": 1.0, "partial_rotary_factor": 1.0, "beta_fast": None}, Rope(5e5)),
         ({}, Rope(5e5)),
@@ -85,6 +86,13 @@ def test_scaled_positions_in_both_dialects(read, scaling, rope):
     five = without(LLAMA, "rope_theta") | {"rope_parameters": {"rope_theta": 5e5, **(scaling or {})}}
     assert read(five).rope == rope
     assert read(LLAMA, rope_scaling=scaling, **{"rope_parameters": five["rope_parameters"]}).rope == rope
+
+
+def test_yarn_may_say_the_longer_context_or_not(read):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    for said, longest in ((32, 128), (64, 128), (128, 128), (256, 256)):
+        assert read(LLAMA, rope_scaling=yarn, max_position_embeddings=said).max_tokens == longest
+    assert read(LLAMA, rope_scaling=yarn).rope.amplitude == pytest.approx(1.1386294)
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("linear", 160), ("dynamic", 160), ("llama3", 64)])
@@ -255,7 +263,10 @@ REFUSED = {
     "use_sliding_window is true, expected false: .* llama": {"use_sliding_window": True},
     r"layer_types is \['sliding_attention', .*, expected full_attention 3 times": {"layer_types": [SLIDING] * 3},
     r"layer_types is \['full_attention'\]": {"layer_types": [FULL]},
-    "rope_type is 'yarn', expected one of default, linear": {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    "rope_type is 'own', expected one of default, linear": {"rope_scaling": {"type": "own", "factor": 2.0}},
+    "truncate is False, expected true": {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}},
+    "mscale is 0.7, which positions of type yarn": {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 0.7}},
+    "beta_fast is 1.0, expected more": {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 1}},
     "rope_scaling or rope_parameters is 'linear'": {"rope_scaling": "linear"},
     r"rope_type is \['linear'\]": {"rope_scaling": {"type": ["linear"]}},
     "rope_type is 'linear' and again 'dynamic'": {"rope_scaling": {"type": "linear", "rope_type": "dynamic"}},
@@ -295,9 +306,10 @@ def test_what_a_llama_does_not_follow_is_refused_by_name(read, message):
         ("layer_types is .*, expected 3 of full_", QWEN2 | {"use_sliding_window": True, "layer_types": [SLIDING]}),
         ("layer_types is", QWEN2 | {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 3}),
         (
-            "rope_type is 'longrope', expected one of",
+            "rope_type is 'longrope', expected default",
             PHI3 | {"rope_scaling": {"type": "longrope", "short_factor": [1]}},
         ),
+        ("rope_type is 'yarn', expected default", PHI3 | {"rope_scaling": {"type": "yarn", "factor": 2.0}}),
         ("attention_bias is true, expected false: .* phi3", PHI3 | {"attention_bias": True}),
         ("auto_map is .*: code", PHI3 | {"auto_map": {"AutoConfig": "other.Config"}}),
         ("no_rope_layers is .*, expected 3 of 0 and 1", SMOLLM3 | {"no_rope_layers": [1, 0]}),
@@ -341,6 +353,7 @@ CONFIGS = [
     replace(EXPECTED, window=5),
     replace(EXPECTED, width=18, head_width=6),
     replace(EXPECTED, rope=Rope(1e6, "linear", 2.0)),
+    replace(EXPECTED, max_tokens=128, rope=Rope(1e6, "yarn", 4.0, 1.0, 32.0, 32, 1.1)),
     replace(EXPECTED, query_norm="head", window=5, windowed=(True, False, True)),
     replace(EXPECTED, rotated=(True, False, True)),
     replace(EXPECTED, query_norm="whole", norms="after"),

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 ALL = MODELS | FAMILIES | VARIANTS
 ROPES = {"linear": Rope(5e5, "linear", 2.0), "dynamic": Rope(5e5, "dynamic", 2.0, original_tokens=64)}
 ROPES |= {"smollm3": Rope(2e6), "smollm3 windows": Rope(2e6), "gemma3": Rope(5e5, "linear", 2.0)}
+ROPES |= {"yarn": Rope(1e3, "yarn", 4.0, 1.0, 32.0, 16, 0.1 * np.log(4.0) + 1)}
 ROPES |= {"llama3": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 32)}
 # Of the largest logit: two float32 programs that sum in different orders.
 PARITY = 2e-5

@@ -21,6 +21,7 @@ SIZES = {
 }
 # Version 5 takes the words of version 4 and saves its own, so that both dialects come out of the same tests.
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 MODELS = {
     "llama": ("llama", {}),
     "tied": ("llama", {"tie_word_embeddings": True}),
@@ -38,6 +39,7 @@ MODELS = {
 # One of every other type, and variants of them.
 FAMILIES = {
     "qwen3": ("qwen3", {"head_dim": 6}),
+    "yarn": ("qwen3", {"head_dim": 8, "num_attention_heads": 2, "rope_scaling": YARN, "rope_theta": 1e3}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
     "olmo2": ("olmo2", {"attention_bias": True}),
     "phi3": ("phi3", {"pad_token_id": 0, "sliding_window": 5}),

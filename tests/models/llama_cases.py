@@ -28,6 +28,7 @@ VARIANTS = {
 }
 # Of Qwen3, OLMo 2, SmolLM3, Gemma 2 and Gemma 3.
 PIECES = {
+    "yarn": {"rope": Rope(100.0, "yarn", 4.0, 0.25, 2.0, 16, 1.25), "head_width": 8},
     "norm of heads": {"query_norm": "head", "kv_heads": 1},
     "norms after": {"norms": "after", "query_norm": "whole"},
     "some layers turn": {"rotated": (True, False), "rope": LLAMA3, "head_width": 8},
@@ -98,6 +99,12 @@ def _frequency(rope, i, width, length):
     plain = base ** (-2 * i / width)
     if rope.scaling == "linear":
         return plain / factor
+    if rope.scaling == "yarn":
+        first, last = (width / 2 * math.log(rope.original_tokens / (2 * math.pi * turns), base)
+                       for turns in (rope.high_frequency, rope.low_frequency))  # fmt: skip
+        first, last = max(math.floor(first), 0), min(math.ceil(last), width - 1)
+        share = min(max((i - first) / (last - first), 0), 1)
+        return share * plain / factor + (1 - share) * plain
     if rope.scaling != "llama3":
         return plain
     turns = rope.original_tokens * plain / (2 * math.pi)
@@ -114,7 +121,7 @@ def _rotated(row, position, length, rope):
     turned = []
     for i in range(half):
         angle = position * _frequency(rope, i, len(row), length)
-        turned.append(complex(row[i], row[i + half]) * np.exp(1j * angle))
+        turned.append(rope.amplitude * complex(row[i], row[i + half]) * np.exp(1j * angle))
     return np.array([z.real for z in turned] + [z.imag for z in turned])
 
 

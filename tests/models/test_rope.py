@@ -70,10 +70,28 @@ def test_table_is_cosine_and_sine_of_each_rows_own_positions(scaling):
         np.testing.assert_allclose(got[:, b, t, i], [math.cos(angle), math.sin(angle)], atol=TABLE)
 
 
+def test_yarn_leaves_the_quick_channels_divides_the_slow_ones_and_scales_all():
+    """Of a Qwen3's sizes: 32 turns within the first context and more are left, fewer than one are divided."""
+    longer = Rope(1e6, "yarn", 4.0, 1.0, 32.0, 32768, 1.5)
+    found = np.asarray(rope.frequencies(longer, width=128, lengths=jnp.ones(1, jnp.int32))[0], float)
+    plain = 1e6 ** (-np.arange(64) / 64)
+    turns = 32768 * plain / (2 * math.pi)
+    np.testing.assert_allclose(found[turns > 40], plain[turns > 40], rtol=1e-6)
+    np.testing.assert_allclose(found[turns < 0.8], plain[turns < 0.8] / 4, rtol=1e-6)
+    between = (turns > 1.3) & (turns < 28)
+    assert (found[between] < plain[between]).all() and (found[between] > plain[between] / 4).all()
+    table = rope.table_at(longer, positions=jnp.arange(3)[None], lengths=jnp.full(1, 3), width=128)
+    np.testing.assert_allclose(np.sum(np.asarray(table, float) ** 2, axis=0), 1.5**2, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"scaling": "yarn"}, "unknown rope scaling 'yarn': expected one of none, linear, dynamic, llama3"),
+        (
+            {"scaling": "longrope"},
+            "unknown rope scaling 'longrope': expected one of none, linear, dynamic, llama3, yarn",
+        ),
+        ({"amplitude": 0.0}, "rope.amplitude: got 0.0, expected a number greater than 0"),
         ({"scaling": "lama3"}, "did you mean 'llama3'"),
         ({"base": 0.0}, "rope.base: got 0.0, expected a number greater than 0"),
         ({"base": math.nan}, "rope.base: got nan"),
