@@ -5,6 +5,7 @@ options are known to be good.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,9 +125,13 @@ def _pairs(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, s
 
 
 def _list_pairs(recipe: "Recipe", options: argparse.Namespace) -> None:
+    from jaxsafety.formats import sources
     from jaxsafety.study.checkpoints import opened, weights
 
-    sides = [opened.of_directory(recipe, place) for place in (options.base, options.tuned)]
+    places = sources.from_environment(os.environ)
+    sides = [
+        opened.of_directory(recipe, sources.find(named, places).directory) for named in (options.base, options.tuned)
+    ]
     opened.check_alike(*sides, vocabulary=False)
     found = weights.planned(*sides, recipe.analyses["weights"].options)
     if options.format != "table":
