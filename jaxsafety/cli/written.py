@@ -66,7 +66,7 @@ def recipe(options: argparse.Namespace) -> "Recipe":
 
 def _tuning(options: argparse.Namespace) -> "Recipe":
     """The recipe of a tuning; the steps of epochs are those that the examples make."""
-    from jaxsafety.study.checkpoints import inputs
+    from jaxsafety.study.checkpoints import files
 
     if not (options.epochs > 0 and math.isfinite(options.epochs)):
         raise ValueError(f"epochs must be > 0 and finite, got {options.epochs}")
@@ -78,7 +78,7 @@ def _tuning(options: argparse.Namespace) -> "Recipe":
     if options.steps is not None:
         return recipe
     lane = recipe.lanes_of(TUNED)[0]
-    count = len(inputs.of_training(lane.training, recipe.subject.options))
+    count = len(files.of_training(lane.training, recipe.subject.options))
     return _parsed(_tune(options, math.ceil(options.epochs * count / lane.training.batch_size)), options)
 
 

@@ -336,7 +336,7 @@ def _cell(seeds: dict[int, float | None], given: Interval | None) -> Cell:
 
 
 def _given(values: Mapping[tuple[str, str], dict[int, float | None]], condition: str, metric: str) -> Interval | None:
-    """The interval over prompts that rows bring, of a model that is one for all seeds: all its values are alike."""
+    """The interval over prompts that rows bring along, of a model that is one for all seeds: its values are alike."""
     bounds = [values.get((condition, metric + end)) for end in ("", "_low", "_high", "_n")]
     if None in bounds or any(len({*seeds.values()}) > 1 for seeds in values.values()):
         return None

@@ -13,7 +13,7 @@ from jaxsafety.recipe.models import Edited, Given, Reused, Selected, Training
 from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline, train
-from jaxsafety.study.checkpoints import inputs, planned
+from jaxsafety.study.checkpoints import files, planned
 from jaxsafety.study.grids import Job
 from jaxsafety.study.pipeline import Study
 
@@ -27,7 +27,7 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
         lines += [f"  {job.cell.name}: {'to train' if job.ready in todo else 'trained already'}" for job in chosen]
     lines += _models(chosen[0].ready)
     if chosen[0].ready.recipe.subject.of_files:
-        lines += dict.fromkeys(line for job in chosen for line in inputs.readings(job.ready))
+        lines += dict.fromkeys(line for job in chosen for line in files.readings(job.ready))
         return "\n".join([*lines, *(line for ready in todo for line in planned.lines(ready))]) + "\n"
     lines.append(f"programs to compile for training: {sum(len({*map(_program, _groups(ready))}) for ready in todo)}")
     lines += _memory(todo)

@@ -4,7 +4,6 @@ A run is of the files that it began with: one edited between two starts of it is
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,26 +11,21 @@ from typing import Any
 
 import jax
 
-from jaxsafety.config.names import nearest
 from jaxsafety.formats import hf, hf_generation, hf_tokenizer, hf_write, prompts
-from jaxsafety.formats.datasets import Reading
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.hf_tokenizer import SpecialTokens, Tokenizer
-from jaxsafety.formats.prompts import Prompt
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.models.lora import TARGETS
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Given, Training
 from jaxsafety.rundir import layout, manifest_file, opening, progress
-from jaxsafety.study.checkpoints import answers, batches, examples, judges, opened
+from jaxsafety.study.checkpoints import answers, batches, files, judges, opened
 from jaxsafety.study.checkpoints.batches import Encoded
-from jaxsafety.study.checkpoints.examples import Example
 from jaxsafety.study.checkpoints.opened import Model
 from jaxsafety.study.pipeline import Study
 from jaxsafety.subjects.checkpoint import Config
 
 _RECORD = "inputs.yaml"
-Columns = tuple[str, ...] | None
 
 
 def check(study: Study) -> None:
@@ -66,42 +60,10 @@ def check(study: Study) -> None:
             raise ValueError(f"analyses.{label} reads prompts, and there are none: expected subject.prompts")
     for lane in trained:
         _check_training(lane.training, lane, about, first)
-    _check_columns(study)
+    files.check_columns(study)
     if about.judges is not None and not recipe.evaluate.answers:
         raise ValueError(f"judges: got {', '.join(about.judges)}, and there are no answers: expected evaluate.answers")
     judges.check(judges.of(about))
-
-
-def _check_columns(study: Study) -> None:
-    named = study.recipe.subject.options.columns or ()
-    there = {column: None for reading, _ in _readings(study) if named for column in reading.columns}
-    for theirs in (one.partition("=")[2] for one in named):
-        if theirs not in there:
-            has = f"they have {', '.join(there)}" if there else "there is none"
-            raise ValueError(f"columns: no file has a column {theirs!r}: {has}{nearest(theirs, there)}")
-
-
-def readings(study: Study) -> list[str]:
-    """Returns how the files of a study are read, in lines, each file's once."""
-    return list(dict.fromkeys(line for reading, found in _readings(study) for line in reading.told(found)))
-
-
-def _readings(study: Study) -> Iterator[tuple[Reading, str]]:
-    """Every file's with what was found there."""
-    about = study.recipe.subject.options
-    if about.prompts is not None:
-        given, reading = _prompts(about.prompts, _stamp(about.prompts), about.columns)
-        labels = Counter(prompt.label for prompt in given)
-        yield reading, f"{len(given):,} prompts, {', '.join(f'{labels[one]:,} {one}' for one in labels)}"
-    for how in (lane.training for lane in study.recipe.lanes if lane.training is not None):
-        given, reading = _of_file(how, about)
-        yield reading, f"{len(given):,} examples"
-
-
-@cache
-def _say(line: str) -> None:
-    """Says a line once, however many cells of a grid read a file."""
-    progress.say(line)
 
 
 def _check_place(directory: Path) -> None:
@@ -180,13 +142,13 @@ def given(study: Study) -> list[Model]:
 
 
 def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoint) -> None:
-    where, count = f"models.{lane.label}", len(of_training(how, about))
+    where, count = f"models.{lane.label}", len(files.of_training(how, about))
     if how.data.prompts is not None and how.data.prompts > count:
         raise ValueError(f"{where}.data.prompts: got {how.data.prompts}, expected at most the {count} there are")
     if how.batch_size > count:
         there = "examples there are" if how.data.prompts is None else "examples of data.prompts"
         raise ValueError(f"{where}.batch_size: got {how.batch_size}, expected at most the {count} {there}")
-    if how.needs.unsafe and not any(example.unsafe for example in of_training(how, about)):
+    if how.needs.unsafe and not any(example.unsafe for example in files.of_training(how, about)):
         raise ValueError(
             f"{where}: none of its {count} examples is labelled unsafe, from which {how.method} learns to refuse: "
             'expected lines with `"label": "unsafe"`'
@@ -195,32 +157,6 @@ def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoi
         there = {path.rpartition("/")[2] for path, _ in first.tensors} & set(TARGETS)
         if lacking := sorted(set(how.parametrisation.options.targets) - there):
             raise ValueError(f"{where}.parametrisation.targets: the model has no {lacking[0]!r}")
-
-
-def of_training(how: Training, about: Config) -> list[Example]:
-    """Returns the examples that a model is trained on."""
-    return _of_file(how, about)[0][: how.data.prompts]
-
-
-def _of_file(how: Training, about: Config) -> tuple[list[Example], Reading]:
-    file = Path(how.data.options.file or about.pairs)
-    return _examples(file, _stamp(file), how.needs.rejected, about.columns)
-
-
-def _stamp(file: Path) -> int | None:
-    return file.stat().st_mtime_ns if file.exists() else None
-
-
-@cache
-def _examples(file: Path, _: int | None, pairs: bool, columns: Columns) -> tuple[list[Example], Reading]:
-    """A file as it is at a moment, read once for all that look at it."""
-    return examples.read(file, pairs=pairs, columns=columns or ())
-
-
-@cache
-def _prompts(file: Path, _: int | None, columns: Columns) -> tuple[list[Prompt], Reading]:
-    """See :func:`_examples`."""
-    return prompts.read(file, columns=columns or ())
 
 
 def tokenizer(study: Study) -> Tokenizer:
@@ -240,13 +176,9 @@ def longest(study: Study, own: LlamaConfig) -> int:
     return min(study.recipe.subject.options.max_tokens, own.max_tokens)
 
 
-def _asked(about: Config) -> list[Prompt]:
-    return _prompts(about.prompts, _stamp(about.prompts), about.columns)[0]
-
-
 def asked(study: Study, *, models: Sequence[hf.Checkpoint]) -> Encoded:
     """Returns the prompts of a study as token ids, short enough for all of some models."""
-    given = _asked(study.recipe.subject.options)
+    given = files.of_prompts(study.recipe.subject.options)
     most = min(longest(study, model.config) for model in models)
     return batches.encode(given, tokenizer(study), max_tokens=most, vocab_size=models[0].config.vocab_size)
 
@@ -273,8 +205,14 @@ def record(study: Study, told: dict[str, Any]) -> None:
         encoded = asked(study, models=given(study))
         counted = {"asked": len(encoded.prompts), "truncated": encoded.truncated, "spelling": encoded.spelling}
         manifest_file.write_manifest(study.directory, {"prompts": counted})
-    for line in readings(study):
+    for line in files.readings(study):
         _say(line)
+
+
+@cache
+def _say(line: str) -> None:
+    """Says a line once, however many cells of a grid read a file."""
+    progress.say(line)
 
 
 def _told(study: Study) -> Iterator[tuple[str, Any]]:
@@ -289,13 +227,13 @@ def _told(study: Study) -> Iterator[tuple[str, Any]]:
         if recipe.evaluate.answers:
             yield f"ends of {name}", str(hf_generation.read_generation(checkpoint.directory).stop)
     if about.prompts is not None:
-        yield "prompts", _digest(prompts.to_jsonl(_asked(about)))
+        yield "prompts", _digest(prompts.to_jsonl(files.of_prompts(about)))
     if about.prompts is not None or any(lane.training is not None for lane in recipe.lanes):
         reader = tokenizer(study)
         yield "tokenizer", _digest(f"{reader.encoder.to_str()} {reader.template} {sorted(reader.special.items())}")
     for lane in recipe.lanes:
         if lane.training is not None:
-            yield f"examples of {lane.name}", _digest(repr(of_training(lane.training, about)))
+            yield f"examples of {lane.name}", _digest(repr(files.of_training(lane.training, about)))
 
 
 def _digest(text: str) -> str:

@@ -19,7 +19,7 @@ from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Edited
 from jaxsafety.rundir import progress, signals
-from jaxsafety.study.checkpoints import edited, examples, inputs, job, opened, places, tuned
+from jaxsafety.study.checkpoints import edited, examples, files, inputs, job, opened, places, tuned
 from jaxsafety.study.checkpoints.examples import Encoded
 from jaxsafety.study.pipeline import Study
 
@@ -149,5 +149,5 @@ def stored(study: Study, lane: Lane) -> hf.ParamsDtype:
 
 def encoded(study: Study, lane: Lane, config: LlamaConfig) -> Encoded:
     """Returns the examples that a model is trained on, as token ids."""
-    given, most = inputs.of_training(lane.training, study.recipe.subject.options), inputs.longest(study, config)
+    given, most = files.of_training(lane.training, study.recipe.subject.options), inputs.longest(study, config)
     return examples.encode(given, inputs.tokenizer(study), max_tokens=most, vocab_size=config.vocab_size)

@@ -9,7 +9,7 @@ import pytest
 from jaxsafety.formats import hf, hf_tokenizer, prompts
 from jaxsafety.recipe.schema import EvaluateConfig, Recipe
 from jaxsafety.study import stages
-from jaxsafety.study.checkpoints import evaluate, inputs
+from jaxsafety.study.checkpoints import evaluate, files, inputs
 from jaxsafety.study.pipeline import Study
 
 SFT = {"from": "pretrained", "method": "sft", "batch_size": 4}
@@ -144,11 +144,11 @@ def test_examples_are_those_of_the_file_and_the_number(study, pairs, tmp_path):
     file.write_text('{"prompt": "Hi", "chosen": "yes"}\n' * 4)
     own = study({"sft": SFT, "few": SFT | {"data": {"prompts": 4}}, "other": SFT | {"data": {"file": str(file)}}})
     about = own.recipe.subject.options
-    whole, some, others = (inputs.of_training(lane.training, about) for lane in own.recipe.lanes[1:])
+    whole, some, others = (files.of_training(lane.training, about) for lane in own.recipe.lanes[1:])
     assert len(whole) == 8 and some == whole[:4] and [one.chosen for one in others] == ["yes"] * 4
     # A file is read again once it has changed.
     file.write_text('{"prompt": "Hi", "chosen": "no!"}\n' * 5)
-    assert [one.chosen for one in inputs.of_training(own.recipe.lanes[-1].training, about)] == ["no!"] * 5
+    assert [one.chosen for one in files.of_training(own.recipe.lanes[-1].training, about)] == ["no!"] * 5
 
 
 def test_what_is_cut_is_said_and_counted(study, checkpoints, few, capsys):
