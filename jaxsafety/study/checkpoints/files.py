@@ -42,7 +42,8 @@ def _readings(study: Study) -> Iterator[tuple[Reading, str]]:
         yield reading, f"{len(given):,} prompts, {', '.join(f'{labels[one]:,} {one}' for one in labels)}"
     for how in (lane.training for lane in study.recipe.lanes if lane.training is not None):
         given, reading = _of_file(how, about)
-        yield reading, f"{len(given):,} examples"
+        unsafe = sum(example.unsafe for example in given)
+        yield reading, f"{len(given):,} examples{f', {unsafe:,} labelled unsafe' if unsafe else ''}"
 
 
 def of_training(how: Training, about: Config) -> list[Example]:

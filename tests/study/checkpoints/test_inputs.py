@@ -247,7 +247,7 @@ def test_files_of_other_sets_are_read_and_said_once(study, tmp_path, capsys):
         inputs.record(own, {})
     told = capsys.readouterr().err
     assert told.count("asked.csv read as XSTest rows: 8 prompts, 4 safe, 4 unsafe; not used: id\n") == 1
-    assert told.count("learnt.csv read as AdvBench rows: 5 examples; not used: n\n") == 1
+    assert told.count("learnt.csv read as AdvBench rows: 5 examples, 5 labelled unsafe; not used: n\n") == 1
     assert 'the first: prompt "Knit 0?", chosen "Loop it.", label "unsafe"\n' in told
     with pytest.raises(ValueError, match="row 1 has no rejected, as AdvBench rows have one answer: expected lines"):
         inputs.check(study({"dpo": SFT | {"method": "dpo"}}, columns=columns, **about))
