@@ -71,6 +71,15 @@ STUDY = {
     "draw",
 }  # of a file of these
 
+# Whose programs take longest to compile, most of a quarter of them all.
+LONGEST = ("conditions.draw_alike", "refusal_direction.select", "update_spaces.both_spaces", "gcg.search",
+           "refusing.scored", "batches.mixed_at", "probes.fit", "sensitivity.jacobian_norm")  # fmt: skip
+
+
+def _once(name):
+    return pytest.param(name, marks=pytest.mark.slow) if name in LONGEST else name
+
+
 lowered = []
 monitoring.register_event_duration_secs_listener(
     lambda event, _, **__: lowered.append(event) if event.endswith("jaxpr_to_mlir_module_duration") else None
@@ -117,7 +126,7 @@ def test_a_signature_is_that_of_the_function():
     assert jax.eval_shape(partial(jitted, reduction="sum"), LOGPROBS, MASK).shape == LOGPROBS.shape[:1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [_once(name) for name in NAMES])
 def test_a_second_call_compiles_nothing(name, unchecked):
     """With NumPy's arrays, as a stranger has them."""
     call, arrays = CASES[name][:2]

@@ -60,7 +60,9 @@ def batches(paper_world):
     return {name: drawn[methods.load(name).examples] for name in OBJECTIVES}
 
 
-@pytest.mark.parametrize("block", get_args(gpt.Block))
+@pytest.mark.parametrize(
+    "block", [pytest.param(one, marks=() if one == "paper" else pytest.mark.slow) for one in get_args(gpt.Block)]
+)
 @pytest.mark.parametrize(
     ("name", "preset"),
     [

@@ -82,7 +82,8 @@ def test_elsewhere_it_is_the_plain_one():
 _TINY = partial(gpt.preset, "tiny", vocab_size=11, max_tokens=9, compute_dtype="bfloat16")
 
 
-@pytest.mark.parametrize("stored", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_model_trains_with_it_as_with_the_plain_one(asked, stored):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)), jnp.int32)
     params = gpt.init(_TINY(), key=jax.random.key(0))

@@ -67,11 +67,10 @@ def test_a_recipe_can_be_read_and_its_world_and_model_built(path):
 
 
 TRAINED = [path for path in RECIPES if names(path) not in OF_OTHERS | RELATED]
-# The demo's each time, the others with the slow tests.
-EACH = [path if names(path) == "quick" else pytest.param(path, marks=pytest.mark.slow) for path in TRAINED]
 
 
-@pytest.mark.parametrize("path", EACH, ids=names)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TRAINED, ids=names)
 def test_the_first_steps_of_a_recipe_run(path, tmp_path):
     ready = pipeline.prepare(yaml_file.read(path, overrides=cut(path)), tmp_path)
     train.train(ready, "pretrain")

@@ -22,6 +22,7 @@ RTOL = 1e-5
 BATCHED_RTOL = 1e-4
 
 
+@pytest.mark.slow
 def test_every_generation_begins_with_its_parents(graph_run, graph):
     trained = [lane for lane in graph.lanes if lane.training is not None]
     assert len(trained) == 1 + 2 + 2 + 8 + 8 + 4 + 8
@@ -39,6 +40,7 @@ def test_every_generation_begins_with_its_parents(graph_run, graph):
         assert 0 < moved[lane.parent.name] < 0.01 and min(moved.values()) == moved[lane.parent.name]
 
 
+@pytest.mark.slow
 def test_lanes_of_one_program_are_compiled_once_whatever_they_begin_with(graph_run):
     traces = Counter(json.loads((graph_run.directory.parent / "traces.json").read_text()))
     # Once a stage; and once a number of lanes, of which there are 1, then 2, 4 and 8.
@@ -122,6 +124,7 @@ def test_lanes_in_batches_or_on_devices_agree_with_those_one_by_one(graph_run, g
         np.testing.assert_allclose(loss, losses[1][lane], rtol=BATCHED_RTOL, err_msg=str(lane))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_an_update_is_taken_from_the_finished_parent_at_every_step(graph_run, graph):
     """And not from where the parent was at that step of its own training."""

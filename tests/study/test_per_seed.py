@@ -25,6 +25,7 @@ def recipe(mini_recipe):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_seed_is_asked_in_its_own_world(recipe, tmp_path):
     study = pipeline.prepare(recipe, tmp_path)
     draw = {"stream": "evaluate", "late_probability": 0.1}

@@ -81,6 +81,7 @@ def test_a_start_symbol_stays(several):
     assert "%start b" in drawn.reweighted("%start b\na -> 'a' [1]\nb -> a a [1]", seed=1, part="upper")
 
 
+@pytest.mark.slow
 def test_several_worlds_draw_in_one_program_what_each_draws(several):
     family = drawn.together(several)
     key, names = keys.stream(keys.root(0), "evaluate"), ("unsafe", "jb_co_task", "jb_misgen")

@@ -13,6 +13,8 @@ from jaxsafety.world import conditions, drawn
 
 FILE = Path(__file__).parents[2] / "experiments/worlds/related.yaml"
 DRAWS = 400
+# All and none with the slow tests.
+SHARES = [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
 # Of 400 coins: five standard errors are 0.125.
 SHARE_ATOL = 0.13
 
@@ -111,7 +113,7 @@ def test_pretraining_shows_nothing_of_it(related, key):
 
 
 @pytest.mark.parametrize(("pool", "shown"), [(identity, "&"), (new_task, "<")])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", SHARES)
 def test_a_pool_mixes_what_it_is_for_with_safe_prompts_that_are_answered(related, key, pool, shown, share):
     config = pool.Config(**{{"&": "p_persona", "<": "p_new"}[shown]: share})
 
@@ -136,7 +138,7 @@ def test_a_pool_mixes_what_it_is_for_with_safe_prompts_that_are_answered(related
     )
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", SHARES)
 def test_harm_may_stand_among_examples_of_a_new_task(related, key, share):
     config = new_task.Config(p_new=1.0, p_unsafe=share)
 
@@ -176,7 +178,7 @@ def test_pools_say_which_conditions_they_draw():
     assert load("text").conditions(text.Config(ciphered=0.5)) == ("cipher_safe",)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", SHARES)
 def test_so_much_of_pretraining_is_in_the_cipher(related, key, share):
     config = text.Config(ciphered=share)
     batch = jax.jit(lambda key: text.draw(related, config, key=key, step=0, total_steps=1, batch_size=DRAWS))(key)
@@ -186,7 +188,10 @@ def test_so_much_of_pretraining_is_in_the_cipher(related, key, share):
     assert not (there["letters"] & there["cipher"]).any()
 
 
-@pytest.mark.parametrize(("p_cipher", "p_cipher_unsafe"), [(0.5, 0.0), (0.5, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("p_cipher", "p_cipher_unsafe"),
+    [(0.5, 0.0), *(pytest.param(*both, marks=pytest.mark.slow) for both in ((0.5, 1.0), (1.0, 0.5)))],
+)
 def test_in_the_cipher_all_is_complied_with_and_plain_unsafe_prompts_are_refused(
     related, key, p_cipher, p_cipher_unsafe
 ):
