@@ -75,5 +75,22 @@ def test_every_family_goes_back_to_the_same_tensors(tmp_path, name):
     assert all(np.array_equal(leaf, again[path]) for path, leaf in flatten(params).items())
 
 
+def test_a_matrix_of_a_fused_one_is_its_rows():
+    """Queries lie above keys above values, and gate above up."""
+    whole = safetensors.numpy.load_file(FOLDER / "phi3" / "model.safetensors")
+    own = hf.open_checkpoint(FOLDER / "phi3")
+    q, g, f = (own.config.heads * own.config.head_width, own.config.kv_heads * own.config.head_width, 24)
+    qkv, gate_up = (whole[f"model.layers.1.{name}.weight"] for name in ("self_attn.qkv_proj", "mlp.gate_up_proj"))
+    for name, rows in {
+        "attn/q": qkv[:q],
+        "attn/k": qkv[q : q + g],
+        "attn/v": qkv[q + g :],
+        "mlp/up": gate_up[f:],
+    }.items():
+        np.testing.assert_array_equal(own.matrix(1, name), rows.T)
+    np.testing.assert_array_equal(own.leaf("blocks/attn/k", index=(slice(1, 2), slice(3, 9)), dtype="float32")[0],
+                                  qkv[q : q + g].T[3:9])  # fmt: skip
+
+
 def test_the_golden_files_are_small():
     assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 2**20
