@@ -1,16 +1,10 @@
-"""Hugging Face checkpoints written: a directory appears under its name only when all of it is on the disk.
-
-Everything unfinished lies beside it under a hidden name, which its writer holds by the kernel's lock until it ends.
-"""
+"""Hugging Face checkpoints written: a directory appears under its name only when all of it is on the disk."""
 
 import itertools
 import json
 import math
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +19,7 @@ from jaxsafety.formats import safetensors_file
 from jaxsafety.formats.hf_config import CONFIG_FILE, ParamsDtype, config_text, is_fused
 from jaxsafety.formats.hf_index import INDEX_FILE, WEIGHTS_FILE
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.rundir import atomic, flock
+from jaxsafety.rundir import atomic, whole
 from jaxsafety.tree import flatten
 from jaxsafety.types import Params
 
@@ -94,25 +88,13 @@ def write_checkpoint(
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists and is not an empty directory: choose another one to write to")
     text = config_text(config, dtype=dtype, source=source, ignored=ignored)
     beside = companions(source, tokenizer=tokenizer)
-    try:
-        with _unfinished(directory) as scratch:
-            atomic.atomic_write(scratch / CONFIG_FILE, text)
-            for file in beside:
-                copy = shutil.copytree if file.is_dir() else shutil.copyfile
-                copy(file, scratch / file.name)
-            slots = names.slots(config, fused=is_fused(scratch))
-            _write_weights(scratch, read, slots, dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
-            atomic.sync(scratch)
-            scratch.rename(directory)
-            atomic.sync(directory.absolute().parent)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {directory} ({error.strerror or error}): free some space there or choose another place"
-        ) from error
+    with whole.directory(directory) as scratch:
+        atomic.atomic_write(scratch / CONFIG_FILE, text)
+        copy(beside, scratch)
+        slots = names.slots(config, fused=is_fused(scratch))
+        _write_weights(scratch, read, slots, dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
 
 
 def companions(source: Path | None, *, tokenizer: Path | None = None) -> list[Path]:
@@ -126,6 +108,12 @@ def companions(source: Path | None, *, tokenizer: Path | None = None) -> list[Pa
     if lost := next((file for file in sorted(files) if not file.exists()), None):
         raise FileNotFoundError(f"{lost} is a link to {lost.readlink()}, which is not there: expected the file")
     return sorted(files)
+
+
+def copy(files: Sequence[Path], directory: Path) -> None:
+    """Copies files, and folders with what is in them, into a directory."""
+    for file in files:
+        (shutil.copytree if file.is_dir() else shutil.copyfile)(file, directory / file.name)
 
 
 def _check_fits(flat: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -193,31 +181,3 @@ def _stored(tensor: Any, slot: names.Slot, dtype: np.dtype) -> np.ndarray:
         where = slot.path if slot.layer is None else f"{slot.path}, layer {slot.layer},"
         raise ValueError(f"{where} is not finite as {dtype}: expected numbers only")
     return values
-
-
-@contextmanager
-def _unfinished(directory: Path) -> Iterator[Path]:
-    """A new directory beside ``directory``, deleted unless it is renamed; deletes those that killed writers left."""
-    parent, prefix = directory.absolute().parent, f".{directory.name}.unfinished-"
-    flock.check()
-    parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(f"{prefix}*"):
-        with suppress(OSError), _locked(leftover):
-            shutil.rmtree(leftover)
-    scratch = parent / f"{prefix}{secrets.token_hex(8)}"
-    scratch.mkdir()
-    try:
-        with _locked(scratch):
-            yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        flock.take(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
