@@ -88,7 +88,7 @@ def path(text: str) -> Path:
 
 
 # Of an argument that names a model.
-MODEL = "Hugging Face directory, GGUF file, or name on the Hub, ORG/NAME[@REVISION]"
+MODEL = "Hugging Face directory, GGUF file, or name on the Hub, ORG/NAME[@REVISION]; with a PEFT adapter, BASE+ADAPTER"
 
 
 def model(text: str) -> str:

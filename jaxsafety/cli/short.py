@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jaxsafety import methods
 from jaxsafety.cli import declared, listing, written
 from jaxsafety.cli.declared import path
+from jaxsafety.config.names import with_adapter
 from jaxsafety.rundir import printed
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ _OUT = {
 def is_tuning(arguments: Sequence[str]) -> bool:
     """Whether the arguments of ``tune`` are about a checkpoint.
 
-    Examples or a method are named, or a directory that is no run, or a GGUF file.
+    Examples or a method are named, or a directory that is no run, a GGUF file, or a model with an adapter.
     """
     if any(word.partition("=")[0] in ("--data", "--method") for word in arguments):
         return True
     given = Path(arguments[0]) if arguments else Path("")
     is_model = given.is_dir() and not (given / "config.yaml").exists()
-    return bool(arguments) and (is_model or given.suffix == ".gguf")
+    adapted = bool(arguments) and with_adapter(arguments[0], beside=Path.cwd())[1] is not None
+    return bool(arguments) and (is_model or adapted or given.suffix == ".gguf")
 
 
 def parse_tune(arguments: Sequence[str]) -> argparse.Namespace:

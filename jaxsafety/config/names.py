@@ -1,6 +1,7 @@
 """The sentences that misspelt, missing and extra names get, and those of another version."""
 
 import difflib
+import glob
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -30,14 +31,39 @@ def is_hub_name(text: str) -> bool:
     return _HUB.fullmatch(text.replace(SEED, "0")) is not None and ".." not in text
 
 
+def with_adapter(text: str, *, beside: Path) -> tuple[str, str | None]:
+    """Returns the model and the adapter that ``BASE+ADAPTER`` names, or the text and None where it names one thing.
+
+    That is what there is of such a name, looked for ``beside`` a folder. ``BASE`` may have an adapter itself.
+    """
+
+    def named(side: str) -> bool:
+        return is_hub_name(side) or _is_there(side, beside)
+
+    cuts = [(text[: one.start()], text[one.end() :]) for one in re.finditer(r"(?<=.)\+(?=.)", text)][::-1]
+    if not cuts or _is_there(text, beside):
+        return text, None
+    whole = ((base, adapter) for base, adapter in cuts if named(adapter) and (named(base) or "+" in base))
+    half = ((base, adapter) for base, adapter in cuts if named(base) or named(adapter))
+    return next(whole, next(half, (text, None)))
+
+
 def model_named(text: str, *, beside: Path) -> str:
     """Returns what names a model wherever one works: a path that is looked for ``beside`` a folder, made absolute.
 
-    A name on the Hub stays as it is, unless something of that name is there.
+    A name on the Hub stays as it is, unless something of that name is there; of ``BASE+ADAPTER`` so does either side.
     """
-    if is_hub_name(text) and not any(beside.glob(text.replace(SEED, "*"))):
+    base, adapter = with_adapter(text, beside=beside)
+    if adapter is not None:
+        return f"{model_named(base, beside=beside)}+{model_named(adapter, beside=beside)}"
+    if is_hub_name(text) and not _is_there(text, beside):
         return text
     return str((beside / os.path.expanduser(text)).resolve())
+
+
+def _is_there(text: str, beside: Path) -> bool:
+    """Whether there is something of that path, for any seed."""
+    return any(glob.iglob(glob.escape(str(beside / os.path.expanduser(text))).replace(SEED, "*")))
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:

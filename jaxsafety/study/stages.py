@@ -55,7 +55,7 @@ def _found(recipe: Recipe, places: Places) -> dict[str, Source]:
     for given in (Given(about.checkpoint), *(lane.how for lane in recipe.lanes if isinstance(lane.how, Given))):
         named += [given.named(seed) for seed in recipe.seeds]
     named += [str(about.tokenizer)] if about.tokenizer is not None else []
-    return {name: sources.find(name, places) for name in dict.fromkeys(named)}
+    return {name: sources.find(name, places, store=about.store) for name in dict.fromkeys(named)}
 
 
 def work(study: Study) -> Mapping[str, Callable[[Study], None]]:

@@ -10,7 +10,7 @@ from experiments import llama_world
 from jaxsafety.config import yaml12
 from jaxsafety.formats import hf
 from jaxsafety.tree import flatten
-from tests.formats import gguf_files, hub_cache
+from tests.formats import gguf_files, hub_cache, peft_files
 from tests.study.checkpoints.conftest import CONFIG
 
 COMMITS = ["1" * 40, "2" * 40]
@@ -82,12 +82,41 @@ def test_a_file_is_recorded_and_resumed_by_its_content(home, begin, params, enco
     assert begin(str(checkpoints[0]), "m.gguf") == 0
     recipe, told = recorded(tmp_path / "run")
     assert recipe["models"]["tuned"]["checkpoint"] == str(file)
-    (converted,) = (tmp_path / "home" / ".cache" / "jaxsafety" / "gguf").iterdir()
+    (converted,) = (tmp_path / "home" / ".cache" / "jaxsafety" / "models").iterdir()
     assert converted.name.startswith(told[f"version of {file}"])
     write_gguf(file, params[1] | {"norm": {"scale": np.full(CONFIG.width, 0.5, np.float32)}}, encoder)
     capsys.readouterr()
     assert begin(str(checkpoints[0]), "m.gguf") == 2
     assert f"version of {file} is " in capsys.readouterr().err
+
+
+def test_a_model_with_an_adapter_is_recorded_as_named_and_resumed_by_its_content(
+    home, begin, checkpoints, tmp_path, capsys
+):
+    base = checkpoints[0]
+    held = peft_files.tensors(CONFIG, modules=("q_proj",))
+    adapter = peft_files.write(tmp_path / "ad", held)
+    assert begin(str(base), f"{base}+ad") == 0
+    recipe, told = recorded(tmp_path / "run")
+    assert recipe["models"]["tuned"]["checkpoint"] == f"{base}+{adapter}"
+    (merged,) = (tmp_path / "home" / ".cache" / "jaxsafety" / "models").iterdir()
+    assert merged.name.startswith(told[f"version of {base}+{adapter}"])
+    assert begin(str(base), f"{base}+ad") == 0
+    peft_files.write(tmp_path / "ad", held, lora_alpha=7)
+    capsys.readouterr()
+    assert begin(str(base), f"{base}+ad") == 2
+    assert f"version of {base}+{adapter} is " in capsys.readouterr().err
+
+
+def test_an_adapter_alone_is_of_its_model_or_tells_how_to_name_it(home, begin, checkpoints, tmp_path, capsys):
+    held = peft_files.tensors(CONFIG, modules=("q_proj",))
+    adapter = peft_files.write(tmp_path / "ad", held, base_model_name_or_path="/none/there")
+    assert begin(str(checkpoints[0]), "ad") == 2
+    assert capsys.readouterr().err == (
+        f"jaxsafety: {adapter} is an adapter of /none/there, which is not here: name its model, as BASE+{adapter}\n"
+    )
+    peft_files.write(tmp_path / "ad", held, base_model_name_or_path=str(checkpoints[0]))
+    assert begin(str(checkpoints[0]), "ad") == 0
 
 
 def test_a_dry_run_and_a_printed_recipe_have_the_names(pair, begin, main, capsys):
