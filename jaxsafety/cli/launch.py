@@ -79,7 +79,7 @@ def _open(ready: Study, lock: ExitStack, *, read: bool = False) -> None:
 
 def _unused_dropped(directory: Path) -> AbstractContextManager[None]:
     """Leaves nothing of a run that ends in bad input before its work has begun."""
-    begun = (layout.CHECKPOINTS, layout.MODELS, "metrics.jsonl", layout.FILES)
+    begun = (layout.CHECKPOINTS, layout.MODELS, layout.ADAPTERS, "metrics.jsonl", layout.FILES)
     # A study of checkpoints that writes no answers has these of nothing, before its analyses.
     empty = [f"results/{name}" for name in layout.RESULT_FILES]
     return opening.unused_dropped(

@@ -15,7 +15,7 @@ from jaxsafety import methods
 from jaxsafety.cli import declared, listing, written
 from jaxsafety.cli.declared import path
 from jaxsafety.config.names import with_adapter
-from jaxsafety.rundir import printed
+from jaxsafety.rundir import layout, printed
 
 if TYPE_CHECKING:
     from jaxsafety.recipe.schema import Recipe
@@ -29,6 +29,12 @@ _OUT = {
     "weights": "run directory; may be that of `analyze activations` of the same checkpoints",
     "activations": "run directory; may be that of `analyze weights` of the same checkpoints",
     "merge": "run directory; the merged model will be RUN/models/merged/seed_0",
+}
+# Of a run, where what a tuning writes lies.
+_FOLDERS = {
+    "merged": (layout.MODELS,),
+    "adapter": (layout.ADAPTERS,),
+    "both": (layout.ADAPTERS, layout.MODELS),
 }
 
 
@@ -158,7 +164,6 @@ def run(options: argparse.Namespace, stages: Sequence[str]) -> int:
     import jaxsafety.report  # noqa: F401  (a missing extra is said before the work, not after it)
     from jaxsafety.cli import launch
     from jaxsafety.recipe import cells, yaml_file
-    from jaxsafety.rundir import layout
 
     recipe = written.recipe(options)
     if options.print_config:
@@ -174,5 +179,6 @@ def run(options: argparse.Namespace, stages: Sequence[str]) -> int:
     made = {"tune": written.TUNED, "merge": written.MERGED}.get(options.verb) if options.format == "table" else None
     for lane in recipe.lanes_of(made) if made else ():
         for seed in recipe.seeds:
-            print(options.out / layout.MODELS / lane.name / f"seed_{seed}")
+            for folder in _FOLDERS[recipe.subject.options.export if options.verb == "tune" else "merged"]:
+                print(options.out / folder / lane.name / f"seed_{seed}")
     return 0

@@ -36,7 +36,7 @@ OPTIONS = {
         *_fields("parametrisations.lora", "Config", "rank alpha targets", "models.tuned.parametrisation",
                  prefix="lora_", instead="ADAPTER"),
         *_READS,
-        *_fields("subjects.checkpoint", "Config", "recompute store", "subject"),
+        *_fields("subjects.checkpoint", "Config", "recompute store export", "subject"),
         *_IGNORED,
     ],
     "weights": [

@@ -16,7 +16,8 @@ from jaxsafety.formats import hf_families as families
 from jaxsafety.formats.hf_rope import read_local_rope, read_rope, scaled_tokens, unscaled_tokens, write_rope
 from jaxsafety.models.llama import LlamaConfig, Rope
 
-ParamsDtype = Literal["float32", "bfloat16", "float16"]
+# In the order of `subject.store`: typing keeps one of two optional types that differ in order alone.
+ParamsDtype = Literal["float32", "float16", "bfloat16"]
 CONFIG_FILE = "config.json"
 _ADAPTER_FILE = "adapter_config.json"
 _OURS = ("unroll", "recompute", "compute_dtype", "stored_dtype")

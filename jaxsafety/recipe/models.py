@@ -244,7 +244,8 @@ class Given:
 
     Attributes:
         checkpoint: its Hugging Face directory or GGUF file, from the recipe's file on, or its name on the Hub,
-            ``org/name`` or ``org/name@revision``; ``{seed}`` in it stands for each of the seeds.
+            ``org/name`` or ``org/name@revision``, also with an adapter of PEFT's, ``BASE+ADAPTER``; ``{seed}`` in it
+            stands for each of the seeds.
         role: as of :class:`Training`.
     """
 

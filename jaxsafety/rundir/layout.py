@@ -11,6 +11,8 @@ REPORT_FILE = "report.html"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 # Of a study of checkpoints: every model that it makes, by name and seed, as a directory.
 MODELS = "models"
+# And every adapter that it keeps beside, or instead.
+ADAPTERS = "adapters"
 # Copies of the user's files that the subject is made of.
 FILES = "world"
 # Below the directory of a grid.

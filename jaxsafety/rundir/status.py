@@ -127,7 +127,9 @@ def _failure(directory: Path) -> str:
 
 def _done(directory: Path, lane: str, total: int) -> int:
     """Steps of a lane; of one that is not trained, 1 once it is there."""
-    if (directory / layout.MODELS / lane / "config.json").is_file():
+    state = directory / layout.CHECKPOINTS / lane
+    adapter = (directory / layout.ADAPTERS / lane / "adapter_config.json").is_file() and not state.exists()
+    if adapter or (directory / layout.MODELS / lane / "config.json").is_file():
         return max(total, 1)
-    found = layout.steps(directory / layout.CHECKPOINTS / lane)
+    found = layout.steps(state)
     return min(max(found, default=0), total) if total else len(found[:1])

@@ -24,6 +24,7 @@ from jaxsafety.engine import hosts, legs, programs, sweep
 from jaxsafety.engine.legs import Leg
 from jaxsafety.engine.programs import Grid
 from jaxsafety.formats.hf_config import CONFIG_FILE
+from jaxsafety.formats.peft_config import ADAPTER_FILE
 from jaxsafety.formats.sources import Source
 from jaxsafety.keys import Stream
 from jaxsafety.recipe import yaml_file
@@ -70,6 +71,21 @@ class Study:
             return self.located(lane.how.named(seed))
         return self.directory / layout.MODELS / lane.name / f"seed_{seed}"
 
+    def adapter(self, lane: Lane, seed: int) -> Path:
+        """Where models are files: the directory of the adapter that one seed of a lane is trained as."""
+        return self.directory / layout.ADAPTERS / lane.name / f"seed_{seed}"
+
+    def exported(self, lane: Lane) -> str:
+        """Where models are files: what is written of a lane, ``merged``, ``adapter`` or ``both``."""
+        adapted = lane.training is not None and lane.training.parametrisation.kind == "lora"
+        return self.recipe.subject.options.export if adapted else "merged"
+
+    def is_written(self, lane: Lane, seed: int) -> bool:
+        """Where models are files: whether one seed of a lane is there."""
+        if self.exported(lane) == "adapter":
+            return (self.adapter(lane, seed) / ADAPTER_FILE).is_file()
+        return (self.model(lane, seed) / CONFIG_FILE).is_file()
+
     def located(self, named: str) -> Path:
         """The directory of a model that is given, by what names it."""
         return self.sources[named].directory if named in self.sources else Path(named)
@@ -84,8 +100,7 @@ class Study:
         """Whether a lane is there, of all seeds."""
         if not self.recipe.subject.of_files:
             return legs.is_finished(self.leg(lane))
-        places = [self.model(lane, seed) for seed in self.recipe.seeds]
-        return hosts.decide(lambda: all((place / CONFIG_FILE).is_file() for place in places))
+        return hosts.decide(lambda: all(self.is_written(lane, seed) for seed in self.recipe.seeds))
 
     def grid(self, rows: int) -> Grid:
         """So many rows of lanes, all seeds."""

@@ -37,7 +37,8 @@ class Config:
 
     Attributes:
         checkpoint: the model that others begin with: its directory, its GGUF file, or its name on the Hub,
-            ``org/name`` or ``org/name@revision``; ``{seed}`` in it stands for each of the seeds.
+            ``org/name`` or ``org/name@revision``, also with an adapter, ``BASE+ADAPTER``; ``{seed}`` in it stands for
+            each of the seeds.
         pairs: JSONL, JSON, CSV or Parquet of prompts and answers that models are trained on, where their ``data.file``
             names no other.
         prompts: such a file of labelled prompts, as ``jaxsafety prompts`` writes, that models are judged and analysed
@@ -54,7 +55,10 @@ class Config:
             and, where all parameters are trained, the copy that updates are added to are float32.
         stored_dtype: ``bfloat16`` (with ``dtype``) keeps the activations of training in bfloat16 between operations and
             for the backward pass, about half of their memory and its traffic.
-        store: type that models are written in; None is that of the checkpoint.
+        store: type that models are written in, also those given as a base and an adapter; None is that of the
+            checkpoint.
+        export: what is written of a model that is trained as an adapter: the model with it ``merged``, the ``adapter``
+            as PEFT reads it, or ``both``.
         recompute: whether layers are run again for their gradients, which takes less memory.
         ignore_config: attributes of a ``config.json`` that are passed over though nobody here knows them, as they do
             not matter; none that the model goes by.
@@ -73,6 +77,7 @@ class Config:
     dtype: ComputeDtype = "float32"
     stored_dtype: ComputeDtype = "float32"
     store: Literal["float32", "float16", "bfloat16"] | None = None
+    export: Literal["merged", "adapter", "both"] = "merged"
     recompute: bool = True
     ignore_config: tuple[str, ...] = ()
     batch_tokens: int = static(4096, at_least=1)

@@ -1,4 +1,4 @@
-"""What was tuned as a Hugging Face checkpoint: its adapter merged, tensor by tensor, or its parameters as they are."""
+"""What was tuned as a Hugging Face checkpoint, its adapter merged tensor by tensor, or as an adapter of PEFT's."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from jaxsafety import tree
-from jaxsafety.formats import hf
+from jaxsafety.formats import hf, peft_write
+from jaxsafety.formats.peft_config import ADAPTER_FILE
 from jaxsafety.models import lora
 from jaxsafety.study.checkpoints.job import Job
 from jaxsafety.types import Params
@@ -35,4 +36,23 @@ def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, job: Job,
     hf.write_checkpoint(
         directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory,
         tokenizer=job.about.tokenizer, ignored=checkpoint.ignored,
+    )  # fmt: skip
+
+
+def write_adapter(
+    checkpoint: hf.Checkpoint, trained: Params, job: Job, *, directory: Path, base: str, revision: str | None
+) -> None:
+    """Writes the adapter as PEFT reads it, beside the tokenizer that it learned with, unless it is there.
+
+    ``base`` and ``revision`` are what names ``checkpoint``.
+
+    Raises:
+        ValueError: a value is not finite, or a matrix has no adapter of PEFT's.
+        OSError: it cannot be written.
+    """
+    if (directory / ADAPTER_FILE).is_file():
+        return
+    peft_write.write(
+        directory, jax.device_get(trained), config=checkpoint.config, alpha=job.adapter.alpha, base=base,
+        revision=revision, tokenizer=job.about.tokenizer or checkpoint.directory,
     )  # fmt: skip

@@ -52,6 +52,7 @@ def check(study: Study) -> None:
         opened.check_alike(first, other, vocabulary=not opened.is_of_weights(recipe))
     for model in models if not all(isinstance(lane.how, Given) for lane in recipe.lanes) else ():
         hf_write.companions(model.directory, tokenizer=about.tokenizer)
+    _check_export(study)
     trained = [lane for lane in recipe.lanes if lane.training is not None]
     if trained or about.prompts is not None:
         _check_texts(study, models)
@@ -64,6 +65,23 @@ def check(study: Study) -> None:
     if about.judges is not None and not recipe.evaluate.answers:
         raise ValueError(f"judges: got {', '.join(about.judges)}, and there are no answers: expected evaluate.answers")
     judges.check(judges.of(about))
+
+
+def _check_export(study: Study) -> None:
+    """Checks that nothing reads a model of which the adapter alone is written."""
+    recipe = study.recipe
+    if recipe.subject.options.export == "merged":
+        return
+    trained = [lane for lane in recipe.lanes if lane.training is not None]
+    if whole := next((lane for lane in trained if lane.training.parametrisation.kind != "lora"), None):
+        raise ValueError(f"subject.export: models.{whole.label} has no adapter, expected merged")
+    if recipe.subject.options.export == "both":
+        return
+    readers = [f"models.{lane.label}" for lane in recipe.lanes
+               if any(one in trained for one in (lane.parent, lane.reference, *lane.others.values()))]  # fmt: skip
+    readers += ["evaluate.answers"] * bool(recipe.evaluate.answers) + [f"analyses.{label}" for label in recipe.analyses]
+    if readers:
+        raise ValueError(f"subject.export: got 'adapter', and {readers[0]} reads models themselves: expected both")
 
 
 def _check_place(directory: Path) -> None:

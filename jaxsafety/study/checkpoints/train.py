@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from jaxsafety import keys
+from jaxsafety.config.names import is_hub_name
 from jaxsafety.formats import hf
-from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.hf_tokenizer import SpecialTokens
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.lane import Lane
-from jaxsafety.recipe.models import Edited
+from jaxsafety.recipe.models import Edited, Given
 from jaxsafety.rundir import progress, signals
 from jaxsafety.study.checkpoints import edited, examples, files, inputs, job, opened, places, tuned
 from jaxsafety.study.checkpoints.examples import Encoded
@@ -49,11 +49,11 @@ def train(study: Study, stage: str) -> None:
         for lane, seed in itertools.product(group, study.recipe.seeds):
             place, state = study.model(lane, seed), _state(study, lane, seed)
             needed = filter(None, (lane.parent, lane.reference, *lane.others.values()))
-            if _is_there(study, lane, seed) or not all(_is_there(study, one, seed) for one in needed):
+            if study.is_written(lane, seed) or not all(study.is_written(one, seed) for one in needed):
                 continue
             signals.check(f"before {lane.name} seed {seed}")
             try:
-                with _folders(place, state / "parts", within=study.directory):
+                with _folders(place, study.adapter(lane, seed), state / "parts", within=study.directory):
                     _make(study, lane, seed, place, state, given)
             except FloatingPointError as error:
                 progress.say(str(error))
@@ -79,16 +79,12 @@ def _notes(found: Encoded, name: str, special_tokens: SpecialTokens) -> Iterator
         )
 
 
-def _is_there(study: Study, lane: Lane, seed: int) -> bool:
-    return (study.model(lane, seed) / CONFIG_FILE).is_file()
-
-
 def forget(study: Study) -> None:
     """Removes what models that are there were made from: a kill may have come between the one and the other."""
     for lane in study.recipe.lanes:
         for seed in study.recipe.seeds:
             state = _state(study, lane, seed)
-            if _is_there(study, lane, seed):
+            if study.is_written(lane, seed):
                 shutil.rmtree(state, ignore_errors=True)
                 _drop_empty(state, within=study.directory)
 
@@ -128,11 +124,23 @@ def _make(
             name=name,
         )  # fmt: skip
         return
-    work = tuned.Work(name, study.leg(lane), state, place, stored(study, lane))
+    written = study.exported(lane)
+    adapter = None if written == "merged" else tuned.Adapter(study.adapter(lane, seed), *_named(study, lane, seed))
+    model = None if written == "adapter" else place
+    work = tuned.Work(name, study.leg(lane), state, model, stored(study, lane), adapter)
     other = lane.reference not in (None, lane.parent)
     reference = opened.of_lane(study, lane.reference, seed) if other else start
     own = job.of_lane(lane, study.about, seed)
     tuned.write(start, given(lane, start.config), work, own, places=places.local(), reference=reference)
+
+
+def _named(study: Study, lane: Lane, seed: int) -> tuple[str, str | None]:
+    """What PEFT finds the model by that a lane begins with: a name on the Hub and its commit, or a directory."""
+    directory, how = study.model(lane.parent, seed), lane.parent.how
+    named = how.named(seed) if isinstance(how, Given) else None
+    if named in study.sources and is_hub_name(named) and study.sources[named].version == directory.name:
+        return named.partition("@")[0], directory.name
+    return str(directory.resolve()), None
 
 
 def stored(study: Study, lane: Lane) -> hf.ParamsDtype:

@@ -51,18 +51,28 @@ class Plan:
     free_bytes: int
 
 
+class Adapter(NamedTuple):
+    """The directory of an adapter to be, and what names the model that it is of: a directory, or on the Hub."""
+
+    directory: Path
+    base: str
+    revision: str | None
+
+
 class Work(NamedTuple):
     """Where one seed of a model is made.
 
     ``name`` is for progress and messages, ``leg`` the stretch of training that it is of, ``state`` the folder of what a
-    killed training goes on from, ``model`` the directory to be, whose weights are stored in ``dtype``.
+    killed training goes on from, ``model`` the directory to be, whose weights are stored in ``dtype``, and ``adapter``
+    what is written of it beside that, or where ``model`` is None.
     """
 
     name: str
     leg: Leg
     state: Path
-    model: Path
+    model: Path | None
     dtype: hf.ParamsDtype
+    adapter: Adapter | None = None
 
 
 class _Shapes(NamedTuple):
@@ -117,7 +127,11 @@ def write(
         return chunk(state, frozen, data, *jax.device_put((own, jnp.int32(steps)), places.everywhere))
 
     state = _train(advance, state, work, job)
-    export.write(start, state.params, work.model, job, dtype=work.dtype)
+    # First, as the model says that all is there.
+    if work.adapter is not None:
+        export.write_adapter(start, state.params, job, **work.adapter._asdict())
+    if work.model is not None:
+        export.write(start, state.params, work.model, job, dtype=work.dtype)
     shutil.rmtree(work.state, ignore_errors=True)
 
 
