@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsafety.entry.annotations import checked
 from jaxsafety.entry.checks import check_indices
+from jaxsafety.models.layers import product
 from jaxsafety.types import Params
 
 
@@ -17,7 +18,16 @@ def embed(params: Params, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
     Tokens outside of [0, v) are a ValueError; traced ones count as the nearest inside, but those below zero from v.
     """
     check_indices("tokens", tokens, len(params["embed"]), of="the vocabulary")
-    return jnp.asarray(params["embed"])[tokens].astype(jnp.float32)
+    return _rows(params, tokens)
+
+
+def _rows(params: Params, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    rows = jnp.asarray(params["embed"])[tokens].astype(jnp.float32)
+    # An adapter's factors, see jaxsafety.models.lora: of its product the rows of these tokens alone are formed.
+    if (low := params.get("embed_lora_a")) is None:
+        return rows
+    low, high = jnp.asarray(low)[tokens].astype(jnp.float32), jnp.asarray(params["embed_lora_b"], jnp.float32)
+    return rows + product("btr,rd->btd", low, high, dtype="float32")
 
 
 def check_inputs(
@@ -58,7 +68,7 @@ def embedded(
     What is not finite of embeddings that the mask leaves out is zero: attention would multiply it with no weight.
     """
     if jnp.issubdtype(inputs.dtype, jnp.integer):
-        return jnp.asarray(params["embed"])[inputs].astype(jnp.float32)
+        return _rows(params, inputs)
     if mask is not None:
         inputs = jnp.where(mask[..., None] | jnp.isfinite(inputs), inputs, 0)
     return inputs.astype(jnp.float32)

@@ -161,6 +161,9 @@ def unembed(params: Params, x: Float[Array, "rows d"], *, config: LlamaConfig) -
     x = _norm(x, params["norm"]["scale"].astype(jnp.float32), config)
     kernel, spec = (params["embed"], "ri,oi->ro") if config.tied else (params["unembed"], "ri,io->ro")
     logits = nn.product(spec, x, kernel.astype(jnp.float32), dtype=config.compute_dtype)
+    if (low := params.get("unembed_lora_a")) is not None:
+        project = partial(nn.project, dtype=config.compute_dtype)
+        logits = logits + project(project(x, low), params["unembed_lora_b"])
     return nn.softcap(logits, config.logit_softcap)
 
 

@@ -20,7 +20,8 @@ class Config:
     Attributes:
         rank: of the product, r.
         alpha: the product counts ``alpha / r`` times.
-        targets: names of matrices of the blocks: q, k, v, o, up, down, and gate where a model has one.
+        targets: names of matrices of the blocks: q, k, v, o, up, down, and gate where a model has one; or embed and
+            unembed, of a model whose unembedding is not its embedding.
 
     References:
         Hu et al. 2021 (arXiv 2106.09685), section 4.1. Fidelity: faithful; adapters of MLP matrices are ours.
@@ -33,7 +34,7 @@ class Config:
     def __post_init__(self):
         check_fields(self)
         for name in self.targets:
-            check_name("target of an adapter", name, lora.TARGETS)
+            check_name("target of an adapter", name, (*lora.TARGETS, *lora.OUTER))
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets must name distinct matrices, got {list(self.targets)}")
 

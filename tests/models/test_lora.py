@@ -24,7 +24,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def adapter(params):
-    fresh = lora.init(params, rank=3, targets=tuple(lora.TARGETS), key=keys.root(1))
+    fresh = lora.init(params, rank=3, targets=(*lora.TARGETS, *lora.OUTER), key=keys.root(1))
     return tree.label(fresh, lambda path, leaf: leaf + 0.1 * np.random.default_rng(len(path)).normal(size=leaf.shape))
 
 
@@ -40,13 +40,15 @@ def merged(params, adapter):
         return jnp.asarray(np.stack(rows))
 
     blocks = {path: one(path, leaf) for path, leaf in tree.flatten(params).items() if path.startswith("blocks/")}
+    blocks |= {path: jnp.asarray(lora.merged(np.asarray(params[path]), path, None, adapter, scale=SCALE))
+               for path in lora.OUTER}  # fmt: skip
     return tree.unflatten(tree.flatten(params) | blocks)
 
 
 def test_a_fresh_adapter_changes_nothing(params, tokens):
-    fresh = lora.init(params, rank=3, targets=("q", "down"), key=keys.root(1))
+    fresh = lora.init(params, rank=3, targets=("q", "down", "embed", "unembed"), key=keys.root(1))
     assert set(tree.flatten(fresh)) == {
-        f"blocks/{name}_lora_{side}" for name in ("attn/q", "mlp/down") for side in "ab"
+        f"{name}_lora_{side}" for name in ("blocks/attn/q", "blocks/mlp/down", "embed", "unembed") for side in "ab"
     }
     run = partial(llama.apply, inputs=tokens, config=CONFIG)
     np.testing.assert_array_equal(run(lora.joined(params, fresh, scale=2.0)).logits, run(params).logits)

@@ -31,7 +31,7 @@ def write(checkpoint: hf.Checkpoint, trained: Params, directory: Path, job: Job,
             return np.asarray(stacked[path] if layer is None else stacked[path][layer])
         lead = () if layer is None else (slice(layer, layer + 1),)
         weights = checkpoint.leaf(path, index=lead, dtype="float32")
-        return weights if layer is None else lora.merged(weights[0], path, layer, adapter, scale=job.scale)
+        return lora.merged(weights if layer is None else weights[0], path, layer, adapter, scale=job.scale)
 
     hf.write_checkpoint(
         directory, read, config=checkpoint.config, dtype=dtype, source=checkpoint.directory,

@@ -15,7 +15,7 @@ from jaxsafety.formats import hf, hf_generation, hf_tokenizer, hf_write, prompts
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.hf_tokenizer import SpecialTokens, Tokenizer
 from jaxsafety.models.llama import LlamaConfig
-from jaxsafety.models.lora import TARGETS
+from jaxsafety.models.lora import OUTER, TARGETS
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Given, Training
 from jaxsafety.rundir import layout, manifest_file, opening, progress
@@ -172,7 +172,12 @@ def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoi
             'expected lines with `"label": "unsafe"`'
         )
     if how.parametrisation.kind == "lora":
-        there = {path.rpartition("/")[2] for path, _ in first.tensors} & set(TARGETS)
+        there = {path.rpartition("/")[2] for path, _ in first.tensors} & {*TARGETS, *OUTER}
+        if first.config.tied and (named := set(how.parametrisation.options.targets) & set(OUTER)):
+            raise ValueError(
+                f"{where}.parametrisation.targets: got {min(named)!r}, and the model's unembedding is its embedding: "
+                "expected matrices of its layers"
+            )
         if lacking := sorted(set(how.parametrisation.options.targets) - there):
             raise ValueError(f"{where}.parametrisation.targets: the model has no {lacking[0]!r}")
 

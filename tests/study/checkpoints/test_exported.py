@@ -21,6 +21,7 @@ def tune(checkpoints, pairs, main, monkeypatch, tmp_path):
     monkeypatch.setattr(places, "local", lambda: Places(None))
     about = {"checkpoint": str(checkpoints[0]), "pairs": str(pairs), "max_tokens": 64}
     how = {"from": "pretrained", "method": "sft", "steps": 2, "batch_size": 4, "parametrisation": {"rank": 2}}
+    how["parametrisation"]["targets"] = ["q", "gate", "embed", "unembed"]
 
     def go(export):
         content = {"subject": about | {"export": export}, "seeds": [0], "models": {"tuned": how}}
@@ -43,10 +44,15 @@ def test_both_are_one_model(tune, checkpoints, tmp_path, monkeypatch):
     told = json.loads((adapter / "adapter_config.json").read_text())
     assert (told["r"], told["lora_alpha"], told["base_model_name_or_path"]) == (2, 32, str(base))
     assert (adapter / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    targets = ("q", "gate", "embed", "unembed")
+    assert told["target_modules"] == ["embed_tokens", "gate_proj", "lm_head", "q_proj"]
     peft_merge.write(base, adapter, tmp_path / "merged")
     found, wanted = (flatten(hf.load(place, dtype="float32")[1]) for place in (tmp_path / "merged", model))
+    own = flatten(hf.load(base, dtype="float32")[1])
     for path, leaf in wanted.items():
         np.testing.assert_allclose(found[path], leaf, **ROUNDING)
+        moved = path.rpartition("/")[2] in targets
+        assert np.any(leaf != own[path]) == moved
 
 
 def stopped(*_, **__):
@@ -65,6 +71,12 @@ def test_an_adapter_alone_is_a_finished_tuning(tune, tmp_path, monkeypatch):
 def done(run):
     """Steps that are done of the model."""
     return status.read(run)[0].steps["tuned"][0]
+
+
+def test_a_tied_model_has_no_adapter_of_its_embeddings(main, another, pairs, tmp_path, capsys):
+    words = ("--data", pairs, "--method", "sft", "--lora_targets", "q,embed", "--out", tmp_path / "run")
+    assert main("tune", another(tied=True), *words) == 2
+    assert "targets: got 'embed', and the model's unembedding is its embedding: expected" in capsys.readouterr().err
 
 
 @pytest.mark.slow
