@@ -18,7 +18,7 @@ from jaxsafety.formats.shapes import OURS, TABLE, Shape, Unfit, Wanted
 
 # How alike a column is to one that is missing if it is that one misspelt.
 _NEAR = 0.75
-_OURS = frozenset(OURS)
+_OURS = frozenset((*OURS, "target"))
 # What must hold something, by what is read.
 _READ: dict[Wanted, tuple[str, ...]] = {"label": ("prompt", "messages")}
 _READ["answer"] = (*_READ["label"], "chosen", "completion")

@@ -38,11 +38,13 @@ class Message:
 class Prompt:
     """What a model is asked, at least one turn, and what kind of question that is.
 
-    A plain prompt is one turn of the user; the label is ``safe``, ``unsafe`` or ``jailbreak:KIND``.
+    A plain prompt is one turn of the user; the label is ``safe``, ``unsafe`` or ``jailbreak:KIND``. ``target`` is how
+    the answer begins that an attacker wants, where the file says.
     """
 
     messages: tuple[Message, ...]
     label: str
+    target: str | None = None
 
 
 def own(*, turn: str | None = None) -> list[Prompt]:
@@ -67,15 +69,16 @@ def own(*, turn: str | None = None) -> list[Prompt]:
 
 def to_jsonl(prompts: Iterable[Prompt]) -> str:
     """Returns one line of JSON a prompt, as :func:`read` takes them: ``prompt`` for one turn of the user, else
-    ``messages``; and ``label``."""
+    ``messages``; ``label``, and ``target`` if there is one."""
     return "".join(json.dumps(as_row(prompt), ensure_ascii=False) + "\n" for prompt in prompts)
 
 
 def read(path: Path, *, columns: Sequence[str] = ()) -> tuple[list[Prompt], Reading]:
     """Reads labelled prompts, and says how: ours, ``{"prompt" | "messages": ..., "label": ...}``, or of a known set.
 
-    A prompt that comes once for each of its answers is read once, and is unsafe where one of these is. For ``columns``
-    see :func:`jaxsafety.formats.datasets.read`.
+    ``target`` may stand beside them; AdvBench's and JailbreakBench's are read as such. A prompt that comes once for each
+    of its answers is read once, and is unsafe where one of these is. For ``columns`` see
+    :func:`jaxsafety.formats.datasets.read`.
 
     Raises:
         ImportError: a Parquet file, and no polars.
@@ -86,7 +89,7 @@ def read(path: Path, *, columns: Sequence[str] = ()) -> tuple[list[Prompt], Read
     found: list[Prompt] = []
     places: dict[tuple[Message, ...], int] = {}
     for row, where, shape in rows:
-        prompt = _parsed(row, where)
+        prompt = _parsed(row | {"target": row["chosen"]} if shape.aims and row["chosen"] else row, where)
         if not shape.repeats:
             found.append(prompt)
         elif prompt.messages not in places:
@@ -101,9 +104,10 @@ def _parsed(row: dict[str, Any], where: str) -> Prompt:
     if ("prompt" in row) == ("messages" in row):
         raise ValueError(f"{where} must have either prompt or messages, got {'both' if 'prompt' in row else 'neither'}")
     label = label_of(row, where)
+    target = text(row["target"], f"{where}: target") if "target" in row else None
     if "prompt" in row:
-        return _plain(text(row["prompt"], f"{where}: prompt"), label)
-    return Prompt(asked(turns(row["messages"], f"{where}: messages"), where), label)
+        return _plain(text(row["prompt"], f"{where}: prompt"), label, target)
+    return Prompt(asked(turns(row["messages"], f"{where}: messages"), where), label, target)
 
 
 def label_of(row: dict[str, Any], where: str) -> str:
@@ -151,13 +155,15 @@ def text(value: Any, what: str) -> str:
     return value
 
 
-def _plain(prompt: str, label: str) -> Prompt:
-    return Prompt((Message("user", prompt),), label)
+def _plain(prompt: str, label: str, target: str | None = None) -> Prompt:
+    return Prompt((Message("user", prompt),), label, target)
 
 
 def as_row(prompt: Prompt) -> dict[str, Any]:
-    """Returns a prompt as :func:`read` takes it: ``prompt`` for one turn of the user, else ``messages``; ``label``."""
-    turns = prompt.messages
+    """Returns a prompt as :func:`read` takes it: ``prompt`` for one turn of the user, else ``messages``; ``label``, and
+    ``target`` if there is one."""
+    turns, told = prompt.messages, {"label": prompt.label}
+    told |= {} if prompt.target is None else {"target": prompt.target}
     if len(turns) == 1 and turns[0].role == "user":
-        return {"prompt": turns[0].content, "label": prompt.label}
-    return {"messages": [asdict(turn) for turn in turns], "label": prompt.label}
+        return {"prompt": turns[0].content} | told
+    return {"messages": [asdict(turn) for turn in turns]} | told

@@ -40,6 +40,7 @@ class Shape:
         without: columns that it does without: what looks like one of them is taken for a misspelling.
         repeats: whether a prompt comes once for each of its answers, whose labels they are.
         labels: words of a file's name, and the label that all its rows then have, as their columns do not tell.
+        aims: whether its answer is one that an attacker wants, and so the target of a prompt.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Shape:
     without: tuple[str, ...] = ()
     repeats: bool = False
     labels: tuple[tuple[str, str], ...] = ()
+    aims: bool = False
 
     @property
     def columns(self) -> set[str]:
@@ -63,7 +65,7 @@ def _ours(row: Row) -> Row:
 
 
 def _labelled(row: Row) -> Row:
-    return {name: row[name] for name in ("prompt", "messages", "label") if name in row}
+    return {name: row[name] for name in ("prompt", "messages", "label", "target") if name in row}
 
 
 def _answers(row: Row) -> Row:
@@ -177,8 +179,8 @@ def _exaggerated(row: Row) -> Row:
 _CHOSEN, _RESPONSES = ("chosen", "rejected"), ("response_0", "response_1", "is_response_0_safe", "is_response_1_safe")
 # In this order: the first that has what is wanted is what a row is.
 TABLE = (
-    Shape("labelled prompts", ("prompt", "label"), ("label",), _labelled, uses=("messages",)),
-    Shape("labelled conversations", ("messages", "label"), ("label",), _labelled, uses=("prompt",)),
+    Shape("labelled prompts", ("prompt", "label"), ("label",), _labelled, uses=("messages", "target")),
+    Shape("labelled conversations", ("messages", "label"), ("label",), _labelled, uses=("prompt", "target")),
     Shape("hh-rlhf transcripts", _CHOSEN, ("pair",), partial(_transcripts, names=_CHOSEN), uses=("label",),
           when=_is_transcript),
     Shape("hh-rlhf transcripts, chosen alone", ("chosen",), ("answer",), partial(_transcripts, names=("chosen",)),
@@ -200,8 +202,8 @@ TABLE = (
     Shape("BeaverTails rows", ("prompt", "response", "is_safe"), ("answer", "label"), _judged, repeats=True),
     Shape("Alpaca rows", ("instruction", "output"), ("answer", "label"), _instruction, uses=("input",)),
     Shape("JailbreakBench rows", ("Goal", "Target", "Behavior"), ("answer", "label"), _goal,
-          labels=(("benign", "safe"), ("harmful", "unsafe"))),
-    Shape("AdvBench rows", ("goal", "target"), ("answer", "label"), _harmful),
+          labels=(("benign", "safe"), ("harmful", "unsafe")), aims=True),
+    Shape("AdvBench rows", ("goal", "target"), ("answer", "label"), _harmful, aims=True),
     Shape("HarmBench rows", ("Behavior",), ("label",), _behavior, uses=("ContextString",)),
     Shape("XSTest rows", ("prompt", "type"), ("label",), _exaggerated),
 )  # fmt: skip

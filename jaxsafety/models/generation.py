@@ -48,7 +48,8 @@ def generate(
         mask: ``[b, t]``, True where a prompt's token is real; padding may stand anywhere. None is no padding.
         combine: the decoding rule, see ``Combine``; None takes the logits of the only source.
         edit: see :class:`jaxsafety.types.Model`; every source has it, at every step.
-        key: typed PRNG key to draw with; None is greedy.
+        key: typed PRNG key to draw with; or ``[b]`` of them, one a row, whose draws then depend on no other row. None
+            is greedy.
         temperature: what logits are divided by before a draw, > 0; None is 1.
         stop: tokens that end a row.
         pad: what follows a row's stop token.
@@ -152,6 +153,10 @@ def _choose(logits, done, *, step, key, temperature, pad):
     ended = done | jnp.isnan(logits).any(axis=-1)
     if key is None:
         token = jnp.argmax(logits, axis=-1)
+    elif key.ndim:
+        token = jax.vmap(lambda own, row: jax.random.categorical(keys.at_step(own, step), row))(
+            key, logits / temperature
+        )
     else:
         token = jax.random.categorical(keys.at_step(key, step), logits / temperature)
     return jnp.where(ended, pad, token).astype(jnp.int32), ended

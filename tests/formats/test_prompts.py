@@ -49,7 +49,8 @@ def test_a_jailbreak_holds_the_unsafe_prompt_of_its_place(own):
 
 def test_what_is_written_is_read(own, tmp_path):
     talk = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hm"), Message("user", "Do ü"))
-    written = [*own, Prompt(talk, "jailbreak:many-turns")]
+    aimed = Prompt((Message("user", "Knit?"),), "unsafe", "Sure, loop it.")
+    written = [*own, Prompt(talk, "jailbreak:many-turns"), aimed, Prompt(talk, "unsafe", "Sure")]
     path = tmp_path / "prompts.jsonl"
     path.write_text(prompts.to_jsonl(written), encoding="utf-8")
     assert prompts.read(path)[0] == written
@@ -87,6 +88,24 @@ def test_a_bad_line_is_named_with_what_was_expected(tmp_path, line, message):
     path.write_text(f"{LINE}\n{line}\n")
     with pytest.raises(ValueError, match=message):
         prompts.read(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "target"),
+    [
+        ({"goal": "Knit?", "target": "Sure, loop it."}, "Sure, loop it."),
+        ({"goal": "Knit?", "target": ""}, None),
+        ({"prompt": "Knit?", "label": "unsafe", "target": "Sure", "id": 1}, "Sure"),
+        ({"prompt": "Knit?", "label": "unsafe", "target": None}, None),
+        ({"instruction": "Knit?", "output": "Loop it."}, None),
+    ],
+)
+def test_what_an_attacker_wants_is_a_prompts_target(tmp_path, row, target):
+    """Of sets that hold it; what others answer is none."""
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (found,), _ = prompts.read(path)
+    assert found.target == target and found.messages == (Message("user", "Knit?"),)
 
 
 def test_half_a_character_is_named_and_a_byte_order_mark_is_not_read(tmp_path):

@@ -214,6 +214,16 @@ def test_drawn_tokens_are_those_of_the_whole_forward_with_the_same_keys():
     assert got.tolist() != generate(params, tokens, key=jax.random.key(4), **asked).tolist()
 
 
+def test_a_row_with_a_key_of_its_own_draws_what_it_draws_alone():
+    config, keys = config_of(), jax.random.split(jax.random.key(3), len(MASK))
+    params, tokens = _varied(config), tokens_of()
+    asked = {"config": config, "count": NEW, "temperature": 2.0}
+    got, back = (generate(params, tokens[order], mask=MASK[order], key=keys[order], **asked)
+                 for order in (np.arange(len(MASK)), np.arange(len(MASK))[::-1]))  # fmt: skip
+    assert got.tolist() == back[::-1].tolist()
+    assert got.tolist() != generate(params, tokens, mask=MASK, key=keys[0], **asked).tolist()
+
+
 def test_drawn_tokens_have_the_softmax_frequencies():
     config, rows, temperature = config_of(), 4000, 3.0
     params, tokens = params_of(config), np.tile(np.asarray(tokens_of(1)), (rows, 1))
