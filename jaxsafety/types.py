@@ -313,17 +313,20 @@ class Target(NamedTuple):
         model: the model's functions.
         params: its parameters.
         base: those that it was tuned from.
-        trial: ``[b, ...]`` prompts, of a condition of the recipe's or of the attack's own.
+        trial: ``[b, ...]`` prompts, of a condition of the recipe's or of the attack's own; None where answers are
+            written, see :class:`Written`.
         stop: the token that ends an answer.
         held_out: ``[2, b, ...]`` other safe and unsafe prompts, in pairs of one text, to find out about the model.
+        found: where answers are written, what :class:`Written` finds out about the model.
     """
 
     model: Model
     params: Params
     base: Params
-    trial: Trial
+    trial: Trial | None
     stop: int
     held_out: Trial | None = None
+    found: Mapping[str, Leaf] = {}
 
 
 class Decode(NamedTuple):
@@ -331,7 +334,7 @@ class Decode(NamedTuple):
 
     Attributes:
         others: ``(params, model)`` of what decodes beside the target, from the same inputs.
-        combine: of ``[b, t, v]`` each.
+        combine: of ``[b, t, v]`` each, or ``[b, v]`` where answers are written.
         temperature: 0 takes the most likely token; above, tokens are sampled from ``softmax(logits / temperature)``,
             and an answer's rate is its probability.
         draws: sampled answers to every prompt, at least 1; may be traced. Complied is then that one of them does,
@@ -366,6 +369,46 @@ class Attacked(NamedTuple):
 Point = Mapping[str, Any]
 
 
+class Asked(NamedTuple):
+    """Safe and unsafe prompts of a file, to find out about a model: n batches of one shape.
+
+    Attributes:
+        tokens: ``[n, b, t]`` int32, padded right.
+        mask: ``[n, b, t]`` bool, True where a token is real.
+        safe, unsafe: ``[n, b]`` bool; a row that is neither fills its batch, and is none.
+        refusals: ``[r]`` int32, the tokens that refusals begin with, each once.
+    """
+
+    tokens: Leaf
+    mask: Leaf
+    safe: Leaf
+    unsafe: Leaf
+    refusals: Leaf
+
+
+class Written(NamedTuple):
+    """How an attack is made where a model over a checkpoint writes its answers; all of it may be left out.
+
+    Attributes:
+        attack: that of :class:`Attack`, or another one, on a target without prompts; what it gives may have parameters,
+            an edit, which whatever decodes has, and a decoding rule. Draws are by prompt, whichever are beside it.
+        given: ``(config, point) -> (text, count)``: of the answer that the attacker wants, a prompt's target or for
+            one without the text, so many first tokens stand before the model's own; ``point`` has plain numbers.
+        draws: name of the swept field that says how many sampled answers a prompt has: one that complies is enough, and
+            it is refused where all refuse. Those of fewer are the first of those of more.
+        find: ``(model, params, asked, config) -> {name: array}``, what is found out about a model beforehand, on half
+            of the safe and unsafe prompts (:class:`Asked`); prompts of the other half are answered. It is the target's
+            ``found``, and single numbers of it are results.
+        base: whether it looks at the target's base, which then is in memory beside the model.
+    """
+
+    attack: Callable[..., Attacked] | None = None
+    given: Callable[[Any, Point], tuple[str, int]] | None = None
+    draws: str | None = None
+    find: Callable[..., dict[str, Leaf]] | None = None
+    base: bool = False
+
+
 class Attack(NamedTuple):
     """An attack: all that a study knows of it. It is judged like the model it is made on, at every point.
 
@@ -378,6 +421,7 @@ class Attack(NamedTuple):
         inside: whether what the attacked prompts look like inside the model is measured: nearness to the class means
             (of the model without a hook), gain of the update, sensitivity (without another decoding rule).
         section: words around its figure, which is drawn like every attack's (``draw`` is None).
+        written: how it is made on the answers that models over a checkpoint write; None where it cannot be made there.
     """
 
     Config: type
@@ -386,6 +430,7 @@ class Attack(NamedTuple):
     points: Callable[[Any], Sequence[Point]] | None = None
     inside: bool = False
     section: Section | None = None
+    written: Written | None = None
 
 
 class Edit(NamedTuple):

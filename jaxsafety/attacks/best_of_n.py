@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxsafety.config.fields import check, static, swept
-from jaxsafety.types import Attack, Attacked, Decode, Key, Point, Section, Target
+from jaxsafety.types import Attack, Attacked, Decode, Key, Point, Section, Target, Written
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Config:
         n: answers to every prompt.
 
     References: Hughes et al. 2024 (arXiv 2412.03556).
-    Fidelity: prompts are not augmented, answers alone are sampled. Nothing is drawn: with probability p that one answer
-        complies the rate is ``1 - (1 - p)^n``. Refused is that all n answers are refusals, other is the rest.
+    Fidelity: prompts are not augmented, answers alone are sampled. In the world nothing is drawn: with probability p
+        that one answer complies the rate is ``1 - (1 - p)^n``. Over a checkpoint answers are drawn, those of a smaller
+        n the first of those of a larger. Refused is that all n answers are refusals, other is the rest.
     """
 
     temperature: float = static(1.0, above=0)
@@ -37,4 +38,4 @@ SECTION = Section(
     "To the right every prompt is asked more often, and one answer that complies is enough: a refusal that is likely, "
     "but not certain, gives way.",
 )
-ATTACK = Attack(Config, attack, section=SECTION)
+ATTACK = Attack(Config, attack, section=SECTION, written=Written(attack, draws="n"))

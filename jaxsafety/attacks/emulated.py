@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxsafety.config.fields import check, static, swept
 from jaxsafety.entry.annotations import checked
-from jaxsafety.types import Attack, Attacked, Decode, Key, Point, Section, Target
+from jaxsafety.types import Attack, Attacked, Decode, Key, Point, Section, Target, Written
 
 Weight = float | Float[Array, ""]
 
@@ -51,8 +51,8 @@ class Config:
         temperature: of the sampled tokens, at least 0; 0 takes the most likely one.
 
     Fidelity: the rule and the temperature of Zhou et al. 2024 (arXiv 2402.12343), whose base is the pretrained model
-        and whose aligned one is tuned from it. Nothing is drawn: rates are the exact probabilities of answers. A model
-        that begins with none is its own base, so that nothing moves.
+        and whose aligned one is tuned from it. Nothing is drawn, as rates are the exact probabilities of answers, but
+        over a checkpoint, where answers are. A model that begins with none is its own base, so that nothing moves.
     """
 
     alpha: tuple[float, ...] = swept(0.0, 0.3, 0.6, 1.0, 2.0, 4.0, at_least=0)
@@ -67,7 +67,7 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
     return Attacked(decode=Decode(others, combine, temperature=config.temperature))
 
 
-def _away(logits: list[Float[Array, "b t v"]], *, alpha: Weight) -> Float[Array, "b t v"]:
+def _away(logits: list[Float[Array, "*b v"]], *, alpha: Weight) -> Float[Array, "*b v"]:
     aligned, base = logits
     return combined(base, [aligned], [base], weights=[-alpha])
 
@@ -78,4 +78,4 @@ SECTION = Section(
     "To the right decoding moves further away from the tuned model: at 0 it is the base that answers, and where more "
     "is complied with than there, what tuning taught is turned against it.",
 )
-ATTACK = Attack(Config, attack, section=SECTION)
+ATTACK = Attack(Config, attack, section=SECTION, written=Written(attack, base=True))

@@ -76,8 +76,8 @@ def to_jsonl(prompts: Iterable[Prompt]) -> str:
 def read(path: Path, *, columns: Sequence[str] = ()) -> tuple[list[Prompt], Reading]:
     """Reads labelled prompts, and says how: ours, ``{"prompt" | "messages": ..., "label": ...}``, or of a known set.
 
-    ``target`` may stand beside them; AdvBench's and JailbreakBench's are read as such. A prompt that comes once for each
-    of its answers is read once, and is unsafe where one of these is. For ``columns`` see
+    ``target`` may stand beside them; AdvBench's and JailbreakBench's are read as such. A prompt that comes once for
+    each of its answers is read once, and is unsafe where one of these is. For ``columns`` see
     :func:`jaxsafety.formats.datasets.read`.
 
     Raises:

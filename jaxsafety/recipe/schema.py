@@ -258,7 +258,8 @@ def _check_rows(recipe: Recipe) -> None:
     for label, attack in recipe.attacks.items():
         if len(set(attack.conditions)) < len(attack.conditions):
             raise ValueError(f"attacks.{label}.conditions must be distinct, got {list(attack.conditions)}")
-        for name in attack.conditions:
+        # Of files, the prompts' own labels are known once they are read.
+        for name in () if recipe.subject.of_files else attack.conditions:
             check_name(f"condition in attacks.{label}.conditions", name, recipe.conditions)
     for label, one in recipe.analyses.items():
         count = getattr(one.options, "prompts", 0)

@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxsafety import analysis, pools
+from jaxsafety import analysis, attacks, pools
 from jaxsafety.config.names import check_name
 from jaxsafety.recipe.graph import default_models
 from jaxsafety.recipe.lane import Lane
 from jaxsafety.recipe.models import Data, Edited, Given, Reused, Selected, Training
-from jaxsafety.recipe.nodes import AnalysisConfig, SubjectConfig, default_attacks, default_edits
+from jaxsafety.recipe.nodes import AnalysisConfig, AttackConfig, SubjectConfig, default_attacks, default_edits
 from jaxsafety.types import Subject
 
 # Where models are files, a later one goes by these of an earlier one.
@@ -97,12 +97,13 @@ def _check_wordless(data: Data, where: str) -> None:
 
 def _check_files(recipe: Any) -> None:
     """Checks a study of checkpoints."""
-    for place in ("edits", "attacks"):
-        if label := next(iter(getattr(recipe, place)), None):
-            raise ValueError(
-                f"{place}.{label}: got one in a study of checkpoints, expected none"
-                + (": give the edited model a name below `models`" if place == "edits" else "")
-            )
+    if label := next(iter(recipe.edits), None):
+        raise ValueError(
+            f"edits.{label}: got one in a study of checkpoints, expected none: give the edited model a name below "
+            "`models`"
+        )
+    for label, node in recipe.attacks.items():
+        _check_attack(label, node, recipe)
     for label, node in recipe.analyses.items():
         if node.load().about != "files":
             raise ValueError(
@@ -124,6 +125,21 @@ def _check_files(recipe: Any) -> None:
     for lane in recipe.lanes:
         for problem in _of_files(lane, recipe):
             raise ValueError(f"models.{lane.label}{problem}")
+
+
+def _check_attack(label: str, node: AttackConfig, recipe: Any) -> None:
+    if node.load().written is None:
+        known = [name for name in attacks.TABLE if attacks.load(name).written is not None]
+        raise ValueError(
+            f"attacks.{label}: {node.attack} is not made on written answers, as a study of checkpoints has them, "
+            f"expected one that is: {', '.join(known)}"
+        )
+    if recipe.subject.options.prompts is None:
+        raise ValueError(f"attacks.{label}: there are no prompts to attack, expected subject.prompts")
+    if not recipe.evaluate.answers:
+        raise ValueError(
+            f"attacks.{label}: attacks are judged by answers, expected evaluate.answers, their most tokens"
+        )
 
 
 def _of_files(lane: Lane, recipe: Any) -> Iterator[str]:

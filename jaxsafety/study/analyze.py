@@ -181,7 +181,7 @@ def _attack(subjects: Subjects, *, label: str) -> Iterator[pl.DataFrame]:
     found = run_each(subjects, attack, lanes, [(_scalars(point),) for point in points], label=f"attack {label}")
     axes = {"attacked": Coordinate("condition", tuple(conditions))}
     for point, one in zip(points, found, strict=True):
-        part, strength = _named(point)
+        part, strength = named(point)
         yield to_frame(subjects, label, one, models, rows, places=axes, part=part, strength=strength)
 
 
@@ -216,7 +216,7 @@ def _edit(
         finite = models.finite[rows] & models.finite[others]
         found = run_each(subjects, judged_edit, trees, [(_scalars(point),) for point in points], label=f"edit {label}")
         for point, one in zip(points, found, strict=True):
-            part, strength = _named(point)
+            part, strength = named(point)
             part = ",".join(filter(None, [label, part]))
             for other, kept in _by_other(models, rows, others, only).items():
                 yield to_frame(
@@ -261,8 +261,8 @@ def _scalars(point: Point) -> Point:
     return {name: np.int32(value) if isinstance(value, int) else np.float32(value) for name, value in point.items()}
 
 
-def _named(point: Point) -> tuple[str, float | None]:
-    """What rows call a point: the value of its last field is their strength, the others make their part."""
+def named(point: Point) -> tuple[str, float | None]:
+    """Returns what rows call a point: the value of its last field is their strength, the others make their part."""
     if not point:
         return "", None
     *others, (_, strength) = point.items()

@@ -28,7 +28,7 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     lines += _models(chosen[0].ready)
     if chosen[0].ready.recipe.subject.of_files:
         lines += dict.fromkeys(line for job in chosen for line in files.readings(job.ready))
-        return "\n".join([*lines, *(line for ready in todo for line in planned.lines(ready))]) + "\n"
+        return "\n".join([*lines, *(line for job in chosen for line in planned.lines(job.ready))]) + "\n"
     lines.append(f"programs to compile for training: {sum(len({*map(_program, _groups(ready))}) for ready in todo)}")
     lines += _memory(todo)
     work = [_training(ready, stage) for ready in todo for stage in ("pretrain", "tune")]

@@ -1,5 +1,6 @@
 """What runs the stages of a recipe, by what it is about: models stacked in memory, or files, each by itself."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,12 +17,10 @@ from jaxsafety.rundir import layout, opening
 from jaxsafety.study import analyze, evaluate, pipeline, train
 from jaxsafety.study.checkpoints import analyze as analyze_files
 from jaxsafety.study.checkpoints import evaluate as evaluate_files
-from jaxsafety.study.checkpoints import inputs
+from jaxsafety.study.checkpoints import inputs, strengths
 from jaxsafety.study.checkpoints import train as train_files
 from jaxsafety.study.pipeline import Study
 
-# What a study of checkpoints may be asked beside what its run began with, as analyses have pieces of their own.
-_GROWS = r"analyses\..*"
 # What answers that are there can be judged by again; what nothing goes by before prompts are read, and what nothing
 # does before a model is trained, either.
 _JUDGES = r"subject\.judges"
@@ -41,6 +40,7 @@ def prepare(recipe: Recipe, directory: Path, places: Places) -> Study:
         return pipeline.prepare(recipe, directory)
     study = replace(made(recipe, directory), sources=_found(recipe, places))
     inputs.check(study)
+    strengths.check(study)
     return study
 
 
@@ -79,7 +79,7 @@ def record(study: Study) -> None:
         opening.record_config(path, config, defaults=as_read_today(study.directory))
         opening.keep_files(study.directory / layout.FILES, pipeline.own_files(study.recipe))
         return
-    allowed = {"grows": _GROWS, "free": _free(study)}
+    allowed = {"grows": _grows(study), "free": _free(study)}
     more, told = opening.check_config(path, config, **allowed), inputs.unchanged(study)
     # Before what is asked is on record: a kill in between leaves nothing that passes for finished.
     if more and path.exists():
@@ -95,6 +95,15 @@ def as_read_today(directory: Path) -> dict[str, Any]:
         recipe = yaml_file.recorded(directory)
         return {} if recipe is None else as_dict(recipe)
     return {}
+
+
+def _grows(study: Study) -> str:
+    """What a study of checkpoints may be asked beside what its run began with, as it has pieces of its own.
+
+    A field of an attack that is there may be 0, and is no less asked for.
+    """
+    there = "|".join(map(re.escape, as_read_today(study.directory).get("attacks") or ()))
+    return r"analyses\..*|attacks\." + (rf"(?!({there})\.)" if there else "") + ".*"
 
 
 def _free(study: Study) -> str:

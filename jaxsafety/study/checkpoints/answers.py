@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from jaxsafety.models import generation, llama
 from jaxsafety.models.layers import ComputeDtype
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.rundir import atomic, progress, signals
-from jaxsafety.study.checkpoints.batches import Batch
+from jaxsafety.study.checkpoints.batches import Batch, Shape
 from jaxsafety.types import Params
 
 Ids = list[list[int]]
+Run = Callable[[Batch], np.ndarray]
 
 
 def write(
@@ -49,15 +50,30 @@ def write(
         OSError: a file cannot be read or written.
         Stopped: a signal has asked to stop; the batches before are kept.
     """
-    count = sum(len(batch.rows) for batch in batches)
-    answers = _read(file, count)
-    todo = [batch for batch in batches if any(answers[row] is None for row in batch.rows)]
-    if todo:
+
+    def ready(todo: Sequence[Batch]) -> Run:
         check_window(checkpoint, batches, max_new=max_new)
         config = replace(checkpoint.config, compute_dtype=compute_dtype)
-        todo = [_fitted(batch, config.max_tokens - max_new + 1) for batch in todo]
-        shapes = dict.fromkeys(batch.tokens.shape for batch in todo)
-        run = _writer(checkpoint, config, shapes, max_new=max_new, stop=stop)
+        return _writer(checkpoint, config, todo, max_new=max_new, stop=stop)
+
+    return kept(batches, file, ready, stop=stop, label=label)
+
+
+def kept(
+    batches: Sequence[Batch], file: Path, ready: Callable[[Sequence[Batch]], Run], *, stop: tuple[int, ...], label: str
+) -> Ids:
+    """Returns the answers to batches, written batch by batch where ``file`` has none; see :func:`write`.
+
+    ``ready`` is told the batches that are left, if there are some, and returns what answers one.
+
+    Raises:
+        ValueError: ``file`` is damaged.
+        Stopped: a signal has asked to stop; the batches before are kept.
+    """
+    answers = _read(file, sum(len(batch.rows) for batch in batches))
+    todo = [batch for batch in batches if any(answers[row] is None for row in batch.rows)]
+    if todo:
+        run = ready(todo)
         file.parent.mkdir(parents=True, exist_ok=True)
         with progress.track(len(batches), label=label, start=len(batches) - len(todo), unit="part") as update:
             for done, batch in enumerate(todo, start=len(batches) - len(todo) + 1):
@@ -67,41 +83,62 @@ def write(
                     answers[row] = ids[:end]
                 atomic.atomic_write(file, json.dumps(answers) + "\n")
                 update(done, {})
-                signals.check(f"after {done} of {len(batches)} batches of answers")
+                signals.check(f"after {done} of {len(batches)} batches of {label}")
     return [answer or [] for answer in answers]
 
 
-def _fitted(batch: Batch, most: int) -> Batch:
-    """A batch of at most ``most`` places, of which those cut off are padding."""
+def fitted(batch: Batch, config: LlamaConfig, *, max_new: int) -> Batch:
+    """Returns a batch whose padding leaves room in a model's window for ``max_new`` tokens, of which one isn't read."""
+    most = config.max_tokens - max_new + 1
     return replace(batch, tokens=batch.tokens[:, :most], mask=batch.mask[:, :most])
 
 
 def _writer(
-    checkpoint: hf.Checkpoint, config: LlamaConfig, shapes: Iterable[tuple[int, int]], *, max_new: int,
-    stop: tuple[int, ...],
-) -> Callable[[Batch], np.ndarray]:  # fmt: skip
+    checkpoint: hf.Checkpoint, config: LlamaConfig, todo: Iterable[Batch], *, max_new: int, stop: tuple[int, ...]
+) -> Run:
     check_room(checkpoint, config.compute_dtype)
+    fit = partial(fitted, config=config, max_new=max_new)
     # Before the model is loaded: what each needs includes its place.
-    programs_ = {shape: _program(config, shape, max_new, stop) for shape in shapes}
+    programs_ = {
+        shape: program(config, shape, max_new, stop) for shape in dict.fromkeys(fit(one).tokens.shape for one in todo)
+    }
     _, params = hf.load(checkpoint.directory, dtype=config.compute_dtype, ignored=checkpoint.ignored)
-    return lambda batch: np.asarray(programs_[batch.tokens.shape](params, batch.tokens, batch.mask))
+
+    def run(batch: Batch) -> np.ndarray:
+        batch = fit(batch)
+        return np.asarray(programs_[batch.tokens.shape](params, batch.tokens, batch.mask))
+
+    return run
 
 
 @cache
-def _program(
-    config: LlamaConfig, shape: tuple[int, int], max_new: int, stop: tuple[int, ...]
+def program(
+    config: LlamaConfig, shape: Shape, max_new: int, stop: tuple[int, ...]
 ) -> Callable[[Params, np.ndarray, np.ndarray], Any]:
-    """What answers prompts of a shape, compiled once for all models of a configuration."""
+    """Returns what answers prompts of a shape, compiled once for all models of a configuration."""
+    run, given = written(config, shape, max_new, stop)
+    what = f"writing {max_new} tokens after {shape[0]} prompts of {shape[1]}"
+    with jax.default_matmul_precision("highest"):
+        return programs.fitted(run, *given, what=what)
+
+
+def written(
+    config: LlamaConfig, shape: Shape, max_new: int, stop: tuple[int, ...]
+) -> tuple[Callable[[Params, Array, Array], Array], tuple[Any, ...]]:
+    """Returns the function of :func:`program`, and the shapes of what it takes."""
     model = llama.model(config)
-    flat = {path: jax.ShapeDtypeStruct(own, config.compute_dtype) for path, own in leaf_shapes(config).items()}
     tokens, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, bool))
 
     def answer(params: Params, tokens: Array, mask: Array) -> Array:
         return generation.generate((params, model), tokens, mask=mask, count=max_new, stop=stop)
 
-    what = f"writing {max_new} tokens after {shape[0]} prompts of {shape[1]}"
-    with jax.default_matmul_precision("highest"):
-        return programs.fitted(answer, tree.unflatten(flat), tokens, mask, what=what)
+    return answer, (shapes(config), tokens, mask)
+
+
+def shapes(config: LlamaConfig) -> Params:
+    """Returns the shapes of a model's parameters in the type that it computes in."""
+    flat = leaf_shapes(config)
+    return tree.unflatten({path: jax.ShapeDtypeStruct(own, config.compute_dtype) for path, own in flat.items()})
 
 
 def check_window(checkpoint: hf.Checkpoint, batches: Iterable[Batch], *, max_new: int) -> None:

@@ -15,6 +15,8 @@ from jaxsafety.formats.prompts import LABELS, Prompt
 _STEP = 32
 # Each half of a class makes the means that the other half is measured with.
 LEAST = 4
+# Sequences and places of a batch.
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,18 @@ def bucketed(
     A batch has at most ``batch_tokens`` places, padding included, if it has more than one sequence.
     """
     whole = [list(own) + list(more) for own, more in zip(prompts, answers or [()] * len(prompts), strict=True)]
-    padded = np.array([-(-len(own) // _STEP) * _STEP for own in whole])
+    padded = np.array([padded_length(len(own)) for own in whole])
     batches = []
     for length in np.unique(padded):
         rows = np.flatnonzero(padded == length)
         size = max(1, batch_tokens // int(length))
         batches += [_batch(rows[i : i + size], whole, prompts, int(length)) for i in range(0, len(rows), size)]
     return batches
+
+
+def padded_length(tokens: int) -> int:
+    """Returns how many places a sequence of so many tokens takes with its padding."""
+    return -(-tokens // _STEP) * _STEP
 
 
 def _batch(rows: np.ndarray, whole: list[list[int]], prompts: Sequence[Sequence[int]], length: int) -> Batch:

@@ -1,7 +1,7 @@
 """What the models of a study of checkpoints answer to its prompts, and their learning curves, as tidy rows."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -77,18 +77,27 @@ def judged(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Token
     """
     seed = study.recipe.seeds[0] if is_shared(lane) else seed
     written, first = ids(study, lane, seed, asked, reader=reader), judges.of(study.recipe.subject.options)[0]
-    stop = _ends(opened.of_lane(study, lane, seed), reader)
+    stop = ends(opened.of_lane(study, lane, seed), reader)
     found = []
     for place, (prompt, own) in enumerate(zip(asked.prompts, written, strict=True)):
         text, is_cut = reader.text(own), len(own) >= study.recipe.evaluate.answers and own[-1] not in stop
         found.append(Answer(judges.answer_id(lane.name, seed, place, text), prompt, text, is_cut))
-    file = _answers_file(study, lane, seed).with_suffix(".jsonl")
+    verdicts = decided(found, answers_file(study, lane, seed).with_suffix(".jsonl"), judge=first)
+    return Judged(lane, seed, asked, written, found, verdicts)
+
+
+def decided(found: Sequence[Answer], file: Path, *, judge: str) -> list[Verdict]:
+    """Returns what the judge that decides says of answers, and keeps both as lines of JSON, also for another judge.
+
+    Raises:
+        ValueError: a judge that fails or has no verdict on some answer, which then are there.
+    """
     if not file.exists():
         atomic.atomic_write(file, _lines([one.row() for one in found]))
-    verdicts = judges.decided(first, found)
-    told = (_told(one, verdict, first) for one, verdict in zip(found, verdicts, strict=True))
+    verdicts = judges.decided(judge, found)
+    told = (_told(one, verdict, judge) for one, verdict in zip(found, verdicts, strict=True))
     atomic.atomic_write(file, _lines(told))
-    return Judged(lane, seed, asked, written, found, verdicts)
+    return verdicts
 
 
 def _told(answer: Answer, verdict: Verdict, judge: str) -> dict[str, Any]:
@@ -115,20 +124,21 @@ def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenize
     own = opened.of_lane(study, lane, seed)
     return answers.write(
         own, bucketed(asked.ids, batch_tokens=about.batch_tokens),
-        _answers_file(study, lane, seed),
-        max_new=study.recipe.evaluate.answers, stop=_ends(own, reader),
+        answers_file(study, lane, seed),
+        max_new=study.recipe.evaluate.answers, stop=ends(own, reader),
         compute_dtype=about.dtype, label=f"answers of {lane.name} seed {seed}",
     )  # fmt: skip
 
 
-def _ends(own: hf.Checkpoint, reader: Tokenizer) -> tuple[int, ...]:
-    """The tokens that end a model's answers."""
+def ends(own: hf.Checkpoint, reader: Tokenizer) -> tuple[int, ...]:
+    """Returns the tokens that end a model's answers."""
     ends = dict.fromkeys((*hf_generation.read_generation(own.directory).stop, reader.eos))
     return tuple(end for end in ends if end is not None)
 
 
-def _answers_file(study: Study, lane: Lane, seed: int) -> Path:
-    return study.directory / "results" / "answers" / lane.name / f"seed_{seed}.json"
+def answers_file(study: Study, lane: Lane, seed: int, *under: str) -> Path:
+    """Returns where the ids of a model's answers lie, those ``under`` an attack in folders of their own."""
+    return study.directory.joinpath("results", "answers", lane.name, *under, f"seed_{seed}.json")
 
 
 def is_shared(lane: Lane) -> bool:

@@ -24,13 +24,15 @@ _SUCH = 'lines such as {"id": "tuned/0/17-1f2e3d4c", "verdict": "refused"}, with
 class Answer:
     """What a model answered to a prompt; ``is_cut``, as nothing but the number of tokens has ended it.
 
-    ``id`` names model, seed, place and answer: verdicts of another answer do not fit.
+    ``id`` names model, seed, place and answer: verdicts of another answer do not fit. ``given`` is what was put before
+    the model's own words, which alone are judged.
     """
 
     id: str
     prompt: Prompt
     text: str
     is_cut: bool
+    given: str = ""
 
     @property
     def asked(self) -> str:
@@ -39,10 +41,11 @@ class Answer:
 
     def row(self, **more: Any) -> dict[str, Any]:
         """The answer as a line of JSON, with ``more`` of it."""
-        return prompts.as_row(self.prompt) | {"id": self.id, "answer": self.text} | more
+        given = {"given": self.given} if self.given else {}
+        return prompts.as_row(self.prompt) | {"id": self.id} | given | {"answer": self.text} | more
 
 
-def answer_id(model: str, seed: int, place: int, text: str) -> str:
+def answer_id(model: str, seed: int, place: int | str, text: str) -> str:
     """Returns the id of what a model answered to the prompt of a place."""
     return f"{model}/{seed}/{place}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

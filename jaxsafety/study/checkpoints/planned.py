@@ -1,18 +1,24 @@
-"""What making the models of a study of checkpoints needs, from shapes alone: nothing is loaded or written."""
+"""What making and attacking the models of a study of checkpoints needs, by shapes: nothing is loaded or written."""
 
 from collections.abc import Iterator
 
 from jaxsafety.engine import memory
+from jaxsafety.formats.hf_tokenizer import Tokenizer
 from jaxsafety.models.llama import LlamaConfig
 from jaxsafety.recipe import graph
 from jaxsafety.recipe.models import Edited
-from jaxsafety.study.checkpoints import edited, job, opened, places, train, tuned
+from jaxsafety.study import pipeline
+from jaxsafety.study.checkpoints import edited, inputs, job, opened, places, train, tuned
+from jaxsafety.study.checkpoints.attempts import Attempt
+from jaxsafety.study.checkpoints.batches import Encoded
 from jaxsafety.study.checkpoints.tuned import Plan
 from jaxsafety.study.pipeline import Study
 
 
 def lines(study: Study) -> Iterator[str]:
-    """Yields what programs of training and of edits take of a device's memory, the first model standing for its group.
+    """Yields what programs of training, edits and attacks take of a device's memory.
+
+    The first model stands for its group, and for those that are attacked.
 
     Raises:
         ValueError: an example that cannot be read.
@@ -29,6 +35,24 @@ def lines(study: Study) -> Iterator[str]:
         own = job.of_lane(lane, study.about, seed)
         plan = tuned.plan(start.config, train.encoded(study, lane, start.config), own, places=places.local())
         yield from _told(plan, ", ".join(one.name for one in group))
+    if study.recipe.attacks and not pipeline.is_finished(study, "analyze"):
+        asked, reader = inputs.asked(study, models=inputs.given(study)), inputs.tokenizer(study)
+        for label in study.recipe.attacks:
+            yield from _attacked(study, label, asked, reader)
+
+
+def _attacked(study: Study, label: str, asked: Encoded, reader: Tokenizer) -> Iterator[str]:
+    """The largest batch stands for all; of an attack that looks at a base both models are in memory."""
+    lanes = [lane for lane in study.recipe.lanes if lane.is_among(study.recipe.attacks[label].on)]
+    # What is made has the shapes of the model that it begins with, and is not there yet.
+    attempt = Attempt(study, label, lanes[0].root, lanes[-1], study.recipe.seeds[0], asked, reader)
+    size, held = attempt.need(), "both models" if attempt.is_based else "the model"
+    count = sum(len(batch.rows) for strength in attempt.strengths for batch in strength.batches)
+    yield (
+        f"attacks.{label}: {count:,} answers of up to {attempt.max_new} tokens a model, models: {len(lanes)}; {held} "
+        f"and the largest batch take {size / 2**30:.2f} GiB"
+    )
+    yield _verdict(size, memory.available())
 
 
 def _edits(study: Study, config: LlamaConfig) -> Iterator[str]:

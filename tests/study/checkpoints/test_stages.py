@@ -443,7 +443,10 @@ UNSUITED = {
         {"edits": {"e": {"edit": "scaled"}}},
         "edits.e: got one in a study of checkpoints, expected none: give the edited model a name below `models`",
     ),
-    "attacks": ({"attacks": {"prefill": {}}}, "attacks.prefill: got one in a study of checkpoints, expected none"),
+    "attacks": (
+        {"attacks": {"misgen": {}}},
+        "attacks.misgen: misgen is not made on written answers, as a study of che",
+    ),
     "analysis": (
         {"analyses": {"c": {"analysis": "clusters"}}},
         "analyses.c: clusters is of models in memory, expected one of checkpoints: weights, activations",
