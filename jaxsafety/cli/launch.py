@@ -150,17 +150,21 @@ def run_grid(
 
 
 def forecast(recipe: Recipe, chosen: Sequence[Cell], directory: Path, *, form: Form = "table") -> int:
-    """Prints what running the chosen cells would do; no run is written. Returns the exit code.
+    """Prints what running the chosen cells would do; no run is written.
 
-    Models that it reads are found first, as in a run: a GGUF file is converted, one on the Hub downloaded. Forms for
-    programs hold a record a lane, without memory and time.
+    Returns the exit code, 1 where something would not fit into memory, as what is printed says. Models that it reads
+    are found first, as in a run: a GGUF file is converted, one on the Hub downloaded. Forms for programs hold a record
+    a lane, without memory and time.
     """
     every = grids.plan(recipe, cells.expand(recipe), directory, _places())
     names = {cell.name for cell in chosen}
     planned = [job for job in every if job.cell.name in names]
-    told = forecasts.render(every, planned) if form == "table" else printed.records(forecasts.records(planned), form)
-    sys.stdout.write(told)
-    return 0
+    if form != "table":
+        sys.stdout.write(printed.records(forecasts.records(planned), form))
+        return 0
+    told = forecasts.render(every, planned)
+    sys.stdout.write(told.text)
+    return 0 if told.fits else 1
 
 
 def _advance(ready: Study, stage: str, *, form: Form = "table") -> None:

@@ -14,12 +14,16 @@ from jaxsafety.recipe.schema import Recipe
 from jaxsafety.rundir import checkpoint, manifest_file
 from jaxsafety.study import pipeline, train
 from jaxsafety.study.checkpoints import files, planned
+from jaxsafety.study.checkpoints.planned import Line
 from jaxsafety.study.grids import Job
 from jaxsafety.study.pipeline import Study
 
 
-def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
-    """Returns the forecast of running ``chosen`` as text; it goes by speeds that any cell of ``every`` has recorded."""
+def render(every: Sequence[Job], chosen: Sequence[Job]) -> Line:
+    """Returns the forecast of running ``chosen`` as text, and whether all that was forecast of memory fits.
+
+    It goes by speeds that any cell of ``every`` has recorded.
+    """
     todo = [job.ready for job in chosen if not _is_trained(job.ready)]
     lines = []
     if len(every) > 1:
@@ -28,7 +32,8 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
     lines += _models(chosen[0].ready)
     if chosen[0].ready.recipe.subject.of_files:
         lines += dict.fromkeys(line for job in chosen for line in files.readings(job.ready))
-        return "\n".join([*lines, *(line for job in chosen for line in planned.lines(job.ready))]) + "\n"
+        needs = [line for job in chosen for line in planned.lines(job.ready)]
+        return Line("\n".join([*lines, *(line.text for line in needs)]) + "\n", all(line.fits for line in needs))
     lines.append(f"programs to compile for training: {sum(len({*map(_program, _groups(ready))}) for ready in todo)}")
     lines += _memory(todo)
     work = [_training(ready, stage) for ready in todo for stage in ("pretrain", "tune")]
@@ -37,7 +42,7 @@ def render(every: Sequence[Job], chosen: Sequence[Job]) -> str:
         f"seed-steps left: {left['pretrain']} of pretraining, {left['tune']} of tuning (steps x seeds x lanes)"
     )
     lines.append(f"time: {_time(every, [one for one in work if one.left])}")
-    return "\n".join(lines) + "\n"
+    return Line("\n".join(lines) + "\n")
 
 
 def records(chosen: Sequence[Job]) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def test_ten_models_of_one_method_compile_once(graph, traced, tmp_path, caplog, 
             ten.items(), ["pretrained", *ten], strict=False)}  # fmt: skip
     ready = pipeline.prepare(replace(graph, models=first | ten, attacks={}, analyses={}), tmp_path)
     jobs = [grids.Job(Cell("", ready.recipe, {}), ready)]
-    assert "programs to compile for training: 2\n" in forecast.render(jobs, jobs)
+    assert "programs to compile for training: 2\n" in forecast.render(jobs, jobs).text
     train.train(ready, "pretrain")
     with jax.log_compiles(), caplog.at_level("WARNING"):
         train.train(ready, "tune")

@@ -1,6 +1,7 @@
 """What making and attacking the models of a study of checkpoints needs, by shapes: nothing is loaded or written."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from jaxsafety.engine import memory
 from jaxsafety.formats.hf_tokenizer import Tokenizer
@@ -15,7 +16,14 @@ from jaxsafety.study.checkpoints.tuned import Plan
 from jaxsafety.study.pipeline import Study
 
 
-def lines(study: Study) -> Iterator[str]:
+class Line(NamedTuple):
+    """A line of a forecast; ``fits`` is False where it says that something does not."""
+
+    text: str
+    fits: bool = True
+
+
+def lines(study: Study) -> Iterator[Line]:
     """Yields what programs of training, edits and attacks take of a device's memory.
 
     The first model stands for its group, and for those that are attacked.
@@ -41,31 +49,32 @@ def lines(study: Study) -> Iterator[str]:
             yield from _attacked(study, label, asked, reader)
 
 
-def _attacked(study: Study, label: str, asked: Encoded, reader: Tokenizer) -> Iterator[str]:
+def _attacked(study: Study, label: str, asked: Encoded, reader: Tokenizer) -> Iterator[Line]:
     """The largest batch stands for all; of an attack that looks at a base both models are in memory."""
     lanes = [lane for lane in study.recipe.lanes if lane.is_among(study.recipe.attacks[label].on)]
     # What is made has the shapes of the model that it begins with, and is not there yet.
     attempt = Attempt(study, label, lanes[0].root, lanes[-1], study.recipe.seeds[0], asked, reader)
     size, held = attempt.need(), "both models" if attempt.is_based else "the model"
     count = sum(len(batch.rows) for strength in attempt.strengths for batch in strength.batches)
-    yield (
+    yield Line(
         f"attacks.{label}: {count:,} answers of up to {attempt.max_new} tokens a model, models: {len(lanes)}; {held} "
         f"and the largest batch take {size / 2**30:.2f} GiB"
     )
     yield _verdict(size, memory.available())
 
 
-def _edits(study: Study, config: LlamaConfig) -> Iterator[str]:
+def _edits(study: Study, config: LlamaConfig) -> Iterator[Line]:
     """A tensor at a time is edited, so that the largest is the need, however deep the model is."""
     for name in study.recipe.models:
         left = [one for one in study.recipe.lanes_of(name) if isinstance(one.how, Edited) and not study.is_made(one)]
         if left:
             path, size = edited.need(config, left[0].how, ["target", *left[0].others])
-            yield f"{name}: edited a tensor at a time; the largest need, {size / 2**30:.2f} GiB, is that of {path}"
+            need = f"{size / 2**30:.2f} GiB"
+            yield Line(f"{name}: edited a tensor at a time; the largest need, {need}, is that of {path}")
             yield _verdict(size, memory.available())
 
 
-def _told(plan: Plan, what: str) -> Iterator[str]:
+def _told(plan: Plan, what: str) -> Iterator[Line]:
     sizes = {
         "weights as they are": plan.frozen_bytes,
         "trained, with the optimiser's state": plan.state_bytes,
@@ -73,11 +82,12 @@ def _told(plan: Plan, what: str) -> Iterator[str]:
         "steps, as planned by the compiler": plan.step_bytes,
     }
     total = sum(sizes.values())
-    yield f"{what}: {plan.parameters:,} parameters, {plan.trained:,} trained; on one device:"
+    yield Line(f"{what}: {plan.parameters:,} parameters, {plan.trained:,} trained; on one device:")
     for name, size in (sizes | {"together": total}).items():
-        yield f"  {name:36} {size / 2**30:8.2f} GiB"
+        yield Line(f"  {name:36} {size / 2**30:8.2f} GiB")
     yield _verdict(total, plan.free_bytes)
 
 
-def _verdict(size: int, free: int) -> str:
-    return f"it {'fits' if size <= free else 'does not fit'} into the {free / 2**30:.2f} GiB that are free"
+def _verdict(size: int, free: int) -> Line:
+    fits = size <= free
+    return Line(f"it {'fits' if fits else 'does not fit'} into the {free / 2**30:.2f} GiB that are free", fits)

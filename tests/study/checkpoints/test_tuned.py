@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxsafety import tree
-from jaxsafety.engine import programs
+from jaxsafety.engine import memory, programs
 from jaxsafety.engine.legs import Leg
 from jaxsafety.formats import hf, hf_tokenizer
 from jaxsafety.models import llama
@@ -372,6 +372,14 @@ def command(opened, pairs, main, monkeypatch, undrawn):
         return main("tune", start, "--data", data, "--out", out, "--max_tokens", "64", *words)
 
     return go
+
+
+def test_a_dry_run_of_what_does_not_fit_says_so_and_exits_with_1(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    words = ("--method", "dpo", "--steps", "2", "--batch_size", "4", "--lora_rank", "2")
+    assert command(*words, "--dry_run", out=tmp_path / "run") == 1
+    assert "it does not fit into the 0.00 GiB that are free" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_says_what_it_needs_and_then_tunes(command, tmp_path, capsys):
