@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 from jaxsafety import tree
 from jaxsafety.config.fields import check, static, swept
 from jaxsafety.entry.annotations import checked
+from jaxsafety.linalg import refusing_text
 from jaxsafety.linalg.contrasts import ablated
 from jaxsafety.linalg.descent import unit
 from jaxsafety.linalg.refusing import Ranking, Scores, added, candidates, ranked, removed, scored
-from jaxsafety.types import Attack, Attacked, Key, Leaf, Model, Params, Point, Section, Target, Trial
+from jaxsafety.types import Asked, Attack, Attacked, Key, Leaf, Model, Params, Point, Section, Target, Trial, Written
 
 # What writes to the residual stream: its last axis is the stream's.
 WRITES = r"embed|positions|blocks/(attn/o|mlp/down)(_bias|_lora_b)?"
@@ -97,13 +98,17 @@ class Config:
             means at its layer; or ``orthogonalise`` the weights.
         positions: last prompt tokens whose candidates there are.
         prompts: held-out pairs that candidates are scored on, at most half of them; the others make the candidates.
+            Over a checkpoint they are of one half of the prompts of the file, and the other half is answered.
         most_kl: see :func:`jaxsafety.linalg.refusing.ranked`.
         depth: see :func:`jaxsafety.linalg.refusing.ranked`.
         strength: 1 is the whole of it.
 
     References: Arditi et al. 2024 (arXiv 2406.11717).
     Fidelity: the rule and its thresholds are the paper's, directions are of what a layer hands on, not of what it is
-        given, and where no candidate is kept the best of all is used (``kept`` is 0 then).
+        given, and where no candidate is kept the best of all is used (``kept`` is 0 then). Over a checkpoint refusing
+        is scored as in the paper, by the log-odds of the first tokens of some refusals in English. Weights of a model
+        whose embeddings are tied lose the direction in the unembedding, too, and norms behind attention and MLPs write
+        it anew: there orthogonalising does not do what ablating does.
     """
 
     how: Literal["ablate", "add", "orthogonalise"] = "ablate"
@@ -119,14 +124,29 @@ def attack(target: Target, config: Config, *, point: Point, key: Key) -> Attacke
     """See :class:`jaxsafety.types.Attack`; metrics are of the chosen candidate."""
     given = {"positions": config.positions, "prompts": config.prompts, "most_kl": config.most_kl, "depth": config.depth}
     found = select(target.model, target.params, target.held_out, **given)
-    best, width = found.ranking.order[0], found.directions.shape[-1]
-    layer = best // config.positions
-    told = {name: getattr(found.scores, name).reshape(-1)[best] for name in ("bypass", "induce", "kl")}
-    told |= {"layer": layer, "position": best % config.positions, "kept": found.ranking.reason[best] == 0}
-    each = target.trial.last.shape
+    told = _best(found.directions, found.scores, found.ranking)
+    vector, layer, each = told.pop("vector"), told["layer"], target.trial.last.shape
     metrics = {name: jnp.broadcast_to(one.astype(jnp.float32), each) for name, one in told.items()}
-    vector = found.directions.reshape(-1, width)[best]
     return _done(target, config.how, vector, layer, point["strength"])._replace(metrics=metrics)
+
+
+def _find(model: Model, params: Params, asked: Asked, config: Config) -> dict[str, Array]:
+    """The best candidate and what came of it, over a checkpoint."""
+    makes, parts = refusing_text.split(asked, prompts=config.prompts)
+    directions = refusing_text.candidates(model, params, asked, makes=makes, positions=config.positions)
+    scores = refusing_text.scored(model, params, parts, directions, refusals=asked.refusals)
+    return _best(directions, scores, ranked(scores, most_kl=config.most_kl, depth=config.depth))
+
+
+def _best(directions: Array, scores: Scores, ranking: Ranking) -> dict[str, Array]:
+    best, (_, positions, width) = ranking.order[0], directions.shape
+    told = {name: getattr(scores, name).reshape(-1)[best] for name in ("bypass", "induce", "kl")}
+    told |= {"layer": best // positions, "position": best % positions, "kept": ranking.reason[best] == 0}
+    return told | {"vector": directions.reshape(-1, width)[best]}
+
+
+def _written(target: Target, config: Config, *, point: Point, key: Key) -> Attacked:
+    return _done(target, config.how, target.found["vector"], target.found["layer"], point["strength"])
 
 
 def _done(target: Target, how: str, vector: Array, layer: Array, strength: Scalar) -> Attacked:
@@ -143,4 +163,4 @@ SECTION = Section(
     "To the right more of one direction is taken out of the model: where refusals turn into compliance and safe "
     "prompts are still answered, refusing hangs on that direction alone.",
 )
-ATTACK = Attack(Config, attack, section=SECTION)
+ATTACK = Attack(Config, attack, section=SECTION, written=Written(_written, find=_find))

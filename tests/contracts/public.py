@@ -40,6 +40,7 @@ from jaxsafety.linalg import (
     power,
     probes,
     refusing,
+    refusing_text,
     sensitivity,
     subspace,
     svd,
@@ -477,6 +478,9 @@ CASES = {
     ),
     "refusing.refusal_score": Case(
         refusing.refusal_score, {"logits": LOGITS[:, 0], "refusal": TARGETS[:, 0], "complied": AT}, ("logits",)
+    ),
+    "refusing_text.refusal_odds": Case(
+        refusing_text.refusal_odds, {"logits": LOGITS[:, 0], "refusals": np.array([0, 2], np.int32)}, ("logits",)
     ),
     "refusing.removed": Case(
         partial(refusing.removed, "hook_resid_mid"), {"layer": np.int32(1), "positions": TARGETS, "h": EMBEDDINGS,

@@ -53,7 +53,7 @@ APART = {
     "constrained": {"data", "init_aux", "update_aux"}, "primal_dual": {"init_aux", "update_aux"},
     "full": {"init", "join"}, "mask": {"init", "join"}, "hidden": {"layer_at", "layers_at", "direction_words"},
     "rmu": {"trained_layers"}, "output_space": {"draw_null_spaces", "ascending"},
-    "sensitivity": {"gradient_norms", "finish"},
+    "sensitivity": {"gradient_norms", "finish"}, "refusing_text": {"split", "candidates", "scored"},
     "conditions": {"unsafe_table", "grammar_of", "refusing_blocks", "further", "named"},
     "operators": {"bijection_table"}, "drawn": {"redrawn", "reweighted", "together"}, "layout": {"stem"},
     "grammar": {"compose", "compile_grammar", "check_window", "together"}, "kept_energy": {"by_share", "panels"},

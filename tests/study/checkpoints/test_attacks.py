@@ -13,7 +13,7 @@ import yaml
 from jaxsafety import keys
 from jaxsafety.claims.intervals import share_interval
 from jaxsafety.cli import main as command
-from jaxsafety.formats import hf, hf_tokenizer, prompts
+from jaxsafety.formats import hf, hf_tokenizer, prompts, rule_judge
 from jaxsafety.models import llama
 from jaxsafety.report import figures, plotting
 from jaxsafety.rundir import signals
@@ -28,7 +28,10 @@ ATTACKS = {
     "prefill": {"depth": [0, 2], "conditions": ["unsafe"]},
     "away": {"attack": "emulated", "temperature": 0, "alpha": [0.0, 3.0]},
     "best_of_n": {"n": [1, 3], "temperature": 4.0, "on": ["tuned"]},
+    "direction": {"attack": "refusal_direction", "strength": [0.0, 1.0], "most_kl": 1e3, "depth": 1.0, "on": ["tuned"]},
 }
+# Of float32 sums in another order, through three layers.
+CLOSE = 1e-4
 JUDGE = """
 from dataclasses import dataclass
 from jaxsafety.types import Attack, Attacked, Written
@@ -205,13 +208,79 @@ def test_one_draw_that_complies_is_enough_and_all_must_refuse(whole):
     assert Counter(verdicts.flat).keys() > {"complied"}
 
 
+@pytest.fixture(scope="module")
+def ends(params):
+    """Logits and stream of the tuned model at some places, by the whole forward pass: without a direction, and with a
+    vector more behind one layer."""
+
+    @jax.jit
+    def run(params, tokens, last, unit, vector, at):
+        def edit(site, layer, _, h):
+            if not site.startswith("hook_resid"):
+                return h
+            h = h - (h @ unit)[..., None] * unit[None, None]
+            return h + (layer == at) * vector[None, None] if site == "hook_resid_post" else h
+
+        asked = {"at": last, "positions": last, "sites": ("hook_resid_post",), "edit": edit}
+        found = llama.apply(params, tokens, config=CONFIG, **asked)
+        return found.logits[:, 0], found.activations["hook_resid_post"][:, :, 0]
+
+    none = np.zeros(CONFIG.width, np.float32)
+
+    def of(texts, *, unit=none, vector=none, at=0):
+        tokens = np.array([own + [0] * (PLACES - len(own)) for own in texts], np.int32)
+        last = np.array([[len(own) - 1] for own in texts], np.int32)
+        return [np.float64(one) for one in run(params[1], tokens, last, np.float32(unit), np.float32(vector), at)]
+
+    return of
+
+
+def odds(logits, tokens):
+    p = np.exp(logits - logits.max())[tokens].sum() / np.exp(logits - logits.max()).sum()
+    return np.log(p / (1 - p))
+
+
+def test_the_direction_is_the_best_on_prompts_that_did_not_make_it(whole, asked, checkpoints, ends):
+    """Of the half that chooses, in turn with the other, prompts 1 and 5 make candidates, 3 and 7 score them."""
+    reader = hf_tokenizer.open_tokenizer(checkpoints[0])
+    texts = [reader.prompt(one.messages) for one in prompts.read(asked)[0]]
+    refusals = sorted({reader.encoder.encode(text, add_special_tokens=False).ids[0] for text in rule_judge.OPENINGS})
+    found = dict(np.load(whole / "results" / "answers" / "tuned" / "direction" / "seed_0.npz"))
+    stream = ends(texts)[1]
+    vectors = stream[:, 5] - stream[:, 1]
+    bypass, induce = [], []
+    for layer, vector in enumerate(vectors):
+        bypass.append(odds(ends(texts, unit=vector / np.linalg.norm(vector))[0][7], refusals))
+        induce.append(odds(ends(texts, vector=vector, at=layer)[0][3], refusals))
+    best = min(range(len(vectors)), key=lambda layer: (not induce[layer] > 0, bypass[layer]))
+    assert (found["layer"], found["position"], found["kept"]) == (best, 0, induce[best] > 0)
+    assert found["bypass"] == pytest.approx(bypass[best], rel=CLOSE)
+    assert found["induce"] == pytest.approx(induce[best], rel=CLOSE)
+    np.testing.assert_allclose(found["vector"], vectors[best], atol=CLOSE * np.abs(vectors[best]).max())
+    told = table(whole).filter(analysis="direction", strength=1.0)
+    assert told.filter(metric="bypass")["value"].item() == pytest.approx(float(found["bypass"]))
+
+
+def test_a_direction_is_taken_out_while_the_other_half_is_answered(whole, encoded, ends):
+    assert kept(whole, "tuned", "direction", "strength=0.0") == kept(whole, "tuned")[4::2]
+    vector = np.load(whole / "results" / "answers" / "tuned" / "direction" / "seed_0.npz")["vector"]
+    unit = vector / np.linalg.norm(vector)
+    expected = [followed(prompt, lambda text, _: ends([text], unit=unit)[0][0].argmax()) for prompt in encoded[1][::2]]
+    assert kept(whole, "tuned", "direction", "strength=1.0") == expected
+
+
 def test_rows_are_those_of_every_attack_on_every_model_that_it_names(whole):
     found = table(whole).filter(metric="n_prompts")
     rows = set(found.select("analysis", "method", "condition", "strength").rows())
     expected = {("prefill", model, "unsafe", depth) for model in ("pretrained", "tuned") for depth in (0.0, 2.0)}
     expected |= {("away", model, "unsafe", alpha) for model in ("pretrained", "tuned") for alpha in (0.0, 3.0)}
-    assert rows == expected | {("best_of_n", "tuned", "unsafe", n) for n in (1.0, 3.0)}
-    assert set(found["value"]) == {4.0} and set(found["seed"]) == {0}
+    expected |= {("best_of_n", "tuned", "unsafe", n) for n in (1.0, 3.0)}
+    # Of half of the prompts.
+    halved = found.filter(analysis="direction")
+    assert halved["value"].to_list() == [2.0, 2.0] and halved["strength"].to_list() == [0.0, 1.0]
+    rows -= set(halved.select("analysis", "method", "condition", "strength").rows())
+    assert rows == expected
+    assert set(found["value"]) == {4.0, 2.0} and set(found["seed"]) == {0}
 
 
 def test_the_report_draws_them(whole):
@@ -238,7 +307,8 @@ def test_a_killed_attack_writes_the_rest_alone(run, recipe, whole, tmp_path, mon
 
     monkeypatch.setattr(answers, "kept", counting)
     assert run("run", file, "--out", tmp_path / "torn") == 0
-    assert written and len(written) == 1
+    # Of three draws the last two, and both strengths of the direction.
+    assert written == [2, 1, 1]
     assert table(tmp_path / "torn").equals(table(whole))
     for path in (whole / "results" / "answers").rglob("seed_*"):
         assert (tmp_path / "torn" / path.relative_to(whole)).read_bytes() == path.read_bytes()
@@ -268,7 +338,8 @@ def test_a_dry_run_tells_answers_and_memory(run, recipe, whole, tmp_path, capsys
     assert "attacks.prefill: 8 answers of up to 4 tokens a model, models: 2; the model and the largest batch" in said
     assert "attacks.away: 8 answers of up to 4 tokens a model, models: 2; both models and the largest batch" in said
     assert "attacks.best_of_n: 12 answers of up to 4 tokens a model, models: 1; the model" in said
-    assert said.count("it fits into the") == 3 and not (tmp_path / "run").exists()
+    assert "attacks.direction: 4 answers of up to 4 tokens a model, models: 1; the model" in said
+    assert said.count("it fits into the") == 4 and not (tmp_path / "run").exists()
     assert run("run", file, "--out", whole, "--dry_run") == 0
     assert "attacks." not in capsys.readouterr().out
 
@@ -280,7 +351,7 @@ BAD = {
     "of memory": (
         {"gcg": {}}, {},
         "attacks.gcg: gcg is not made on written answers, as a study of checkpoints has them, expected one that is: "
-        "best_of_n, emulated, prefill",
+        "best_of_n, emulated, prefill, refusal_direction",
     ),
     "unasked": ({"prefill": {}}, {"evaluate": {"answers": 0}}, "attacks.prefill: attacks are judged by answers, ex"),
     "prompts": (
