@@ -39,6 +39,7 @@ _BEFORE_MLP = f"{_LAYER}pre_feedforward_layernorm.weight"
 # Matrices that some types' files hold one below the other.
 _FUSED = dict.fromkeys(("blocks/attn/q", "blocks/attn/k", "blocks/attn/v"), f"{_LAYER}self_attn.qkv_proj.weight")
 _FUSED |= dict.fromkeys(("blocks/mlp/gate", "blocks/mlp/up"), f"{_LAYER}mlp.gate_up_proj.weight")
+FUSED = tuple(path.rpartition("/")[2] for path in _FUSED)
 HEAD = TABLE["unembed"][0]
 # Tables of angles that old versions of transformers stored; every version computes them anew.
 BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")

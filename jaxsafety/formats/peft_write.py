@@ -28,12 +28,12 @@ def write(
     """Writes an adapter, in float32, that PEFT loads on top of the model it was trained on.
 
     ``directory`` must not exist or be empty. ``adapter`` is that of :mod:`jaxsafety.models.lora`, of host arrays, of a
-    model of ``config``; all its factors have one rank. ``base`` and ``revision`` are what names that model, and
+    model of ``config`` whose files hold each of its matrices in a tensor of its own (see
+    ``hf_config.is_fused``); all its factors have one rank. ``base`` and ``revision`` are what names that model, and
     ``tokenizer`` is the directory of a tokenizer that goes with the adapter.
 
     Raises:
-        ValueError: factors of a matrix that is stored in one tensor with others, or that are not finite; or
-            ``directory`` holds something.
+        ValueError: factors that are not finite, or ``directory`` holds something.
         OSError: it cannot be written; nothing is left there.
     """
     tensors = _tensors(tree.flatten(adapter), config)
@@ -59,8 +59,6 @@ def _tensors(factors: dict[str, Any], config: LlamaConfig) -> dict[str, np.ndarr
             if own is None:
                 continue
             key = f"{PREFIX}{module_of(slot.name)}.{name}"
-            if key in found:
-                raise ValueError(f"{slot.name} holds several matrices, of which PEFT has one adapter: expected merged")
             found[key] = np.asarray(own if slot.layer is None else own[slot.layer], np.float32).T
             if not np.isfinite(found[key]).all():
                 raise ValueError(f"the adapter of {slot.path} is not finite: expected numbers only")

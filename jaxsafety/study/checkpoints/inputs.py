@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxsafety.formats import hf, hf_generation, hf_tokenizer, hf_write, prompts
+from jaxsafety.formats import hf, hf_config, hf_generation, hf_names, hf_tokenizer, hf_write, prompts
 from jaxsafety.formats.hf_config import CONFIG_FILE
 from jaxsafety.formats.hf_tokenizer import SpecialTokens, Tokenizer
 from jaxsafety.models.llama import LlamaConfig
@@ -159,6 +159,16 @@ def given(study: Study) -> list[Model]:
     return list(found.values())
 
 
+def _check_adapter(how: Training, where: str, about: Config, first: hf.Checkpoint) -> None:
+    """Refuses an adapter for PEFT of matrices that lie in one tensor, of which PEFT has one adapter."""
+    joined = sorted(set(how.parametrisation.options.targets) & set(hf_names.FUSED))
+    if about.export != "merged" and joined and hf_config.is_fused(first.directory):
+        raise ValueError(
+            f"{where}.parametrisation.targets: got {', '.join(joined)}, which {first.directory} stores joined, so that "
+            "PEFT has no adapter of each: expected targets without them, or subject.export merged"
+        )
+
+
 def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoint) -> None:
     where, count = f"models.{lane.label}", len(files.of_training(how, about))
     if how.data.prompts is not None and how.data.prompts > count:
@@ -172,6 +182,7 @@ def _check_training(how: Training, lane: Lane, about: Config, first: hf.Checkpoi
             'expected lines with `"label": "unsafe"`'
         )
     if how.parametrisation.kind == "lora":
+        _check_adapter(how, where, about, first)
         there = {path.rpartition("/")[2] for path, _ in first.tensors} & {*TARGETS, *OUTER}
         if first.config.tied and (named := set(how.parametrisation.options.targets) & set(OUTER)):
             raise ValueError(

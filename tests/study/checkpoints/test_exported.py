@@ -7,7 +7,7 @@ import pytest
 
 from jaxsafety.formats import hf, peft_merge
 from jaxsafety.rundir import status
-from jaxsafety.study.checkpoints import export, places
+from jaxsafety.study.checkpoints import export, inputs, places
 from jaxsafety.study.checkpoints.places import Places
 from jaxsafety.tree import flatten
 
@@ -53,6 +53,14 @@ def test_both_are_one_model(tune, checkpoints, tmp_path, monkeypatch):
         np.testing.assert_allclose(found[path], leaf, **ROUNDING)
         moved = path.rpartition("/")[2] in targets
         assert np.any(leaf != own[path]) == moved
+
+
+def test_matrices_that_lie_in_one_tensor_have_no_adapter_of_peft(tune, monkeypatch, tmp_path, capsys):
+    """As those of a Phi-3; it is told before anything is trained."""
+    monkeypatch.setattr(inputs.hf_config, "is_fused", lambda directory: True)
+    assert tune("both") == 2
+    assert "targets: got gate, q, which" in (told := capsys.readouterr().err) and "subject.export merged" in told
+    assert not (tmp_path / "run").exists()
 
 
 def stopped(*_, **__):
