@@ -71,13 +71,13 @@ STUDY = {
     "draw",
 }  # of a file of these
 
-# Whose programs take longest to compile, most of a quarter of them all.
+# Whose programs take longest to compile. Of those with a gradient that is compiled anyhow.
 LONGEST = ("conditions.draw_alike", "refusal_direction.select", "update_spaces.both_spaces", "gcg.search",
            "refusing.scored", "batches.mixed_at", "probes.fit", "sensitivity.jacobian_norm")  # fmt: skip
 
 
 def _once(name):
-    return pytest.param(name, marks=pytest.mark.slow) if name in LONGEST else name
+    return pytest.param(name, marks=pytest.mark.slow) if name in LONGEST or CASES[name].smooth else name
 
 
 lowered = []

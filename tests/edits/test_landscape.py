@@ -131,7 +131,7 @@ def test_of_a_model_all_but_norms_and_biases_moves(tiny_gpt):
 def test_an_edit_is_a_point_of_the_grid(params, move):
     points = fields.points(Config(direction=(0, 1), beta=(0.0, 0.5), alpha=(-0.5, 0.0)))
     assert len(points) == 8 and len(fields.points(Config())) == 3 * 21 and 0.0 in Config().alpha
-    part, strength = analyze._named(points[2])
+    part, strength = analyze.named(points[2])
     assert module._PLACE.search(f"landscape,{part}").groups() == ("0", "0.5") and strength == -0.5
     edited = module.edit({"target": params}, Config(), point=points[2], key=KEY)
     expected = landscape(params, alpha=-0.5, beta=0.5, direction=0, key=KEY)

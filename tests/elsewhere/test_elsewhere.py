@@ -76,6 +76,7 @@ def run(recipe, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_its_curves_have_the_terms_and_its_metrics(run):
     rows = [row for row in metrics_file.read_metrics(run) if row["method"] == "mine"]
     assert {row["step"] for row in rows} == {2, 4, 6}
@@ -89,6 +90,7 @@ def _record(run, lane):
     return json.loads((folder / f"{checkpoint.latest(folder):08d}" / "digests.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_is_judged_analysed_and_reported_like_the_others(run):
     for name in ("evaluate", "analyze"):
         methods = set(pl.read_parquet(run / "results" / f"{name}.parquet")["method"])
@@ -101,12 +103,14 @@ def rows(run):
     return results.read_results([run / "results" / "analyze.parquet"], schema=results.ANALYSIS_SCHEMA)
 
 
+@pytest.mark.slow
 def test_an_edit_is_made_of_every_tuned_model_at_every_strength_and_judged(rows):
     made = rows.filter(analysis="interventions", part="signs", metric="refused", condition="unsafe")
     assert set(made["strength"]) == {0.5, 1.0} and set(made["method"]) == {"mine", "sft"}
     assert made.height == 2 * 2 * 2 * 2 and made["value"].is_not_null().all()
 
 
+@pytest.mark.slow
 def test_an_attack_brings_a_condition_that_everything_is_judged_and_analysed_on(rows, run):
     table = results.read_results([run / "results" / "evaluate.parquet"])
     assert set(table["condition"]) == {"safe", "unsafe", "strange"}
@@ -124,6 +128,7 @@ def test_an_attack_brings_a_condition_that_everything_is_judged_and_analysed_on(
     assert both.height == same.height and both["value"].equals(both["value_right"])
 
 
+@pytest.mark.slow
 def test_an_analysis_is_measured_of_every_model_and_seed_with_axes_of_its_own(rows):
     mine = rows.filter(analysis="mine", metric="norm")
     assert set(mine["part"]) == {"power 1", "power 2"} and set(mine["layer"]) == {0}
@@ -131,6 +136,7 @@ def test_an_analysis_is_measured_of_every_model_and_seed_with_axes_of_its_own(ro
     assert set(mine["step"]) == {0, *set(rows.filter(analysis="verdicts")["step"])}
 
 
+@pytest.mark.slow
 def test_the_report_has_their_figures_tables_and_claims(run, main, capsys):
     page = (run / "report.html").read_text()
     # All figures are drawn here, and nothing is fetched.
@@ -145,6 +151,7 @@ def test_the_report_has_their_figures_tables_and_claims(run, main, capsys):
     assert (run / "mine.svg").read_text() in page
 
 
+@pytest.mark.slow
 def test_their_claims_are_judged_by_their_results(run):
     judged = {one.claim.name: one for one in claims_table.read(run).judgements}
     assert judged["mine_is_long"].verdict == "supported"

@@ -69,6 +69,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_whose_others_do_not_come_ends_and_says_so(mini_yaml, tmp_path, process):
     with socket.socket() as probe:

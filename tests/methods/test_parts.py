@@ -20,7 +20,7 @@ from tests.methods.bound import bound, next_token
 RTOL = 2e-5
 WEIGHTS = {"weight_chosen": 0.5, "weight_rejected": 0.2}
 LONGER = (
-    *("npo", "sft", "unlearn", "derta", "constrained_sft", "ipo", "robust_dpo", "simpo", "simnpo", "graddiff"),
+    *("dpo", "npo", "sft", "unlearn", "derta", "constrained_sft", "ipo", "robust_dpo", "simpo", "simnpo", "graddiff"),
     *("rmu", "circuit_breakers", "adversarial"),
 )
 OPTIONS = {"dpo": WEIGHTS, "unlearn": WEIGHTS | {"ascent_bound": np.inf}, "npo": {"retain": "kl"}}
@@ -44,7 +44,7 @@ def state_of(params) -> TrainState:
 @pytest.mark.parametrize(
     "name",
     [
-        *("dpo", "deep_alignment"),
+        "deep_alignment",
         *(pytest.param(name, marks=pytest.mark.slow) for name in LONGER),
     ],
 )

@@ -18,6 +18,7 @@ from tests.models.llama_cases import config_of, params_of, tokens_of
 TOKENS, WINDOW, V, D = tokens_of(2, 6), 8, 11, 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "positions"),
     [
@@ -33,6 +34,7 @@ def test_a_gpt_is_a_model_but_for_masks(block, positions):
     assert check_model(gpt.model(config), params, tokens=TOKENS) == ("mask",)
 
 
+@pytest.mark.slow
 def test_a_llama_is_a_model():
     config = config_of("window")
     assert check_model(llama.model(config), params_of(config), tokens=TOKENS) == ()

@@ -59,7 +59,9 @@ def _plain(params, tokens, real, config, choose=lambda logits, i: np.argmax(logi
     return [text[-NEW:] for text in texts]
 
 
-@pytest.mark.parametrize("variant", CACHEABLE)
+@pytest.mark.parametrize(
+    "variant", [*CACHEABLE[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in CACHEABLE[3:])]
+)
 def test_greedy_is_the_whole_prompt_run_again_for_every_token(variant):
     config = config_of(variant)
     params, tokens = _varied(config), tokens_of()

@@ -146,6 +146,7 @@ def test_a_single_seed_has_no_band_and_no_faint_line(analysis_frames):
     assert "fill-opacity: 0.16" not in svg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_figure_draws_with_one_seed_one_method_and_one_condition_missing(analysis_frames, name):
     rows = analysis_frames["analyze"].filter(
@@ -264,6 +265,7 @@ def test_scaling_shows_clusters_and_sensitivity_of_the_whole_update(analysis_fra
     assert_sides(frames, "interventions", deepest, scale=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "metrics", "absent"),
     [

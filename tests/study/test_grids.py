@@ -59,6 +59,7 @@ def leaves(directory, leg):
     return json.loads((folder / f"{checkpoint.latest(folder):08d}" / "digests.json").read_text())["leaves"]
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_fails_alone_with_its_reason(tuned):
     directory, codes = tuned
     assert codes == [0, 1]
@@ -105,6 +106,7 @@ def test_a_damaged_manifest_fails_its_own_cell_only(copy, main, grid_yaml, capsy
     assert "failed: start: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_became_of_cells_is_told_to_programs(main, grid_yaml, copy, capsys):
     capsys.readouterr()
     assert main("report", grid_yaml, "--out", copy, "--format", "json") == 1
@@ -134,6 +136,7 @@ def test_a_shard_runs_its_own_cells_only(main, grid_yaml, tmp_path, monkeypatch)
     assert [row.state for row in status.read(tmp_path / "out")] == ["waiting", "waiting"]
 
 
+@pytest.mark.slow
 def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
     cell = copy / "cells" / GOOD
     shutil.rmtree(cell / "checkpoints" / METHOD)
@@ -145,6 +148,7 @@ def test_a_cell_in_use_is_running_and_no_failure(copy, main, grid_yaml, capsys):
     assert status.read(copy)[0].state == "waiting"
 
 
+@pytest.mark.slow
 def test_status_is_a_table_of_steps_stages_and_reasons(main, tuned, capsys):
     assert main("status", tuned[0]) == 0
     head, good, bad, summary = capsys.readouterr().out.splitlines()
@@ -159,16 +163,19 @@ def test_status_of_a_plain_run(main, finished_run, capsys):
     assert capsys.readouterr().out.splitlines()[1].split() == ["mini", "6/6", "12/12", "12/12", *["done"] * 4]
 
 
+@pytest.mark.slow
 def test_a_recipe_is_printed_as_yaml_alone(main, tuned, capsys):
     assert main("report", tuned[0], "--print_config", "--format", "json") == 2
     assert "--format json: a recipe is printed as YAML, expected no --print_config" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_grid_is_no_run(main, tuned, capsys):
     assert main("claims", tuned[0]) == 2
     assert "is a grid: name one of its cells, such as" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_touches_no_disk_and_knows_only_what_was_measured(main, grid_yaml, tuned, copy, tmp_path, capsys):
     assert main("run", grid_yaml, "--dry_run", "--out", tmp_path / "nowhere") == 0
     out = capsys.readouterr().out

@@ -102,6 +102,7 @@ def test_training_draws_from_the_stream_of_its_stage_and_generation(
         assert drawn.value.args[0].p_unsafe is point.data["p_unsafe"]
 
 
+@pytest.mark.slow
 def test_two_worlds_make_another_model_of_one_seed_in_one_program(mini_recipe, key, params, point):
     """Seeds with one root key, hence the same initial model and order of draws, in the worlds of two places."""
     config = replace(mini_recipe.subject.options, worlds="per_seed")

@@ -40,6 +40,7 @@ def close(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=1e-7), one, other)
 
 
+@pytest.mark.slow
 def test_an_edited_model_is_the_edit_of_its_own_ancestors(params):
     for alpha in (0.5, 1.5):
         target, base = params["attacked.from=dpo.eta_M.prompts=2"], params["dpo.eta_M"]
@@ -49,6 +50,7 @@ def test_an_edited_model_is_the_edit_of_its_own_ancestors(params):
     close(params[LENT], lent)
 
 
+@pytest.mark.slow
 def test_an_adapter_moves_its_matrices_by_a_low_rank_and_nothing_else(params):
     for alpha in (1.0, 8.0):
         moved = jax.tree.map(np.subtract, params[f"adapted.from=dpo.eta_M.alpha={alpha}"], params["dpo.eta_M"])
@@ -60,6 +62,7 @@ def test_an_adapter_moves_its_matrices_by_a_low_rank_and_nothing_else(params):
                 assert not np.abs(leaf).any(), path
 
 
+@pytest.mark.slow
 def test_a_mask_keeps_parts_of_an_update(params):
     name = "attacked.from=sft.eta_M.prompts=2"
     base, target, found = (flatten(params[one]) for one in ("pretrained", name, f"masked.from={name}"))
@@ -90,6 +93,7 @@ def test_a_masked_run_that_was_killed_ends_in_the_same_bits(graph_run, main, tmp
         assert len({json.dumps(json.loads(path.read_text())["leaves"]) for path in kept}) == 1
 
 
+@pytest.mark.slow
 def test_the_worst_is_one_of_the_candidates_and_on_record(params, graph_run):
     told = manifest_file.read_manifest(graph_run.directory)["selected"]
     assert set(told) == {f"worst.from={label}.{rate}" for label in ("sft", "dpo") for rate in ("eta_M", "eta_S")}
@@ -98,6 +102,7 @@ def test_the_worst_is_one_of_the_candidates_and_on_record(params, graph_run):
         jax.tree.map(np.testing.assert_array_equal, params[name], params[chosen["model"]])
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_keeps_parameters_and_has_no_curve(graph_run, recipe):
     kept = [lane for lane in recipe.lanes if lane.training is None]
     assert {lane.label for lane in kept} == {"half", "lent", "worst"}
@@ -156,6 +161,7 @@ def second(graph_run, recipe, tmp_path):
     return replace(recipe, name="second", models=models, seeds=(5,))
 
 
+@pytest.mark.slow
 def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
     path = tmp_path / "second.yaml"
     path.write_text(yaml_file.to_yaml(second))
@@ -176,6 +182,7 @@ def test_lanes_of_another_run_are_reused(second, params, main, tmp_path):
     pipeline.prepare(replace(second, models=second.models | {"pretrained": {"from": gone}}), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_reused_model_may_begin_with_another_reused_one(second, params, tmp_path):
     first = second.models["pretrained"]
     own = first["from"] | {"model": {"high": "sft.eta_M", "low": "sft.eta_S"}, "parent": "pretrained"}
@@ -212,6 +219,7 @@ def test_a_reused_model_may_begin_with_another_reused_one(second, params, tmp_pa
         pipeline.prepare(replace(study, models=models), tmp_path / "wrong")
 
 
+@pytest.mark.slow
 def test_harm_is_removed_by_any_models(second, tmp_path):
     """Told from the target's parent and from its root, of a twin of the harmful model."""
     where, named = {"run": second.models["pretrained"]["from"]["run"]}, {"task": 2, "harmful": 3}
@@ -243,6 +251,7 @@ def test_harm_is_removed_by_any_models(second, tmp_path):
         assert 0 < taken.sum() <= max(1, round(0.1 * leaf.size)) and np.abs(harm[taken]).max() == np.abs(harm).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,6 +294,7 @@ def test_what_does_not_fit_the_model_is_refused_before_any_work(recipe, tmp_path
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.slow
 def test_grammars_of_another_run_are_those_that_it_keeps(second, graph_run, tmp_path):
     """Not what lies now where they were read from."""
     grammar = "\n".join(["S -> A A [1.0]", "A -> 'a' 'b' 'c' 'd' 'e' 'f' 'g' 'h' 'a' 'b' 'c' 'd' [1.0]"])

@@ -157,7 +157,7 @@ def test_leading_directions_of_every_matrix(made, params):
     [
         ("scaled", {"alpha": 1.5, "part": "down"}),
         pytest.param("space_part", {"energy": 0.8}, marks=pytest.mark.slow),
-        ("space_part", {"energy": 0.8, "keep": "all_but", "space": "range"}),
+        pytest.param("space_part", {"energy": 0.8, "keep": "all_but", "space": "range"}, marks=pytest.mark.slow),
         ("rank_part", {"rank": 2}),
     ],
 )
@@ -175,7 +175,7 @@ def test_files_are_edited_as_a_whole_tree_in_memory(made, params, edit, fields):
     [
         ("hdr", {"keep": 0.3, "scale": 0.5}),
         pytest.param("lox", {"rank": 2, "alpha": 0.5}, marks=pytest.mark.slow),
-        ("safe_projection", {"threshold": 0.5}),
+        pytest.param("safe_projection", {"threshold": 0.5}, marks=pytest.mark.slow),
         ("dare", {"drop": 0.5}),
         pytest.param("trim", {"keep": 0.3, "scale": 2.0}, marks=pytest.mark.slow),
         pytest.param("ties", {"keep": 0.5}, marks=pytest.mark.slow),
@@ -196,6 +196,7 @@ def test_arithmetic_of_files_is_that_of_whole_trees(write, trees, params, tmp_pa
         np.testing.assert_allclose(got, whole[path], atol=PROGRAM, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_random_space_is_that_of_its_layer_and_seed(write, params, tmp_path):
     """All layers have the same matrices here, so that what differs between them is drawn."""
     alike = [

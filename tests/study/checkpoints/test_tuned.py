@@ -138,6 +138,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(finished, stopped, write, tmp_
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_seeds_rates_and_scales_share_one_program(write, tmp_path, monkeypatch):
     """And what of them goes into it has the bits of a program of its own."""
     compiled, real = [], programs.fitted
