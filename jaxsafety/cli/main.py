@@ -12,14 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxsafety.cli import converted, declared, errors, explained, listing, sample, short, starters
 from jaxsafety.cli.declared import path
 from jaxsafety.config import tables
 from jaxsafety.config.names import closest, nearest
 from jaxsafety.engine import cluster
-from jaxsafety.rundir import printed
+from jaxsafety.rundir import layout, printed
 
 if TYPE_CHECKING:
     from jaxsafety.recipe.schema import Recipe
@@ -173,7 +173,7 @@ def _recipe(options: argparse.Namespace, overrides: Sequence[str]) -> "tuple[Rec
 
     given, run = options.recipe, options.recipe.is_dir()
     if run:
-        _check_run(given, of="any")
+        layout.check_run(given, grid=True)
     recipe = yaml_file.read(given / "config.yaml" if run else given, overrides=overrides)
     return recipe, options.out or (given if run else Path("runs") / recipe.name)
 
@@ -286,7 +286,7 @@ def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.report import claims_matrix, claims_table
 
     for run in options.run:
-        _check_run(run)
+        layout.check_run(run)
     if len(options.run) == 1:
         sys.stdout.write(claims_table.text(options.run[0], form=options.format))
     else:
@@ -297,7 +297,7 @@ def _claims(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _figure(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.report import sections
 
-    _check_run(options.run)
+    layout.check_run(options.run)
     out = options.out or Path(f"{options.name}.svg")
     sections.write_figure(options.name, options.run, out)
     print(out)
@@ -307,17 +307,9 @@ def _figure(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _status(options: argparse.Namespace, _: Sequence[str]) -> int:
     from jaxsafety.rundir import status
 
-    _check_run(options.run, of="any")
+    layout.check_run(options.run, grid=True)
     sys.stdout.write(status.render(status.read(options.run), options.format))
     return 0
-
-
-def _check_run(directory: Path, *, of: Literal["one", "any"] = "one") -> None:
-    if not (directory / "config.yaml").exists():
-        raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
-    if of == "one" and (directory / "cells").is_dir():
-        first = min((directory / "cells").iterdir(), default="one that has begun")
-        raise ValueError(f"{directory} is a grid: name one of its cells, such as {first}")
 
 
 def _list(options: argparse.Namespace, _: Sequence[str]) -> int:

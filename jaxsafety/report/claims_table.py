@@ -63,10 +63,8 @@ def text(directory: Path, *, form: Form = "table") -> str:
     """The claims of a run directory as a command prints them; raises what ``read`` does."""
     found = read(directory)
     if form in ("json", "csv"):
-        # Seeds stand by themselves in JSON, and as text in a table without levels.
-        left_out = ("seeds" if form == "json" else "values", "spread")
-        rows = records(found.judgements)
-        return printed.records([{k: v for k, v in row.items() if k not in left_out} for row in rows], form)
+        rows = flat(found.judgements) if form == "csv" else _without(found.judgements, "seeds", "spread")
+        return printed.records(rows, form)
     render = render_text if form == "table" else render_markdown
     return render(found, dead=dead_notes(dead_lanes.count_dead(_analyses(directory))))
 
@@ -99,6 +97,15 @@ def records(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         }
         for number, judgement in enumerate(judgements, start=1)
     ]
+
+
+def flat(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """The same for a table without levels: seeds stand there as text alone, not also by themselves."""
+    return _without(judgements, "values", "spread")
+
+
+def _without(judgements: Sequence[Judgement], *names: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in names} for row in records(judgements)]
 
 
 def _spread(judgement: Judgement) -> str:

@@ -8,8 +8,7 @@ import polars as pl
 
 from jaxsafety.report import claims_table, judged, sections, tables
 from jaxsafety.report.plotting import Drawn
-from jaxsafety.rundir import results
-from jaxsafety.rundir.layout import ANALYSIS_FILE
+from jaxsafety.rundir import layout
 
 _NUMBER = "text-align:right;white-space:nowrap"
 
@@ -35,7 +34,7 @@ class Run:
     @property
     def figures(self) -> list[str]:
         """The names of the figures that can be drawn of it; none where nothing was analysed."""
-        if not (self.directory / "results" / ANALYSIS_FILE).exists():
+        if not (self.directory / "results" / layout.ANALYSIS_FILE).exists():
             return []
         frames, shown = sections.read(self.directory), sections.of_run(self.directory)
         return [name for name in shown if not sections.table(name, frames, shown).is_empty()]
@@ -65,10 +64,7 @@ class Run:
         Raises:
             ValueError: the run has not been analysed, or a file of it is damaged.
         """
-        file = self.directory / "results" / ANALYSIS_FILE
-        if not file.exists():
-            raise ValueError(f"no analyses in {self.directory}: run `jaxsafety analyze` on it first")
-        return results.read_results([file], schema=results.ANALYSIS_SCHEMA)
+        return sections.read(self.directory)["analyze"]
 
     def claims(self) -> pl.DataFrame:
         """Returns the statements and what came out of each, as ``jaxsafety claims --format csv`` prints them.
@@ -76,11 +72,7 @@ class Run:
         Raises:
             ValueError: as :meth:`analyses`.
         """
-        found = claims_table.records(claims_table.read(self.directory).judgements)
-        return pl.DataFrame(
-            [{name: value for name, value in row.items() if name != "values"} for row in found],
-            infer_schema_length=None,
-        )
+        return pl.DataFrame(claims_table.flat(claims_table.read(self.directory).judgements), infer_schema_length=None)
 
     def figure(self, name: str) -> Drawn:
         """Returns one of ``figures`` as a matplotlib figure; a notebook shows it as the report does.
@@ -114,6 +106,5 @@ class Run:
 
 def open_run(directory: Path) -> Run:
     """See :func:`jaxsafety.open_run`."""
-    if not (directory / "config.yaml").exists():
-        raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
+    layout.check_run(directory)
     return Run(directory)

@@ -101,7 +101,6 @@ def write_figure(name: str, run_directory: Path, out: Path) -> None:
     Raises:
         ValueError: an unknown name or suffix, a run without analyses, or nothing to draw.
     """
-    check_name("figure", name, of_run(run_directory))
     if out.suffix not in FORMATS:
         raise ValueError(f"cannot write a figure as {out.name!r}: expected a name that ends in {', '.join(FORMATS)}")
     picture = _of_run(name, run_directory)

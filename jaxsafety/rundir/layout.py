@@ -19,6 +19,15 @@ FILES = "world"
 CELLS = "cells"
 
 
+def check_run(directory: Path, *, grid: bool = False) -> None:
+    """Refuses, in a ValueError, what is no run directory and, unless ``grid``, that of a grid, whose cells are runs."""
+    if not (directory / "config.yaml").exists():
+        raise ValueError(f"no run in {directory}: expected a directory that `jaxsafety run` made, with a config.yaml")
+    if not grid and (directory / CELLS).is_dir():
+        first = min((directory / CELLS).iterdir(), default="one that has begun")
+        raise ValueError(f"{directory} is a grid: name one of its cells, such as {first}")
+
+
 def steps(directory: Path) -> list[int]:
     """Returns the steps of the complete checkpoints in ``directory``, ascending; empty if there is no directory."""
     if not directory.is_dir():
