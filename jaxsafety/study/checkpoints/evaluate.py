@@ -132,8 +132,8 @@ def ids(study: Study, lane: Lane, seed: int, asked: Encoded, *, reader: Tokenize
 
 def ends(own: hf.Checkpoint, reader: Tokenizer) -> tuple[int, ...]:
     """Returns the tokens that end a model's answers."""
-    ends = dict.fromkeys((*hf_generation.read_generation(own.directory).stop, reader.eos))
-    return tuple(end for end in ends if end is not None)
+    found = dict.fromkeys((*hf_generation.read_generation(own.directory).stop, reader.eos))
+    return tuple(end for end in found if end is not None)
 
 
 def answers_file(study: Study, lane: Lane, seed: int, *under: str) -> Path:
