@@ -10,7 +10,8 @@ from jaxsafety.report import claims_table, judged, sections, tables
 from jaxsafety.report.plotting import Drawn
 from jaxsafety.rundir import layout
 
-_NUMBER = "text-align:right;white-space:nowrap"
+_LABEL = "text-align:left;white-space:nowrap;padding-right:1em"
+_NUMBER = "text-align:right;white-space:nowrap;padding-left:1em"
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,16 @@ class Run:
         found = judged.read(self.directory).table()
         head = "".join(f"<th>{escape(name)}</th>" for name in ("model", *tables.column_names(found)))
         body = "".join(
-            f"<tr><td>{escape(tables.model_label(row.model))}</td>"
+            f'<tr><td style="{_LABEL}">{escape(tables.model_label(row.model))}</td>'
             + "".join(f'<td style="{_NUMBER}">{escape(tables.cell_text(cell))}</td>' for cell in row.cells.values())
             + "</tr>"
             for row in found
         )
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes(found))
         title = escape(self.directory.resolve().name)
-        return f"<div><b>{title}</b><table><tr>{head}</tr>{body}</table>{notes}</div>"
+        # A narrow page scrolls the table alone.
+        table = f'<div style="overflow-x:auto"><table><tr>{head}</tr>{body}</table></div>'
+        return f"<div><b>{title}</b>{table}{notes}</div>"
 
     def _notes(self, table: list[tables.StudyRow]) -> list[str]:
         notes = tables.table_notes(table)
